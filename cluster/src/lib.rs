@@ -1,1 +1,29 @@
-//! Placeholder of a crate that is being written.
+//! The words that every part of Kornak shares: names, log positions, terms of leadership, and the
+//! JSON that Patroni and Kornak keep in the store.
+//!
+//! Agents and proxies never call each other's code; they meet in these types, through the store.
+//! Parsing is tolerant (unknown fields are kept out of the way, missing ones have defaults), because
+//! another implementation may have written the value; printing is compact, as Patroni prints.
+//!
+//! Not here: where the values are stored (`kornak-dcs`), what is decided from them
+//! (`kornak-agent`, `kornak-proxy`), any clock, any socket.
+
+pub mod config;
+pub mod epoch;
+pub mod handover;
+pub mod id;
+pub mod lsn;
+pub mod member;
+pub mod moment;
+pub mod state;
+pub mod topology;
+
+pub use config::{ClusterConfig, SyncMode};
+pub use epoch::Epoch;
+pub use handover::{Ack, Handover, HandoverPhase, ProxyRegistration, Unfenced};
+pub use id::{GroupId, Scope};
+pub use lsn::{Lsn, Timeline};
+pub use member::{Member, MemberRole, MemberState, Tags, XLog};
+pub use moment::Moment;
+pub use state::{ClusterState, FailoverRequest, HistoryEntry, Leader, Status, SyncState};
+pub use topology::{Node, NodeRole, Topology};

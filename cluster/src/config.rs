@@ -1,0 +1,269 @@
+//! The dynamic configuration that all nodes of a group share: value of `config`.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+/// Whether commits wait for standbys (Patroni's `synchronous_mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SyncMode {
+    #[default]
+    Off,
+    /// Chosen standbys by priority: `synchronous_standby_names = 'N (a,b)'`.
+    On,
+    /// Any of the listed: `ANY N (a,b)`.
+    Quorum,
+}
+
+/// The dynamic configuration with Patroni's defaults filled in. The raw JSON is kept, for it is
+/// shown to users and merged into by PATCH.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterConfig {
+    /// Lifetime of the leader's lease. Patroni's default 30 s.
+    pub ttl: Duration,
+    /// The longest time between two cycles of an agent. Default 10 s.
+    pub loop_wait: Duration,
+    /// Budget of one store operation with its retries. Default 10 s.
+    pub retry_timeout: Duration,
+    /// A standby further behind than this does not race. Bytes, default 1 MiB.
+    pub maximum_lag_on_failover: u64,
+    pub synchronous_mode: SyncMode,
+    /// Without a synchronous standby writes wait instead of going on alone.
+    pub synchronous_mode_strict: bool,
+    /// Default 1.
+    pub synchronous_node_count: u32,
+    /// The leader stays while every member confirms it, although the store is away.
+    pub failsafe_mode: bool,
+    /// A candidate on an older timeline than the cluster's is refused.
+    pub check_timeline: bool,
+    /// Maintenance mode: nothing happens by itself.
+    pub pause: bool,
+    /// How long an in-place crash recovery may take before another node is preferred. Default 300 s.
+    pub primary_start_timeout: Duration,
+    /// In synchronous mode, how long a primary may take to stop; zero waits for ever.
+    pub primary_stop_timeout: Duration,
+    /// Entries kept in `history`; 0 keeps all.
+    pub max_timelines_history: usize,
+    /// How long the slot of a vanished member is kept. Default 30 min.
+    pub member_slots_ttl: Duration,
+    /// The JSON as it is stored.
+    pub raw: Map<String, Value>,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self::from_json(Map::new())
+    }
+}
+
+impl ClusterConfig {
+    /// Never fails: a value of the wrong type counts as absent, because another tool may have
+    /// written it and a cluster must not stop for that. Out-of-range timings are corrected as
+    /// Patroni corrects them: `loop_wait + 2 * retry_timeout <= ttl`.
+    pub fn from_json(raw: Map<String, Value>) -> Self {
+        let seconds = |key: &str, default: u64| {
+            let found = raw.get(key).and_then(number);
+            Duration::from_secs_f64(found.map_or(default as f64, |value| value.clamp(0.0, 1e9)))
+        };
+        let alias = |key: &str, old: &str, default| {
+            if raw.contains_key(key) { seconds(key, default) } else { seconds(old, default) }
+        };
+        let flag = |key: &str| raw.get(key).is_some_and(truthy);
+        let count = |key: &str| raw.get(key).and_then(number).map(|value| value.max(0.0) as u64);
+        let ttl = seconds("ttl", 30).max(MINIMUM_TTL);
+        let mut loop_wait = seconds("loop_wait", 10).max(Duration::from_secs(1));
+        let mut retry_timeout = seconds("retry_timeout", 10).max(Duration::from_secs(1));
+        if loop_wait + 2 * retry_timeout > ttl {
+            loop_wait = ttl.saturating_sub(2 * retry_timeout).max(Duration::from_secs(1));
+        }
+        if loop_wait + 2 * retry_timeout > ttl {
+            retry_timeout = ttl.saturating_sub(Duration::from_secs(1)) / 2;
+        }
+        Self {
+            ttl,
+            loop_wait,
+            retry_timeout,
+            maximum_lag_on_failover: count("maximum_lag_on_failover").unwrap_or(1_048_576),
+            synchronous_mode: sync_mode(raw.get("synchronous_mode")),
+            synchronous_mode_strict: flag("synchronous_mode_strict"),
+            synchronous_node_count: count("synchronous_node_count")
+                .map_or(1, |value| u32::try_from(value).unwrap_or(u32::MAX).max(1)),
+            failsafe_mode: flag("failsafe_mode"),
+            check_timeline: flag("check_timeline"),
+            pause: flag("pause"),
+            primary_start_timeout: alias("primary_start_timeout", "master_start_timeout", 300),
+            primary_stop_timeout: alias("primary_stop_timeout", "master_stop_timeout", 0),
+            max_timelines_history: count("max_timelines_history").unwrap_or(0) as usize,
+            member_slots_ttl: raw
+                .get("member_slots_ttl")
+                .and_then(seconds_with_unit)
+                .unwrap_or(Duration::from_secs(1800)),
+            raw,
+        }
+    }
+
+    /// Reads the stored text; `None` if it is not a JSON object.
+    pub fn parse(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok().map(Self::from_json)
+    }
+
+    /// The `postgresql` section, if there is one.
+    pub fn postgresql(&self) -> Option<&Map<String, Value>> {
+        self.raw.get("postgresql").and_then(Value::as_object)
+    }
+
+    /// `postgresql.parameters`, if there are any.
+    pub fn parameters(&self) -> Option<&Map<String, Value>> {
+        self.postgresql()?.get("parameters").and_then(Value::as_object)
+    }
+
+    /// Whether a diverged former primary may be rewound (`postgresql.use_pg_rewind`).
+    pub fn use_pg_rewind(&self) -> bool {
+        self.postgresql().and_then(|section| section.get("use_pg_rewind")).is_some_and(truthy)
+    }
+
+    /// Whether members get replication slots (`postgresql.use_slots`, default on).
+    pub fn use_slots(&self) -> bool {
+        self.postgresql().and_then(|section| section.get("use_slots")).is_none_or(truthy)
+    }
+}
+
+/// Kornak's floor for `ttl`: etcd's lease and election times make less than this a source of
+/// failovers without a failure. (Patroni's own floor is 20 s; a cluster with Patroni members keeps
+/// to that by its configuration.)
+pub const MINIMUM_TTL: Duration = Duration::from_secs(4);
+
+/// Merges `patch` into `config` as Patroni's PATCH does: objects are merged, `null` deletes.
+pub fn merge_patch(config: &mut Map<String, Value>, patch: &Map<String, Value>) -> bool {
+    let mut changed = false;
+    for (key, value) in patch {
+        match (config.get_mut(key), value) {
+            (Some(_), Value::Null) => {
+                config.shift_remove(key);
+                changed = true;
+            }
+            (None, Value::Null) => {}
+            (Some(Value::Object(old)), Value::Object(new)) => changed |= merge_patch(old, new),
+            (Some(old), new) if old == new => {}
+            (_, Value::Object(new)) => {
+                let mut fresh = Map::new();
+                merge_patch(&mut fresh, new);
+                config.insert(key.clone(), Value::Object(fresh));
+                changed = true;
+            }
+            (_, new) => {
+                config.insert(key.clone(), new.clone());
+                changed = true;
+            }
+        }
+    }
+    changed
+}
+
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+fn truthy(value: &Value) -> bool {
+    match value {
+        Value::Bool(on) => *on,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => {
+            matches!(text.to_ascii_lowercase().as_str(), "true" | "on" | "yes" | "1")
+        }
+        _ => false,
+    }
+}
+
+fn sync_mode(value: Option<&Value>) -> SyncMode {
+    match value {
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("quorum") => SyncMode::Quorum,
+        Some(value) if truthy(value) => SyncMode::On,
+        _ => SyncMode::Off,
+    }
+}
+
+fn seconds_with_unit(value: &Value) -> Option<Duration> {
+    if let Some(seconds) = number(value) {
+        return Some(Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));
+    }
+    let text = value.as_str()?.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit())?;
+    let (digits, unit) = text.split_at(split);
+    let amount: u64 = digits.parse().ok()?;
+    let factor = match unit.trim() {
+        "ms" => return Some(Duration::from_millis(amount)),
+        "s" => 1,
+        "min" => 60,
+        "h" => 3600,
+        "d" => 86400,
+        _ => return None,
+    };
+    Some(Duration::from_secs(amount.checked_mul(factor)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> ClusterConfig {
+        ClusterConfig::parse(text).unwrap()
+    }
+
+    #[test]
+    fn an_empty_configuration_has_patronis_defaults() {
+        let config = read("{}");
+        assert_eq!(config.ttl, Duration::from_secs(30));
+        assert_eq!(config.maximum_lag_on_failover, 1_048_576);
+        assert_eq!(config.synchronous_mode, SyncMode::Off);
+        assert!(!config.failsafe_mode && !config.pause && config.use_slots());
+    }
+
+    #[test]
+    fn timings_that_do_not_fit_are_corrected_loop_wait_first() {
+        let config = read(r#"{"ttl":20,"loop_wait":10,"retry_timeout":8}"#);
+        assert_eq!(config.loop_wait, Duration::from_secs(4));
+        let config = read(r#"{"ttl":20,"loop_wait":10,"retry_timeout":30}"#);
+        assert_eq!(
+            (config.loop_wait, config.retry_timeout.as_secs_f64()),
+            (Duration::from_secs(1), 9.5)
+        );
+    }
+
+    #[test]
+    fn synchronous_mode_is_read_in_all_its_spellings() {
+        for (text, mode) in [
+            ("true", SyncMode::On),
+            (r#""on""#, SyncMode::On),
+            (r#""quorum""#, SyncMode::Quorum),
+            ("false", SyncMode::Off),
+            ("null", SyncMode::Off),
+        ] {
+            assert_eq!(read(&format!(r#"{{"synchronous_mode":{text}}}"#)).synchronous_mode, mode);
+        }
+    }
+
+    #[test]
+    fn a_patch_merges_objects_and_null_deletes() {
+        let mut config = read(r#"{"ttl":30,"postgresql":{"parameters":{"a":1,"b":2}}}"#).raw;
+        let patch = read(r#"{"ttl":null,"postgresql":{"parameters":{"a":null,"c":3}}}"#).raw;
+        assert!(merge_patch(&mut config, &patch));
+        assert_eq!(
+            serde_json::to_string(&config).unwrap(),
+            r#"{"postgresql":{"parameters":{"b":2,"c":3}}}"#
+        );
+        assert!(!merge_patch(&mut config, &read(r#"{"postgresql":{"parameters":{"b":2}}}"#).raw));
+    }
+
+    #[test]
+    fn durations_may_have_units() {
+        assert_eq!(
+            read(r#"{"member_slots_ttl":"2h"}"#).member_slots_ttl,
+            Duration::from_secs(7200)
+        );
+    }
+}

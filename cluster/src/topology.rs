@@ -1,0 +1,101 @@
+//! What a proxy needs to know of a cluster.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::epoch::Epoch;
+use crate::handover::Handover;
+use crate::id::GroupId;
+use crate::lsn::{Lsn, Timeline};
+use crate::member::{MemberRole, MemberState};
+use crate::state::ClusterState;
+
+/// Whether a node leads its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeRole {
+    Primary,
+    Standby,
+}
+
+/// One database server as a proxy sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub name: String,
+    pub group: GroupId,
+    pub host: String,
+    pub port: u16,
+    pub role: NodeRole,
+    /// Runs and answers, by its own account.
+    pub running: bool,
+    /// By its own account it has finished its promotion (or never needed one).
+    pub says_primary: bool,
+    /// How far behind the leader's last known position, in bytes; `None` if unknown.
+    pub lag_bytes: Option<u64>,
+    pub noloadbalance: bool,
+    pub timeline: Option<Timeline>,
+    /// REST base, `http://host:port`.
+    pub api_base: String,
+}
+
+/// One HA group: a plain cluster is group 0 alone.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Group {
+    /// `None`: the leader key is absent, which means *unknown*, not *nobody* (the leader may be
+    /// living in failsafe mode).
+    pub leader: Option<(String, Epoch)>,
+    pub nodes: BTreeMap<String, Node>,
+    pub system_identifier: Option<String>,
+}
+
+/// Immutable; replaced whole.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Topology {
+    /// Revision of the store it was read at.
+    pub revision: u64,
+    pub groups: BTreeMap<GroupId, Arc<Group>>,
+    pub handover: Option<Handover>,
+    /// Modification revision of the handover record.
+    pub handover_revision: u64,
+}
+
+impl Group {
+    /// The node that holds the leader key.
+    pub fn primary(&self) -> Option<&Node> {
+        let (name, _) = self.leader.as_ref()?;
+        self.nodes.get(name)
+    }
+
+    /// Builds the group from what the store says.
+    pub fn from_state(id: GroupId, state: &ClusterState) -> Self {
+        let optime = state.status.as_ref().map(|status| status.optime);
+        let leader = state.leader.as_ref();
+        let nodes = state.members.iter().filter_map(|(name, member)| {
+            let (host, port) = member.conn_address()?;
+            let leads = leader.is_some_and(|leader| leader.name == *name);
+            let replayed: Option<Lsn> = member.replay_lsn.or(member.xlog_location);
+            let lag_bytes = match (optime, replayed) {
+                (Some(optime), Some(replayed)) => Some(optime.bytes_ahead_of(replayed)),
+                _ => None,
+            };
+            let node = Node {
+                name: name.clone(),
+                group: id,
+                host,
+                port,
+                role: if leads { NodeRole::Primary } else { NodeRole::Standby },
+                running: member.state == MemberState::Running,
+                says_primary: member.role == MemberRole::Primary,
+                lag_bytes: if leads { Some(0) } else { lag_bytes },
+                noloadbalance: member.tags.noloadbalance(),
+                timeline: member.timeline,
+                api_base: member.api_base().to_owned(),
+            };
+            Some((name.clone(), node))
+        });
+        Self {
+            nodes: nodes.collect(),
+            leader: leader.map(|leader| (leader.name.clone(), leader.epoch)),
+            system_identifier: state.initialize.clone().filter(|sysid| !sysid.is_empty()),
+        }
+    }
+}
