@@ -1,1 +1,183 @@
-//! Placeholder of a crate that is being written.
+//! The distributed store: what Kornak asks of it, where everything lies in it, and the two
+//! implementations: etcd v3 and a deterministic twin in memory.
+//!
+//! The store is the only channel between agents and proxies. Reads are *levels*, not events: a
+//! consumer [follows](Dcs::follow) a prefix and looks at the newest [`View`] whenever it likes, so a
+//! lost connection, a compaction or a restart of either side changes nothing but the age of what it
+//! sees. Writes are [transactions](Txn); an outcome that is unknown says so ([`DcsError`]).
+//!
+//! Not here: what a leader or a failover is. Keys are strings, values are text.
+
+pub mod contract;
+pub mod error;
+pub mod etcd;
+pub mod keys;
+pub mod lease;
+pub mod memory;
+pub mod view;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+pub use error::DcsError;
+pub use view::{Follow, KeyValue, Reach, View};
+
+/// A future of the store; boxed so that [`Dcs`] can be used as a trait object.
+pub type DcsFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, DcsError>> + Send + 'a>>;
+
+/// Number of a lease, 0 is none.
+pub type LeaseId = i64;
+
+/// What every store promises. The promises are written as functions in [`contract`].
+pub trait Dcs: Send + Sync + std::fmt::Debug {
+    /// Everything below `prefix`, read linearizably.
+    fn range(&self, prefix: &str) -> DcsFuture<'_, View>;
+
+    /// Runs `txn` atomically.
+    fn txn(&self, txn: Txn) -> DcsFuture<'_, TxnOutcome>;
+
+    /// A new lease that ends `ttl` after its last renewal. The store may grant another length.
+    fn grant(&self, ttl: Duration) -> DcsFuture<'_, Granted>;
+
+    /// Renews a lease once. [`DcsError::LeaseLost`] if it has ended.
+    fn keep_alive(&self, lease: LeaseId) -> DcsFuture<'_, Renewed>;
+
+    /// Ends a lease and deletes what hangs on it.
+    fn revoke(&self, lease: LeaseId) -> DcsFuture<'_, ()>;
+
+    /// Keeps a [`View`] of everything below `prefix` fresh until the [`Follow`] is dropped: resumes
+    /// after a lost connection, re-reads after a compaction, notices silence. The first read is
+    /// made in the background.
+    fn follow(&self, prefix: &str) -> Follow;
+}
+
+/// A lease that was granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Granted {
+    pub lease: LeaseId,
+    /// What the store granted, not what was asked for.
+    pub ttl: Duration,
+    /// Raft term in which the answer was given; 0 if the store has none.
+    pub raft_term: u64,
+}
+
+/// A lease that was renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewed {
+    pub ttl: Duration,
+    pub raft_term: u64,
+}
+
+/// `if all of compare { then } else { otherwise }`, atomically.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Txn {
+    pub compare: Vec<Compare>,
+    pub then: Vec<Op>,
+    pub otherwise: Vec<Op>,
+}
+
+/// A condition of a [`Txn`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compare {
+    /// The key was created at this revision; 0 means it does not exist.
+    Created { key: String, revision: u64 },
+    /// The key was last written at this revision; 0 means it does not exist.
+    Modified { key: String, revision: u64 },
+    /// The key exists and hangs on this lease.
+    Lease { key: String, lease: LeaseId },
+    /// The key exists and has this value.
+    Value { key: String, value: String },
+    /// No key below `prefix` was created after `revision`.
+    NoneCreatedAfter { prefix: String, revision: u64 },
+}
+
+/// A step of a [`Txn`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Writes a value; `lease` 0 leaves the key without a lease.
+    Put {
+        key: String,
+        value: String,
+        lease: LeaseId,
+    },
+    Delete {
+        key: String,
+    },
+    DeletePrefix {
+        prefix: String,
+    },
+    /// Reads one key; the answers are in [`TxnOutcome::gets`], in order.
+    Get {
+        key: String,
+    },
+}
+
+/// What a [`Txn`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TxnOutcome {
+    /// Whether all comparisons held, that is, `then` was run.
+    pub succeeded: bool,
+    /// Revision of the store after the transaction.
+    pub revision: u64,
+    pub raft_term: u64,
+    /// One entry for each [`Op::Get`] that was run.
+    pub gets: Vec<Option<KeyValue>>,
+}
+
+impl Txn {
+    /// A transaction without conditions.
+    pub fn just(op: Op) -> Self {
+        Self { compare: Vec::new(), then: vec![op], otherwise: Vec::new() }
+    }
+
+    /// Adds a condition.
+    #[must_use]
+    pub fn when(mut self, compare: Compare) -> Self {
+        self.compare.push(compare);
+        self
+    }
+
+    /// Adds a step.
+    #[must_use]
+    pub fn and(mut self, op: Op) -> Self {
+        self.then.push(op);
+        self
+    }
+
+    /// Adds a step for the case that a condition does not hold.
+    #[must_use]
+    pub fn or_else(mut self, op: Op) -> Self {
+        self.otherwise.push(op);
+        self
+    }
+}
+
+impl Op {
+    /// Writes a value without a lease.
+    pub fn put(key: impl Into<String>, value: impl Into<String>) -> Self {
+        Self::Put { key: key.into(), value: value.into(), lease: 0 }
+    }
+
+    /// Writes a value that ends with `lease`.
+    pub fn put_leased(key: impl Into<String>, value: impl Into<String>, lease: LeaseId) -> Self {
+        Self::Put { key: key.into(), value: value.into(), lease }
+    }
+
+    /// Deletes one key.
+    pub fn delete(key: impl Into<String>) -> Self {
+        Self::Delete { key: key.into() }
+    }
+
+    /// Reads one key.
+    pub fn get(key: impl Into<String>) -> Self {
+        Self::Get { key: key.into() }
+    }
+}
+
+impl Compare {
+    /// The key does not exist.
+    pub fn absent(key: impl Into<String>) -> Self {
+        Self::Created { key: key.into(), revision: 0 }
+    }
+}

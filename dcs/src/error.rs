@@ -1,0 +1,32 @@
+//! Why an operation on the store did not succeed, by what the caller can do about it.
+
+/// Failure of one operation. Only [`DcsError::Unreachable`] and the definite refusals promise that
+/// nothing happened; after [`DcsError::Unknown`] a write may have been done.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DcsError {
+    /// No endpoint took the request; nothing was done.
+    #[error("no store endpoint could be reached: {detail}")]
+    Unreachable { detail: String },
+    /// The request was sent and no answer came; it may have been done.
+    #[error("the store did not answer, the outcome is unknown: {detail}")]
+    Unknown { detail: String },
+    /// The lease has ended or never existed.
+    #[error("the lease has ended")]
+    LeaseLost,
+    /// The revision asked for is no longer kept.
+    #[error("the store has compacted that revision away")]
+    Compacted,
+    /// User, password, certificate or permission.
+    #[error("the store refused access: {detail}")]
+    Denied { detail: String },
+    /// The store understood and refused; nothing was done.
+    #[error("the store refused the request: {detail}")]
+    Refused { detail: String },
+}
+
+impl DcsError {
+    /// Whether a write may have been done although it failed.
+    pub fn outcome_is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown { .. })
+    }
+}
