@@ -1,0 +1,41 @@
+# Kornak's targets. Each is one screen of shell at most; what CI runs is .ci/run.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
+CARGO ?= cargo
+TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+
+.PHONY: help install demo test lint bench
+
+help:           ## Show this list
+	@sed -nE 's/^([a-z]+): *[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install:        ## Install what the machine lacks to build and run Kornak
+	scripts/install.sh
+
+demo: install   ## Build, then run a cluster of three nodes here until Ctrl-C (ARGS="--nodes 5")
+	$(CARGO) build --locked --release -p kornak-ctl
+	@exec $(TARGET_DIR)/release/kornak demo $(ARGS)
+
+# One build of everything with one set of features, so that the runner below compiles nothing again.
+test:           ## Run every test: cores, simulation, real PostgreSQL and etcd
+	scripts/install.sh --tests
+	$(CARGO) build --locked --workspace --all-targets
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  set -ex; \
+	  $(CARGO) test --locked --workspace --doc --quiet; \
+	  $(CARGO) nextest run --locked --workspace; \
+	else \
+	  set -ex; \
+	  $(CARGO) test --locked --workspace --no-fail-fast; \
+	fi
+
+lint:           ## Check format, clippy and documentation, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
+
+bench:          ## Compare pgbench direct, through HAProxy, PgBouncer and Kornak
+	scripts/install.sh --tests
+	$(CARGO) build --locked --release -p kornak-ctl
+	benches/load/run.sh --kornak $(TARGET_DIR)/release/kornak $(ARGS)

@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Installs what a bare Debian machine lacks to build and run Kornak; with --tests also what
+# `make test` and `make bench` start. Safe to run again: nothing missing means nothing done.
+#
+# No service is started and no database cluster is created by it: the demo and the tests start
+# their own servers on free ports, and a Debian default on 5432 or 2379 would be in their way.
+set -euo pipefail
+
+rust_wanted=1.95
+tests=no
+
+usage() {
+  cat <<TEXT
+usage: scripts/install.sh [--tests]
+
+  --tests   also etcd, HAProxy and PgBouncer, which the tests and benchmarks start
+
+Needs root or sudo only if a package is missing. Rust $rust_wanted or newer is required as well;
+it is installed through rustup if rustup is there.
+TEXT
+}
+
+say() { printf 'install: %s\n' "$*"; }
+fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
+
+for argument in "$@"; do
+  case $argument in
+    --tests) tests=yes ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+  esac
+done
+
+# What counts is the file that is used, not the package that brought it: PostgreSQL may come from
+# its own repository, protoc from anywhere.
+has_command() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
+has_postgres() { compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || has_command postgres; }
+has_protos() { [ -e /usr/include/google/protobuf/empty.proto ] || [ -n "${PROTOC_INCLUDE:-}" ]; }
+
+missing=()
+need() { local package=$1; shift; "$@" || missing+=("$package"); }
+
+list_missing() {
+  missing=()
+  need build-essential has_command cc
+  need protobuf-compiler has_command protoc
+  need libprotobuf-dev has_protos
+  need postgresql-15 has_postgres
+  need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
+  if [ "$tests" = yes ]; then
+    need etcd-server has_command etcd
+    need etcd-client has_command etcdctl
+    need haproxy has_command haproxy
+    need pgbouncer has_command pgbouncer
+  fi
+}
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+policy=/usr/sbin/policy-rc.d
+policy_is_ours=no
+createcluster=/etc/postgresql-common/createcluster.conf
+createcluster_is_changed=no
+
+restore() {
+  [ "$policy_is_ours" = no ] || as_root rm -f "$policy"
+  [ "$createcluster_is_changed" = no ] || as_root sed -i '/^create_main_cluster = false # kornak$/d' "$createcluster"
+}
+
+# Services of packages installed now must neither start now nor at the next boot.
+quiet_services() {
+  command -v systemctl >/dev/null 2>&1 || return 0
+  local package unit
+  for package in "${missing[@]}"; do
+    case $package in
+      etcd-server) unit=etcd ;;
+      haproxy | pgbouncer) unit=$package ;;
+      *) continue ;;
+    esac
+    as_root systemctl disable --quiet "$unit.service" 2>/dev/null || true
+    say "$unit.service stays disabled; 'systemctl enable --now $unit' turns it on"
+  done
+}
+
+apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 "$@"; }
+
+install_packages() {
+  command -v apt-get >/dev/null 2>&1 ||
+    fail "missing: ${missing[*]}; this is not Debian, install their equivalents and run this again"
+  [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null 2>&1 ||
+    fail "missing: ${missing[*]}; run this as root, or install sudo"
+  say "installing ${missing[*]}"
+  trap restore EXIT
+  if [ ! -e "$policy" ]; then
+    policy_is_ours=yes
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+  fi
+  apt update
+  local packages=("${missing[@]}") index
+  for index in "${!packages[@]}"; do
+    # Debian 13 has 17: any supported release will do where 15 is not to be had.
+    if [ "${packages[index]}" = postgresql-15 ]; then
+      apt-cache show postgresql-15 >/dev/null 2>&1 || packages[index]=postgresql
+      apt install --no-install-recommends postgresql-common
+      createcluster_is_changed=yes
+      echo 'create_main_cluster = false # kornak' | as_root tee -a "$createcluster" >/dev/null
+    fi
+  done
+  apt install --no-install-recommends "${packages[@]}"
+  quiet_services
+  list_missing
+  [ ${#missing[@]} -eq 0 ] || fail "still missing after the installation: ${missing[*]}"
+}
+
+list_missing
+if [ ${#missing[@]} -gt 0 ]; then install_packages; fi
+
+PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
+rust_is_new_enough() {
+  local have
+  have=$(rustc --version 2>/dev/null | sed -E 's/^rustc ([0-9]+\.[0-9]+).*/\1/') || return 1
+  [ -n "$have" ] && printf '%s\n%s\n' "$rust_wanted" "$have" | sort -C -V
+}
+if ! rust_is_new_enough || ! command -v cargo >/dev/null 2>&1; then
+  command -v rustup >/dev/null 2>&1 || fail "Rust $rust_wanted or newer is required and was not found.
+  Get it with rustup, from https://rustup.rs or Debian 13's package:  apt-get install rustup
+  and run this again."
+  say "installing the Rust toolchain through rustup"
+  rustup toolchain install stable --profile minimal --component clippy --component rustfmt
+  rustup default stable
+  rust_is_new_enough || fail "rustup's stable toolchain is older than Rust $rust_wanted"
+fi
+if [ "$tests" = yes ]; then
+  for component in clippy rustfmt; do
+    command -v "cargo-${component/rustfmt/fmt}" >/dev/null 2>&1 || rustup component add "$component"
+  done
+fi
+say "nothing missing"
