@@ -1,1 +1,8 @@
-//! Placeholder of a crate that is being written.
+//! One agent runs on each database host. It keeps the local PostgreSQL server in the role that the
+//! store gives it, and takes part in deciding who leads.
+//!
+//! A pure core decides ([`ha::decide`]), a thin shell acts ([`driver`](crate)). The page to read
+//! first is ARCHITECTURE.md, "A failover, told once".
+
+pub mod ha;
+pub mod node;

@@ -1,0 +1,283 @@
+//! The decision: one function from facts to the next step.
+//!
+//! It is total, deterministic and cannot wait: no I/O, no clock, nothing remembered between calls
+//! that is not a fact in the [`Snapshot`]. Killing the agent between any two steps therefore changes
+//! nothing but the time at which the next step is taken.
+//!
+//! The safety argument, by the sentences of ARCHITECTURE.md:
+//! - (1, 3) A primary whose lease is not proven for longer than its stop budget is stopped here, and
+//!   by the guard if this agent does not run.
+//! - (2) [`Action::Promote`] is decided only with [`Lease::Mine`] and time left in it.
+//! - (4) In synchronous mode only a member that `sync` names may claim, see [`candidate`].
+//!
+//! Not here: how long a step takes and whether it succeeds (`driver`), the planned handover on the
+//! old leader's side (`handover`; here it is a [`Job`]), who is a synchronous standby ([`sync`]).
+
+pub mod candidate;
+pub mod decision;
+pub mod snapshot;
+pub mod sync;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use kornak_cluster::SyncMode;
+
+use candidate::{Standing, Verdict};
+pub use decision::{Action, Decision, Why};
+pub use snapshot::{
+    Control, DataDir, Job, Lease, Peer, PrimaryFacts, Race, Server, Snapshot, StandbyFacts,
+    StandbyRow, Store,
+};
+
+/// How long a standby may be without its stream before it is looked at as diverged.
+const BROKEN_AFTER: Duration = Duration::from_secs(5);
+
+/// Between two questions to the other members while nobody leads.
+const RACE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Chooses the one next step for this node.
+pub fn decide(s: &Snapshot) -> Decision {
+    if let Some(job) = s.job {
+        return while_busy(s, job);
+    }
+    if s.store == Store::Never {
+        return wait(s, Why::StoreNeverRead);
+    }
+    match &s.data {
+        DataDir::Foreign { .. } => decision(Action::Refuse, Why::DataDirUnusable, s),
+        DataDir::Empty => without_data(s),
+        DataDir::Initialized(control) if !belongs(s, control) => {
+            decision(Action::Refuse, Why::WrongSystemIdentifier, s)
+        }
+        DataDir::Initialized(control) => with_data(s, control),
+    }
+}
+
+/// A step is under way: it is left alone, unless the server has to stop for safety's sake.
+fn while_busy(s: &Snapshot, job: Job) -> Decision {
+    if let (Server::Primary(_), Lease::Mine { until, .. }) = (&s.server, s.lease)
+        && s.now + s.stop_budget >= until
+        && job != Job::Demote
+    {
+        return decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s);
+    }
+    wait(s, Why::BusyWith(job))
+}
+
+fn belongs(s: &Snapshot, control: &Control) -> bool {
+    match s.cluster.initialize.as_deref() {
+        None | Some("") => true,
+        Some(identifier) => identifier == control.system_identifier,
+    }
+}
+
+fn without_data(s: &Snapshot) -> Decision {
+    if s.store != Store::Live {
+        return wait(s, Why::StoreLost);
+    }
+    match (&s.cluster.leader, s.cluster.initialize.as_deref()) {
+        (Some(leader), _) if leader.name == s.me => {
+            decision(Action::Release, Why::NothingHereYet, s)
+        }
+        (Some(leader), _) if leader_is_up(s) => {
+            decision(Action::Clone { from: leader.name.clone() }, Why::NothingHereYet, s)
+        }
+        (Some(_), _) => wait(s, Why::WaitingForLeader),
+        (None, None) if !s.tags.nofailover() => {
+            decision(Action::Bootstrap, Why::ClusterIsNew, s)
+        }
+        (None, Some("")) => wait(s, Why::OtherBootstraps),
+        (None, _) => wait(s, Why::WaitingForLeader),
+    }
+}
+
+/// The leader has said that it is a running primary.
+fn leader_is_up(s: &Snapshot) -> bool {
+    use kornak_cluster::{MemberRole, MemberState};
+    s.cluster.leader_member().is_some_and(|(_, member)| {
+        member.state == MemberState::Running
+            && matches!(member.role, MemberRole::Primary | MemberRole::StandbyLeader)
+    })
+}
+
+fn with_data(s: &Snapshot, control: &Control) -> Decision {
+    match &s.server {
+        Server::Leftovers => {
+            decision(Action::Demote { immediate: true }, Why::ProcessesLeft, s)
+        }
+        Server::Stopped => stopped(s, control),
+        Server::Starting { .. } => starting(s),
+        Server::Silent { .. } => silent(s),
+        Server::Standby(facts) => standby(s, facts),
+        Server::Primary(facts) => primary(s, facts),
+    }
+}
+
+fn stopped(s: &Snapshot, control: &Control) -> Decision {
+    if paused(s) {
+        return wait(s, Why::Paused);
+    }
+    if s.store != Store::Live {
+        // Who leads is not known. A former primary stays down; a standby may serve reads.
+        return if control.was_primary {
+            wait(s, Why::StoreLost)
+        } else {
+            decision(Action::Rejoin { leader: None }, Why::ServerDown, s)
+        };
+    }
+    match (&s.lease, &s.cluster.leader) {
+        (Lease::Mine { until, .. }, _) if s.now + s.stop_budget < *until => {
+            if a_standby_has_everything(s) {
+                decision(Action::Release, Why::StandbyHasEverything, s)
+            } else {
+                decision(Action::StartPrimary, Why::KeyIsOursServerIsDown, s)
+            }
+        }
+        (Lease::Mine { .. }, _) => wait(s, Why::LeaseUnproven),
+        (Lease::None, Some(leader)) if leader.name != s.me => {
+            decision(Action::Rejoin { leader: Some(leader.name.clone()) }, Why::ServerDown, s)
+        }
+        // The key bears our name and is not proven ours: the keeper finds out, or it expires.
+        (Lease::None, Some(_)) => wait(s, Why::LeaseUnproven),
+        (Lease::None, None) => {
+            decision(Action::Rejoin { leader: None }, Why::WaitingForLeader, s)
+        }
+    }
+}
+
+/// In synchronous mode, a member that `sync` names has every acknowledged commit; if one has been
+/// heard of as running, a failover to it is faster than crash recovery and loses nothing.
+fn a_standby_has_everything(s: &Snapshot) -> bool {
+    let Some(sync) = s.cluster.sync.as_ref() else { return false };
+    let on = s.cluster.config.as_ref().is_some_and(|c| c.synchronous_mode != SyncMode::Off);
+    on && sync.leader.as_deref() == Some(s.me.as_str())
+        && sync.standbys().iter().any(|name| {
+            s.cluster.members.get(name).is_some_and(|member| {
+                member.state == kornak_cluster::MemberState::Running && !member.tags.nofailover()
+            })
+        })
+}
+
+fn starting(s: &Snapshot) -> Decision {
+    match s.lease {
+        Lease::Mine { until, .. } if s.now + s.stop_budget >= until => {
+            decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s)
+        }
+        _ => wait(s, Why::ServerStarting),
+    }
+}
+
+/// Runs, and does not answer. A leader is stopped only when its lease runs out, for a busy server
+/// may be slow; the lease itself is renewed apart from the server's health.
+fn silent(s: &Snapshot) -> Decision {
+    match (&s.lease, &s.cluster.leader) {
+        (Lease::Mine { until, .. }, _) if s.now + s.stop_budget >= *until => {
+            decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s)
+        }
+        (Lease::None, Some(leader)) if leader.name != s.me && s.store == Store::Live => {
+            wait(s, Why::ServerSilent)
+        }
+        _ => wait(s, Why::ServerSilent),
+    }
+}
+
+fn standby(s: &Snapshot, facts: &StandbyFacts) -> Decision {
+    if let Lease::Mine { until, .. } = s.lease {
+        return if s.now + s.stop_budget < until && s.store == Store::Live {
+            decision(Action::Promote, Why::WonLease, s)
+        } else {
+            wait(s, Why::LeaseUnproven)
+        };
+    }
+    if s.store != Store::Live {
+        return wait(s, Why::StoreLost);
+    }
+    let Some(leader) = &s.cluster.leader else {
+        let standing =
+            Standing { position: facts.position(), timeline: facts.timeline, primary: false };
+        return race(s, standing);
+    };
+    if leader.name == s.me {
+        return wait(s, Why::LeaseUnproven);
+    }
+    follow(s, facts, &leader.name)
+}
+
+fn follow(s: &Snapshot, facts: &StandbyFacts, leader: &str) -> Decision {
+    let target = s.cluster.members.get(leader).and_then(kornak_cluster::Member::conn_address);
+    let Some(target) = target else { return wait(s, Why::WaitingForLeader) };
+    if facts.upstream.as_ref() != Some(&target) {
+        return decision(Action::Follow { leader: leader.to_owned() }, Why::UpstreamChanged, s);
+    }
+    let broken = facts.not_streaming_since.is_some_and(|since| s.now.since(since) > BROKEN_AFTER);
+    if broken && leader_is_up(s) && !paused(s) {
+        let leader = Some(leader.to_owned());
+        return decision(Action::Rejoin { leader }, Why::ReplicationBroken, s);
+    }
+    wait(s, Why::AlreadyFollows)
+}
+
+fn primary(s: &Snapshot, facts: &PrimaryFacts) -> Decision {
+    match (&s.lease, &s.cluster.leader) {
+        (Lease::Mine { until, .. }, _) if s.now + s.stop_budget >= *until && !paused(s) => {
+            decision(Action::Demote { immediate: false }, Why::LeaseUnproven, s)
+        }
+        (Lease::Mine { .. }, _) => decision(Action::Lead, Why::Healthy, s),
+        (Lease::None, Some(leader)) if s.store == Store::Live && leader.name != s.me => {
+            decision(Action::Demote { immediate: true }, Why::OtherLeads, s)
+        }
+        (Lease::None, None) if s.store == Store::Live => {
+            let standing =
+                Standing { position: facts.lsn, timeline: facts.timeline, primary: true };
+            match race(s, standing) {
+                // Nobody proved us the leader and we may not become it: stop, unless an answer
+                // is still due.
+                Decision { action: Action::Wait, why, .. }
+                    if !matches!(why, Why::Paused | Why::PeersUnknown) =>
+                {
+                    decision(Action::Demote { immediate: true }, why, s)
+                }
+                decision => decision,
+            }
+        }
+        _ if paused(s) => wait(s, Why::Paused),
+        // The guard, armed by whoever started this primary, bounds how long this may last.
+        _ => wait(s, Why::LeaseUnproven),
+    }
+}
+
+fn race(s: &Snapshot, standing: Standing) -> Decision {
+    match candidate::judge(s, standing) {
+        Verdict::Ask => decision(Action::AskPeers, Why::PeersUnknown, s),
+        Verdict::Claim(why) => decision(Action::Claim { take_over: false }, why, s),
+        Verdict::TakeOver => decision(Action::Claim { take_over: true }, Why::NamedCandidate, s),
+        Verdict::No(why) => Decision { recheck: RACE_PAUSE, ..wait(s, why) },
+    }
+}
+
+fn paused(s: &Snapshot) -> bool {
+    s.cluster.config.as_ref().is_some_and(|config| config.pause)
+}
+
+fn wait(s: &Snapshot, why: Why) -> Decision {
+    decision(Action::Wait, why, s)
+}
+
+fn decision(action: Action, why: Why, s: &Snapshot) -> Decision {
+    Decision { action, why, recheck: recheck(s) }
+}
+
+/// The longest sleep: a lease that runs out must be noticed in time to stop the server.
+fn recheck(s: &Snapshot) -> Duration {
+    let loop_wait = s.cluster.config.as_ref().map_or(Duration::from_secs(10), |c| c.loop_wait);
+    let regular = loop_wait.min(Duration::from_secs(1));
+    match s.lease {
+        Lease::Mine { until, .. } => {
+            let left = until.since(s.now + s.stop_budget);
+            regular.min(left.max(Duration::from_millis(20)))
+        }
+        Lease::None => regular,
+    }
+}

@@ -1,0 +1,147 @@
+//! What an agent may decide, and why.
+
+use std::time::Duration;
+
+use kornak_cluster::Lsn;
+
+/// The next step of a node.
+#[must_use = "a decision that nobody applies is a bug"]
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// The step. Applying it twice must be the same as applying it once.
+    pub action: Action,
+    /// Logged with the step and shown to the operator.
+    pub why: Why,
+    /// The longest time the driver may sleep before it looks again.
+    pub recheck: Duration,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Nothing to be done.
+    Wait,
+    /// Claim the right to bootstrap, then create the cluster.
+    Bootstrap,
+    /// Make a copy of this member's server.
+    Clone { from: String },
+    /// Bring the stopped server back as a standby: rewind or clone it again if it has diverged.
+    Rejoin { leader: Option<String> },
+    /// Start the stopped server in place as primary.
+    StartPrimary,
+    /// Replicate from this member from now on; no restart.
+    Follow { leader: String },
+    /// Ask the other members where they stand.
+    AskPeers,
+    /// Create the leader key.
+    Claim { take_over: bool },
+    /// Make the server primary; the lease is ours.
+    Promote,
+    /// Stop the server and every process of it, fast or at once.
+    Demote { immediate: bool },
+    /// Give the leader key up so that another member takes it.
+    Release,
+    /// Keep leading: publish, adjust synchronous standbys, slots.
+    Lead,
+    /// Stay out of it and say so: a person must act.
+    Refuse,
+}
+
+/// Why a step was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Why {
+    StoreNeverRead,
+    BusyWith(super::snapshot::Job),
+    Paused,
+    // the data directory
+    ClusterIsNew,
+    OtherBootstraps,
+    WaitingForLeader,
+    NothingHereYet,
+    DataDirUnusable,
+    WrongSystemIdentifier,
+    // leading
+    Healthy,
+    WonLease,
+    LeaseUnproven,
+    LeaseLost,
+    OtherLeads,
+    LeaderKeyFree,
+    KeyIsOursServerIsDown,
+    StandbyHasEverything,
+    // following
+    LeaderKnown,
+    AlreadyFollows,
+    UpstreamChanged,
+    ReplicationBroken,
+    ServerDown,
+    ServerStarting,
+    ServerSilent,
+    ProcessesLeft,
+    // racing
+    PeersUnknown,
+    MostAdvanced,
+    NamedCandidate,
+    NoFailoverTag,
+    PromisedFailsafe,
+    LostRecently,
+    NotSynchronous,
+    TooFarBehind { lag_bytes: u64 },
+    TimelineBehind,
+    OtherIsPrimary,
+    PeerAhead { position: Lsn },
+    PeerPreferred,
+    OtherIsCandidate,
+    CandidateLacksWal { needed: Lsn },
+    UnfencedPrimary,
+    StoreLost,
+}
+
+impl Why {
+    /// A sentence for the operator's log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::StoreNeverRead => "the store has not been read yet",
+            Self::BusyWith(_) => "a step is under way",
+            Self::Paused => "the cluster is in maintenance mode",
+            Self::ClusterIsNew => "the cluster does not exist yet",
+            Self::OtherBootstraps => "another node is creating the cluster",
+            Self::WaitingForLeader => "waiting for a leader",
+            Self::NothingHereYet => "the data directory is empty",
+            Self::DataDirUnusable => "the data directory cannot be used",
+            Self::WrongSystemIdentifier => "the data directory belongs to another cluster",
+            Self::Healthy => "leading with a proven lease",
+            Self::WonLease => "the leader key is ours",
+            Self::LeaseUnproven => "the lease could not be proven in time",
+            Self::LeaseLost => "the leader key is not ours any more",
+            Self::OtherLeads => "another node leads",
+            Self::LeaderKeyFree => "the leader key is free and this server is primary",
+            Self::KeyIsOursServerIsDown => "the leader's server is down",
+            Self::StandbyHasEverything => "a synchronous standby can take over at once",
+            Self::LeaderKnown => "joining the leader",
+            Self::AlreadyFollows => "following the leader",
+            Self::UpstreamChanged => "the leader has changed",
+            Self::ReplicationBroken => "replication does not come up",
+            Self::ServerDown => "the server is down",
+            Self::ServerStarting => "the server is starting",
+            Self::ServerSilent => "the server does not answer",
+            Self::ProcessesLeft => "processes of the server are left",
+            Self::PeersUnknown => "the other members have not been asked",
+            Self::MostAdvanced => "no other member has more",
+            Self::NamedCandidate => "named as the candidate",
+            Self::NoFailoverTag => "tagged nofailover",
+            Self::PromisedFailsafe => "a leader without the store was promised to stay",
+            Self::LostRecently => "the last attempt to lead failed here",
+            Self::NotSynchronous => "not a synchronous standby",
+            Self::TooFarBehind { .. } => "too far behind the former leader",
+            Self::TimelineBehind => "on an older timeline than the cluster",
+            Self::OtherIsPrimary => "another member runs as primary",
+            Self::PeerAhead { .. } => "another member has more",
+            Self::PeerPreferred => "another member has the same and a higher priority",
+            Self::OtherIsCandidate => "another member is the candidate",
+            Self::CandidateLacksWal { .. } => "not all of the former leader's WAL is here",
+            Self::UnfencedPrimary => "a primary without a guard may be running",
+            Self::StoreLost => "the store is away",
+        }
+    }
+}

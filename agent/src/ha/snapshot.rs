@@ -1,0 +1,183 @@
+//! What an agent knows when it decides: facts, each observed or read from the store, none remembered
+//! from an earlier decision.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::{ClusterState, Epoch, Lsn, Moment, Tags, Timeline};
+
+/// Everything that [`super::decide`] looks at.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub now: Moment,
+    /// This node's name.
+    pub me: String,
+    pub tags: Tags,
+    pub store: Store,
+    pub cluster: Arc<ClusterState>,
+    pub data: DataDir,
+    pub server: Server,
+    pub lease: Lease,
+    /// What this agent is in the middle of.
+    pub job: Option<Job>,
+    /// The answers of the other members, if they were asked.
+    pub race: Option<Race>,
+    /// A leader whose POST /failsafe this node has accepted keeps it from racing until then.
+    pub promise_until: Option<Moment>,
+    /// No race before this moment: the last attempt to lead failed here.
+    pub race_not_before: Option<Moment>,
+    /// Time the agent itself needs to stop a server; it acts so long before the guard does.
+    pub stop_budget: Duration,
+}
+
+/// How fresh the knowledge of the store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// Nothing was ever read.
+    Never,
+    Live,
+    /// Lost since then; what is known is as of then.
+    Lost { since: Moment },
+}
+
+/// What lies in the data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataDir {
+    /// Not there, or empty.
+    Empty,
+    /// There is something, and it is not a data directory that can be used.
+    Foreign { reason: String },
+    Initialized(Control),
+}
+
+/// What `pg_controldata` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Control {
+    pub system_identifier: String,
+    pub timeline: Timeline,
+    /// Was shut down in an orderly way, as primary or as standby.
+    pub clean: bool,
+    /// The last thing the server was is a primary (running, or shut down as one).
+    pub was_primary: bool,
+}
+
+/// The postgres on this node, with all its processes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Server {
+    /// No process is left.
+    Stopped,
+    /// The postmaster is gone and others still run; nothing may be concluded from its absence.
+    Leftovers,
+    /// The postmaster runs and does not take connections yet, since then.
+    Starting { since: Moment },
+    /// Runs, but the agent gets no answer, since then.
+    Silent { since: Moment },
+    Standby(StandbyFacts),
+    Primary(PrimaryFacts),
+}
+
+/// A server in recovery.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StandbyFacts {
+    pub timeline: Timeline,
+    pub received: Lsn,
+    pub replayed: Lsn,
+    pub streaming: bool,
+    /// Host and port it replicates from, as configured; `None` if from nowhere.
+    pub upstream: Option<(String, u16)>,
+    /// Since when it has not been streaming; `None` while it is.
+    pub not_streaming_since: Option<Moment>,
+}
+
+impl StandbyFacts {
+    /// The furthest WAL this node has.
+    pub fn position(&self) -> Lsn {
+        self.received.max(self.replayed)
+    }
+}
+
+/// A server that accepts writes.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PrimaryFacts {
+    pub timeline: Timeline,
+    pub lsn: Lsn,
+    pub standbys: Vec<StandbyRow>,
+    /// `synchronous_standby_names` in effect.
+    pub sync_names: String,
+    /// WAL position when `sync_names` was first seen in effect.
+    pub sync_names_since: Lsn,
+}
+
+/// One row of `pg_stat_replication`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StandbyRow {
+    /// Members use their name.
+    pub application_name: String,
+    pub streaming: bool,
+    /// `sync_state` is `sync` or `quorum`.
+    pub synchronous: bool,
+    pub flush: Lsn,
+}
+
+/// This node's claim to leadership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// The leader key is not ours, as far as was proven.
+    None,
+    /// Proven against the store, or confirmed by every member while the store is away.
+    Mine {
+        epoch: Epoch,
+        /// The server must not accept writes after this.
+        until: Moment,
+    },
+}
+
+/// Work that takes longer than a cycle. One at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Job {
+    Bootstrap,
+    Clone,
+    Rejoin,
+    StartPrimary,
+    Promote,
+    Demote,
+    Handover,
+    Restart,
+    Reinitialize,
+}
+
+impl Job {
+    /// A word for logs and the REST API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Clone => "clone",
+            Self::Rejoin => "rejoin",
+            Self::StartPrimary => "start primary",
+            Self::Promote => "promote",
+            Self::Demote => "demote",
+            Self::Handover => "handover",
+            Self::Restart => "restart",
+            Self::Reinitialize => "reinitialize",
+        }
+    }
+}
+
+/// The other members' answers to "where do you stand?".
+#[derive(Debug, Clone, PartialEq)]
+pub struct Race {
+    pub asked_at: Moment,
+    /// By name; who did not answer is `None`.
+    pub peers: BTreeMap<String, Option<Peer>>,
+}
+
+/// One member's answer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Peer {
+    /// It runs as a primary.
+    pub primary: bool,
+    pub position: Lsn,
+    pub timeline: Timeline,
+    pub tags: Tags,
+}
