@@ -1,0 +1,83 @@
+//! What can truthfully be said of requests whose server was lost.
+//!
+//! A wrong 40001 makes a framework run a committed transaction again, so "rolled back" is said
+//! only of what positively cannot have committed; everything else is "unknown" (SAFETY.md A10).
+
+use super::Fate;
+use crate::txn::TransactionStatus;
+
+/// The truth about a session whose server was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Loss {
+    /// Nothing was in flight and no transaction open: nobody needs to be told.
+    Nothing,
+    /// What was in flight cannot have changed anything (Parse, Describe, Sync, BEGIN): it was
+    /// not done. 57P03, or forward it again.
+    Harmless,
+    /// A transaction was open and nothing forwarded can have ended it: it is rolled back. 40001
+    /// to the oldest request in flight, or to the next one if there is none; then the dead
+    /// transaction answers 25P02 until the client ends it.
+    Retry,
+    /// The transaction had failed before; the client knows. No new error.
+    AlreadyFailed,
+    /// The last thing in flight was the transaction's rollback: whatever was done of it, the
+    /// transaction is rolled back. It may be answered with the tag ROLLBACK.
+    RolledBack,
+    /// It may or may not have been committed: 08007 to each request in flight.
+    Unknown,
+}
+
+/// The same, request by request: where the transaction stands if the requests so far were
+/// executed, or lost, at any point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judge {
+    Idle,
+    /// BEGIN is in flight and nothing behind it.
+    Begun,
+    Open,
+    Failed,
+    Ended,
+    Unknown,
+}
+
+impl Judge {
+    pub(super) fn of(status: TransactionStatus) -> Self {
+        match status {
+            TransactionStatus::Idle => Self::Idle,
+            TransactionStatus::InBlock => Self::Open,
+            TransactionStatus::Failed => Self::Failed,
+        }
+    }
+
+    pub(super) fn after(self, fate: Fate) -> Self {
+        match (self, fate) {
+            (Self::Unknown | Self::Ended, _) | (_, Fate::Unknown) => Self::Unknown,
+            // Autocommit: committed by the time its ReadyForQuery comes, or not.
+            (Self::Idle, Fate::Stays | Fate::Revives) => Self::Unknown,
+            (Self::Idle | Self::Begun, Fate::Begins) => Self::Begun,
+            // Outside of a block they do nothing.
+            (Self::Idle, Fate::RollsBack | Fate::Commits) => Self::Idle,
+            (Self::Begun | Self::Open, Fate::Stays | Fate::Revives) => Self::Open,
+            (Self::Open, Fate::Begins) => Self::Open,
+            (Self::Begun | Self::Open, Fate::RollsBack) => Self::Ended,
+            (Self::Begun | Self::Open, Fate::Commits) => Self::Unknown,
+            (Self::Failed, Fate::Stays | Fate::Begins) => Self::Failed,
+            // Alive again from here on: a COMMIT behind it would commit.
+            (Self::Failed, Fate::Revives) => Self::Open,
+            // COMMIT of a failed transaction rolls back.
+            (Self::Failed, Fate::RollsBack | Fate::Commits) => Self::Ended,
+        }
+    }
+
+    pub(super) fn loss(self, in_flight: bool) -> Loss {
+        match self {
+            Self::Idle if in_flight => Loss::Harmless,
+            Self::Idle => Loss::Nothing,
+            Self::Begun => Loss::Harmless,
+            Self::Open => Loss::Retry,
+            Self::Failed => Loss::AlreadyFailed,
+            Self::Ended => Loss::RolledBack,
+            Self::Unknown => Loss::Unknown,
+        }
+    }
+}
