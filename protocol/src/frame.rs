@@ -5,7 +5,7 @@
 //! holds a message, and does not mind where the chunks are cut, so that whole buffers can be
 //! passed on as they came.
 //!
-//! Not here: what a message means (`frontend`, `backend`), packets without a
+//! Not here: what a message means ([`crate::frontend`], [`crate::backend`]), packets without a
 //! tag ([`crate::startup`]).
 //!
 //! Format: `/docs/current/protocol-overview.html#PROTOCOL-MESSAGE-CONCEPTS`.

@@ -30,12 +30,13 @@
 //!
 //! The protocol is in chapter 55 of the manual, `/docs/current/protocol.html`.
 
+pub mod backend;
 pub mod copy;
 pub mod error;
 pub mod frame;
-
+pub mod frontend;
 pub mod limits;
-
+pub mod params;
 pub mod pipeline;
 pub mod sqlstate;
 pub mod startup;

@@ -14,7 +14,7 @@
 //!
 //! Not here: half-received messages (both [`crate::frame::Scanner`]s must stand at a boundary as
 //! well), what a session holds, and any text of SQL: the caller classifies a request into a
-//! [`Fate`] before it is forwarded.
+//! [`Fate`] before it is forwarded ([`crate::frontend::fate_of`]).
 
 use std::collections::VecDeque;
 

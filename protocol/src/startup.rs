@@ -344,8 +344,14 @@ pub fn fuzz_take_startup(input: &[u8]) {
             assert_eq!(message.negotiate(2).put(&mut out), Ok(()));
             put_startup(message.version, message.params(), &mut again)
         }
-        Startup::Ssl => Ok(put_ssl_request(&mut again)),
-        Startup::GssEnc => Ok(put_gssenc_request(&mut again)),
+        Startup::Ssl => {
+            put_ssl_request(&mut again);
+            Ok(())
+        }
+        Startup::GssEnc => {
+            put_gssenc_request(&mut again);
+            Ok(())
+        }
         Startup::Cancel(cancel) => put_cancel_request(cancel.pid, &cancel.key, &mut again),
     };
     assert_eq!(written, Ok(()));

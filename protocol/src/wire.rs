@@ -67,10 +67,6 @@ impl<'a> Reader<'a> {
         Self { message, rest: body }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rest.is_empty()
-    }
-
     pub(crate) fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
         self.array::<1>(field).map(|[b]| b)
     }
