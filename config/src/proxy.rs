@@ -1,0 +1,273 @@
+//! Settings of one proxy: the head of an agent's file and a `proxy:` section.
+//!
+//! Every type here is plain data that has passed its checks; how text becomes it is in
+//! the readers of this crate.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kornak_cluster::Scope;
+use secrecy::SecretString;
+
+use crate::address::{HostPort, Listen};
+use crate::log::LogSettings;
+use crate::store::StoreSettings;
+
+/// All that a proxy needs to know.
+#[derive(Debug, Clone)]
+pub struct ProxySettings {
+    /// The whole cluster; `group` is always `None`.
+    pub scope: Scope,
+    /// Names this proxy in the store. Default: host name and process id, chosen at start.
+    pub name: Option<String>,
+    pub source: Source,
+    /// Never empty; names and addresses are unique.
+    pub listeners: Vec<ListenerSettings>,
+    /// Status page, `/metrics` and JSON. Default `0.0.0.0:7000`; `None` (written `false`): off.
+    pub status: Option<Listen>,
+    pub auth: AuthSettings,
+    pub tls: ProxyTls,
+    pub limits: LimitSettings,
+    /// Worker threads; `None`: one per core.
+    pub threads: Option<usize>,
+    pub log: LogSettings,
+}
+
+/// Where the proxy learns who is primary.
+#[derive(Debug, Clone)]
+pub enum Source {
+    Dcs(StoreSettings),
+    /// Asks the servers themselves.
+    Static {
+        members: Vec<StaticMember>,
+    },
+    /// Asks Patroni's REST API of these members, `http://host:port`.
+    Rest {
+        members: Vec<String>,
+    },
+}
+
+/// A server known by configuration alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaticMember {
+    pub name: String,
+    pub host: String,
+    /// Default 5432.
+    pub port: u16,
+}
+
+/// Which servers a listener leads to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// The leader; in a Citus cluster the coordinator's. Also written `coordinator`.
+    Primary,
+    /// The leaders of the worker groups, balanced.
+    Workers,
+    /// Balanced over the standbys.
+    Standbys,
+    /// Balanced over every running server.
+    Any,
+    /// This member, whatever its role. Written `member: name`.
+    Member(String),
+}
+
+/// How sessions are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Balance {
+    #[default]
+    LeastSessions,
+    RoundRobin,
+    /// The less busy of two chosen at random.
+    Random,
+}
+
+/// One address that clients connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerSettings {
+    pub name: String,
+    pub listen: Listen,
+    pub target: Target,
+    pub balance: Balance,
+    /// `standbys` only: without a standby that qualifies, use the primary. Default true.
+    pub fallback_to_primary: bool,
+    /// `standbys` and `any`: a server further behind gets no new session. `None`: any lag.
+    pub max_lag_bytes: Option<u64>,
+    /// Clients begin with a PROXY protocol header (v1 or v2).
+    pub proxy_protocol: bool,
+}
+
+/// How clients prove who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// The proxy checks against the role's SCRAM verifier; sessions can be moved.
+    Scram,
+    /// The server checks, through the proxy; sessions cannot be moved.
+    Relay,
+    /// The proxy asks nothing and logs in without a password: for tests and the demo, where the
+    /// servers trust the proxy's address.
+    Trust,
+}
+
+/// `proxy.auth`.
+#[derive(Debug, Clone)]
+pub struct AuthSettings {
+    pub method: AuthMethod,
+    /// Role that looks verifiers up; `Some` whenever the method is `Scram`.
+    pub user: Option<String>,
+    /// From `password` or the first line of `password_file`.
+    pub password: Option<SecretString>,
+    /// Database in which `query` runs. Default `postgres`.
+    pub database: String,
+    /// One row `(role, verifier)` for `$1`.
+    pub query: String,
+}
+
+/// Default of [`AuthSettings::query`]. Needs a superuser or a function of its own, see
+/// /docs/current/catalog-pg-authid.html.
+pub const DEFAULT_AUTH_QUERY: &str =
+    "SELECT rolname, rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1 AND rolcanlogin";
+
+/// TLS towards clients.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClientTls {
+    /// PEM files; without them clients are served in the clear.
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// Authorities of client certificates.
+    pub ca: Option<PathBuf>,
+    /// Clients without TLS are refused.
+    pub required: bool,
+}
+
+/// libpq's `sslmode` towards servers (/docs/current/libpq-ssl.html), without `allow`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SslMode {
+    Disable,
+    #[default]
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// TLS towards servers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerSideTls {
+    pub sslmode: SslMode,
+    /// PEM files.
+    pub ca: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
+/// `proxy.tls`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProxyTls {
+    pub client: ClientTls,
+    pub server: ServerSideTls,
+}
+
+/// `proxy.limits`. Each bound has a default that a user of the demo never meets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitSettings {
+    /// Sessions at once, all listeners together; later clients get 53300. Default 5000.
+    pub max_clients: usize,
+    /// From accept to the end of the login. Default 15 s, `authentication_timeout`'s order.
+    pub login_timeout: Duration,
+    /// How long a query waits for a primary in an unplanned failover. Default 15 s.
+    pub hold_timeout: Duration,
+    /// How long this proxy lets a planned drain hold a session, at most; the agent's record may ask
+    /// for less. Default 1 s.
+    pub max_hold: Duration,
+    /// Dialling and logging in to a server. Default 5 s.
+    pub connect_timeout: Duration,
+    /// Bytes of one held query that are kept in memory; beyond, reading stops. Default 1 MiB.
+    pub max_held_bytes: usize,
+    /// A session that says nothing is closed. `None` (default): never.
+    pub client_idle_timeout: Option<Duration>,
+    /// How long running sessions may finish after SIGTERM. Default 10 s.
+    pub shutdown_timeout: Duration,
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self {
+            max_clients: 5000,
+            login_timeout: Duration::from_secs(15),
+            hold_timeout: Duration::from_secs(15),
+            max_hold: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(5),
+            max_held_bytes: 1 << 20,
+            client_idle_timeout: None,
+            shutdown_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl ProxySettings {
+    /// The listeners of a file that names none: primary 5000, workers 5001, standbys 5002.
+    pub fn default_listeners() -> Vec<ListenerSettings> {
+        let all = |port| Listen { hosts: vec!["0.0.0.0".to_owned()], port };
+        vec![
+            ListenerSettings::new("primary", all(5000), Target::Primary),
+            ListenerSettings::new("workers", all(5001), Target::Workers),
+            ListenerSettings::new("standbys", all(5002), Target::Standbys),
+        ]
+    }
+
+    /// A whole configuration with every default, as the demo starts from.
+    pub fn new(scope: Scope, source: Source) -> Self {
+        Self {
+            scope: scope.whole(),
+            name: None,
+            source,
+            listeners: Self::default_listeners(),
+            status: Some(Listen { hosts: vec!["0.0.0.0".to_owned()], port: 7000 }),
+            auth: AuthSettings::relay(),
+            tls: ProxyTls::default(),
+            limits: LimitSettings::default(),
+            threads: None,
+            log: LogSettings::default(),
+        }
+    }
+}
+
+impl ListenerSettings {
+    /// With the defaults for this target.
+    pub fn new(name: &str, listen: Listen, target: Target) -> Self {
+        Self {
+            name: name.to_owned(),
+            listen,
+            target,
+            balance: Balance::default(),
+            fallback_to_primary: true,
+            max_lag_bytes: None,
+            proxy_protocol: false,
+        }
+    }
+}
+
+impl AuthSettings {
+    /// The server decides; sessions cannot be moved.
+    pub fn relay() -> Self {
+        Self {
+            method: AuthMethod::Relay,
+            user: None,
+            password: None,
+            database: "postgres".to_owned(),
+            query: DEFAULT_AUTH_QUERY.to_owned(),
+        }
+    }
+
+    /// Clients are checked by the proxy with verifiers that this role may read.
+    pub fn scram(user: &str, password: Option<SecretString>) -> Self {
+        Self { method: AuthMethod::Scram, user: Some(user.to_owned()), password, ..Self::relay() }
+    }
+}
+
+/// `host:port` of a static member.
+impl From<&StaticMember> for HostPort {
+    fn from(member: &StaticMember) -> Self {
+        Self::new(&member.host, member.port)
+    }
+}
