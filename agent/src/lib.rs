@@ -4,5 +4,6 @@
 //! A pure core decides ([`ha::decide`]), a thin shell acts ([`driver`](crate)). The page to read
 //! first is ARCHITECTURE.md, "A failover, told once".
 
+pub mod guard;
 pub mod ha;
 pub mod node;

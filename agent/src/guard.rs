@@ -1,0 +1,33 @@
+//! The guard: a tiny process beside PostgreSQL that knows until when this node may be primary.
+//!
+//! The agent may be killed, frozen or starved at any instruction; the promise that a primary stops
+//! before its lease can have run out must survive that. So the promise is kept by another process of
+//! the same binary, which does nothing else: it is the parent of the postmaster, it is told a deadline
+//! ([`GuardClient::arm`]) and when the deadline comes it kills everything that runs on the data
+//! directory, whatever state it is in. It is level-triggered: as long as it is armed and late it keeps
+//! killing, and refuses to start or to promote.
+//!
+//! **Life.** There is one guard per data directory: a lock file and a unix socket in a directory beside
+//! it. It has a session of its own and survives the agent; the next agent finds it and goes on with it.
+//! It exits by itself when nobody is connected and nothing runs. If the guard dies, the kernel stops
+//! the postmaster (`PR_SET_PDEATHSIG`), so there is never an unguarded primary.
+//!
+//! **Words.** [`wire`] is version 1 of the protocol between the two and is frozen: an agent of one
+//! release must be able to go on with the guard of another.
+//!
+//! No tokio here, except in [`client`], which is the agent's side. Not here: who ought to be primary, and
+//! how long a lease lasts.
+
+mod client;
+mod clock;
+mod fence;
+mod kill;
+mod serve;
+mod spawn;
+pub mod wire;
+
+pub use client::{GuardClient, GuardConfig, GuardError, Watched};
+pub use clock::boottime_now;
+pub use kill::{Process, processes_in};
+pub use serve::main;
+pub use wire::{Exit, Fencing, GuardStatus, ServerSignal, StartRequest};

@@ -1,0 +1,102 @@
+//! Which processes run on a data directory, and how to end them.
+//!
+//! A postmaster makes its data directory the working directory of every process it starts, and each of
+//! them has a session of its own, so neither a process group nor the family tree finds them all; the
+//! working directory does. Only server programs count: an administrator's shell that happens to stand
+//! in the directory cannot commit anything. The logging collector does not count either: it writes
+//! nothing but the log, and must live a moment longer to write why the server ended.
+//!
+//! Nothing here touches the disk that the data directory is on, which may hang: `/proc` is enough.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A process that runs on a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    pub pid: u32,
+    /// The logging collector, which ends by itself after all the others.
+    pub logger: bool,
+}
+
+/// What the kernel appends to the name of a file that has been deleted.
+const DELETED: &[u8] = b" (deleted)";
+
+/// Server processes whose working directory is `data_dir` (absolute, without symbolic links),
+/// whoever started them. Zombies have no working directory and are not among them.
+pub fn processes_in(data_dir: &Path) -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let proc = entry.path();
+        if runs_in(&proc, data_dir) && is_server(&proc) {
+            found.push(Process { pid, logger: is_logger(&proc) });
+        }
+    }
+    found
+}
+
+/// Whether this process is a server on `data_dir`.
+pub(super) fn is_server_in(pid: u32, data_dir: &Path) -> bool {
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    runs_in(&proc, data_dir) && is_server(&proc)
+}
+
+fn runs_in(proc: &Path, data_dir: &Path) -> bool {
+    fs::read_link(proc.join("cwd")).is_ok_and(|cwd| alive_name(cwd.as_os_str()) == data_dir)
+}
+
+/// By the name of its program; one that cannot be read counts, to be on the safe side.
+fn is_server(proc: &Path) -> bool {
+    match fs::read_link(proc.join("exe")) {
+        Ok(exe) => {
+            let name = alive_name(exe.as_os_str());
+            let name = name.file_name().map(OsStr::as_bytes).unwrap_or_default();
+            name.windows(8).any(|part| part == b"postgres") || name == b"postmaster"
+        }
+        Err(_) => true,
+    }
+}
+
+/// `postgres: logger`, or `postgres: <cluster_name>: logger`, padded.
+fn is_logger(proc: &Path) -> bool {
+    let title = fs::read(proc.join("cmdline")).unwrap_or_default();
+    let title = title.split(|byte| *byte == 0).next().unwrap_or_default().trim_ascii();
+    title.starts_with(b"postgres: ") && title.ends_with(b": logger")
+}
+
+fn alive_name(name: &OsStr) -> PathBuf {
+    let bytes = name.as_bytes();
+    PathBuf::from(OsStr::from_bytes(bytes.strip_suffix(DELETED).unwrap_or(bytes)))
+}
+
+/// Kills what runs on the data directory: `first`, then the rest. Returns how many are still there,
+/// loggers not counted; a logger is only killed `with_loggers`.
+pub(super) fn kill_once(data_dir: &Path, first: Option<u32>, with_loggers: bool) -> usize {
+    if let Some(first) = first {
+        kill(first);
+    }
+    let found = processes_in(data_dir);
+    for process in &found {
+        if !process.logger || with_loggers {
+            kill(process.pid);
+        }
+    }
+    found.iter().filter(|process| !process.logger).count()
+}
+
+fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may have ended meanwhile; the next look will tell.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}

@@ -1,0 +1,102 @@
+//! Starts a postmaster so that it cannot outlive the guard.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::fs::fchown;
+use rustix::process::{
+    Gid, Signal, Uid, getpid, getppid, set_parent_process_death_signal, setpriority_process,
+};
+
+use super::wire::StartRequest;
+
+/// Where a process says how willingly the kernel may kill it when memory is short.
+pub(super) const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+
+/// What the guard was before it made itself important, to be given back to its children.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    pub(super) nice: i32,
+    pub(super) oom_score: String,
+}
+
+/// Starts the postmaster and returns its pid; it is not waited for.
+#[expect(unsafe_code, reason = "code between fork and exec: only system calls, no allocation")]
+pub(super) fn spawn(
+    request: &StartRequest,
+    data_dir: &Path,
+    origin: &Origin,
+) -> io::Result<std::process::Child> {
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&request.log)?;
+    let (uid, gid) = (request.uid.map(Uid::from_raw), request.gid.map(Gid::from_raw));
+    if uid.is_some() || gid.is_some() {
+        fchown(&log, uid, gid)?;
+    }
+    let mut command = Command::new(&request.program);
+    command
+        .args(&request.args)
+        .envs(&request.env)
+        .env("PG_OOM_ADJUST_FILE", OOM_SCORE)
+        .env("PG_OOM_ADJUST_VALUE", &origin.oom_score)
+        .current_dir(data_dir)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    if let Some(uid) = request.uid {
+        command.uid(uid);
+    }
+    if let Some(gid) = request.gid {
+        command.gid(gid);
+    }
+    let guard = getpid();
+    let nice = origin.nice;
+    let before_exec = move || {
+        // SIGQUIT is an immediate shutdown: the postmaster takes its children with it.
+        set_parent_process_death_signal(Some(Signal::QUIT))?;
+        if getppid() != Some(guard) {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        }
+        // A server that runs as another user may not be allowed to; then it stays important.
+        let _ = setpriority_process(None, nice);
+        for signal in REQUESTS_TO_END {
+            // SAFETY: `signal` of the C library; the default disposition runs no code.
+            unsafe {
+                set_disposition(signal.as_raw(), DEFAULT);
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs in the forked child before exec and makes system calls only; it
+    // neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(before_exec);
+    }
+    command.spawn()
+}
+
+/// A guard ends when it is of no more use, not when a service manager, a terminal or a whole process
+/// group is told to end: with it the server would end.
+#[expect(unsafe_code, reason = "std and rustix have no way to ignore a signal")]
+pub(super) fn ignore_requests_to_end() {
+    for signal in REQUESTS_TO_END {
+        // SAFETY: `signal` of the C library; an ignored signal runs no code.
+        unsafe {
+            set_disposition(signal.as_raw(), IGNORE);
+        }
+    }
+}
+
+const REQUESTS_TO_END: [Signal; 4] = [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT];
+/// `SIG_DFL` and `SIG_IGN` of Linux.
+const DEFAULT: usize = 0;
+const IGNORE: usize = 1;
+
+#[expect(unsafe_code, reason = "std and rustix have no way to ignore a signal")]
+unsafe extern "C" {
+    #[link_name = "signal"]
+    fn set_disposition(signal: i32, disposition: usize) -> usize;
+}
