@@ -1,0 +1,300 @@
+//! The REST client with which an agent talks to the other members: where do you stand (the race), may
+//! I stay (failsafe mode), start a checkpoint (handover), do this for me (a forwarded request).
+//!
+//! One connection per question and no retries: an answer is worth something only now, and a
+//! connection kept from before a member's death would say nothing about its life. Every call has
+//! its own time limit, for a host that swallows packets is the normal case here.
+//!
+//! A member may be Patroni's, so answers are read tolerantly. Not here: what follows from an
+//! answer ([`crate::ha`]), and TLS.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kornak_cluster::{Lsn, Member, MemberRole, MemberState, Tags, Timeline, XLog};
+use kornak_config::agent::BasicAuth;
+use secrecy::ExposeSecret;
+use serde_json::Value;
+
+use crate::ha::Peer;
+
+/// Longest answer that is read. A status is about one kilobyte; ten thousand replication rows fit.
+const ANSWER_LIMIT: usize = 1 << 20;
+
+/// Marks a request that another agent passed on, so that it is never passed on twice.
+pub const FORWARDED: HeaderName = HeaderName::from_static("x-kornak-forwarded");
+
+/// Why a member gave no usable answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    #[error("not an address that can be asked: {0:?}")]
+    Address(String),
+    /// Nothing was sent.
+    #[error("cannot connect")]
+    Connect(#[source] hyper_util::client::legacy::Error),
+    /// It is not known whether the request arrived.
+    #[error("the connection broke")]
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It is not known whether the request arrived.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    #[error("answered with status {0}")]
+    Status(u16),
+    #[error("the answer makes no sense")]
+    Nonsense(#[source] serde_json::Error),
+}
+
+/// A member's account of itself: the part of `GET /patroni` that decisions rest on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerStatus {
+    /// `patroni.name`; who answers at an address need not be who was expected there.
+    pub name: Option<String>,
+    pub state: MemberState,
+    pub role: MemberRole,
+    pub xlog: XLog,
+    pub timeline: Timeline,
+    pub tags: Tags,
+    pub system_identifier: Option<String>,
+    pub server_version: Option<u32>,
+    /// Seconds since 1970.
+    pub dcs_last_seen: u64,
+    /// Its watchdog cannot stop it, so it does not run for leader.
+    pub watchdog_failed: bool,
+}
+
+impl PeerStatus {
+    /// Reads the JSON; what is missing or of another type counts as absent.
+    pub fn from_json(json: &Value) -> Self {
+        let word = |key| json.get(key).cloned().unwrap_or(Value::Null);
+        let xlog = json.get("xlog");
+        let lsn = |key| Some(Lsn(xlog?.get(key)?.as_u64()?));
+        Self {
+            name: json.pointer("/patroni/name").and_then(Value::as_str).map(str::to_owned),
+            state: serde_json::from_value(word("state")).unwrap_or(MemberState::Unknown),
+            role: serde_json::from_value(word("role")).unwrap_or(MemberRole::Uninitialized),
+            xlog: XLog {
+                location: lsn("location"),
+                received_location: lsn("received_location"),
+                replayed_location: lsn("replayed_location"),
+                replayed_timestamp: xlog
+                    .and_then(|xlog| xlog.get("replayed_timestamp")?.as_str())
+                    .map(str::to_owned),
+                paused: xlog.and_then(|xlog| xlog.get("paused")?.as_bool()),
+            },
+            timeline: Timeline(u32_at(json, "timeline").unwrap_or_default()),
+            tags: serde_json::from_value(word("tags")).unwrap_or_default(),
+            system_identifier: json
+                .get("database_system_identifier")
+                .and_then(Value::as_str)
+                .map(str::to_owned),
+            server_version: u32_at(json, "server_version"),
+            dcs_last_seen: json.get("dcs_last_seen").and_then(Value::as_u64).unwrap_or_default(),
+            watchdog_failed: json.get("watchdog_failed").and_then(Value::as_bool).unwrap_or(false),
+        }
+    }
+
+    /// It runs as a primary, as far as it knows: it shows a write position, or says so. A Patroni
+    /// that could not ask its server says `unknown` and keeps the role.
+    pub fn is_primary(&self) -> bool {
+        let alive = matches!(self.state, MemberState::Running | MemberState::Unknown);
+        self.xlog.location.is_some() || (self.role == MemberRole::Primary && alive)
+    }
+
+    /// The furthest WAL it has.
+    pub fn position(&self) -> Lsn {
+        let XLog { location, received_location, replayed_location, .. } = self.xlog;
+        location.max(received_location).max(replayed_location).unwrap_or_default()
+    }
+}
+
+impl From<PeerStatus> for Peer {
+    fn from(status: PeerStatus) -> Self {
+        Self {
+            primary: status.is_primary(),
+            position: status.position(),
+            timeline: status.timeline,
+            tags: status.tags,
+        }
+    }
+}
+
+fn u32_at(json: &Value, key: &str) -> Option<u32> {
+    u32::try_from(json.get(key)?.as_u64()?).ok()
+}
+
+/// What a member said to a leader that asks to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailsafeReply {
+    /// `lsn` is 0 if it did not say.
+    Accepted { lsn: Lsn },
+    /// The status: 500 runs as a leader, 502 failsafe mode is off, 401 and 403 not allowed.
+    Refused(u16),
+}
+
+/// A member's answer, whatever its status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body as text; bytes that are not UTF-8 are replaced.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// The client. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    client: Client<HttpConnector, Full<Bytes>>,
+    authorization: Option<HeaderValue>,
+}
+
+impl Peers {
+    /// `auth` is shown with every request that is not a GET.
+    pub fn new(auth: Option<&BasicAuth>) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(0)
+            .retry_canceled_requests(false)
+            .build(connector);
+        Self { client, authorization: auth.and_then(basic_authorization) }
+    }
+
+    /// Asks a member where it stands. `api_url` as published, ending in `/patroni`.
+    pub async fn get_status(
+        &self,
+        api_url: &str,
+        timeout: Duration,
+    ) -> Result<PeerStatus, PeerError> {
+        let answer = self.call(Method::GET, api_url, Bytes::new(), timeout).await?;
+        if answer.status != StatusCode::OK.as_u16() {
+            return Err(PeerError::Status(answer.status));
+        }
+        let json = serde_json::from_slice(&answer.body).map_err(PeerError::Nonsense)?;
+        Ok(PeerStatus::from_json(&json))
+    }
+
+    /// Asks a member's consent to stay leader without the store. `body` is
+    /// `{"name", "conn_url", "api_url", "slots"}`.
+    pub async fn post_failsafe(
+        &self,
+        api_base: &str,
+        body: &Value,
+        timeout: Duration,
+    ) -> Result<FailsafeReply, PeerError> {
+        let answer = self.post_json(&format!("{api_base}/failsafe"), body, timeout).await?;
+        if answer.status != StatusCode::OK.as_u16() {
+            return Ok(FailsafeReply::Refused(answer.status));
+        }
+        let lsn = answer.headers.get("lsn").and_then(|value| value.to_str().ok()?.parse().ok());
+        Ok(FailsafeReply::Accepted { lsn: Lsn(lsn.unwrap_or_default()) })
+    }
+
+    /// Asks a member for a checkpoint and waits until it is done.
+    pub async fn post_checkpoint(
+        &self,
+        api_base: &str,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        let url = format!("{api_base}/kornak/checkpoint");
+        let answer = self.post_json(&url, &Value::Object(serde_json::Map::new()), timeout).await?;
+        match answer.status {
+            200 => Ok(()),
+            status => Err(PeerError::Status(status)),
+        }
+    }
+
+    /// Sends `json` and returns the answer, whatever its status.
+    pub async fn post_json(
+        &self,
+        url: &str,
+        json: &Value,
+        timeout: Duration,
+    ) -> Result<Answer, PeerError> {
+        self.call(Method::POST, url, Bytes::from(json.to_string()), timeout).await
+    }
+
+    /// Asks all members at once where they stand, by name; who does not answer within `timeout` is
+    /// `None`.
+    pub async fn ask_all(
+        &self,
+        members: &BTreeMap<String, Member>,
+        timeout: Duration,
+    ) -> BTreeMap<String, Option<Peer>> {
+        let questions = members.iter().map(|(name, member)| async move {
+            let status = self.get_status(&member.api_url, timeout).await;
+            let status = status.inspect_err(|error| {
+                let error: &dyn std::error::Error = error;
+                tracing::debug!(node = name, error, "member does not say where it stands");
+            });
+            (name.clone(), status.ok().map(Peer::from))
+        });
+        futures_util::future::join_all(questions).await.into_iter().collect()
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        url: &str,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Answer, PeerError> {
+        let uri: Uri = url.parse().map_err(|_| PeerError::Address(url.to_owned()))?;
+        if uri.scheme_str() != Some("http") || uri.authority().is_none() {
+            return Err(PeerError::Address(url.to_owned()));
+        }
+        let mut request = Request::new(Full::new(body));
+        if method != Method::GET {
+            let headers = request.headers_mut();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            headers.insert(FORWARDED, HeaderValue::from_static("1"));
+            if let Some(authorization) = &self.authorization {
+                headers.insert(AUTHORIZATION, authorization.clone());
+            }
+        }
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        let exchange = async {
+            let response = self.client.request(request).await.map_err(|error| {
+                if error.is_connect() {
+                    PeerError::Connect(error)
+                } else {
+                    PeerError::Broken(error.into())
+                }
+            })?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, ANSWER_LIMIT).collect().await;
+            let body = body.map_err(PeerError::Broken)?.to_bytes();
+            Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        };
+        match tokio::time::timeout(timeout, exchange).await {
+            Ok(answer) => answer,
+            Err(_) => Err(PeerError::Timeout(timeout)),
+        }
+    }
+}
+
+/// The value of `Authorization` for basic authentication (RFC 7617), marked as sensitive.
+pub(crate) fn basic_authorization(auth: &BasicAuth) -> Option<HeaderValue> {
+    let pair = format!("{}:{}", auth.username, auth.password.expose_secret());
+    let mut value = HeaderValue::from_str(&format!("Basic {}", BASE64.encode(pair))).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests;

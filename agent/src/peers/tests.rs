@@ -1,0 +1,132 @@
+use std::future::IntoFuture;
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::routing::{get, post};
+use serde_json::json;
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(10);
+
+async fn serve(router: Router) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(axum::serve(listener, router).into_future());
+    address
+}
+
+/// An address at which nothing listens.
+async fn nobody() -> SocketAddr {
+    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+fn member(api_url: &str) -> Member {
+    serde_json::from_value(json!({"api_url": api_url, "state": "running", "role": "replica"}))
+        .unwrap()
+}
+
+#[test]
+fn a_patroni_primary_is_understood() {
+    let status = PeerStatus::from_json(&json!({
+        "state": "running", "role": "master", "server_version": 150_020,
+        "xlog": {"location": 68_540_456_u64}, "timeline": 5, "dcs_last_seen": 1_795_385_397_u64,
+        "tags": {"nofailover": true}, "database_system_identifier": "7711116309192622882",
+        "patroni": {"version": "4.1.5", "scope": "demo", "name": "pg2"}
+    }));
+    assert_eq!(status.name.as_deref(), Some("pg2"));
+    assert_eq!((status.server_version, status.dcs_last_seen), (Some(150_020), 1_795_385_397));
+    let peer = Peer::from(status);
+    assert!(peer.primary && peer.tags.nofailover());
+    assert_eq!((peer.position, peer.timeline), (Lsn(68_540_456), Timeline(5)));
+}
+
+#[test]
+fn a_standbys_position_is_the_further_of_received_and_replayed() {
+    for (xlog, position) in [
+        (json!({"received_location": 7, "replayed_location": 5}), 7),
+        (json!({"received_location": 0, "replayed_location": 5}), 5),
+        (json!({"received_location": null, "replayed_location": 5}), 5),
+        (json!({"received_location": u64::MAX}), u64::MAX),
+        (json!(null), 0),
+    ] {
+        let status = PeerStatus::from_json(&json!({"role": "replica", "xlog": xlog}));
+        assert_eq!(status.position(), Lsn(position), "{xlog}");
+        assert!(!status.is_primary());
+    }
+}
+
+#[test]
+fn a_member_is_primary_by_its_position_or_by_its_word_while_it_may_run() {
+    for (json, primary) in [
+        (json!({"state": "running", "role": "primary"}), true),
+        (json!({"state": "unknown", "role": "primary"}), true),
+        (json!({"state": "stopped", "role": "primary"}), false),
+        (json!({"state": "running", "role": "promoted"}), false),
+        (json!({"state": "stopping", "role": "demoted", "xlog": {"location": 1}}), true),
+        (json!("nonsense"), false),
+        (json!({"state": 1, "role": [], "timeline": -1, "tags": 3, "xlog": "x"}), false),
+    ] {
+        assert_eq!(PeerStatus::from_json(&json).is_primary(), primary, "{json}");
+    }
+}
+
+#[tokio::test]
+async fn everybody_is_asked_and_silence_is_told_from_answers() {
+    let status = || async { r#"{"state":"running","role":"replica","timeline":3}"# };
+    let up = serve(Router::new().route("/patroni", get(status))).await;
+    let silent = serve(Router::new().route("/patroni", get(std::future::pending::<&str>))).await;
+    let wrong = serve(Router::new()).await;
+    let members = BTreeMap::from([
+        ("up".to_owned(), member(&format!("http://{up}/patroni"))),
+        ("silent".to_owned(), member(&format!("http://{silent}/patroni"))),
+        ("wrong".to_owned(), member(&format!("http://{wrong}/patroni"))),
+        ("down".to_owned(), member(&format!("http://{}/patroni", nobody().await))),
+        ("bad".to_owned(), member("nonsense")),
+    ]);
+    let answers = Peers::new(None).ask_all(&members, Duration::from_millis(500)).await;
+    assert_eq!(answers.len(), 5);
+    let who: Vec<_> = answers.iter().filter(|(_, peer)| peer.is_some()).collect();
+    assert_eq!(who.len(), 1);
+    assert_eq!(answers["up"].as_ref().unwrap().timeline, Timeline(3));
+}
+
+#[tokio::test]
+async fn failsafe_answers_carry_the_position_or_the_refusal() {
+    let accept = || async { ([("lsn", "12345")], "Accepted") };
+    let refuse = || async { (StatusCode::INTERNAL_SERVER_ERROR, "Running as a leader") };
+    let yes = serve(Router::new().route("/failsafe", post(accept))).await;
+    let no = serve(Router::new().route("/failsafe", post(refuse))).await;
+    let peers = Peers::new(None);
+    let body = json!({"name": "a"});
+    let reply = peers.post_failsafe(&format!("http://{yes}"), &body, SOON).await.unwrap();
+    assert_eq!(reply, FailsafeReply::Accepted { lsn: Lsn(12345) });
+    let reply = peers.post_failsafe(&format!("http://{no}"), &body, SOON).await.unwrap();
+    assert_eq!(reply, FailsafeReply::Refused(500));
+}
+
+#[tokio::test]
+async fn requests_that_change_something_carry_the_password_and_the_mark() {
+    let echo = |headers: HeaderMap| async move {
+        let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("-");
+        format!("{} {}", text("authorization"), text(FORWARDED.as_str()))
+    };
+    let address = serve(Router::new().route("/x", post(echo))).await;
+    let auth = BasicAuth { username: "u".to_owned(), password: "p".to_owned().into() };
+    let url = format!("http://{address}/x");
+    let answer = Peers::new(Some(&auth)).post_json(&url, &json!({}), SOON).await.unwrap();
+    assert_eq!(answer.text(), "Basic dTpw 1");
+}
+
+#[tokio::test]
+async fn errors_tell_whether_anything_was_sent() {
+    let peers = Peers::new(None);
+    let down = format!("http://{}/patroni", nobody().await);
+    assert!(matches!(peers.get_status(&down, SOON).await, Err(PeerError::Connect(_))));
+    for url in ["", "nonsense", "https://h/patroni", "/patroni"] {
+        assert!(matches!(peers.get_status(url, SOON).await, Err(PeerError::Address(_))), "{url}");
+    }
+    let text = serve(Router::new().route("/patroni", get(|| async { "hello" }))).await;
+    let url = format!("http://{text}/patroni");
+    assert!(matches!(peers.get_status(&url, SOON).await, Err(PeerError::Nonsense(_))));
+}
