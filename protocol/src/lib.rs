@@ -10,7 +10,7 @@
 //! startup message ── NegotiateProtocolVersion if it asks for more than is served
 //!   │  [startup]
 //!   ▼
-//! authentication: auth steps, whole frames ([frame::take_frame])
+//! authentication: [auth] steps, whole frames ([frame::take_frame])
 //!   ▼
 //! ready: ParameterStatus*, BackendKeyData, ReadyForQuery
 //!   ▼
@@ -30,6 +30,7 @@
 //!
 //! The protocol is in chapter 55 of the manual, `/docs/current/protocol.html`.
 
+pub mod auth;
 pub mod backend;
 pub mod copy;
 pub mod error;

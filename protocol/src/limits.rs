@@ -52,10 +52,10 @@ pub const MAX_OWED: usize = 16_384;
 /// name, a nonce and channel-binding data; CVE-2026-6664 was an overflow behind a longer one.
 pub const MAX_SCRAM_MESSAGE_BYTES: usize = 2_048;
 
-/// Fewest and most PBKDF2 rounds that a verifier or a server may ask for. RFC 7677 asks for
-/// 4,096 at least; PostgreSQL permits 1. A hostile server must not keep a thread busy for
-/// minutes: 1,000,000 rounds are about a second.
-pub const SCRAM_ITERATIONS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
+/// Fewest and most PBKDF2 rounds of a verifier: the range of PostgreSQL's `scram_iterations`.
+/// Neither checking a proof nor proving with recovered keys does the rounds; a login with a
+/// password does, and takes 100,000 at most (`auth::cleartext`).
+pub const SCRAM_ITERATIONS: std::ops::RangeInclusive<u32> = 1..=0x7fff_ffff;
 
 /// Longest SCRAM salt in bytes after decoding; PostgreSQL's are 16.
 pub const MAX_SCRAM_SALT_BYTES: usize = 256;

@@ -120,7 +120,7 @@ fn grease_is_negotiated_down_and_its_option_named() {
     assert!(told.must_tell());
     let mut out = BytesMut::new();
     told.put(&mut out).unwrap();
-    assert_eq!(&out[..], b"v\0\0\0\x2d\0\x03\0\x02\0\0\0\x01_pq_.test_protocol_negotiation\0");
+    assert_eq!(&out[..], b"v\0\0\0\x2b\0\x03\0\x02\0\0\0\x01_pq_.test_protocol_negotiation\0");
 }
 
 #[test]
