@@ -16,13 +16,14 @@
 pub mod candidate;
 pub mod decision;
 pub mod snapshot;
+pub mod switchover;
 pub mod sync;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-use kornak_cluster::SyncMode;
+use kornak_cluster::{Epoch, SyncMode};
 
 use candidate::{Standing, Verdict};
 pub use decision::{Action, Decision, Why};
@@ -60,6 +61,7 @@ fn while_busy(s: &Snapshot, job: Job) -> Decision {
     if let (Server::Primary(_), Lease::Mine { until, .. }) = (&s.server, s.lease)
         && s.now + s.stop_budget >= until
         && job != Job::Demote
+        && !paused(s)
     {
         return decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s);
     }
@@ -109,7 +111,7 @@ fn with_data(s: &Snapshot, control: &Control) -> Decision {
         }
         Server::Stopped => stopped(s, control),
         Server::Starting { .. } => starting(s),
-        Server::Silent { .. } => silent(s),
+        Server::Silent { .. } => silent(s, control),
         Server::Standby(facts) => standby(s, facts),
         Server::Primary(facts) => primary(s, facts),
     }
@@ -128,6 +130,11 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
         };
     }
     match (&s.lease, &s.cluster.leader) {
+        (Lease::Mine { .. }, _) if !control.was_primary => {
+            // It won the key and stopped before it was promoted. A standby that is started in place
+            // would go on with the timeline of the primary it followed; it has to be promoted.
+            decision(Action::Rejoin { leader: None }, Why::KeyIsOursServerIsDown, s)
+        }
         (Lease::Mine { until, .. }, _) if s.now + s.stop_budget < *until => {
             if a_standby_has_everything(s) {
                 decision(Action::Release, Why::StandbyHasEverything, s)
@@ -151,8 +158,8 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
 /// heard of as running, a failover to it is faster than crash recovery and loses nothing.
 fn a_standby_has_everything(s: &Snapshot) -> bool {
     let Some(sync) = s.cluster.sync.as_ref() else { return false };
-    let on = s.cluster.config.as_ref().is_some_and(|c| c.synchronous_mode != SyncMode::Off);
-    on && sync.leader.as_deref() == Some(s.me.as_str())
+    is_synchronous(s)
+        && sync.leader.as_deref() == Some(s.me.as_str())
         && sync.standbys().iter().any(|name| {
             s.cluster.members.get(name).is_some_and(|member| {
                 member.state == kornak_cluster::MemberState::Running && !member.tags.nofailover()
@@ -162,7 +169,7 @@ fn a_standby_has_everything(s: &Snapshot) -> bool {
 
 fn starting(s: &Snapshot) -> Decision {
     match s.lease {
-        Lease::Mine { until, .. } if s.now + s.stop_budget >= until => {
+        Lease::Mine { until, .. } if s.now + s.stop_budget >= until && !paused(s) => {
             decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s)
         }
         _ => wait(s, Why::ServerStarting),
@@ -171,22 +178,24 @@ fn starting(s: &Snapshot) -> Decision {
 
 /// Runs, and does not answer. A leader is stopped only when its lease runs out, for a busy server
 /// may be slow; the lease itself is renewed apart from the server's health.
-fn silent(s: &Snapshot) -> Decision {
+fn silent(s: &Snapshot, control: &Control) -> Decision {
     match (&s.lease, &s.cluster.leader) {
-        (Lease::Mine { until, .. }, _) if s.now + s.stop_budget >= *until => {
+        (Lease::Mine { until, .. }, _) if s.now + s.stop_budget >= *until && !paused(s) => {
             decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s)
         }
-        (Lease::None, Some(leader)) if leader.name != s.me && s.store == Store::Live => {
-            wait(s, Why::ServerSilent)
+        (Lease::None, Some(leader))
+            if leader.name != s.me && s.store == Store::Live && control.was_primary =>
+        {
+            decision(Action::Demote { immediate: true }, Why::OtherLeads, s)
         }
         _ => wait(s, Why::ServerSilent),
     }
 }
 
 fn standby(s: &Snapshot, facts: &StandbyFacts) -> Decision {
-    if let Lease::Mine { until, .. } = s.lease {
+    if let Lease::Mine { until, epoch } = s.lease {
         return if s.now + s.stop_budget < until && s.store == Store::Live {
-            decision(Action::Promote, Why::WonLease, s)
+            won(s, epoch)
         } else {
             wait(s, Why::LeaseUnproven)
         };
@@ -205,6 +214,26 @@ fn standby(s: &Snapshot, facts: &StandbyFacts) -> Decision {
     follow(s, facts, &leader.name)
 }
 
+/// The key is ours and the server still a standby.
+fn won(s: &Snapshot, epoch: Epoch) -> Decision {
+    // A claim without an answer may be done late, after this node has given its word to another.
+    if candidate::promise_binds(s) {
+        return decision(Action::Release, Why::PromisedFailsafe, s);
+    }
+    // Commits that are acknowledged here while the store still names the standbys of the former
+    // leader would be lost by a failover to one of them. The claim writes both at once.
+    if is_synchronous(s) {
+        if s.cluster.leader.as_ref().is_none_or(|leader| leader.epoch != epoch) {
+            return wait(s, Why::ViewBehindLease);
+        }
+        let named = s.cluster.sync.as_ref().and_then(|sync| sync.leader.as_deref());
+        if named != Some(s.me.as_str()) {
+            return decision(Action::Release, Why::SyncNotOurs, s);
+        }
+    }
+    decision(Action::Promote, Why::WonLease, s)
+}
+
 fn follow(s: &Snapshot, facts: &StandbyFacts, leader: &str) -> Decision {
     let target = s.cluster.members.get(leader).and_then(kornak_cluster::Member::conn_address);
     let Some(target) = target else { return wait(s, Why::WaitingForLeader) };
@@ -221,8 +250,12 @@ fn follow(s: &Snapshot, facts: &StandbyFacts, leader: &str) -> Decision {
 
 fn primary(s: &Snapshot, facts: &PrimaryFacts) -> Decision {
     match (&s.lease, &s.cluster.leader) {
-        (Lease::Mine { until, .. }, _) if s.now + s.stop_budget >= *until && !paused(s) => {
-            decision(Action::Demote { immediate: false }, Why::LeaseUnproven, s)
+        (Lease::Mine { until, .. }, _) if s.now + s.stop_budget >= *until => {
+            if paused(s) {
+                wait(s, Why::Paused)
+            } else {
+                decision(Action::Demote { immediate: false }, Why::LeaseUnproven, s)
+            }
         }
         (Lease::Mine { .. }, _) => decision(Action::Lead, Why::Healthy, s),
         (Lease::None, Some(leader)) if s.store == Store::Live && leader.name != s.me => {
@@ -232,11 +265,9 @@ fn primary(s: &Snapshot, facts: &PrimaryFacts) -> Decision {
             let standing =
                 Standing { position: facts.lsn, timeline: facts.timeline, primary: true };
             match race(s, standing) {
-                // Nobody proved us the leader and we may not become it: stop, unless an answer
-                // is still due.
-                Decision { action: Action::Wait, why, .. }
-                    if !matches!(why, Why::Paused | Why::PeersUnknown) =>
-                {
+                // Nobody proved us the leader and we may not become it: stop, unless an operator
+                // keeps everything as it is.
+                Decision { action: Action::Wait, why, .. } if !paused(s) => {
                     decision(Action::Demote { immediate: true }, why, s)
                 }
                 decision => decision,
@@ -255,6 +286,10 @@ fn race(s: &Snapshot, standing: Standing) -> Decision {
         Verdict::TakeOver => decision(Action::Claim { take_over: true }, Why::NamedCandidate, s),
         Verdict::No(why) => Decision { recheck: RACE_PAUSE, ..wait(s, why) },
     }
+}
+
+fn is_synchronous(s: &Snapshot) -> bool {
+    s.cluster.config.as_ref().is_some_and(|config| config.synchronous_mode != SyncMode::Off)
 }
 
 fn paused(s: &Snapshot) -> bool {

@@ -4,6 +4,11 @@
 //! A pure core decides ([`ha::decide`]), a thin shell acts ([`driver`](crate)). The page to read
 //! first is ARCHITECTURE.md, "A failover, told once".
 
+pub mod clock;
+pub mod failsafe;
 pub mod guard;
 pub mod ha;
+pub mod lease;
 pub mod node;
+pub mod peers;
+pub mod publish;

@@ -1,0 +1,167 @@
+//! Failsafe mode: a leader stays although the store is away, while every member confirms it.
+//!
+//! The confirmation is a promise that outlives a restart of the member that gave it: it is on disk
+//! before the answer is sent. The leader's deadline moves only by a round that *all* members of the
+//! list accepted, counted from the moment the round began; a failed round is not a demotion, the
+//! deadline is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::{ClusterState, Moment};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+/// Between two rounds.
+pub const ROUND_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a member may take to answer.
+pub const ROUND_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// A promise not to race, as it lies on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promise {
+    /// To whom it was given.
+    pub leader: String,
+    /// The boot in which `until_ms` counts; another boot starts the clock anew.
+    pub boot_id: String,
+    /// Milliseconds on the boot-time clock.
+    pub until_ms: u64,
+    /// How long it was given for, milliseconds; after a reboot it counts again in full.
+    pub length_ms: u64,
+}
+
+/// Keeps the promise of this node.
+#[derive(Debug, Clone)]
+pub struct Promises {
+    path: PathBuf,
+    boot_id: String,
+    current: Arc<Mutex<Option<Promise>>>,
+}
+
+impl Promises {
+    /// Reads what was promised before. A promise of an earlier boot counts from `now` in full.
+    pub fn load(path: PathBuf, boot_id: String, now: Moment) -> Self {
+        let read = || -> Option<Promise> {
+            let promise: Promise = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+            if promise.boot_id == boot_id {
+                return Some(promise);
+            }
+            let until = now + Duration::from_millis(promise.length_ms);
+            Some(Promise { boot_id: boot_id.clone(), until_ms: millis(until), ..promise })
+        };
+        let current = Arc::new(Mutex::new(read()));
+        Self { path, boot_id, current }
+    }
+
+    /// Promises `leader` not to race for `length` from `now`, on disk before it returns.
+    ///
+    /// # Errors
+    /// The promise could not be made durable; then it must not be given.
+    pub fn give(&self, leader: &str, now: Moment, length: Duration) -> std::io::Result<()> {
+        let promise = Promise {
+            leader: leader.to_owned(),
+            boot_id: self.boot_id.clone(),
+            until_ms: millis(now + length),
+            length_ms: millis(Moment::new(length)),
+        };
+        let mut current = self.current.lock();
+        write_durably(&self.path, &promise)?;
+        *current = Some(promise);
+        Ok(())
+    }
+
+    /// Until when this node must not race.
+    pub fn until(&self) -> Option<Moment> {
+        self.current.lock().as_ref().map(|promise| Moment::at_millis(promise.until_ms))
+    }
+
+    /// Whether a promise is in force.
+    pub fn in_force(&self, now: Moment) -> bool {
+        self.until().is_some_and(|until| now < until)
+    }
+
+    /// The store shows a newer leadership: the promise has served its purpose.
+    pub fn forget(&self) {
+        let mut current = self.current.lock();
+        if current.take().is_some() {
+            // A file that stays only delays a race after a restart.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn millis(moment: Moment) -> u64 {
+    u64::try_from(moment.since_start().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn write_durably(path: &Path, promise: &Promise) -> std::io::Result<()> {
+    use std::io::Write;
+    let temporary = path.with_extension("new");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec(promise)?)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Whom a leader has to ask: everybody in the list that the store had last, and in the list that was
+/// to be written next if that write has not been proven. `None` if failsafe mode is off.
+pub fn whom_to_ask(
+    me: &str,
+    cluster: &ClusterState,
+    unproven: Option<&BTreeMap<String, String>>,
+) -> Option<BTreeMap<String, String>> {
+    if !cluster.config.as_ref()?.failsafe_mode {
+        return None;
+    }
+    let mut list = cluster.failsafe.clone()?;
+    list.extend(unproven.into_iter().flatten().map(|(name, url)| (name.clone(), url.clone())));
+    list.remove(me);
+    Some(list)
+}
+
+/// How long a member promises to stay away: Patroni's leaders ask every `loop_wait`.
+pub fn promise_length(ttl: Duration) -> Duration {
+    ttl.max(Duration::from_secs(20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kornak_cluster::ClusterConfig;
+
+    #[test]
+    fn a_promise_outlives_a_restart_and_starts_again_after_a_reboot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("promise");
+        let at = Moment::at_millis;
+        let promises = Promises::load(path.clone(), "boot-1".into(), at(0));
+        assert!(!promises.in_force(at(0)));
+        promises.give("p", at(1_000), Duration::from_secs(20)).unwrap();
+        let restarted = Promises::load(path.clone(), "boot-1".into(), at(2_000));
+        assert!(restarted.in_force(at(20_999)) && !restarted.in_force(at(21_000)));
+        let rebooted = Promises::load(path.clone(), "boot-2".into(), at(500));
+        assert!(rebooted.in_force(at(20_499)) && !rebooted.in_force(at(20_500)));
+        rebooted.forget();
+        assert!(!Promises::load(path, "boot-2".into(), at(0)).in_force(at(0)));
+    }
+
+    #[test]
+    fn a_leader_asks_the_old_list_and_the_one_that_may_have_been_written() {
+        let mut cluster = ClusterState::default();
+        let list = |names: &[&str]| -> BTreeMap<String, String> {
+            names.iter().map(|name| ((*name).to_owned(), format!("http://{name}"))).collect()
+        };
+        cluster.failsafe = Some(list(&["a", "b"]));
+        assert_eq!(whom_to_ask("a", &cluster, None), None, "off unless /config says so");
+        cluster.config = ClusterConfig::parse(r#"{"failsafe_mode":true}"#);
+        assert_eq!(whom_to_ask("a", &cluster, None), Some(list(&["b"])));
+        assert_eq!(whom_to_ask("a", &cluster, Some(&list(&["a", "c"]))), Some(list(&["b", "c"])));
+    }
+}

@@ -1,0 +1,154 @@
+//! The judgements of a planned handover: who may be the candidate, when a drain may begin, and when
+//! it has succeeded. The steps themselves are in `crate::handover`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kornak_cluster::{Ack, ClusterState, MemberState, Moment, ProxyRegistration, SyncMode};
+
+use super::snapshot::StandbyRow;
+
+/// Why a switchover is refused, in Patroni's words where it has them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("candidate does not exists")]
+    Unknown,
+    #[error("candidate name does not match with sync_standby")]
+    NotSynchronous,
+    #[error("switchover is not possible: no good candidates have been found")]
+    NoneFit,
+    #[error("switchover is not possible: cluster does not have members except leader")]
+    Alone,
+    #[error("candidate {name} is not streaming from the leader")]
+    NotStreaming { name: String },
+    #[error("candidate {name} is tagged nofailover")]
+    NoFailover { name: String },
+    #[error("candidate {name} is {lag_bytes} bytes behind")]
+    Behind { name: String, lag_bytes: u64 },
+    #[error("another handover is under way")]
+    Busy,
+    #[error("this node does not lead")]
+    NotLeader,
+}
+
+/// Chooses the candidate, or judges the one that was asked for.
+pub fn candidate(
+    me: &str,
+    cluster: &ClusterState,
+    rows: &[StandbyRow],
+    lsn: kornak_cluster::Lsn,
+    asked: Option<&str>,
+) -> Result<String, Refusal> {
+    if let Some(name) = asked {
+        if name == me || !cluster.members.contains_key(name) {
+            return Err(Refusal::Unknown);
+        }
+        return fit(cluster, rows, lsn, name).map(|_| name.to_owned());
+    }
+    let others: Vec<&String> = cluster.members.keys().filter(|name| *name != me).collect();
+    if others.is_empty() {
+        return Err(Refusal::Alone);
+    }
+    let best = others
+        .iter()
+        .filter_map(|name| Some((fit(cluster, rows, lsn, name).ok()?, *name)))
+        .min_by_key(|(lag, name)| {
+            let priority =
+                cluster.members.get(*name).map_or(0, |member| member.tags.failover_priority());
+            (*lag, -priority, (*name).clone())
+        });
+    best.map(|(_, name)| name.clone()).ok_or(Refusal::NoneFit)
+}
+
+/// How far behind a fit candidate is, in bytes.
+fn fit(
+    cluster: &ClusterState,
+    rows: &[StandbyRow],
+    lsn: kornak_cluster::Lsn,
+    name: &str,
+) -> Result<u64, Refusal> {
+    let config = cluster.config.clone().unwrap_or_default();
+    let member = cluster.members.get(name).ok_or(Refusal::Unknown)?;
+    if member.tags.nofailover() {
+        return Err(Refusal::NoFailover { name: name.to_owned() });
+    }
+    if config.synchronous_mode != SyncMode::Off
+        && !cluster.sync.as_ref().is_some_and(|sync| sync.matches(name))
+    {
+        return Err(Refusal::NotSynchronous);
+    }
+    let row = rows
+        .iter()
+        .find(|row| row.streaming && row.application_name.eq_ignore_ascii_case(name))
+        .filter(|_| member.state == MemberState::Running)
+        .ok_or_else(|| Refusal::NotStreaming { name: name.to_owned() })?;
+    let lag_bytes = lsn.bytes_ahead_of(row.flush);
+    if lag_bytes > config.maximum_lag_on_failover {
+        return Err(Refusal::Behind { name: name.to_owned(), lag_bytes });
+    }
+    Ok(lag_bytes)
+}
+
+/// What the leader's own server says of the sessions that a drain waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Busy {
+    /// Client backends that are not idle.
+    pub backends: u32,
+    /// Age of the oldest of their transactions.
+    pub oldest: Duration,
+}
+
+/// A drain begins only when it can succeed: a transaction that has run for half of what clients may
+/// be held would most likely outlast it, and everybody would have been held for nothing.
+pub fn may_drain(busy: Busy, max_hold: Duration) -> bool {
+    busy.backends == 0 || busy.oldest < max_hold / 2
+}
+
+/// State of a drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Nothing runs: the switch may be written.
+    Open,
+    /// Something still runs.
+    Waiting,
+    /// Clients have been held for as long as they may be.
+    TimeUp,
+}
+
+/// Time that the transaction into `switch` needs before the proxies let go by themselves.
+const WRITE_ALLOWANCE: Duration = Duration::from_millis(50);
+
+/// Judges a drain. `began` is from before the record was written.
+pub fn gate(
+    now: Moment,
+    began: Moment,
+    max_hold: Duration,
+    attempt: (&str, u32),
+    proxies: &BTreeMap<String, ProxyRegistration>,
+    acks: &BTreeMap<String, Ack>,
+    busy: Busy,
+) -> Gate {
+    if now.since(began) + WRITE_ALLOWANCE >= max_hold {
+        return Gate::TimeUp;
+    }
+    let acknowledged = |proxy: &String| {
+        acks.get(proxy).is_some_and(|ack| (ack.id.as_str(), ack.attempt) == attempt)
+    };
+    let awaited = proxies.iter().filter(|(_, registered)| {
+        registered.speaks.contains(&kornak_cluster::member::KORNAK_RECORDS_VERSION)
+    });
+    if busy.backends == 0 && awaited.map(|(name, _)| name).all(acknowledged) {
+        Gate::Open
+    } else {
+        Gate::Waiting
+    }
+}
+
+/// Pause after the `attempt`th drain failed: 1, 2, 4 … s, at most three attempts in a minute.
+pub fn pause_after(attempt: u32) -> Duration {
+    match attempt {
+        1 => Duration::from_secs(1),
+        2 => Duration::from_secs(3),
+        _ => Duration::from_secs(20),
+    }
+}

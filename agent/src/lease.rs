@@ -1,0 +1,440 @@
+//! The leader key and the lease it hangs on: claimed, proven, moved and released here, and nowhere
+//! else.
+//!
+//! A renewal that the store answers is not a proof of leadership (SAFETY scenarios A2): the key may
+//! have been deleted while its lease lives. So each renewal is followed by a transaction that
+//! compares the key's lease and creation with ours, in the same raft term; only then the deadline
+//! moves, and it is counted from the moment the renewal was *sent*. The guard is told the new
+//! deadline, and has acknowledged it, before anybody may rely on it.
+//!
+//! The keeper's task runs apart from the agent's loop, so a slow step never costs a renewal.
+//! Not here: what a leader does, and when it should claim or release.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::{Epoch, Moment};
+use kornak_dcs::keys::Keys;
+use kornak_dcs::lease::fence_at;
+use kornak_dcs::{Compare, Dcs, DcsError, LeaseId, Op, Txn};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::guard::{GuardClient, GuardError, boottime_now};
+use crate::ha::Lease;
+
+/// Between two tries while renewals fail.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// A leadership that is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    pub lease: LeaseId,
+    /// As granted by the store.
+    pub ttl: Duration,
+    pub epoch: Epoch,
+    /// The server must not accept writes after this.
+    pub until: Moment,
+    /// When the last proven renewal was sent.
+    pub proven_at: Moment,
+}
+
+/// Why the leader key was not claimed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    #[error("another node was faster, or what was compared has changed")]
+    Lost,
+    #[error("the guard could not be armed")]
+    Guard(#[source] GuardError),
+    #[error("claim the leader key")]
+    Store(#[source] DcsError),
+    #[error("the lease ran out before it could be used")]
+    TooLate,
+}
+
+/// Holds the leader key, or not.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    me: String,
+    store: Arc<dyn Dcs>,
+    keys: Keys,
+    guard: GuardClient,
+    margin: Duration,
+    /// Remembers the lease over a restart of the agent.
+    file: PathBuf,
+    /// Serializes operations on the key.
+    gate: Mutex<()>,
+    held: watch::Sender<Option<Held>>,
+    /// A claim whose outcome is not known yet.
+    claiming: watch::Sender<bool>,
+    /// A lease granted ahead of a take-over, with the moment its grant was sent.
+    ahead: Mutex<Option<Ahead>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ahead {
+    lease: LeaseId,
+    ttl: Duration,
+    sent: Moment,
+    raft_term: u64,
+}
+
+impl Keeper {
+    /// `file` lies beside the data directory: only who has this data may take the lease up again.
+    pub fn new(
+        me: &str,
+        store: Arc<dyn Dcs>,
+        keys: Keys,
+        guard: GuardClient,
+        margin: Duration,
+        file: PathBuf,
+    ) -> Self {
+        let inner = Inner {
+            me: me.to_owned(),
+            store,
+            keys,
+            guard,
+            margin,
+            file,
+            gate: Mutex::new(()),
+            held: watch::Sender::new(None),
+            claiming: watch::Sender::new(false),
+            ahead: Mutex::new(None),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What is held now.
+    pub fn held(&self) -> Option<Held> {
+        *self.inner.held.borrow()
+    }
+
+    /// As the decision sees it.
+    pub fn fact(&self) -> Lease {
+        match self.held() {
+            Some(held) => Lease::Mine { epoch: held.epoch, until: held.until },
+            None => Lease::None,
+        }
+    }
+
+    /// Follows what is held.
+    pub fn subscribe(&self) -> watch::Receiver<Option<Held>> {
+        self.inner.held.subscribe()
+    }
+
+    /// Whether an attempt to create the key is open: then no other leader may be promised to stay.
+    pub fn is_claiming(&self) -> bool {
+        *self.inner.claiming.borrow()
+    }
+
+    /// Grants a lease that a later [`Keeper::claim`] uses, so that a take-over saves a round trip.
+    pub async fn grant_ahead(&self, ttl: Duration) {
+        let mut ahead = self.inner.ahead.lock().await;
+        if ahead.is_some_and(|ahead| boottime_now().since(ahead.sent) < ahead.ttl / 3) {
+            return;
+        }
+        let sent = boottime_now();
+        let renewed = match *ahead {
+            Some(old) => match self.inner.store.keep_alive(old.lease).await {
+                Ok(renewed) => {
+                    Ok(Ahead { sent, ttl: renewed.ttl, raft_term: renewed.raft_term, ..old })
+                }
+                Err(error) => Err(error),
+            },
+            None => self.grant(ttl).await,
+        };
+        match renewed {
+            Ok(fresh) => *ahead = Some(fresh),
+            Err(error) => {
+                debug!(error = %error, "no lease could be granted ahead");
+                *ahead = None;
+            }
+        }
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<Ahead, DcsError> {
+        let sent = boottime_now();
+        let granted = self.inner.store.grant(ttl).await?;
+        Ok(Ahead {
+            lease: granted.lease,
+            ttl: granted.ttl,
+            sent,
+            raft_term: granted.raft_term,
+        })
+    }
+
+    /// Creates the leader key, together with `also` and only if `when` holds as well. On success the
+    /// guard is armed. `own_leases` tells, given our lease, which further writes go along.
+    pub async fn claim(
+        &self,
+        store_id: u64,
+        ttl: Duration,
+        when: Vec<Compare>,
+        also: impl FnOnce(LeaseId) -> Vec<Op>,
+    ) -> Result<Epoch, ClaimError> {
+        let _gate = self.inner.gate.lock().await;
+        self.inner.claiming.send_replace(true);
+        let result = self.claim_gated(store_id, ttl, when, also).await;
+        self.inner.claiming.send_replace(false);
+        result
+    }
+
+    async fn claim_gated(
+        &self,
+        store_id: u64,
+        ttl: Duration,
+        when: Vec<Compare>,
+        also: impl FnOnce(LeaseId) -> Vec<Op>,
+    ) -> Result<Epoch, ClaimError> {
+        let ahead = self.inner.ahead.lock().await.take();
+        let usable = ahead.filter(|a| boottime_now().since(a.sent) < a.ttl / 2);
+        let base = match usable {
+            Some(ahead) => ahead,
+            None => self.grant(ttl).await.map_err(ClaimError::Store)?,
+        };
+        self.remember(base.lease);
+        let key = self.inner.keys.leader();
+        let mut txn = Txn::just(Op::put_leased(&key, &self.inner.me, base.lease))
+            .when(Compare::absent(&key));
+        txn.compare.extend(when);
+        txn.then.extend(also(base.lease));
+        let (revision, raft_term) = match self.inner.store.txn(txn).await {
+            Ok(outcome) if outcome.succeeded => (outcome.revision, outcome.raft_term),
+            Ok(_) => {
+                self.drop_lease(base.lease);
+                return Err(ClaimError::Lost);
+            }
+            Err(error) if error.outcome_is_unknown() => {
+                self.find_out(base.lease).await.map_err(ClaimError::Store)?.ok_or_else(|| {
+                    self.drop_lease(base.lease);
+                    ClaimError::Lost
+                })?
+            }
+            Err(error) => {
+                self.drop_lease(base.lease);
+                return Err(ClaimError::Store(error));
+            }
+        };
+        let epoch = Epoch { store: store_id, revision };
+        let until = fence_at(base.sent, base.ttl, self.inner.margin);
+        let held = Held { lease: base.lease, ttl: base.ttl, epoch, until, proven_at: base.sent };
+        if raft_term == base.raft_term {
+            self.arm_and_publish(held).await?;
+        } else {
+            // Another raft leader may count the lease from its own election: prove it anew.
+            self.prove(held).await?;
+        }
+        if self.held().is_none() {
+            return Err(ClaimError::TooLate);
+        }
+        info!(epoch = revision, "leader key claimed");
+        Ok(epoch)
+    }
+
+    /// After a claim without an answer: reads who holds the key until the store says.
+    async fn find_out(&self, lease: LeaseId) -> Result<Option<(u64, u64)>, DcsError> {
+        let key = self.inner.keys.leader();
+        let view = self.inner.store.range(&key).await?;
+        let found = view.get(&key).filter(|found| found.lease == lease);
+        Ok(found.map(|found| (found.create_revision, view.raft_term)))
+    }
+
+    async fn arm_and_publish(&self, held: Held) -> Result<(), ClaimError> {
+        if boottime_now() >= held.until {
+            return Err(ClaimError::TooLate);
+        }
+        self.inner.guard.arm(held.until).await.map_err(ClaimError::Guard)?;
+        self.inner.held.send_replace(Some(held));
+        Ok(())
+    }
+
+    /// One renewal with its proof.
+    async fn prove(&self, held: Held) -> Result<(), ClaimError> {
+        let sent = boottime_now();
+        let renewed = match self.inner.store.keep_alive(held.lease).await {
+            Ok(renewed) => renewed,
+            Err(DcsError::LeaseLost) => return Err(self.lost("the lease has ended")),
+            Err(error) => return Err(ClaimError::Store(error)),
+        };
+        let key = self.inner.keys.leader();
+        let txn = Txn::default()
+            .when(Compare::Lease { key: key.clone(), lease: held.lease })
+            .when(Compare::Created { key, revision: held.epoch.revision });
+        let outcome = self.inner.store.txn(txn).await.map_err(ClaimError::Store)?;
+        if !outcome.succeeded {
+            return Err(self.lost("the leader key is not ours"));
+        }
+        if outcome.raft_term != renewed.raft_term {
+            debug!("the raft leader changed during a renewal, which proves nothing");
+            return Ok(());
+        }
+        let until = fence_at(sent, renewed.ttl, self.inner.margin).max(held.until);
+        self.arm_and_publish(Held { ttl: renewed.ttl, until, proven_at: sent, ..held }).await
+    }
+
+    fn lost(&self, why: &'static str) -> ClaimError {
+        if self.inner.held.send_replace(None).is_some() {
+            warn!(why, "leadership lost");
+        }
+        ClaimError::Lost
+    }
+
+    /// Renews and proves once, now.
+    pub async fn renew(&self) -> Result<(), ClaimError> {
+        let _gate = self.inner.gate.lock().await;
+        match self.held() {
+            Some(held) => self.prove(held).await,
+            None => Err(ClaimError::Lost),
+        }
+    }
+
+    /// Moves the key to a lease of another length, without giving the leadership up: a short one
+    /// before a planned stop, so that dying in the middle costs seconds; the regular one after it.
+    pub async fn move_to(&self, ttl: Duration) -> Result<(), ClaimError> {
+        let _gate = self.inner.gate.lock().await;
+        let Some(held) = self.held() else { return Err(ClaimError::Lost) };
+        if held.ttl == ttl {
+            return Ok(());
+        }
+        let base = self.grant(ttl).await.map_err(ClaimError::Store)?;
+        let until = fence_at(base.sent, base.ttl, self.inner.margin);
+        if until < held.until {
+            // The guard must know the shorter deadline before the store does.
+            self.inner.guard.arm(until).await.map_err(ClaimError::Guard)?;
+        }
+        self.remember(base.lease);
+        let key = self.inner.keys.leader();
+        let txn = Txn::just(Op::put_leased(&key, &self.inner.me, base.lease))
+            .when(Compare::Lease { key: key.clone(), lease: held.lease })
+            .when(Compare::Created { key, revision: held.epoch.revision });
+        let moved = match self.inner.store.txn(txn).await {
+            Ok(outcome) => outcome.succeeded,
+            Err(error) if error.outcome_is_unknown() => {
+                self.find_out(base.lease).await.map_err(ClaimError::Store)?.is_some()
+            }
+            Err(error) => return Err(ClaimError::Store(error)),
+        };
+        if !moved {
+            self.drop_lease(base.lease);
+            return Err(self.lost("the leader key is not ours"));
+        }
+        self.drop_lease(held.lease);
+        let held =
+            Held { lease: base.lease, ttl: base.ttl, until, proven_at: base.sent, ..held };
+        self.arm_and_publish(held).await
+    }
+
+    /// Deletes the leader key if it is ours, together with `also` and only if `when` holds. Nothing
+    /// is held afterwards, whatever the answer: an unknown outcome counts as released. `Ok(false)`
+    /// means that the store refused.
+    pub async fn release(&self, when: Vec<Compare>, also: Vec<Op>) -> Result<bool, DcsError> {
+        let _gate = self.inner.gate.lock().await;
+        let Some(held) = self.inner.held.send_replace(None) else { return Ok(true) };
+        let key = self.inner.keys.leader();
+        let mut txn = Txn::just(Op::delete(&key))
+            .when(Compare::Lease { key, lease: held.lease });
+        txn.compare.extend(when);
+        txn.then.extend(also);
+        let outcome = self.inner.store.txn(txn).await?;
+        if outcome.succeeded {
+            self.forget();
+            self.drop_lease(held.lease);
+            info!("leader key released");
+        }
+        Ok(outcome.succeeded)
+    }
+
+    /// While the store is away: every member has confirmed this leader, so it may stay until then.
+    pub async fn extend_by_failsafe(&self, until: Moment) {
+        let Some(held) = self.held() else { return };
+        if until > held.until
+            && let Err(error) = self.arm_and_publish(Held { until, ..held }).await
+        {
+            warn!(error = &error as &dyn std::error::Error, "failsafe could not extend the lease");
+        }
+    }
+
+    /// Takes a leadership up again after a restart of the agent, if the key still hangs on the lease
+    /// that this data directory remembers.
+    pub async fn take_up_again(&self, lease: LeaseId, epoch: Epoch) -> Result<(), ClaimError> {
+        if self.remembered() != Some(lease) {
+            return Err(ClaimError::Lost);
+        }
+        let _gate = self.inner.gate.lock().await;
+        let start = Moment::default();
+        let held = Held { lease, ttl: Duration::ZERO, epoch, until: start, proven_at: start };
+        self.prove(held).await?;
+        info!(epoch = epoch.revision, "leadership taken up again");
+        Ok(())
+    }
+
+    fn remember(&self, lease: LeaseId) {
+        if let Err(error) = std::fs::write(&self.inner.file, lease.to_string()) {
+            warn!(error = %error, "the lease could not be noted on disk; a restart will wait for it to end");
+        }
+    }
+
+    fn remembered(&self) -> Option<LeaseId> {
+        std::fs::read_to_string(&self.inner.file).ok()?.trim().parse().ok()
+    }
+
+    fn forget(&self) {
+        // Absent is as good as forgotten; a stale number is compared with the store before use.
+        let _ = std::fs::remove_file(&self.inner.file);
+    }
+
+    fn drop_lease(&self, lease: LeaseId) {
+        let store = Arc::clone(&self.inner.store);
+        // Nobody waits for it: a lease that is not revoked expires by itself.
+        tokio::spawn(async move {
+            let _ = store.revoke(lease).await;
+        });
+    }
+
+    /// Renews for as long as something is held; runs until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut changes = self.subscribe();
+        loop {
+            let held = *changes.borrow_and_update();
+            let pause = match held {
+                None => {
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        _ = changes.changed() => continue,
+                    }
+                }
+                Some(held) => renewal_pause(held, boottime_now()),
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                changed = changes.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            }
+            if let Err(error) = self.renew().await
+                && !matches!(error, ClaimError::Lost)
+            {
+                warn!(error = &error as &dyn std::error::Error, "lease not renewed");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(RETRY) => {}
+                }
+            }
+        }
+    }
+}
+
+/// A sixth of the lease, so that several renewals may fail before the deadline.
+fn renewal_pause(held: Held, now: Moment) -> Duration {
+    let every = (held.ttl / 6).clamp(Duration::from_millis(300), Duration::from_secs(5));
+    every.saturating_sub(now.since(held.proven_at))
+}

@@ -1,0 +1,130 @@
+//! The member key: this node's account of itself, kept in the store on a lease of its own.
+//!
+//! Apart from the leader key's lease, so that neither keeps the other alive. A key that vanishes
+//! while its lease lives (an operator's `remove`) is written again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::Member;
+use kornak_dcs::keys::Keys;
+use kornak_dcs::{Dcs, DcsError, LeaseId, Op, Txn, View};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// What is to be published; the driver replaces it after every look.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Account {
+    pub member: Member,
+    /// Lifetime of the member key.
+    pub ttl: Duration,
+}
+
+struct Publisher {
+    store: Arc<dyn Dcs>,
+    key: String,
+    lease: Option<LeaseId>,
+    ttl: Duration,
+    renewed_at: Instant,
+    written: Option<String>,
+}
+
+/// Keeps the member key equal to `account` until `stop`, then takes it away if `account` says that
+/// the server is stopped.
+pub async fn run(
+    store: Arc<dyn Dcs>,
+    keys: Keys,
+    name: String,
+    mut account: watch::Receiver<Option<Account>>,
+    mut view: watch::Receiver<Arc<View>>,
+    stop: CancellationToken,
+) {
+    let mut publisher = Publisher {
+        store,
+        key: keys.member(&name),
+        lease: None,
+        ttl: Duration::ZERO,
+        renewed_at: Instant::now(),
+        written: None,
+    };
+    let mut failing = false;
+    loop {
+        let wanted = account.borrow_and_update().clone();
+        let mut pause = Duration::from_secs(5);
+        if let Some(wanted) = wanted {
+            pause = publisher.pause();
+            match publisher.publish(&wanted, &view.borrow_and_update().clone()).await {
+                Ok(()) => failing = false,
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(error = %error, "this node could not publish itself");
+                    }
+                    pause = Duration::from_millis(500);
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            changed = account.changed() => if changed.is_err() { break },
+            changed = view.changed(), if !failing => if changed.is_err() { break },
+            () = tokio::time::sleep(pause) => {}
+        }
+        if failing {
+            // A store that refuses is not asked in a tight loop.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+    publisher.last_word(account.borrow().clone()).await;
+}
+
+impl Publisher {
+    fn pause(&self) -> Duration {
+        (self.ttl / 4).clamp(Duration::from_millis(300), Duration::from_secs(5))
+    }
+
+    async fn publish(&mut self, wanted: &Account, view: &View) -> Result<(), DcsError> {
+        if self.lease.is_none() || wanted.ttl != self.ttl {
+            let granted = self.store.grant(wanted.ttl).await?;
+            self.lease = Some(granted.lease);
+            self.ttl = wanted.ttl;
+            self.renewed_at = Instant::now();
+            self.written = None;
+        }
+        let Some(lease) = self.lease else { return Ok(()) };
+        if self.renewed_at.elapsed() >= self.pause() {
+            match self.store.keep_alive(lease).await {
+                Ok(_) => self.renewed_at = Instant::now(),
+                Err(DcsError::LeaseLost) => {
+                    debug!("the member key's lease has ended, another is made");
+                    self.lease = None;
+                    return Err(DcsError::LeaseLost);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let text = serde_json::to_string(&wanted.member)
+            .map_err(|error| DcsError::Refused { detail: error.to_string() })?;
+        let seen = view.get(&self.key);
+        let vanished = self.written.is_some()
+            && view.reach == kornak_dcs::Reach::Live
+            && seen.is_none_or(|seen| seen.lease != lease);
+        if self.written.as_deref() != Some(&text) || vanished {
+            self.store.txn(Txn::just(Op::put_leased(&self.key, &text, lease))).await?;
+            self.written = Some(text);
+        }
+        Ok(())
+    }
+
+    /// The key is left to its lease, so that operators see a stopped member for a while.
+    async fn last_word(&mut self, wanted: Option<Account>) {
+        let Some(wanted) = wanted else { return };
+        let (Some(lease), Ok(text)) = (self.lease, serde_json::to_string(&wanted.member)) else {
+            return;
+        };
+        let put = self.store.txn(Txn::just(Op::put_leased(&self.key, text, lease)));
+        // A store that is away must not hold the shutdown up.
+        let _ = tokio::time::timeout(Duration::from_secs(2), put).await;
+    }
+}
