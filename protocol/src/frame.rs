@@ -187,12 +187,15 @@ impl Scanner {
         chunk: &[u8],
         mut visit: impl FnMut(Seen<'_>) -> Flow,
     ) -> Result<usize, FrameError> {
+        if chunk.is_empty() {
+            return Ok(0);
+        }
         let mut at = 0;
         if self.left > 0 {
             at = (self.left as usize).min(chunk.len());
             self.left -= at as u32;
         }
-        if self.have > 0 && !chunk.is_empty() {
+        if self.have > 0 {
             match self.resume(chunk, &mut visit)? {
                 Resumed::At(next) => at = next,
                 Resumed::Stop(next) => return Ok(next),

@@ -349,9 +349,6 @@ impl Pipeline {
                     self.owed.remove(1);
                     self.ready_owed -= 1;
                     self.swallowed = self.swallowed.saturating_add(1);
-                    // Its batch goes on until the Sync behind the COPY's data.
-                    let extended = self.owed.front().is_some_and(|front| !front.owes_ready());
-                    self.unsynced |= extended && self.owed.len() == 1;
                 }
                 Some(Kind::CopyEnd) => {
                     self.owed.remove(1);
@@ -362,6 +359,10 @@ impl Pipeline {
                     break;
                 }
             }
+        }
+        if self.swallowed > 0 && self.ready_owed == 0 {
+            // The batch goes on until the Sync behind the COPY's data.
+            self.unsynced = true;
         }
     }
 
