@@ -340,10 +340,16 @@ enum Lexed<'a> {
 /// Finds the first `;` outside of quotes and comments. A parenthesis does not matter: CREATE RULE
 /// and the bodies of SQL-standard functions have semicolons inside, and count as several.
 fn top_level_semicolon(mut sql: &[u8]) -> Lexed<'_> {
-    let mut inside_word = false;
+    let mut word = Word::None;
     loop {
         let [first, rest @ ..] = sql else { return Lexed::None };
-        let was_inside = std::mem::replace(&mut inside_word, is_word(*first));
+        let before = word;
+        word = match (before, first) {
+            (Word::None, b) if b.is_ascii_digit() => Word::Number,
+            (Word::None, b) if is_word(*b) => Word::Name,
+            (_, b) if is_word(*b) => before,
+            _ => Word::None,
+        };
         sql = match (first, rest) {
             (b';', _) => return Lexed::At(sql),
             (quote @ (b'\'' | b'"'), rest) => {
@@ -357,18 +363,31 @@ fn top_level_semicolon(mut sql: &[u8]) -> Lexed<'_> {
                 (rest, true) => rest,
                 _ => return Lexed::Doubt,
             },
-            (b'$', rest) if !was_inside => match skip_dollar(rest) {
-                Ok(rest) => rest,
-                Err(()) => return Lexed::Doubt,
-            },
-            (b'$', rest) => {
+            (b'$', rest) => match before {
+                Word::None => match skip_dollar(rest) {
+                    Ok(rest) => rest,
+                    Err(()) => return Lexed::Doubt,
+                },
                 // Part of an identifier.
-                inside_word = true;
-                rest
-            }
+                Word::Name => {
+                    word = Word::Name;
+                    rest
+                }
+                // `1$$` and `$1$$` open a quote, `1a$$` does so in some versions.
+                Word::Number => return Lexed::Doubt,
+            },
             (_, rest) => rest,
         };
     }
+}
+
+/// What the byte before belongs to.
+#[derive(Clone, Copy)]
+enum Word {
+    None,
+    Name,
+    /// A number, or something that begins with a digit.
+    Number,
 }
 
 /// What follows a dollar-quoted literal whose first `$` was taken off; the text itself if it is
