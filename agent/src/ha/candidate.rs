@@ -1,11 +1,12 @@
 //! Who may be promoted when the leader key is free, and the order among them.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use kornak_cluster::{FailoverRequest, HandoverPhase, Lsn, SyncMode, Timeline};
+use kornak_cluster::{ClusterConfig, HandoverPhase, Lsn, SyncMode, Timeline};
 
 use super::decision::Why;
-use super::snapshot::{Race, Snapshot};
+use super::snapshot::{Peer, Race, Snapshot};
 
 /// How long the answers of the other members count.
 pub const RACE_FRESH: Duration = Duration::from_millis(1500);
@@ -33,72 +34,113 @@ pub struct Standing {
 
 /// Judges whether this node may lead now that nobody does.
 pub fn judge(s: &Snapshot, standing: Standing) -> Verdict {
-    if let Some(verdict) = barred(s) {
+    if let Some(why) = barred(s) {
+        return Verdict::No(why);
+    }
+    if let Some(verdict) = planned(s, standing) {
         return verdict;
     }
-    if let Some(record) = s.cluster.handover.as_ref().filter(|record| record.is_understood()) {
-        match (record.phase, record.wal_end) {
-            (HandoverPhase::Switch | HandoverPhase::Promote, wal_end)
-                if record.candidate.as_deref() == Some(s.me.as_str()) =>
-            {
-                return match wal_end {
-                    Some(needed) if standing.position < needed => {
-                        Verdict::No(Why::CandidateLacksWal { needed })
-                    }
-                    Some(_) => Verdict::TakeOver,
-                    None => Verdict::No(Why::OtherIsCandidate),
-                };
-            }
-            (HandoverPhase::Switch | HandoverPhase::Promote, _)
-                if record.leader != s.me =>
-            {
-                return Verdict::No(Why::OtherIsCandidate);
-            }
-            _ => {}
-        }
+    let named = named(s);
+    if let Some(why) = held_back(s, standing, named == Some(s.me.as_str())) {
+        return Verdict::No(why);
     }
-    let request = &s.cluster.failover;
-    let named = request.scheduled_at.is_none().then_some(request.member.as_deref()).flatten();
-    let is_failover = request.leader.is_none() && named.is_some();
-    if let Some(refusal) = unfit(s, standing, is_failover && named == Some(s.me.as_str())) {
+    let forced = is_forced(s, &s.me);
+    if let Some(refusal) = unfit(s, &s.me, standing, forced) {
         return Verdict::No(refusal);
     }
     let Some(race) = fresh(s) else { return Verdict::Ask };
-    among_peers(s, standing, race, request)
+    among_peers(s, standing, race, named)
 }
 
-/// Reasons that need no comparison and no exception.
-fn barred(s: &Snapshot) -> Option<Verdict> {
-    let config = s.cluster.config.as_ref();
-    let why = if config.is_some_and(|config| config.pause) {
-        Why::Paused
-    } else if s.tags.nofailover() {
-        Why::NoFailoverTag
-    } else if s.promise_until.is_some_and(|until| s.now < until) {
-        Why::PromisedFailsafe
+/// Reasons without an exception.
+fn barred(s: &Snapshot) -> Option<Why> {
+    if s.tags.nofailover() {
+        Some(Why::NoFailoverTag)
     } else if s.race_not_before.is_some_and(|moment| s.now < moment) {
-        Why::LostRecently
+        Some(Why::LostRecently)
     } else if s.cluster.unfenced.as_ref().is_some_and(|unfenced| unfenced.member != s.me) {
-        Why::UnfencedPrimary
+        Some(Why::UnfencedPrimary)
     } else {
-        return None;
-    };
-    Some(Verdict::No(why))
+        None
+    }
 }
 
-/// Reasons in this node's own state. A manual failover to this node overrides the synchronous
-/// standby rule and the lag, for the operator said so by name.
-fn unfit(s: &Snapshot, standing: Standing, forced: bool) -> Option<Why> {
-    let config = s.cluster.config.clone().unwrap_or_default();
-    if standing.primary && standing.timeline < s.cluster.timeline() {
+/// A planned handover that has passed its point of no return decides alone, also in maintenance
+/// mode: an operator asked for it. `None`: there is none, or it leaves the choice to the race (the
+/// old leader on its way back).
+fn planned(s: &Snapshot, standing: Standing) -> Option<Verdict> {
+    let record = s.cluster.handover.as_ref().filter(|record| record.is_understood())?;
+    if !matches!(record.phase, HandoverPhase::Switch | HandoverPhase::Promote) {
+        return None;
+    }
+    if record.candidate.as_deref() == Some(s.me.as_str()) {
+        return Some(match record.wal_end {
+            Some(needed) if standing.position < needed => {
+                Verdict::No(Why::CandidateLacksWal { needed })
+            }
+            Some(_) => Verdict::TakeOver,
+            None => Verdict::No(Why::OtherIsCandidate),
+        });
+    }
+    (record.leader != s.me).then_some(Verdict::No(Why::OtherIsCandidate))
+}
+
+/// Whether a promise to a leader without the store still binds this node. A leader that has itself
+/// released the key to this node has no use for the promise any more.
+pub fn promise_binds(s: &Snapshot) -> bool {
+    let released_to_me = s.cluster.handover.as_ref().is_some_and(|record| {
+        record.is_understood()
+            && record.wal_end.is_some()
+            && record.candidate.as_deref() == Some(s.me.as_str())
+    });
+    !released_to_me && s.promise_until.is_some_and(|until| s.now < until)
+}
+
+/// Reasons that hold against automatic failover only, or against all but the named candidate.
+fn held_back(s: &Snapshot, standing: Standing, named: bool) -> Option<Why> {
+    let config = s.cluster.config.as_ref();
+    if promise_binds(s) {
+        return Some(Why::PromisedFailsafe);
+    }
+    // A primary that lives through maintenance takes its key again when the store is back.
+    if config.is_some_and(|config| config.pause) && !standing.primary && !named {
+        return Some(Why::Paused);
+    }
+    // A leader that cannot reach the store asks the members of this list; whoever is not in it
+    // would not be asked and could race against a legal primary.
+    let listed = s.cluster.failsafe.as_ref().is_none_or(|list| list.contains_key(&s.me));
+    if config.is_some_and(|config| config.failsafe_mode) && !listed && !standing.primary {
+        return Some(Why::NotInFailsafeList);
+    }
+    None
+}
+
+/// The member that a manual request names, if the request is due.
+fn named(s: &Snapshot) -> Option<&str> {
+    let request = &s.cluster.failover;
+    request.scheduled_at.is_none().then_some(request.member.as_deref()).flatten()
+}
+
+/// A manual *failover* to a member overrides the synchronous standby rule and the lag, for the
+/// operator said so by name; a switchover (which names the leader) does not.
+fn is_forced(s: &Snapshot, name: &str) -> bool {
+    s.cluster.failover.leader.is_none() && named(s) == Some(name)
+}
+
+/// Reasons in what a node has.
+fn unfit(s: &Snapshot, name: &str, standing: Standing, forced: bool) -> Option<Why> {
+    let behind = standing.timeline < s.cluster.timeline();
+    if standing.primary && behind {
         return Some(Why::TimelineBehind);
     }
     if forced {
         return None;
     }
+    let defaults = ClusterConfig::default;
+    let config = s.cluster.config.as_ref().map_or_else(|| Cow::Owned(defaults()), Cow::Borrowed);
     if config.synchronous_mode != SyncMode::Off
         && let Some(sync) = s.cluster.sync.as_ref().filter(|sync| !sync.is_empty())
-        && !sync.matches(&s.me)
+        && !sync.matches(name)
     {
         return Some(Why::NotSynchronous);
     }
@@ -107,10 +149,7 @@ fn unfit(s: &Snapshot, standing: Standing, forced: bool) -> Option<Why> {
     if lag_bytes > config.maximum_lag_on_failover {
         return Some(Why::TooFarBehind { lag_bytes });
     }
-    if config.check_timeline && standing.timeline < s.cluster.timeline() {
-        return Some(Why::TimelineBehind);
-    }
-    None
+    (config.check_timeline && behind).then_some(Why::TimelineBehind)
 }
 
 fn fresh(s: &Snapshot) -> Option<&Race> {
@@ -118,33 +157,36 @@ fn fresh(s: &Snapshot) -> Option<&Race> {
 }
 
 /// Compares this node with those that answered. Who does not answer does not block the race.
-fn among_peers(
-    s: &Snapshot,
-    standing: Standing,
-    race: &Race,
-    request: &FailoverRequest,
-) -> Verdict {
+fn among_peers(s: &Snapshot, standing: Standing, race: &Race, named: Option<&str>) -> Verdict {
     let answered = || race.peers.iter().filter_map(|(name, peer)| Some((name, peer.as_ref()?)));
     if answered().any(|(_, peer)| peer.primary) && !standing.primary {
         return Verdict::No(Why::OtherIsPrimary);
     }
-    let named = request.scheduled_at.is_none().then_some(request.member.as_deref()).flatten();
     match named {
         Some(name) if name == s.me => return Verdict::Claim(Why::NamedCandidate),
-        Some(name) if answered().any(|(peer, facts)| peer == name && !facts.tags.nofailover()) => {
+        // A candidate that may not lead must not keep the others from it.
+        Some(name) if answered().any(|(peer, facts)| peer == name && may_lead(s, name, facts)) => {
             return Verdict::No(Why::OtherIsCandidate);
         }
         _ => {}
     }
-    let synchronous = s.cluster.config.as_ref().is_some_and(|c| c.synchronous_mode != SyncMode::Off);
+    let config = s.cluster.config.as_ref();
+    let synchronous = config.is_some_and(|config| config.synchronous_mode != SyncMode::Off);
     let sync = s.cluster.sync.as_ref().filter(|sync| synchronous && !sync.is_empty());
-    let mine = (standing.timeline, standing.position);
     for (name, peer) in answered() {
         let rival = !peer.tags.nofailover() && sync.is_none_or(|sync| sync.matches(name));
         if !rival {
             continue;
         }
-        let theirs = (peer.timeline, peer.position);
+        if standing.primary {
+            // Its own position was read before the standbys said what they have received since.
+            if peer.timeline > standing.timeline {
+                return Verdict::No(Why::TimelineBehind);
+            }
+            continue;
+        }
+        let (theirs, mine) =
+            ((peer.timeline, peer.position), (standing.timeline, standing.position));
         if theirs > mine {
             return Verdict::No(Why::PeerAhead { position: peer.position });
         }
@@ -153,4 +195,11 @@ fn among_peers(
         }
     }
     Verdict::Claim(Why::MostAdvanced)
+}
+
+/// Whether a named candidate would find itself fit.
+fn may_lead(s: &Snapshot, name: &str, peer: &Peer) -> bool {
+    let standing =
+        Standing { position: peer.position, timeline: peer.timeline, primary: peer.primary };
+    !peer.tags.nofailover() && unfit(s, name, standing, is_forced(s, name)).is_none()
 }

@@ -64,6 +64,8 @@ pub enum Why {
     Healthy,
     WonLease,
     LeaseUnproven,
+    ViewBehindLease,
+    SyncNotOurs,
     LeaseLost,
     OtherLeads,
     LeaderKeyFree,
@@ -84,6 +86,7 @@ pub enum Why {
     NamedCandidate,
     NoFailoverTag,
     PromisedFailsafe,
+    NotInFailsafeList,
     LostRecently,
     NotSynchronous,
     TooFarBehind { lag_bytes: u64 },
@@ -113,6 +116,8 @@ impl Why {
             Self::Healthy => "leading with a proven lease",
             Self::WonLease => "the leader key is ours",
             Self::LeaseUnproven => "the lease could not be proven in time",
+            Self::ViewBehindLease => "what was read is older than our claim",
+            Self::SyncNotOurs => "the store names synchronous standbys of another leader",
             Self::LeaseLost => "the leader key is not ours any more",
             Self::OtherLeads => "another node leads",
             Self::LeaderKeyFree => "the leader key is free and this server is primary",
@@ -131,6 +136,9 @@ impl Why {
             Self::NamedCandidate => "named as the candidate",
             Self::NoFailoverTag => "tagged nofailover",
             Self::PromisedFailsafe => "a leader without the store was promised to stay",
+            Self::NotInFailsafeList => {
+                "not a member of the list that a leader without the store asks"
+            }
             Self::LostRecently => "the last attempt to lead failed here",
             Self::NotSynchronous => "not a synchronous standby",
             Self::TooFarBehind { .. } => "too far behind the former leader",

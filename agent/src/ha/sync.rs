@@ -4,6 +4,8 @@
 //! for. Whoever the store names must be waited for. So a standby is *added* in PostgreSQL first and
 //! in the store once it has everything committed before, and *removed* in the store first.
 
+use std::cmp::Reverse;
+
 use kornak_cluster::{ClusterState, SyncMode, SyncState};
 
 use super::snapshot::PrimaryFacts;
@@ -67,7 +69,8 @@ fn is_ours(names: &str) -> bool {
     names == "*" || names.starts_with(|c: char| c.is_ascii_digit())
 }
 
-/// Current ones first as long as they stream, then by priority and by how much they have.
+/// Current ones first as long as they stream, then those that may take over, then by priority and by
+/// how much they have.
 fn choose(
     cluster: &ClusterState,
     facts: &PrimaryFacts,
@@ -85,13 +88,21 @@ fn choose(
                 .iter()
                 .find(|(name, _)| name.eq_ignore_ascii_case(&row.application_name))?;
             let tags = &member.tags;
-            (!tags.nosync() && tags.replicatefrom().is_none_or(str::is_empty))
-                .then(|| (contains(&current, name), tags.sync_priority(), row.flush, name.clone()))
+            (!tags.nosync() && tags.replicatefrom().is_none_or(str::is_empty)).then(|| {
+                let rank =
+                    (contains(&current, name), !tags.nofailover(), tags.sync_priority(), row.flush);
+                (Reverse(rank), name.clone())
+            })
         })
         .collect();
-    able.sort_by(|a, b| (b.0, b.1, b.2, &a.3).cmp(&(a.0, a.1, a.2, &b.3)));
-    able.dedup_by(|a, b| a.3 == b.3);
-    let mut names: Vec<String> = able.into_iter().take(count).map(|row| row.3).collect();
+    able.sort();
+    // A standby that has connected again may still be there a second time.
+    let mut names: Vec<String> = Vec::new();
+    for (_, name) in able {
+        if names.len() < count && !names.contains(&name) {
+            names.push(name);
+        }
+    }
     names.sort_unstable();
     names
 }

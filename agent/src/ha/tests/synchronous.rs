@@ -1,0 +1,282 @@
+//! Synchronous mode: who may take over, and in which order the two lists change (A13).
+
+use super::*;
+use crate::ha::sync::{SyncStep, names_for, plan};
+
+fn orphan_of(leader: &str, standbys: &[&str]) -> Snapshot {
+    let cluster = with(led_by(None), |c| synchronous(c, leader, standbys));
+    Snapshot { cluster, ..orphan() }
+}
+
+#[test]
+fn only_a_member_that_the_store_names_may_take_over() {
+    check(&orphan_of("b", &["a"]), CLAIM, Why::MostAdvanced);
+    check(&orphan_of("b", &["c"]), Action::Wait, Why::NotSynchronous);
+    check(&orphan_of("b", &[]), Action::Wait, Why::NotSynchronous);
+    check(&orphan_of("a", &[]), CLAIM, Why::MostAdvanced);
+    check(&orphan_of("B", &["A"]), CLAIM, Why::MostAdvanced);
+}
+
+#[test]
+fn a_member_that_may_not_take_over_is_no_rival_although_it_has_more() {
+    let race = Some(answers(&[("c", Some(peer(3000)))]));
+    let s = Snapshot { race, ..orphan_of("b", &["a"]) };
+    check(&s, CLAIM, Why::MostAdvanced);
+    let race = Some(answers(&[("b", Some(peer(3000)))]));
+    let s = Snapshot { race, ..orphan_of("b", &["a"]) };
+    check(&s, Action::Wait, Why::PeerAhead { position: Lsn(3000) });
+}
+
+#[test]
+fn an_operator_may_name_a_member_that_lacks_commits_but_a_switchover_may_not() {
+    let cluster = with((*orphan_of("b", &["c"]).cluster).clone(), |c| {
+        c.failover.member = Some("a".into());
+    });
+    let s = Snapshot { cluster, ..orphan() };
+    check(&s, CLAIM, Why::NamedCandidate);
+    let cluster = with((*s.cluster).clone(), |c| c.failover.leader = Some("b".into()));
+    check(&Snapshot { cluster, ..s }, Action::Wait, Why::NotSynchronous);
+}
+
+#[test]
+fn before_synchronous_mode_has_named_anybody_the_race_is_open() {
+    let cluster = with(led_by(None), |c| {
+        c.config = Some(config(json!({"synchronous_mode": true})));
+        c.sync = Some(SyncState::default());
+    });
+    check(&Snapshot { cluster, ..orphan() }, CLAIM, Why::MostAdvanced);
+}
+
+#[test]
+fn a_list_left_over_from_synchronous_mode_binds_nobody() {
+    let cluster = with(led_by(None), |c| c.sync = Some(SyncState::new("b", &names(&["c"]))));
+    check(&Snapshot { cluster, ..orphan() }, CLAIM, Why::MostAdvanced);
+}
+
+#[test]
+fn a_winner_is_promoted_once_the_store_names_it() {
+    // Commits acknowledged before that would be lost by a failover to an old standby.
+    let named = |leader| {
+        let cluster = with(led_by(Some("a")), |c| synchronous(c, leader, &[]));
+        Snapshot { cluster, ..winner() }
+    };
+    check(&named("a"), Action::Promote, Why::WonLease);
+    check(&named("b"), Action::Release, Why::SyncNotOurs);
+    let old = with(led_by(None), |c| synchronous(c, "b", &["a"]));
+    check(&Snapshot { cluster: old, ..winner() }, Action::Wait, Why::ViewBehindLease);
+}
+
+#[test]
+fn a_crashed_leader_leaves_to_a_standby_that_has_everything() {
+    let cluster = |standbys: &[&str]| with(led_by(Some("a")), |c| synchronous(c, "a", standbys));
+    let s = Snapshot { cluster: cluster(&["b"]), ..crashed_leader() };
+    check(&s, Action::Release, Why::StandbyHasEverything);
+    let s = Snapshot { cluster: cluster(&[]), ..crashed_leader() };
+    check(&s, Action::StartPrimary, Why::KeyIsOursServerIsDown);
+}
+
+#[test]
+fn a_crashed_leader_starts_in_place_if_that_standby_cannot_take_over() {
+    let cluster = |change: fn(&mut ClusterState)| {
+        with(led_by(Some("a")), |c| {
+            synchronous(c, "a", &["b"]);
+            change(c);
+        })
+    };
+    for change in [
+        (|c| drop(c.members.remove("b"))) as fn(&mut ClusterState),
+        |c| c.members.get_mut("b").unwrap().state = kornak_cluster::MemberState::Stopped,
+        |c| c.members.get_mut("b").unwrap().tags = tags(json!({"nofailover": true})),
+        |c| c.sync.as_mut().unwrap().leader = Some("c".into()),
+        |c| c.config = Some(config(json!({}))),
+    ] {
+        let s = Snapshot { cluster: cluster(change), ..crashed_leader() };
+        check(&s, Action::StartPrimary, Why::KeyIsOursServerIsDown);
+    }
+}
+
+// The order of the two lists.
+
+/// What `plan` says for a leader `a`: the store names `stored`, commits wait for `waited`, and the
+/// standbys `streaming` are connected (in capitals: and synchronous, with everything).
+fn step(
+    stored: Option<&[&str]>,
+    waited: &str,
+    streaming: &[&str],
+    change: serde_json::Value,
+) -> SyncStep {
+    let mut settings = json!({"synchronous_mode": true});
+    let serde_json::Value::Object(change) = change else { panic!("an object") };
+    settings.as_object_mut().unwrap().extend(change);
+    let cluster = with(led_by(Some("a")), |c| {
+        c.config = Some(config(settings));
+        c.sync = stored.map(|standbys| SyncState::new("a", &names(standbys)));
+    });
+    let row = |name: &&str| {
+        let ready = name.chars().all(char::is_uppercase);
+        StandbyRow {
+            application_name: (*name).to_owned(),
+            streaming: true,
+            synchronous: ready,
+            flush: if ready { Lsn(1000) } else { Lsn(900) },
+        }
+    };
+    let facts = PrimaryFacts {
+        standbys: streaming.iter().map(row).collect(),
+        sync_names: waited.to_owned(),
+        sync_names_since: Lsn(950),
+        ..primary_facts()
+    };
+    plan("a", &cluster, &facts)
+}
+
+fn publish(standbys: &[&str]) -> SyncStep {
+    SyncStep::Publish(SyncState::new("a", &names(standbys)))
+}
+
+fn wait_for(text: &str) -> SyncStep {
+    SyncStep::SetNames(text.to_owned())
+}
+
+#[test]
+fn a_standby_is_waited_for_before_the_store_names_it() {
+    assert_eq!(step(None, "", &["b"], json!({})), publish(&[]));
+    assert_eq!(step(Some(&[]), "", &["b"], json!({})), wait_for(r#"1 ("b")"#));
+    assert_eq!(step(Some(&[]), r#"1 ("b")"#, &["b"], json!({})), SyncStep::Settled);
+    assert_eq!(step(Some(&[]), r#"1 ("b")"#, &["B"], json!({})), publish(&["b"]));
+    assert_eq!(step(Some(&["b"]), r#"1 ("b")"#, &["B"], json!({})), SyncStep::Settled);
+}
+
+#[test]
+fn a_standby_leaves_the_store_before_commits_stop_waiting_for_it() {
+    assert_eq!(step(Some(&["b"]), r#"1 ("b")"#, &[], json!({})), publish(&[]));
+    assert_eq!(step(Some(&[]), r#"1 ("b")"#, &[], json!({})), wait_for(""));
+    assert_eq!(step(Some(&["b"]), r#"1 ("b")"#, &["c"], json!({})), publish(&[]));
+    assert_eq!(step(Some(&[]), r#"1 ("b")"#, &["c"], json!({})), wait_for(r#"1 ("c")"#));
+}
+
+#[test]
+fn in_strict_mode_commits_wait_for_anybody_rather_than_for_nobody() {
+    let strict = || json!({"synchronous_mode_strict": true});
+    assert_eq!(step(Some(&[]), "", &[], strict()), wait_for("*"));
+    assert_eq!(step(Some(&["b"]), r#"1 ("b")"#, &[], strict()), publish(&[]));
+    assert_eq!(step(Some(&[]), "*", &["b"], strict()), wait_for(r#"1 ("b")"#));
+    assert_eq!(step(Some(&[]), "*", &[], strict()), SyncStep::Settled);
+}
+
+#[test]
+fn a_new_leader_first_says_that_nobody_else_has_its_commits() {
+    let cluster = with(led_by(Some("a")), |c| synchronous(c, "b", &["a", "c"]));
+    assert_eq!(plan("a", &cluster, &primary_facts()), publish(&[]));
+}
+
+#[test]
+fn two_are_waited_for_both_when_two_are_asked_for() {
+    let two = || json!({"synchronous_node_count": 2});
+    let both = r#"2 ("b","c")"#;
+    assert_eq!(step(Some(&["b"]), r#"1 ("b")"#, &["B", "c"], two()), wait_for(both));
+    assert_eq!(step(Some(&["b"]), both, &["B", "c"], two()), SyncStep::Settled);
+    assert_eq!(step(Some(&["b"]), both, &["B", "C"], two()), publish(&["b", "c"]));
+    assert_eq!(step(Some(&["b", "c"]), both, &["B"], two()), publish(&["b"]));
+}
+
+#[test]
+fn who_is_synchronous_stays_so_as_long_as_it_streams() {
+    let preferred = |c: &mut ClusterState| {
+        c.members.get_mut("c").unwrap().tags = tags(json!({"sync_priority": 5}));
+    };
+    let cluster = |stored: &[&str]| {
+        with(led_by(Some("a")), |c| {
+            synchronous(c, "a", stored);
+            preferred(c);
+        })
+    };
+    assert_eq!(plan("a", &cluster(&[]), &primary_facts()), wait_for(r#"1 ("c")"#));
+    let facts = PrimaryFacts { sync_names: r#"1 ("b")"#.into(), ..primary_facts() };
+    assert_eq!(plan("a", &cluster(&["b"]), &facts), SyncStep::Settled);
+}
+
+#[test]
+fn a_standby_that_is_there_twice_counts_once() {
+    let cluster = with(led_by(Some("a")), |c| {
+        synchronous(c, "a", &[]);
+        c.config = Some(config(json!({"synchronous_mode": true, "synchronous_node_count": 3})));
+    });
+    let mut facts = primary_facts();
+    let zombie = StandbyRow { flush: Lsn(10), ..facts.standbys[0].clone() };
+    facts.standbys.push(zombie);
+    assert_eq!(plan("a", &cluster, &facts), wait_for(r#"2 ("b","c")"#));
+}
+
+#[test]
+fn who_may_not_be_synchronous_is_not_chosen() {
+    for value in
+        [json!({"nosync": true}), json!({"sync_priority": 0}), json!({"replicatefrom": "c"})]
+    {
+        let cluster = with(led_by(Some("a")), |c| {
+            synchronous(c, "a", &[]);
+            c.members.get_mut("b").unwrap().tags = tags(value);
+        });
+        assert_eq!(plan("a", &cluster, &primary_facts()), wait_for(r#"1 ("c")"#));
+    }
+    // Neither is a stream of somebody who is no member.
+    assert_eq!(step(Some(&[]), "", &["pg_receivewal"], json!({})), SyncStep::Settled);
+}
+
+#[test]
+fn a_standby_that_may_not_take_over_is_chosen_last() {
+    let cluster = with(led_by(Some("a")), |c| {
+        synchronous(c, "a", &[]);
+        let barred = json!({"nofailover": true, "sync_priority": 9});
+        c.members.get_mut("b").unwrap().tags = tags(barred);
+    });
+    assert_eq!(plan("a", &cluster, &primary_facts()), wait_for(r#"1 ("c")"#));
+}
+
+#[test]
+fn switching_the_mode_off_empties_the_store_first() {
+    let off = || json!({"synchronous_mode": false});
+    let emptied = SyncStep::Publish(SyncState::default());
+    assert_eq!(step(Some(&["b"]), r#"1 ("b")"#, &["B"], off()), emptied);
+    let cluster = with(led_by(Some("a")), |c| c.sync = Some(SyncState::default()));
+    let names = |text: &str| PrimaryFacts { sync_names: text.into(), ..primary_facts() };
+    assert_eq!(plan("a", &cluster, &names(r#"1 ("b")"#)), wait_for(""));
+    assert_eq!(plan("a", &cluster, &names("*")), wait_for(""));
+    assert_eq!(plan("a", &cluster, &names("")), SyncStep::Settled);
+    assert_eq!(plan("a", &cluster, &names("ANY 1 (x)")), SyncStep::Settled, "a user's own");
+}
+
+#[test]
+fn names_are_quoted() {
+    assert_eq!(names_for(&names(&["we\"ird", "b"]), false), r#"2 ("we""ird","b")"#);
+}
+
+/// Whatever order standbys come and go in, the store never names one that commits do not wait for.
+#[test]
+fn the_store_never_names_a_standby_that_is_not_waited_for() {
+    let streams: [&[&str]; 7] = [&[], &["b"], &["B"], &["c"], &["C"], &["B", "c"], &["b", "C"]];
+    for strict in [false, true] {
+        for count in [1, 2] {
+            for path in 0..streams.len().pow(3) {
+                let mut stored: Vec<String> = Vec::new();
+                let mut waited = if strict { "*" } else { "" }.to_owned();
+                let mut rest = path;
+                for _ in 0..3 {
+                    let streaming = streams[rest % streams.len()];
+                    rest /= streams.len();
+                    let list: Vec<&str> = stored.iter().map(String::as_str).collect();
+                    let settings =
+                        json!({"synchronous_mode_strict": strict, "synchronous_node_count": count});
+                    match step(Some(&list), &waited, streaming, settings) {
+                        SyncStep::Publish(state) => stored = state.standbys(),
+                        SyncStep::SetNames(names) => waited = names,
+                        SyncStep::Settled => {}
+                    }
+                    for name in &stored {
+                        assert!(waited.contains(&format!("\"{name}\"")), "{stored:?} {waited}");
+                    }
+                }
+            }
+        }
+    }
+}
