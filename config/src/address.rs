@@ -26,12 +26,12 @@ impl HostPort {
                 None => return None,
             }
         } else if text.matches(':').count() > 1 {
-            // An IPv6 address without brackets, as Patroni takes it: the last part is the port.
+            // An IPv6 address without brackets. As in Patroni the last part is the port, if what is
+            // before it is an address.
             let (host, port) = text.rsplit_once(':')?;
+            let is_v6 = |text: &str| text.parse::<std::net::Ipv6Addr>().is_ok();
             match default_port {
-                Some(port) if host.ends_with(':') || text.parse::<std::net::Ipv6Addr>().is_ok() => {
-                    (text, port)
-                }
+                Some(default) if !is_v6(host) && is_v6(text) => (text, default),
                 _ => (host, port.parse().ok()?),
             }
         } else {

@@ -218,7 +218,7 @@ impl ProxySettings {
     /// A whole configuration with every default, as the demo starts from.
     pub fn new(scope: Scope, source: Source) -> Self {
         Self {
-            scope: scope.whole(),
+            scope: Scope { group: None, ..scope },
             name: None,
             source,
             listeners: Self::default_listeners(),

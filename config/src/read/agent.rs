@@ -1,0 +1,295 @@
+//! An agent's file.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kornak_cluster::{GroupId, Tags};
+use serde_json::{Map, Value};
+
+use super::postgresql::{options, postgresql};
+use crate::address::{HostPort, Listen};
+use crate::agent::{
+    AgentSettings, BasicAuth, BootstrapMethod, BootstrapSettings, CtlSettings, CustomBootstrap,
+    GuardSettings, HandoverSettings, KornakSettings, RestSettings, ServerTls, VerifyClient,
+    WatchdogMode, WatchdogSettings,
+};
+use crate::section::{Section, scalar_text};
+
+/// Reads everything; `None` if something without a default is missing or wrong.
+pub(crate) fn agent(root: &Section<'_>) -> Option<AgentSettings> {
+    let known = [
+        "scope",
+        "namespace",
+        "name",
+        "citus",
+        "restapi",
+        "ctl",
+        "bootstrap",
+        "postgresql",
+        "watchdog",
+        "tags",
+        "log",
+        "kornak",
+    ];
+    let known: Vec<&str> = known.iter().chain(super::store::SECTIONS).copied().collect();
+    root.tolerate(&known, super::PATRONIS_OWN);
+
+    let name = root.parsed("name", "a member name without slashes", |text| {
+        (!text.is_empty() && !text.contains(['/', '\0', '\n', ','])).then(|| text.to_owned())
+    });
+    let name = root.required("name", "the member's name", name);
+    let (group, citus_database) = citus(root);
+    let scope = super::scope(root, group);
+    let store = super::store::store(root);
+    let restapi = restapi(&root.section("restapi"));
+    let postgresql = postgresql(&root.section("postgresql"));
+    let rest_authentication = restapi.as_ref().and_then(|rest| rest.authentication.clone());
+    let settings = AgentSettings {
+        ctl: ctl(&root.section("ctl"), rest_authentication),
+        bootstrap: bootstrap(&root.section("bootstrap")),
+        watchdog: watchdog(&root.section("watchdog")),
+        tags: tags(&root.section("tags")),
+        log: super::log(root),
+        kornak: kornak(&root.section("kornak")),
+        scope: scope?,
+        citus_database,
+        name: name?,
+        store: store?,
+        restapi: restapi?,
+        postgresql: postgresql?,
+    };
+    Some(settings)
+}
+
+/// The group and the database, if this is a node of a Citus cluster.
+fn citus(root: &Section<'_>) -> (Option<GroupId>, Option<String>) {
+    if !root.has("citus") {
+        return (None, None);
+    }
+    let section = root.section("citus");
+    section.tolerate(&["group", "database"], &[]);
+    let group = section.count("group", 0..=u64::from(u32::MAX));
+    let group = section.required("group", "the number of the group, 0 for the coordinator", group);
+    let database = section.text("database");
+    let database = section.required("database", "the database of the Citus extension", database);
+    (group.and_then(|group| u32::try_from(group).ok()).map(GroupId), database)
+}
+
+fn restapi(section: &Section<'_>) -> Option<RestSettings> {
+    const DEFAULT_PORT: u16 = 8008;
+    section.tolerate(
+        &[
+            "listen",
+            "connect_address",
+            "authentication",
+            "certfile",
+            "keyfile",
+            "keyfile_password",
+            "cafile",
+            "verify_client",
+            "allowlist",
+            "allowlist_include_members",
+            "http_extra_headers",
+            "https_extra_headers",
+        ],
+        &["ciphers", "request_queue_size", "server_tokens", "thread_pool_size"],
+    );
+    let listen =
+        section.parsed("listen", "host:port", |text| Listen::parse(text, Some(DEFAULT_PORT)));
+    let listen = section.required("listen", "host:port", listen)?;
+    let connect_address = connect_address(section, &listen);
+    let verify = [
+        ("none", VerifyClient::None),
+        ("optional", VerifyClient::Optional),
+        ("required", VerifyClient::Required),
+    ];
+    let verify_client = section.word("verify_client", &verify).unwrap_or_default();
+    if verify_client != VerifyClient::None && !section.has("cafile") {
+        section.expected("cafile", "the authority that client certificates are checked against");
+    }
+    let tls = section.path("certfile").map(|certfile| ServerTls {
+        certfile,
+        keyfile: section.path("keyfile"),
+        keyfile_password: section.secret("keyfile_password"),
+        cafile: section.path("cafile"),
+        verify_client,
+    });
+    Some(RestSettings {
+        listen,
+        connect_address: connect_address?,
+        authentication: basic_auth(&section.section("authentication")),
+        tls,
+        allowlist: section.texts("allowlist", ',').unwrap_or_default(),
+        allowlist_include_members: section.flag("allowlist_include_members").unwrap_or(false),
+        http_extra_headers: headers(section, "http_extra_headers"),
+        https_extra_headers: headers(section, "https_extra_headers"),
+    })
+}
+
+/// What others are told: `connect_address`, or where we listen if that is one address.
+pub(super) fn connect_address(section: &Section<'_>, listen: &Listen) -> Option<HostPort> {
+    if section.has("connect_address") {
+        return section.parsed("connect_address", "host:port", |text| {
+            HostPort::parse(text, Some(listen.port))
+        });
+    }
+    let host = listen.local_host();
+    if listen.hosts.iter().any(|own| own == host) {
+        return Some(HostPort::new(host, listen.port));
+    }
+    section.expected("connect_address", "host:port, because listen names no address of its own");
+    None
+}
+
+/// User and password, if there is a section.
+pub(super) fn basic_auth(section: &Section<'_>) -> Option<BasicAuth> {
+    section.tolerate(&["username", "password"], &[]);
+    let (username, password) = (section.text("username"), section.secret("password"));
+    if username.is_some() != password.is_some() {
+        section.problem("", "expected both username and password, found one of them");
+    }
+    Some(BasicAuth { username: username?, password: password? })
+}
+
+fn headers(section: &Section<'_>, key: &str) -> BTreeMap<String, String> {
+    let below = section.section(key);
+    let mut headers = BTreeMap::new();
+    for (name, value) in below.entries() {
+        match scalar_text(value) {
+            Some(text) => drop(headers.insert(name.clone(), text)),
+            None => below.expected(name, "a text"),
+        }
+    }
+    headers
+}
+
+/// The client side of REST; without an own user that of the server side is used, as Patroni does.
+pub(super) fn ctl(section: &Section<'_>, fallback: Option<BasicAuth>) -> CtlSettings {
+    section.tolerate(
+        &["authentication", "insecure", "cacert", "certfile", "keyfile", "keyfile_password"],
+        &[],
+    );
+    CtlSettings {
+        authentication: basic_auth(&section.section("authentication")).or(fallback),
+        insecure: section.flag("insecure").unwrap_or(false),
+        cacert: section.path("cacert"),
+        certfile: section.path("certfile"),
+        keyfile: section.path("keyfile"),
+        keyfile_password: section.secret("keyfile_password"),
+    }
+}
+
+fn bootstrap(section: &Section<'_>) -> BootstrapSettings {
+    let method_name = section.text("method").unwrap_or_else(|| "initdb".to_owned());
+    let known =
+        ["dcs", "method", "initdb", "pg_hba", "post_bootstrap", "post_init", method_name.as_str()];
+    section.tolerate(&known, &[]);
+    if section.has("users") {
+        section.warn("users", "has no effect (as in Patroni since 4.0), use post_bootstrap");
+    }
+    let method = if method_name == "initdb" {
+        BootstrapMethod::Initdb
+    } else {
+        let below = section.section(&method_name);
+        let command = below.text("command");
+        below.required("command", "the command that fills the data directory", command).map_or(
+            BootstrapMethod::Initdb,
+            |command| {
+                BootstrapMethod::Custom(CustomBootstrap {
+                    name: method_name.clone(),
+                    command,
+                    no_params: below.flag("no_params").unwrap_or(false),
+                    keep_existing_recovery_conf: below
+                        .flag("keep_existing_recovery_conf")
+                        .unwrap_or(false),
+                    recovery_conf: below.map("recovery_conf"),
+                })
+            },
+        )
+    };
+    BootstrapSettings {
+        dcs: initial_config(section),
+        method,
+        initdb: options(section, "initdb", &["pgdata", "nosync", "pwfile", "sync-only", "version"]),
+        pg_hba: section.texts("pg_hba", '\n').unwrap_or_default(),
+        post_bootstrap: section.text("post_bootstrap").or_else(|| section.text("post_init")),
+    }
+}
+
+/// `bootstrap.dcs`, with failsafe mode on unless the file says otherwise.
+fn initial_config(section: &Section<'_>) -> Map<String, Value> {
+    let mut dcs = section.map("dcs");
+    if dcs.get("failsafe_mode").is_none_or(Value::is_null) {
+        dcs.insert("failsafe_mode".to_owned(), Value::Bool(true));
+    }
+    let below = section.section("dcs");
+    for key in ["ttl", "loop_wait", "retry_timeout"] {
+        if below.value(key).and_then(Value::as_f64).is_none() && below.has(key) {
+            below.duration(key);
+        }
+    }
+    dcs
+}
+
+fn watchdog(section: &Section<'_>) -> WatchdogSettings {
+    section.tolerate(&["mode", "device", "safety_margin"], &["driver"]);
+    let modes = [
+        ("off", WatchdogMode::Off),
+        ("automatic", WatchdogMode::Automatic),
+        ("auto", WatchdogMode::Automatic),
+        ("required", WatchdogMode::Required),
+    ];
+    let half = section.value("safety_margin").and_then(Value::as_i64) == Some(-1);
+    let default = Duration::from_secs(5);
+    WatchdogSettings {
+        mode: section.word("mode", &modes).unwrap_or_default(),
+        device: section.path("device").unwrap_or_else(|| PathBuf::from("/dev/watchdog")),
+        safety_margin: (!half).then(|| section.duration("safety_margin").unwrap_or(default)),
+    }
+}
+
+fn tags(section: &Section<'_>) -> Tags {
+    let mut tags = Map::new();
+    for (key, value) in section.entries() {
+        match value {
+            Value::Null => {}
+            Value::Array(_) | Value::Object(_) => {
+                section.expected(key, "a text, number or truth value");
+            }
+            value => drop(tags.insert(key.clone(), value.clone())),
+        }
+    }
+    for key in ["nofailover", "noloadbalance", "clonefrom", "nosync", "nostream"] {
+        section.flag(key);
+    }
+    for key in ["failover_priority", "sync_priority"] {
+        section.parsed(key, "a whole number", |text| text.trim().parse::<i64>().ok());
+    }
+    Tags(tags)
+}
+
+/// The section that is Kornak's alone: an unknown key is a mistake.
+fn kornak(section: &Section<'_>) -> KornakSettings {
+    section.only(&["os_user", "guard", "handover"]);
+    let defaults = KornakSettings::default();
+    let guard = section.section("guard");
+    guard.only(&["enabled", "stop_budget", "margin"]);
+    let handover = section.section("handover");
+    handover.only(&["max_hold", "switch_hold", "drain_timeout"]);
+    KornakSettings {
+        os_user: section.text("os_user").unwrap_or(defaults.os_user),
+        guard: GuardSettings {
+            enabled: guard.flag("enabled").unwrap_or(defaults.guard.enabled),
+            stop_budget: guard.duration("stop_budget").unwrap_or(defaults.guard.stop_budget),
+            margin: guard.duration("margin").unwrap_or(defaults.guard.margin),
+        },
+        handover: HandoverSettings {
+            max_hold: handover.duration("max_hold").unwrap_or(defaults.handover.max_hold),
+            switch_hold: handover.duration("switch_hold").unwrap_or(defaults.handover.switch_hold),
+            drain_timeout: handover
+                .duration("drain_timeout")
+                .unwrap_or(defaults.handover.drain_timeout),
+        },
+    }
+}

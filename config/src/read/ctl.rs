@@ -1,0 +1,26 @@
+//! The same file, read for the operator's verbs: little is needed and nothing is warned about,
+//! for the file may be an agent's, a proxy's or patronictl's own.
+
+use kornak_cluster::GroupId;
+
+use super::agent::{basic_auth, ctl};
+use crate::ctl::OperatorSettings;
+use crate::section::Section;
+
+pub(crate) fn operator(root: &Section<'_>) -> OperatorSettings {
+    let rest = root.section("restapi");
+    let fallback = basic_auth(&rest.section("authentication"));
+    let mut client = ctl(&root.section("ctl"), fallback);
+    client.cacert = client.cacert.or_else(|| rest.path("cafile"));
+    client.certfile = client.certfile.or_else(|| rest.path("certfile"));
+    client.keyfile = client.keyfile.or_else(|| rest.path("keyfile"));
+    let group = root.section("citus").count("group", 0..=u64::from(u32::MAX));
+    OperatorSettings {
+        scope: root.text("scope"),
+        namespace: root.text("namespace").unwrap_or_else(|| super::DEFAULT_NAMESPACE.to_owned()),
+        group: group.and_then(|group| u32::try_from(group).ok()).map(GroupId),
+        citus: root.has("citus"),
+        store: super::store::optional(root).flatten(),
+        ctl: client,
+    }
+}

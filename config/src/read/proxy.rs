@@ -1,0 +1,353 @@
+//! A proxy's file: the head of an agent's, and `proxy:`.
+
+use std::path::{Path, PathBuf};
+
+use kornak_cluster::Scope;
+use secrecy::SecretString;
+use serde_json::Value;
+
+use super::store::strip_scheme;
+use crate::address::{HostPort, Listen};
+use crate::proxy::{
+    AuthMethod, AuthSettings, Balance, ClientTls, LimitSettings, ListenerSettings, ProxySettings,
+    ProxyTls, ServerSideTls, Source, SslMode, StaticMember, Target,
+};
+use crate::section::Section;
+
+/// Reads everything. `base` is the folder that a relative `password_file` starts from.
+pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
+    let known = [
+        "scope",
+        "namespace",
+        "proxy",
+        "static",
+        "rest",
+        "log",
+        "name",
+        "citus",
+        "restapi",
+        "ctl",
+        "bootstrap",
+        "postgresql",
+        "watchdog",
+        "tags",
+        "kornak",
+    ];
+    let known: Vec<&str> = known.iter().chain(super::store::SECTIONS).copied().collect();
+    root.tolerate(&known, super::PATRONIS_OWN);
+    let section = root.section("proxy");
+    section.only(&[
+        "name",
+        "listeners",
+        "status",
+        "auth",
+        "tls",
+        "limits",
+        "threads",
+        "static",
+        "rest",
+    ]);
+    let source = source(root, &section);
+    let scope = match &source {
+        Some(Source::Static { .. } | Source::Rest { .. }) if !root.has("scope") => {
+            Some(Scope::new(super::DEFAULT_NAMESPACE, "static", None))
+        }
+        _ => super::scope(root, None),
+    };
+    let settings = ProxySettings {
+        name: section.parsed("name", "a name without slashes", |text| {
+            (!text.is_empty() && !text.contains('/')).then(|| text.to_owned())
+        }),
+        listeners: listeners(&section),
+        status: status(&section),
+        auth: auth(&section.section("auth"), base),
+        tls: tls(&section.section("tls")),
+        limits: limits(&section.section("limits")),
+        threads: section.count("threads", 1..=1024).and_then(|count| usize::try_from(count).ok()),
+        log: super::log(root),
+        scope: scope?,
+        source: source?,
+    };
+    Some(settings)
+}
+
+/// One of a store, `static` and `rest`; the latter two at the top or below `proxy`.
+fn source(root: &Section<'_>, proxy: &Section<'_>) -> Option<Source> {
+    let find = |key: &str| [root, proxy].into_iter().find(|section| section.has(key)).cloned();
+    let (fixed, rest) = (find("static"), find("rest"));
+    let dcs = super::store::SECTIONS.iter().find(|key| root.has(key));
+    let named =
+        usize::from(fixed.is_some()) + usize::from(rest.is_some()) + usize::from(dcs.is_some());
+    if named > 1 {
+        let (section, key) = match (&fixed, &rest) {
+            (Some(section), _) => (section, "static"),
+            (None, Some(section)) => (section, "rest"),
+            (None, None) => (root, "etcd3"),
+        };
+        section.problem(key, "expected only one of etcd3, static and rest");
+        return None;
+    }
+    if let Some(section) = fixed {
+        let below = section.section("static");
+        below.only(&["members"]);
+        let members = static_members(&below);
+        return Some(Source::Static { members }).filter(|_| below.has("members"));
+    }
+    if let Some(section) = rest {
+        let below = section.section("rest");
+        below.only(&["members"]);
+        return rest_members(&below).map(|members| Source::Rest { members });
+    }
+    super::store::store(root).map(Source::Dcs)
+}
+
+fn static_members(section: &Section<'_>) -> Vec<StaticMember> {
+    let expected = "a list of {name, host, port}";
+    let Some(items) = section.sections("members", expected) else {
+        section.required::<()>("members", expected, None);
+        return Vec::new();
+    };
+    if items.is_empty() {
+        section.problem("members", "expected at least one member");
+    }
+    let mut members: Vec<StaticMember> = Vec::with_capacity(items.len());
+    for item in items {
+        item.only(&["name", "host", "port"]);
+        let name = item.required("name", "the member's name", item.text("name"));
+        let host = item.required("host", "a host name or address", item.text("host"));
+        let port = item.count("port", 1..=65535).unwrap_or(5432);
+        let port = u16::try_from(port).unwrap_or(5432);
+        let (Some(name), Some(host)) = (name, host) else { continue };
+        if members.iter().any(|member| member.name == name) {
+            item.problem("name", format!("expected another name, {name:?} is taken"));
+        }
+        members.push(StaticMember { name, host: HostPort::new(&host, port).host, port });
+    }
+    members
+}
+
+fn rest_members(section: &Section<'_>) -> Option<Vec<String>> {
+    let expected = "a list of http://host:port";
+    let texts = section.required("members", expected, section.texts("members", ','))?;
+    let mut members = Vec::with_capacity(texts.len());
+    for text in &texts {
+        let (scheme, bare) = strip_scheme(text);
+        match (scheme, HostPort::parse(bare, Some(8008))) {
+            (Some(scheme), Some(host)) => members.push(format!("{}://{host}", scheme.as_str())),
+            _ => section.problem("members", format!("expected http://host:port, found {text:?}")),
+        }
+    }
+    if texts.is_empty() {
+        section.problem("members", "expected at least one member");
+    }
+    Some(members)
+}
+
+fn listeners(section: &Section<'_>) -> Vec<ListenerSettings> {
+    let Some(items) = section.sections("listeners", "a list of {name, listen, target}") else {
+        return ProxySettings::default_listeners();
+    };
+    if items.is_empty() {
+        section.problem("listeners", "expected at least one listener");
+    }
+    let mut listeners: Vec<ListenerSettings> = Vec::with_capacity(items.len());
+    for item in items {
+        let Some(listener) = listener(&item) else { continue };
+        if listeners.iter().any(|other| other.name == listener.name) {
+            item.problem("name", format!("expected another name, {:?} is taken", listener.name));
+        }
+        let clash = listeners.iter().find(|other| {
+            other.listen.port == listener.listen.port
+                && other.listen.hosts.iter().any(|host| overlaps(host, &listener.listen.hosts))
+        });
+        if let Some(other) = clash {
+            let message = format!("expected another address, {:?} listens there", other.name);
+            item.problem("listen", message);
+        }
+        listeners.push(listener);
+    }
+    listeners
+}
+
+fn overlaps(host: &str, hosts: &[String]) -> bool {
+    let wildcard = |host: &str| matches!(host, "*" | "0.0.0.0" | "::");
+    wildcard(host) || hosts.iter().any(|other| other == host || wildcard(other))
+}
+
+fn listener(item: &Section<'_>) -> Option<ListenerSettings> {
+    item.only(&[
+        "name",
+        "listen",
+        "target",
+        "member",
+        "balance",
+        "fallback_to_primary",
+        "max_lag",
+        "proxy_protocol",
+    ]);
+    let listen = item.parsed("listen", "host:port", |text| Listen::parse(text, None));
+    let listen = item.required("listen", "host:port", listen);
+    let expected = "one of primary, coordinator, workers, standbys, any, or member: <name>";
+    let target = match item.text("member") {
+        Some(_) if item.has("target") => {
+            item.problem("member", "expected either target or member");
+            None
+        }
+        Some(name) => Some(Target::Member(name)),
+        None => item.parsed("target", expected, |text| match text {
+            "primary" | "coordinator" => Some(Target::Primary),
+            "workers" => Some(Target::Workers),
+            "standbys" | "replicas" => Some(Target::Standbys),
+            "any" => Some(Target::Any),
+            _ => None,
+        }),
+    };
+    let missing = target.is_none() && !item.has("member");
+    let target = if missing { item.required("target", expected, target) } else { target };
+    let name = item.text("name").or_else(|| listen.as_ref().map(Listen::to_string));
+    let balances = [
+        ("least_sessions", Balance::LeastSessions),
+        ("round_robin", Balance::RoundRobin),
+        ("random", Balance::Random),
+    ];
+    let defaults = ListenerSettings::new(&name?, listen?, target?);
+    Some(ListenerSettings {
+        balance: item.word("balance", &balances).unwrap_or(defaults.balance),
+        fallback_to_primary: item
+            .flag("fallback_to_primary")
+            .unwrap_or(defaults.fallback_to_primary),
+        max_lag_bytes: item.bytes("max_lag"),
+        proxy_protocol: item.flag("proxy_protocol").unwrap_or(defaults.proxy_protocol),
+        ..defaults
+    })
+}
+
+fn status(section: &Section<'_>) -> Option<Listen> {
+    if section.value("status") == Some(&Value::Bool(false)) {
+        return None;
+    }
+    let below = section.section("status");
+    below.only(&["listen"]);
+    let default = Listen { hosts: vec!["0.0.0.0".to_owned()], port: 7000 };
+    Some(below.parsed("listen", "host:port", |text| Listen::parse(text, None)).unwrap_or(default))
+}
+
+fn auth(section: &Section<'_>, base: &Path) -> AuthSettings {
+    section.only(&["method", "user", "password", "password_file", "database", "query"]);
+    let methods =
+        [("scram", AuthMethod::Scram), ("relay", AuthMethod::Relay), ("trust", AuthMethod::Trust)];
+    let user = section.text("user");
+    let default = if user.is_some() { AuthMethod::Scram } else { AuthMethod::Relay };
+    let method = section.word("method", &methods).unwrap_or(default);
+    if method == AuthMethod::Scram && user.is_none() {
+        section.expected("user", "the role that looks passwords up");
+    }
+    if section.has("password") && section.has("password_file") {
+        section.problem("password_file", "expected either password or password_file");
+    }
+    let password = section.secret("password").or_else(|| password_file(section, base));
+    let relay = AuthSettings::relay();
+    AuthSettings {
+        method,
+        user,
+        password,
+        database: section.text("database").unwrap_or(relay.database),
+        query: section
+            .parsed("query", "a query with $1 in it", |text| {
+                text.contains("$1").then(|| text.to_owned())
+            })
+            .unwrap_or(relay.query),
+    }
+}
+
+/// The first line of the file.
+fn password_file(section: &Section<'_>, base: &Path) -> Option<SecretString> {
+    let path = section.path("password_file")?;
+    match std::fs::read_to_string(base.join(&path)) {
+        Ok(text) => Some(SecretString::from(text.lines().next().unwrap_or_default())),
+        Err(error) => {
+            let path = path.display();
+            section.problem("password_file", format!("expected a readable file, {path}: {error}"));
+            None
+        }
+    }
+}
+
+fn tls(section: &Section<'_>) -> ProxyTls {
+    section.only(&["client", "server"]);
+    let (client, server) = (section.section("client"), section.section("server"));
+    client.only(&["cert", "key", "ca", "required"]);
+    server.only(&["sslmode", "ca", "cert", "key"]);
+    both(&client);
+    both(&server);
+    let modes = [
+        ("disable", SslMode::Disable),
+        ("prefer", SslMode::Prefer),
+        ("require", SslMode::Require),
+        ("verify-ca", SslMode::VerifyCa),
+        ("verify-full", SslMode::VerifyFull),
+    ];
+    let sslmode = server.word("sslmode", &modes).unwrap_or_default();
+    if matches!(sslmode, SslMode::VerifyCa | SslMode::VerifyFull) && !server.has("ca") {
+        server.expected("ca", "the authority that server certificates are checked against");
+    }
+    let required = client.flag("required").unwrap_or(false);
+    if required && !client.has("cert") {
+        client.expected("cert", "a certificate, because TLS is required");
+    }
+    ProxyTls {
+        client: ClientTls {
+            cert: client.path("cert"),
+            key: client.path("key"),
+            ca: client.path("ca"),
+            required,
+        },
+        server: ServerSideTls {
+            sslmode,
+            ca: server.path("ca"),
+            cert: server.path("cert"),
+            key: server.path("key"),
+        },
+    }
+}
+
+/// A certificate without its key is of no use.
+fn both(section: &Section<'_>) -> Option<(PathBuf, PathBuf)> {
+    if section.has("cert") != section.has("key") {
+        section.problem("cert", "expected both cert and key, found one of them");
+    }
+    None
+}
+
+fn limits(section: &Section<'_>) -> LimitSettings {
+    section.only(&[
+        "max_clients",
+        "login_timeout",
+        "hold_timeout",
+        "max_hold",
+        "connect_timeout",
+        "max_held_bytes",
+        "client_idle_timeout",
+        "shutdown_timeout",
+    ]);
+    let defaults = LimitSettings::default();
+    let size = |value: Option<u64>, default: usize| {
+        value.and_then(|value| usize::try_from(value).ok()).unwrap_or(default)
+    };
+    let held = section.bytes("max_held_bytes");
+    if held.is_some_and(|bytes| bytes < 8192) {
+        section.expected("max_held_bytes", "at least 8 kB");
+    }
+    LimitSettings {
+        max_clients: size(section.count("max_clients", 1..=1_000_000), defaults.max_clients),
+        login_timeout: section.duration("login_timeout").unwrap_or(defaults.login_timeout),
+        hold_timeout: section.duration("hold_timeout").unwrap_or(defaults.hold_timeout),
+        max_hold: section.duration("max_hold").unwrap_or(defaults.max_hold),
+        connect_timeout: section.duration("connect_timeout").unwrap_or(defaults.connect_timeout),
+        max_held_bytes: size(held, defaults.max_held_bytes),
+        client_idle_timeout: section
+            .duration("client_idle_timeout")
+            .filter(|timeout| !timeout.is_zero()),
+        shutdown_timeout: section.duration("shutdown_timeout").unwrap_or(defaults.shutdown_timeout),
+    }
+}

@@ -1,0 +1,101 @@
+//! The store's section.
+
+use crate::address::HostPort;
+use crate::section::Section;
+use crate::store::{Etcd3Settings, Scheme, StoreSettings};
+
+/// Stores that Patroni knows and Kornak does not yet.
+const OTHERS: &[&str] = &["consul", "zookeeper", "exhibitor", "kubernetes", "raft"];
+
+/// Keys of every store, for the check of the top level.
+pub(crate) const SECTIONS: &[&str] =
+    &["etcd3", "etcd", "consul", "zookeeper", "exhibitor", "kubernetes", "raft"];
+
+const DEFAULT_PORT: u16 = 2379;
+
+/// The store that the file names; an error is recorded if it names none.
+pub(crate) fn store(root: &Section<'_>) -> Option<StoreSettings> {
+    if let Some(found) = optional(root) {
+        return found.map(StoreSettings::Etcd3);
+    }
+    match OTHERS.iter().find(|name| root.has(name)) {
+        Some(name) => root.problem(name, "this store is not supported, expected etcd3"),
+        None => root.expected("etcd3", "the store's section, such as etcd3: {hosts: [a:2379]}"),
+    }
+    None
+}
+
+/// `Some(None)`: there is a section, and it is wrong.
+pub(crate) fn optional(root: &Section<'_>) -> Option<Option<Etcd3Settings>> {
+    let key = ["etcd3", "etcd"].into_iter().find(|key| root.has(key))?;
+    Some(etcd3(&root.section(key)))
+}
+
+fn etcd3(section: &Section<'_>) -> Option<Etcd3Settings> {
+    section.tolerate(
+        &[
+            "host", "hosts", "url", "protocol", "username", "password", "cacert", "cert", "key",
+            "srv",
+        ],
+        &["srv_suffix", "use_proxies", "proxy"],
+    );
+    let schemes = [("http", Scheme::Http), ("https", Scheme::Https)];
+    let mut protocol = section.word("protocol", &schemes).unwrap_or_default();
+    let host = |text: &str| HostPort::parse(text, Some(DEFAULT_PORT));
+    let hosts = if let Some(texts) = section.texts("hosts", ',') {
+        let mut hosts = Vec::with_capacity(texts.len());
+        for text in texts {
+            let (scheme, bare) = strip_scheme(&text);
+            protocol = scheme.unwrap_or(protocol);
+            match host(bare) {
+                Some(found) => hosts.push(found),
+                None => section.problem("hosts", format!("expected host:port, found {text:?}")),
+            }
+        }
+        if hosts.is_empty() {
+            section.expected("hosts", "a list of host:port");
+        }
+        hosts
+    } else if section.has("host") {
+        section.parsed("host", "host:port", host).into_iter().collect()
+    } else if section.has("url") {
+        let url = section.parsed("url", "http(s)://host:port", |text| {
+            let (scheme, bare) = strip_scheme(text);
+            Some((scheme?, host(bare)?))
+        });
+        protocol = url.as_ref().map_or(protocol, |(scheme, _)| *scheme);
+        url.map(|(_, host)| host).into_iter().collect()
+    } else {
+        if section.has("srv") {
+            section.problem("srv", "discovery by DNS is not supported, expected hosts");
+        } else if !section.has("hosts") {
+            section.expected("hosts", "a list of host:port");
+        }
+        Vec::new()
+    };
+    if section.has("cert") != section.has("key") {
+        section.problem("cert", "expected both cert and key, found one of them");
+    }
+    if !section.has("username") && section.has("password") {
+        section.expected("username", "the user that the password belongs to");
+    }
+    (!hosts.is_empty()).then(|| Etcd3Settings {
+        hosts,
+        protocol,
+        username: section.text("username"),
+        password: section.secret("password"),
+        cacert: section.path("cacert"),
+        cert: section.path("cert"),
+        key: section.path("key"),
+    })
+}
+
+/// The scheme in front of an address, if there is one, and the address without a path.
+pub(crate) fn strip_scheme(text: &str) -> (Option<Scheme>, &str) {
+    let (scheme, rest) = match text.split_once("://") {
+        Some(("http", rest)) => (Some(Scheme::Http), rest),
+        Some(("https", rest)) => (Some(Scheme::Https), rest),
+        _ => (None, text),
+    };
+    (scheme, rest.trim_end_matches('/'))
+}

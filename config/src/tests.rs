@@ -1,0 +1,391 @@
+//! Whole files: what they become, and what is said about wrong ones.
+
+use std::time::Duration;
+
+use kornak_cluster::GroupId;
+use secrecy::ExposeSecret;
+use serde_json::json;
+
+use super::*;
+use crate::agent::{InitdbOption, ReplicaMethod, WatchdogMode};
+use crate::proxy::{AuthMethod, Source, Target};
+
+const AGENT: &str = "\
+scope: demo
+name: pg0
+restapi:
+  listen: 127.0.0.1:8008
+etcd3:
+  hosts: [10.0.0.1:2379, 10.0.0.2]
+bootstrap:
+  dcs:
+    ttl: 20
+  initdb:
+    - encoding: UTF8
+    - data-checksums
+postgresql:
+  listen: 127.0.0.1,10.0.0.5:5433
+  connect_address: 10.0.0.5
+  data_dir: /data/pg0
+  authentication:
+    superuser: {username: postgres, password: s3cret-super}
+    replication: {username: replicator, password: 12345}
+";
+
+const PROXY: &str = "\
+scope: demo
+etcd3: {hosts: 'a:1,b:2'}
+proxy:
+  auth: {user: kornak, password: s3cret-proxy}
+";
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::Builder::new().suffix(".yml").tempfile().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn agent(text: &str) -> Loaded<AgentSettings> {
+    load_agent(Some(file(text).path()), &[]).unwrap_or_else(|error| panic!("{text}\n{error}"))
+}
+
+fn proxy(text: &str) -> Loaded<ProxySettings> {
+    load_proxy(Some(file(text).path()), &[]).unwrap_or_else(|error| panic!("{text}\n{error}"))
+}
+
+/// What is said of a file, with its name taken out.
+fn said(text: &str) -> String {
+    let file = file(text);
+    let lines = check(file.path(), &[]);
+    let lines: Vec<String> = lines.iter().map(Finding::to_string).collect();
+    lines.join("\n").replace(&file.path().display().to_string(), "f.yml")
+}
+
+/// `base` with one line exchanged.
+fn changed(base: &str, from: &str, to: &str) -> String {
+    assert!(base.contains(from), "{from:?} is not in the base");
+    base.replacen(from, to, 1)
+}
+
+#[test]
+fn a_small_file_of_patronis_is_complete() {
+    let Loaded { settings, warnings } = agent(AGENT);
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(settings.scope.base(), "/service/demo/");
+    assert_eq!(settings.name, "pg0");
+    let StoreSettings::Etcd3(etcd) = &settings.store else { panic!("not etcd") };
+    assert_eq!(etcd.endpoints(), ["http://10.0.0.1:2379", "http://10.0.0.2:2379"]);
+    assert_eq!(settings.restapi.base_url(), "http://127.0.0.1:8008");
+    assert_eq!(json!(settings.bootstrap.dcs), json!({"ttl": 20, "failsafe_mode": true}));
+    let option = |name: &str, value: Option<&str>| InitdbOption {
+        name: name.to_owned(),
+        value: value.map(str::to_owned),
+    };
+    assert_eq!(
+        settings.bootstrap.initdb,
+        [option("encoding", Some("UTF8")), option("data-checksums", None)]
+    );
+    let postgresql = &settings.postgresql;
+    assert_eq!(postgresql.listen.addresses(), "127.0.0.1,10.0.0.5");
+    assert_eq!(postgresql.connect_address.to_string(), "10.0.0.5:5433");
+    assert_eq!(postgresql.config_dir, Path::new("/data/pg0"));
+    assert_eq!(postgresql.pg_ctl_timeout, Duration::from_secs(60));
+    assert_eq!(postgresql.create_replica_methods, [ReplicaMethod::Basebackup { options: vec![] }]);
+    let password = postgresql.replication.password.as_ref().unwrap();
+    assert_eq!(password.expose_secret(), "12345");
+    assert_eq!(postgresql.rewind().username, "postgres");
+    assert_eq!(settings.kornak, agent::KornakSettings::default());
+    assert_eq!(settings.watchdog.mode, WatchdogMode::Automatic);
+}
+
+#[test]
+fn the_rest_of_an_agents_file_is_read() {
+    let text = changed(
+        AGENT,
+        "scope: demo\n",
+        "scope: demo
+namespace: /prod/
+citus: {group: 2, database: app}
+watchdog: {mode: off}
+tags: {nofailover: no, failover_priority: 3, zone: a}
+log: {level: debug, type: json}
+kornak:
+  os_user: pg
+  guard: {stop_budget: 500ms}
+  handover: {max_hold: 2}
+",
+    );
+    let text = changed(
+        &text,
+        "  data_dir: /data/pg0\n",
+        "  data_dir: /data/pg0
+  bin_dir: /usr/lib/postgresql/15/bin
+  bin_name: {postgres: postgres-15}
+  parameters: {max_connections: 50, wal_level: logical, fsync: on}
+  pg_hba: ['local all all trust', host all all all scram-sha-256]
+  callbacks: {on_role_change: /bin/true}
+  create_replica_methods: [wal_g, basebackup]
+  wal_g: {command: /bin/clone, no_leader: 1, threads: 4}
+  basebackup: [max-rate: 100M, verbose]
+  use_pg_rewind: true
+",
+    );
+    let Loaded { settings, warnings } = agent(&text);
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(settings.scope.base(), "/prod/demo/2/");
+    assert_eq!(settings.scope.group, Some(GroupId(2)));
+    assert_eq!(settings.citus_database.as_deref(), Some("app"));
+    assert_eq!(settings.watchdog.mode, WatchdogMode::Off);
+    assert_eq!(settings.tags.failover_priority(), 3);
+    assert_eq!((settings.log.level, settings.log.format), (LogLevel::Debug, LogFormat::Json));
+    assert_eq!(settings.kornak.os_user, "pg");
+    assert_eq!(settings.kornak.guard.stop_budget, Duration::from_millis(500));
+    assert_eq!(settings.kornak.guard.margin, Duration::from_secs(2));
+    assert_eq!(settings.kornak.handover.max_hold, Duration::from_secs(2));
+    let postgresql = &settings.postgresql;
+    assert_eq!(postgresql.program("postgres"), Path::new("/usr/lib/postgresql/15/bin/postgres-15"));
+    assert_eq!(
+        json!(postgresql.parameters),
+        json!({"max_connections": 50, "wal_level": "logical", "fsync": true})
+    );
+    assert_eq!(postgresql.pg_hba.as_ref().map(Vec::len), Some(2));
+    assert_eq!(postgresql.use_pg_rewind, Some(true));
+    let ReplicaMethod::Custom { name, command, no_leader, params, .. } =
+        &postgresql.create_replica_methods[0]
+    else {
+        panic!("not custom")
+    };
+    assert_eq!((name.as_str(), command.as_str(), *no_leader), ("wal_g", "/bin/clone", true));
+    assert_eq!(json!(params), json!({"threads": 4}));
+}
+
+#[test]
+fn an_agents_mistakes_are_named_with_line_key_and_expectation() {
+    for (from, to, expected) in [
+        (
+            "  listen: 127.0.0.1,10.0.0.5:5433",
+            "  listen: 5433x:y",
+            "error: f.yml:14: postgresql.listen: expected host:port, found \"5433x:y\"",
+        ),
+        ("name: pg0\n", "", "error: f.yml: name: missing, expected the member's name"),
+        (
+            "  listen: 127.0.0.1:8008",
+            "  listen: 0.0.0.0:8008",
+            "error: f.yml:3: restapi.connect_address: missing, expected host:port, because listen names no address of its own",
+        ),
+        (
+            "etcd3:\n  hosts: [10.0.0.1:2379, 10.0.0.2]\n",
+            "consul: {host: x}\n",
+            "error: f.yml:5: consul: this store is not supported, expected etcd3",
+        ),
+        (
+            "[10.0.0.1:2379, 10.0.0.2]",
+            "[10.0.0.1:port]",
+            "error: f.yml:6: etcd3.hosts: expected host:port, found \"10.0.0.1:port\"",
+        ),
+        (
+            "scope: demo\n",
+            "scope: demo\nkornak:\n  gaurd: {}\n",
+            "error: f.yml:3: kornak.gaurd: unknown key, did you mean guard?",
+        ),
+        (
+            "scope: demo\n",
+            "scope: demo\nkornak:\n  guard:\n    margin: soon\n",
+            "error: f.yml:4: kornak.guard.margin: expected a duration (seconds, or with ms, s, min, h, d), found \"soon\"",
+        ),
+        (
+            "    replication: {username: replicator, password: 12345}\n",
+            "    replication: {password: [a]}\n",
+            "error: f.yml:19: postgresql.authentication.replication.username: missing, expected the role that the password belongs to",
+        ),
+        ("bootstrap:", "bootstrap: [", "error: f.yml:9: not valid YAML"),
+        (
+            "scope: demo",
+            "scope: a/b",
+            "error: f.yml:1: scope: expected a cluster name without slashes, found \"a/b\"",
+        ),
+        (
+            "scope: demo\n",
+            "scope: demo\nwatchdog: {mode: maybe}\n",
+            "error: f.yml:2: watchdog.mode: expected one of off, automatic, auto, required, found \"maybe\"",
+        ),
+        (
+            "scope: demo\n",
+            "scope: demo\ncitus: {group: 1}\n",
+            "error: f.yml:2: citus.database: missing, expected the database of the Citus extension",
+        ),
+    ] {
+        let text = changed(AGENT, from, to);
+        let found = said(&text);
+        assert!(found.starts_with(expected), "expected {expected}\nfound    {found}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_in_the_order_of_lines() {
+    let text = changed(AGENT, "name: pg0", "name: a,b");
+    let text = changed(&text, "  data_dir: /data/pg0\n", "");
+    let found = said(&text);
+    let keys: Vec<&str> = found.lines().filter_map(|line| line.split(": ").nth(2)).collect();
+    assert_eq!(keys, ["name", "postgresql.data_dir"], "{found}");
+}
+
+#[test]
+fn unknown_keys_of_patronis_are_one_warning() {
+    let text = changed(AGENT, "name: pg0", "name: pg0\nfancy: 1\nthread_pool_size: 9");
+    let text = changed(&text, "  data_dir:", "  sparkle: 1\n  data_dir:");
+    assert_eq!(
+        said(&text),
+        "warning: f.yml: keys without effect: fancy (line 3), postgresql.sparkle (line 18)"
+    );
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_is_named_in_errors() {
+    let file = file(AGENT);
+    let load = |pairs: &[(&str, &str)]| load_agent(Some(file.path()), &environment(pairs));
+    let settings = load(&[("PATRONI_NAME", "pg7"), ("PATRONI_ETCD3_HOSTS", "'x:1','y:2'")]);
+    let settings = settings.unwrap().settings;
+    assert_eq!(settings.name, "pg7");
+    let StoreSettings::Etcd3(etcd) = &settings.store else { panic!("not etcd") };
+    assert_eq!(etcd.endpoints(), ["http://x:1", "http://y:2"]);
+    let error = load(&[("PATRONI_POSTGRESQL_LISTEN", "here")]).unwrap().settings;
+    assert_eq!(error.postgresql.listen.to_string(), "here:5432");
+    let error = load(&[("PATRONI_RESTAPI_LISTEN", "x:y")]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "PATRONI_RESTAPI_LISTEN: restapi.listen: expected host:port, found \"x:y\""
+    );
+}
+
+#[test]
+fn the_whole_file_may_be_a_variable_or_a_folder() {
+    let variables = environment(&[("PATRONI_CONFIGURATION", AGENT)]);
+    assert_eq!(load_agent(None, &variables).unwrap().settings.name, "pg0");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("10-base.yml"), AGENT).unwrap();
+    std::fs::write(folder.path().join("20-node.yaml"), "name: pg5\nrestapi: {listen: 'h:1'}")
+        .unwrap();
+    std::fs::write(folder.path().join("30-note.txt"), "name: no").unwrap();
+    let settings = load_agent(Some(folder.path()), &[]).unwrap().settings;
+    assert_eq!((settings.name.as_str(), settings.restapi.listen.port), ("pg5", 1));
+    let error = load_agent(Some(&folder.path().join("absent.yml")), &[]).unwrap_err();
+    assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+}
+
+#[test]
+fn secrets_are_never_printed() {
+    let mut shown = format!("{:?}{:?}", agent(AGENT), proxy(PROXY));
+    for text in [
+        changed(AGENT, "s3cret-super", "[s3cret-super]"),
+        changed(AGENT, "s3cret-super}", "s3cret-super, s3cret: {a: }"),
+        changed(AGENT, "password: s3cret-super}", "password: \"s3cret-super"),
+        changed(AGENT, "password: s3cret-super", "password: {s3cret-super: 1}"),
+        changed(PROXY, "s3cret-proxy", "[s3cret-proxy, 1]"),
+        changed(PROXY, "password: s3cret-proxy", "password: s3cret-proxy: x"),
+    ] {
+        shown += &said(&text);
+    }
+    assert!(!shown.contains("s3cret-"), "{shown}");
+}
+
+#[test]
+fn a_proxys_file_needs_little() {
+    let settings = proxy(PROXY).settings;
+    let names: Vec<(&str, u16, Target)> = settings
+        .listeners
+        .iter()
+        .map(|listener| (listener.name.as_str(), listener.listen.port, listener.target.clone()))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            ("primary", 5000, Target::Primary),
+            ("workers", 5001, Target::Workers),
+            ("standbys", 5002, Target::Standbys)
+        ]
+    );
+    assert_eq!(settings.auth.method, AuthMethod::Scram);
+    assert_eq!(settings.status.map(|listen| listen.port), Some(7000));
+    assert_eq!(settings.limits.hold_timeout, Duration::from_secs(15));
+    let relay = proxy("static: {members: [{name: a, host: db1}]}").settings;
+    assert_eq!(relay.auth.method, AuthMethod::Relay);
+    let Source::Static { members } = relay.source else { panic!("not static") };
+    assert_eq!((members[0].host.as_str(), members[0].port), ("db1", 5432));
+    let rest = proxy("scope: x\nproxy: {status: false}\nrest: {members: ['http://h']}").settings;
+    assert!(rest.status.is_none());
+    let Source::Rest { members } = rest.source else { panic!("not rest") };
+    assert_eq!(members, ["http://h:8008"]);
+}
+
+#[test]
+fn a_proxys_mistakes_are_named() {
+    for (proxy, expected) in [
+        (
+            "{lisetners: []}",
+            "error: f.yml:3: proxy.lisetners: unknown key, did you mean listeners?",
+        ),
+        (
+            "{auth: {method: scram}}",
+            "error: f.yml:3: proxy.auth.user: missing, expected the role that looks passwords up",
+        ),
+        (
+            "{listeners: [{listen: 'x:1', target: moon}]}",
+            "error: f.yml:3: proxy.listeners[0].target: expected one of primary, coordinator, workers, standbys, any, or member: <name>, found \"moon\"",
+        ),
+        (
+            "{listeners: [{name: a, listen: '0.0.0.0:1', target: any}, {name: b, listen: 'h:1', target: any}]}",
+            "error: f.yml:3: proxy.listeners[1].listen: expected another address, \"a\" listens there",
+        ),
+        (
+            "{listeners: [1]}",
+            "error: f.yml:3: proxy.listeners[0]: expected keys and values, found 1",
+        ),
+        (
+            "{limits: {max_clients: 0}}",
+            "error: f.yml:3: proxy.limits.max_clients: expected a number from 1 to 1000000, found 0",
+        ),
+        (
+            "{static: {members: []}}",
+            "error: f.yml:3: proxy.static: expected only one of etcd3, static and rest",
+        ),
+        (
+            "{tls: {client: {cert: a.pem}}}",
+            "error: f.yml:3: proxy.tls.client.cert: expected both cert and key, found one of them",
+        ),
+        (
+            "{auth: {user: a, password_file: /nonexistent/x}}",
+            "error: f.yml:3: proxy.auth.password_file: expected a readable file",
+        ),
+    ] {
+        let found = said(&format!("scope: demo\netcd3: {{hosts: ['a:1']}}\nproxy: {proxy}\n"));
+        assert!(found.starts_with(expected), "expected {expected}\nfound    {found}");
+    }
+}
+
+#[test]
+fn a_password_may_live_in_a_file_beside_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("pass"), "hidden\n").unwrap();
+    let path = folder.path().join("proxy.yml");
+    std::fs::write(&path, PROXY.replace("password: s3cret-proxy", "password_file: pass")).unwrap();
+    let settings = load_proxy(Some(&path), &[]).unwrap().settings;
+    assert_eq!(settings.auth.password.unwrap().expose_secret(), "hidden");
+}
+
+#[test]
+fn operators_verbs_read_any_of_the_files() {
+    let operator = |text: &str| load_operator(Some(file(text).path()), &[]).unwrap();
+    let settings =
+        operator("etcd3: {host: e}\nrestapi: {authentication: {username: u, password: p}}");
+    assert_eq!(settings.scope, None);
+    assert_eq!(settings.ctl.authentication.unwrap().username, "u");
+    assert_eq!(settings.store.unwrap().endpoints(), ["http://e:2379"]);
+    assert_eq!(operator(AGENT).scope.as_deref(), Some("demo"));
+    assert_eq!(operator(PROXY).store.unwrap().hosts.len(), 2);
+    assert!(operator("").store.is_none());
+}
