@@ -11,4 +11,5 @@ pub mod ha;
 pub mod lease;
 pub mod node;
 pub mod peers;
+pub mod postgres;
 pub mod publish;

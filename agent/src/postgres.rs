@@ -1,0 +1,400 @@
+//! The hands on the local PostgreSQL server: one module for each of its tools.
+//!
+//! Everything here does what it is told, and says in a typed error what came in between; nothing here
+//! knows who ought to be primary. Each operation may be repeated: done twice is the same as done once.
+//! The postmaster is started, signalled and promoted through the [guard](crate::guard) alone, so that
+//! none of it can happen after the deadline.
+//!
+//! `process` starts, stops, promotes and reconfigures; `sql` and `status` ask; `controldata` reads what
+//! a stopped server left; `initdb`, `basebackup` and `rewind` make a data directory what it should be;
+//! `conf` is the text of the configuration, `files` its place on disk.
+//!
+//! PostgreSQL 13 or later: before that a standby could not change its primary without a restart.
+
+mod basebackup;
+mod callbacks;
+mod conf;
+mod controldata;
+mod files;
+mod initdb;
+mod os;
+mod process;
+mod rewind;
+mod slots;
+mod sql;
+mod status;
+mod tool;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::{ClusterConfig, Lsn};
+use kornak_config::agent::PostgresqlSettings;
+use parking_lot::Mutex;
+use tokio_postgres::{Client, Config};
+
+use crate::guard::{GuardClient, GuardConfig, GuardError};
+
+pub use basebackup::CloneError;
+pub use callbacks::{CallbackAction, Callbacks};
+pub use conf::{Parameters, join_conninfo};
+pub use controldata::{ControlData, ControlState, ParseControlDataError, shutdown_checkpoint_end};
+pub use files::ConfigureError;
+pub use initdb::BootstrapError;
+pub use os::OsUser;
+pub use process::{
+    PendingRestart, PromoteError, Promoted, ServerProcess, StartAs, StartError, StopError, StopMode,
+};
+pub use rewind::{
+    HistoryLine, LeaderPosition, LocalEnd, RewindError, RewindNeed, parse_history, rewind_need,
+};
+pub use slots::{Slot, slot_name_of};
+pub use sql::{APPLICATION_PREFIX, Sql, SqlError, TextRow, identifier, literal};
+pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus};
+pub use tool::{Told, ToolError, split_words};
+
+/// `pg_controldata` reads one page.
+const CONTROLDATA_LIMIT: Duration = Duration::from_secs(10);
+
+/// A server to replicate from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    pub host: String,
+    pub port: u16,
+    /// Our slot there; `None`: without one.
+    pub slot: Option<String>,
+}
+
+/// What is known of the server before anything runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The member's name: `application_name` of its replication.
+    pub name: String,
+    /// Patroni's `scope`: `cluster_name`.
+    pub cluster_name: String,
+    pub settings: PostgresqlSettings,
+    /// OS user for PostgreSQL's programs if we are root.
+    pub os_user: String,
+    pub guard: GuardConfig,
+}
+
+/// What a data directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataDirState {
+    Missing,
+    Empty,
+    /// A cluster of this major version.
+    Cluster {
+        version: u32,
+    },
+    /// It holds something that is no cluster: never touched.
+    Foreign,
+}
+
+/// The OS user is unknown.
+#[derive(Debug, thiserror::Error)]
+#[error("find the account {name} that servers run as: create it or set kornak.os_user")]
+pub struct SetupError {
+    pub name: String,
+    #[source]
+    pub source: io::Error,
+}
+
+/// `pg_controldata` failed or was not understood.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlDataError {
+    #[error("read the control file")]
+    Tool(#[from] ToolError),
+    #[error("read the control file")]
+    Parse(#[from] ParseControlDataError),
+}
+
+/// The local server. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    cluster_name: String,
+    settings: PostgresqlSettings,
+    user: Option<OsUser>,
+    guard_config: GuardConfig,
+    guard: tokio::sync::Mutex<Option<GuardClient>>,
+    heartbeat: Sql,
+    /// What the store and the caller want the configuration to say.
+    wanted: Mutex<Wanted>,
+    /// One writer of configuration files at a time.
+    writing: tokio::sync::Mutex<()>,
+}
+
+/// The part of the configuration that changes.
+#[derive(Debug, Clone, Default)]
+struct Wanted {
+    /// `postgresql.parameters` of the store.
+    dynamic: Parameters,
+    dynamic_hba: Option<Vec<String>>,
+    dynamic_ident: Option<Vec<String>>,
+    /// Win over everything else that stands in the file.
+    overrides: Parameters,
+    /// `None`: not decided since this process began; the file keeps what it says.
+    synchronous_standby_names: Option<Option<String>>,
+    /// As above: `None` keeps the file's; `Some(None)` is a standby without a primary.
+    upstream: Option<Option<Upstream>>,
+}
+
+impl Postgres {
+    /// Touches nothing yet.
+    pub fn new(options: Options) -> Result<Self, SetupError> {
+        let Options { name, cluster_name, settings, os_user, guard } = options;
+        let user = OsUser::to_become(&os_user)
+            .map_err(|source| SetupError { name: os_user.clone(), source })?;
+        let heartbeat = Sql::new(&settings, "heartbeat");
+        let inner = Inner {
+            name,
+            cluster_name,
+            settings,
+            user,
+            guard_config: guard,
+            guard: tokio::sync::Mutex::new(None),
+            heartbeat,
+            wanted: Mutex::default(),
+            writing: tokio::sync::Mutex::new(()),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What the node's own file says.
+    pub fn settings(&self) -> &PostgresqlSettings {
+        &self.inner.settings
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.inner.settings.data_dir
+    }
+
+    /// Whom PostgreSQL's programs run as; `None`: as ourselves.
+    pub fn os_user(&self) -> Option<&OsUser> {
+        self.inner.user.as_ref()
+    }
+
+    /// The guard of the data directory. Connects or starts it when there is no connection; a server
+    /// that runs without a guard is adopted.
+    pub async fn guard(&self) -> Result<GuardClient, GuardError> {
+        let mut current = self.inner.guard.lock().await;
+        if let Some(guard) = current.as_ref().filter(|guard| !guard.is_lost()) {
+            return Ok(guard.clone());
+        }
+        let guard = GuardClient::connect_or_start(&self.inner.guard_config).await?;
+        let status = guard.status().await?;
+        if status.postmaster.is_none()
+            && status.left > 0
+            && let Some(pid) = self.pid_in_lock_file()
+        {
+            // It may be a file of a server that is long gone; then the guard refuses.
+            match guard.adopt(pid).await {
+                Ok(()) => tracing::info!(pid, "adopted a server that ran without a guard"),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, pid, "cannot adopt the server");
+                }
+            }
+        }
+        *current = Some(guard.clone());
+        Ok(guard)
+    }
+
+    /// First line of `postmaster.pid`.
+    fn pid_in_lock_file(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).ok()?;
+        text.lines().next()?.trim().parse().ok()
+    }
+
+    /// Looks at the data directory. An unreadable one is an error, not an empty one.
+    pub fn data_dir_state(&self) -> io::Result<DataDirState> {
+        let dir = self.data_dir();
+        let mut entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(DataDirState::Missing);
+            }
+            Err(error) => return Err(error),
+        };
+        match fs::read_to_string(dir.join("PG_VERSION")) {
+            Ok(version) => {
+                let major = version.trim().split('.').next().and_then(|major| major.parse().ok());
+                let complete = dir.join("global/pg_control").exists();
+                Ok(match major {
+                    Some(version) if complete => DataDirState::Cluster { version },
+                    _ => DataDirState::Foreign,
+                })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // A file system's own directory is not somebody's data.
+                let foreign =
+                    entries.any(|entry| entry.is_ok_and(|e| e.file_name() != "lost+found"));
+                Ok(if foreign { DataDirState::Foreign } else { DataDirState::Empty })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What a server that does not run left behind; of a running one, its last checkpoint.
+    pub async fn controldata(&self) -> Result<ControlData, ControlDataError> {
+        let mut command = self.tool("pg_controldata");
+        command.arg("-D").arg(self.data_dir());
+        Ok(ControlData::parse(&tool::run(&mut command, CONTROLDATA_LIMIT).await?)?)
+    }
+
+    /// The server of `postgres --version`, as `server_version_num`: 150020.
+    pub async fn program_version(&self) -> Result<Option<u32>, ToolError> {
+        let mut command = self.tool("postgres");
+        let text = tool::run(command.arg("--version"), CONTROLDATA_LIMIT).await?;
+        Ok(parse_version(&text))
+    }
+
+    /// One question, one answer: see [`ServerStatus`].
+    pub async fn status(&self) -> Result<ServerStatus, SqlError> {
+        status::status(&self.inner.heartbeat).await
+    }
+
+    /// Who works in the server.
+    pub async fn activity(&self) -> Result<Activity, SqlError> {
+        status::activity(&self.inner.heartbeat).await
+    }
+
+    /// The lasting superuser connection, for questions of others' making.
+    pub fn sql(&self) -> &Sql {
+        &self.inner.heartbeat
+    }
+
+    /// Writes a checkpoint, however long it takes.
+    pub async fn checkpoint(&self) -> Result<(), SqlError> {
+        let client = self.inner.heartbeat.connect_patiently().await?;
+        sql::ask(&client, "write a checkpoint", "CHECKPOINT").await.map(drop)
+    }
+
+    /// Ends walsenders, but for those of `keep`, so that a shutdown need not wait for them. Returns how
+    /// many.
+    pub async fn terminate_walsenders_except(&self, keep: Option<&str>) -> Result<u32, SqlError> {
+        let statement = format!(
+            "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_replication \
+             WHERE application_name IS DISTINCT FROM {} OFFSET 0) AS ended",
+            literal(keep.unwrap_or_default())
+        );
+        let count = self.inner.heartbeat.value("end walsenders", &statement).await?;
+        Ok(count.and_then(|count| count.parse().ok()).unwrap_or_default())
+    }
+
+    /// Ends client backends that are in a transaction, but ours. Returns how many.
+    pub async fn terminate_busy(&self) -> Result<u32, SqlError> {
+        let count = self
+            .inner
+            .heartbeat
+            .value(
+                "end transactions",
+                "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                 WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() \
+                 AND state IS DISTINCT FROM 'idle' AND application_name NOT LIKE 'Kornak %' \
+                 OFFSET 0) AS ended",
+            )
+            .await?;
+        Ok(count.and_then(|count| count.parse().ok()).unwrap_or_default())
+    }
+
+    /// All slots.
+    pub async fn slots(&self) -> Result<Vec<Slot>, SqlError> {
+        slots::list(&self.inner.heartbeat).await
+    }
+
+    /// Creates a physical slot that keeps the log from now on; no error if there is one.
+    pub async fn create_physical_slot(&self, name: &str) -> Result<(), SqlError> {
+        slots::create_physical(&self.inner.heartbeat, name).await
+    }
+
+    /// False: the slot is in use. No error if there is none.
+    pub async fn drop_slot(&self, name: &str) -> Result<bool, SqlError> {
+        slots::drop(&self.inner.heartbeat, name).await
+    }
+
+    /// Moves a slot forward to `to`, unless it is in use or there already.
+    pub async fn advance_slot(&self, name: &str, to: Lsn) -> Result<(), SqlError> {
+        slots::advance(&self.inner.heartbeat, name, to).await
+    }
+
+    /// Logs in to another member's server as the superuser, with a name that begins with
+    /// [`APPLICATION_PREFIX`].
+    pub async fn connect_to(
+        &self,
+        host: &str,
+        port: u16,
+        database: &str,
+        application: &str,
+    ) -> Result<Client, SqlError> {
+        let superuser = &self.inner.settings.superuser;
+        sql::connect(&sql::remote_config(host, port, database, superuser, application)).await
+    }
+
+    /// How to log in to the local server as the superuser.
+    pub fn local_login(&self, application: &str) -> Config {
+        let settings = &self.inner.settings;
+        sql::local_config(settings, &settings.superuser, application)
+    }
+
+    /// The store's configuration, in force at the next [`Postgres::start`], [`Postgres::follow`] or
+    /// [`Postgres::reload`].
+    pub fn set_dynamic(&self, config: &ClusterConfig) {
+        let lines = |name: &str| {
+            let value = config.postgresql()?.get(name)?.as_array()?;
+            Some(value.iter().filter_map(|line| line.as_str().map(str::to_owned)).collect())
+        };
+        let mut wanted = self.inner.wanted.lock();
+        wanted.dynamic = conf::parameters(config.parameters());
+        wanted.dynamic_hba = lines("pg_hba");
+        wanted.dynamic_ident = lines("pg_ident");
+    }
+
+    /// Parameters that win over the store's and the node's, such as Citus needs; in force as above.
+    /// Those on the command line (`max_connections` …) are not among them.
+    pub fn set_overrides(&self, overrides: Parameters) {
+        self.inner.wanted.lock().overrides = overrides;
+    }
+
+    /// One of PostgreSQL's programs, to be run as the OS user.
+    fn tool(&self, name: &str) -> tokio::process::Command {
+        tool::command(self.inner.settings.program(name), self.inner.user.as_ref())
+    }
+}
+
+/// `postgres (PostgreSQL) 15.20 (Debian …)`.
+fn parse_version(text: &str) -> Option<u32> {
+    let number = text.split_whitespace().nth(2)?;
+    let digits = |part: &str| {
+        let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        part.get(..end)?.parse::<u32>().ok()
+    };
+    let (major, minor) = number.split_once('.').unwrap_or((number, "0"));
+    Some(digits(major)? * 10_000 + digits(minor).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_version;
+
+    #[test]
+    fn the_programs_version_is_a_number() {
+        for (text, version) in [
+            ("postgres (PostgreSQL) 15.20 (Debian 15.20-1)", Some(150_020)),
+            ("postgres (PostgreSQL) 19devel", Some(190_000)),
+            ("postgres", None),
+        ] {
+            assert_eq!(parse_version(text), version);
+        }
+    }
+}

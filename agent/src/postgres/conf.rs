@@ -1,0 +1,311 @@
+//! What PostgreSQL's configuration files say, as text. Patroni's way, so that either can go on with
+//! the other's data directory:
+//!
+//! `postgresql.conf` is generated; it includes `postgresql.base.conf`, which is the original. What
+//! primary and standbys must agree on is given on the command line, where no file and no `ALTER SYSTEM`
+//! can change it; so are port and addresses, so that a server started by hand is not found by clients.
+//!
+//! Not here: writing files; see `files`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use kornak_config::agent::{Credentials, PostgresqlSettings};
+use serde_json::{Map, Value};
+
+use super::Upstream;
+use super::controldata::ControlData;
+
+/// Name of the generated file, and of the original.
+pub(super) const MAIN_CONF: &str = "postgresql.conf";
+pub(super) const BASE_CONF: &str = "postgresql.base.conf";
+
+/// Parameter names and their values as text. Names are in lower case.
+pub type Parameters = BTreeMap<String, String>;
+
+/// Parameters that all members must agree on: from the store alone, passed on the command line.
+/// Name, default, smallest value (for numbers).
+const CONTROLLED: [(&str, &str, u32); 10] = [
+    ("max_connections", "100", 25),
+    ("max_locks_per_transaction", "64", 32),
+    ("max_worker_processes", "8", 2),
+    ("max_prepared_transactions", "0", 0),
+    ("wal_level", "replica", 0),
+    ("track_commit_timestamp", "off", 0),
+    ("max_wal_senders", "10", 3),
+    ("max_replication_slots", "10", 4),
+    ("wal_log_hints", "on", 0),
+    ("hot_standby", "on", 0),
+];
+
+/// Set by us and nobody else.
+const OURS: [&str; 7] = [
+    "listen_addresses",
+    "port",
+    "cluster_name",
+    "primary_conninfo",
+    "primary_slot_name",
+    "recovery_target_timeline",
+    "config_file",
+];
+
+/// Parameters of recovery, which must not stand in `postgresql.auto.conf`: there they would win.
+const RECOVERY: [&str; 16] = [
+    "archive_cleanup_command",
+    "primary_conninfo",
+    "primary_slot_name",
+    "promote_trigger_file",
+    "recovery_end_command",
+    "recovery_min_apply_delay",
+    "recovery_target",
+    "recovery_target_action",
+    "recovery_target_inclusive",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "restore_command",
+    "trigger_file",
+];
+
+/// Text of a parameter's value. `None` for null and for what is no value.
+pub(super) fn value_text(value: &Value) -> Option<String> {
+    match value {
+        Value::Bool(true) => Some("on".to_owned()),
+        Value::Bool(false) => Some("off".to_owned()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::String(text) => Some(text.clone()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// A name that may stand in the file and on the command line.
+fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$'))
+}
+
+/// Parameters of a YAML or JSON map; those that are no parameters are left out.
+pub(super) fn parameters(map: Option<&Map<String, Value>>) -> Parameters {
+    map.into_iter()
+        .flatten()
+        .filter(|(name, _)| is_name(name))
+        .filter_map(|(name, value)| Some((name.to_ascii_lowercase(), value_text(value)?)))
+        .collect()
+}
+
+/// What the command line says: from the store's parameters, and for a standby not below what the
+/// primary had (`control`), for else it would refuse to start
+/// (/docs/current/hot-standby.html#HOT-STANDBY-ADMIN).
+pub(super) fn controlled(dynamic: &Parameters, primary: Option<&ControlData>) -> Parameters {
+    let mut chosen = Parameters::new();
+    for (name, default, least) in CONTROLLED {
+        let given = dynamic.get(name).map_or(default, String::as_str);
+        let value = match name {
+            "wal_level" if matches!(given, "replica" | "logical") => given.to_owned(),
+            "wal_level" | "wal_log_hints" | "hot_standby" => default.to_owned(),
+            "track_commit_timestamp" => given.to_owned(),
+            _ => match given.parse::<u32>() {
+                Ok(number) => number.max(least).to_string(),
+                Err(_) => default.to_owned(),
+            },
+        };
+        chosen.insert(name.to_owned(), value);
+    }
+    if let Some(primary) = primary {
+        for (name, least) in [
+            ("max_connections", primary.max_connections),
+            ("max_worker_processes", primary.max_worker_processes),
+            ("max_wal_senders", primary.max_wal_senders),
+            ("max_prepared_transactions", primary.max_prepared_transactions),
+            ("max_locks_per_transaction", primary.max_locks_per_transaction),
+        ] {
+            if let Some(value) = chosen.get_mut(name)
+                && value.parse::<u32>().is_ok_and(|number| number < least)
+            {
+                *value = least.to_string();
+            }
+        }
+    }
+    chosen
+}
+
+/// What the generated file says besides recovery: the store's parameters, then the local ones, then
+/// `overrides`; without those that are controlled or ours.
+pub(super) fn filed(
+    dynamic: &Parameters,
+    local: &Parameters,
+    overrides: &Parameters,
+) -> Parameters {
+    let mut filed = Parameters::from([
+        ("wal_keep_size".to_owned(), "128MB".to_owned()),
+        // A standby that has lost its primary looks for the next one soon, and a promotion never
+        // has to sit out the 5 s that are PostgreSQL's default.
+        ("wal_retrieve_retry_interval".to_owned(), "500ms".to_owned()),
+    ]);
+    filed.extend(dynamic.clone());
+    let shared = |name: &str| CONTROLLED.iter().any(|(controlled, ..)| *controlled == name);
+    // The amount of log kept is the store's alone as well.
+    filed.extend(local.clone().into_iter().filter(|(name, _)| name != "wal_keep_size"));
+    filed.extend(overrides.clone());
+    filed.retain(|name, _| !shared(name) && !OURS.contains(&name.as_str()));
+    filed
+}
+
+/// Quotes a value for a configuration file (/docs/current/config-setting.html). Line ends, which
+/// could begin another parameter, become blanks.
+pub(super) fn quote(value: &str) -> String {
+    let value = value.replace(['\n', '\r', '\0'], " ");
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// The generated `postgresql.conf`.
+pub(super) fn render(base: Option<&Path>, parameters: &Parameters) -> String {
+    let mut text = String::from(
+        "# Written by Kornak: changes are lost. Use `kornak edit-config`, or postgresql.parameters\n\
+         # of the node's own file.\n",
+    );
+    if let Some(base) = base {
+        let _ = writeln!(text, "include {}\n", quote(&base.display().to_string()));
+    }
+    for (name, value) in parameters {
+        let _ = writeln!(text, "{name} = {}", quote(value));
+    }
+    text
+}
+
+/// Reads back what [`render`] wrote; other lines are skipped.
+pub(super) fn read_rendered(text: &str) -> Parameters {
+    text.lines()
+        .filter_map(|line| {
+            let (name, value) = line.split_once(" = '")?;
+            let value = value.strip_suffix('\'')?;
+            is_name(name).then(|| (name.to_owned(), value.replace("''", "'").replace("\\\\", "\\")))
+        })
+        .collect()
+}
+
+/// `postgresql.auto.conf` without parameters of recovery. `None`: there are none.
+pub(super) fn without_recovery(text: &str) -> Option<String> {
+    let is_recovery = |line: &&str| {
+        let name = line.trim_start().split(['=', ' ', '\t']).next().unwrap_or_default();
+        RECOVERY.iter().any(|recovery| recovery.eq_ignore_ascii_case(name))
+    };
+    let kept: String = text.split_inclusive('\n').filter(|line| !is_recovery(line)).collect();
+    (kept.len() != text.len()).then_some(kept)
+}
+
+/// Parameters of a standby: whom it follows, and `recovery_conf` of the operator. Recovery always
+/// follows the newest timeline.
+pub(super) fn recovery(
+    settings: &PostgresqlSettings,
+    member: &str,
+    passfile: &Path,
+    upstream: Option<&Upstream>,
+) -> Parameters {
+    let mut recovery = parameters(Some(&settings.recovery_conf));
+    for name in OURS {
+        recovery.remove(name);
+    }
+    recovery.insert("recovery_target_timeline".to_owned(), "latest".to_owned());
+    let conninfo = upstream.map_or_else(String::new, |upstream| {
+        primary_conninfo(&settings.replication, member, passfile, upstream)
+    });
+    recovery.insert("primary_conninfo".to_owned(), conninfo);
+    let slot = upstream.and_then(|upstream| upstream.slot.clone()).unwrap_or_default();
+    recovery.insert("primary_slot_name".to_owned(), slot);
+    recovery
+}
+
+/// `primary_conninfo` of a standby (/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS). The
+/// password stays in the password file.
+pub(super) fn primary_conninfo(
+    credentials: &Credentials,
+    member: &str,
+    passfile: &Path,
+    upstream: &Upstream,
+) -> String {
+    let mut words = conninfo_words(credentials, passfile, &upstream.host, upstream.port);
+    words.push(("application_name", member.to_owned()));
+    join_conninfo(&words)
+}
+
+/// How to reach a server as a role: words of a connection string, without a password.
+pub(super) fn conninfo_words(
+    credentials: &Credentials,
+    passfile: &Path,
+    host: &str,
+    port: u16,
+) -> Vec<(&'static str, String)> {
+    let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|p| p.display().to_string());
+    let optional = [
+        ("passfile", credentials.password.as_ref().map(|_| passfile.display().to_string())),
+        ("sslmode", Some(credentials.sslmode.clone().unwrap_or_else(|| "prefer".to_owned()))),
+        ("sslcert", path(&credentials.sslcert)),
+        ("sslkey", path(&credentials.sslkey)),
+        ("sslrootcert", path(&credentials.sslrootcert)),
+        ("sslcrl", path(&credentials.sslcrl)),
+        ("sslcrldir", path(&credentials.sslcrldir)),
+        ("gssencmode", credentials.gssencmode.clone()),
+        ("channel_binding", credentials.channel_binding.clone()),
+    ];
+    let mut words = vec![
+        ("user", credentials.username.clone()),
+        ("host", host.to_owned()),
+        ("port", port.to_string()),
+    ];
+    words.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    words
+}
+
+/// Words as one connection string, each value quoted if it must be.
+pub fn join_conninfo(words: &[(&str, String)]) -> String {
+    let quoted = |value: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,*".contains(c);
+        if !value.is_empty() && value.chars().all(plain) {
+            value.to_owned()
+        } else {
+            format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+        }
+    };
+    let words: Vec<String> =
+        words.iter().map(|(name, value)| format!("{name}={}", quoted(value))).collect();
+    words.join(" ")
+}
+
+/// A password file (/docs/current/libpq-pgpass.html) that knows each role on every server: members
+/// of a cluster share their passwords.
+pub(super) fn passfile(logins: &[(&str, &str)]) -> String {
+    let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:").replace('\n', "");
+    let mut text = String::new();
+    for (user, password) in logins {
+        let _ = writeln!(text, "*:*:*:{}:{}", escape(user), escape(password));
+    }
+    text
+}
+
+/// `pg_hba.conf` or `pg_ident.conf` from its lines.
+pub(super) fn render_lines(lines: &[String]) -> String {
+    let mut text = String::from("# Written by Kornak: changes are lost.\n");
+    for line in lines {
+        let _ = writeln!(text, "{}", line.replace(['\n', '\r'], " "));
+    }
+    text
+}
+
+/// Rules for a new cluster whose operator gave none: passwords everywhere, for everybody.
+pub(super) fn default_hba(replication_user: &str) -> Vec<String> {
+    let user = format!("\"{}\"", replication_user.replace('"', "\"\""));
+    vec![
+        "local all all scram-sha-256".to_owned(),
+        "host all all all scram-sha-256".to_owned(),
+        format!("local replication {user} scram-sha-256"),
+        format!("host replication {user} all scram-sha-256"),
+    ]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+use serde_json::json;
+
+use super::*;
+
+fn map(value: Value) -> Parameters {
+    parameters(value.as_object())
+}
+
+#[test]
+fn values_are_written_as_postgresql_reads_them() {
+    let given = map(json!({
+        "A": true, "b": false, "c": 7, "d": 1.5, "e": "it's", "f": null, "g": [1], "h i": 1,
+        "citus.x": "y", "1z": 1,
+    }));
+    let expected =
+        [("a", "on"), ("b", "off"), ("c", "7"), ("citus.x", "y"), ("d", "1.5"), ("e", "it's")];
+    assert_eq!(given, expected.map(|(n, v)| (n.to_owned(), v.to_owned())).into());
+}
+
+#[test]
+fn nothing_escapes_its_quotes() {
+    for (value, quoted) in [
+        ("", "''"),
+        ("a b", "'a b'"),
+        ("it's", "'it''s'"),
+        (r"a\'b", r"'a\\''b'"),
+        ("a'\nport = 1", "'a'' port = 1'"),
+    ] {
+        assert_eq!(quote(value), quoted);
+    }
+}
+
+#[test]
+fn what_was_written_is_read_back() {
+    let given = map(json!({"a": "it's", "b": r"C:\x", "c": "", "primary_conninfo": "a=b c='d'"}));
+    let text = render(Some(Path::new("postgresql.base.conf")), &given);
+    assert!(text.contains("\ninclude 'postgresql.base.conf'\n"), "{text}");
+    assert_eq!(read_rendered(&text), given);
+}
+
+#[test]
+fn controlled_parameters_are_the_stores_alone() {
+    let dynamic = map(json!({
+        "max_connections": 10, "max_wal_senders": "x", "wal_level": "minimal", "hot_standby": "off",
+        "wal_log_hints": false, "max_worker_processes": 16, "track_commit_timestamp": "on",
+    }));
+    let chosen = controlled(&dynamic, None);
+    for (name, value) in [
+        ("max_connections", "25"),
+        ("max_wal_senders", "10"),
+        ("wal_level", "replica"),
+        ("hot_standby", "on"),
+        ("wal_log_hints", "on"),
+        ("max_worker_processes", "16"),
+        ("track_commit_timestamp", "on"),
+        ("max_replication_slots", "10"),
+    ] {
+        assert_eq!(chosen[name], value, "{name}");
+    }
+    let local =
+        map(json!({"max_connections": 500, "work_mem": "8MB", "port": 1, "wal_keep_size": 1}));
+    let filed = filed(&map(json!({"work_mem": "4MB", "jit": "off"})), &local, &Parameters::new());
+    assert_eq!(filed.get("max_connections"), None);
+    assert_eq!(filed.get("port"), None);
+    assert_eq!(filed["work_mem"], "8MB");
+    assert_eq!(filed["jit"], "off");
+    assert_eq!(filed["wal_keep_size"], "128MB");
+    assert_eq!(filed["wal_retrieve_retry_interval"], "500ms");
+}
+
+#[test]
+fn overrides_win_and_an_explicit_retry_interval_stays() {
+    let dynamic =
+        map(json!({"wal_retrieve_retry_interval": "2s", "shared_preload_libraries": "x"}));
+    let overrides = map(json!({"shared_preload_libraries": "citus,x"}));
+    let filed = filed(&dynamic, &Parameters::new(), &overrides);
+    assert_eq!(filed["wal_retrieve_retry_interval"], "2s");
+    assert_eq!(filed["shared_preload_libraries"], "citus,x");
+}
+
+#[test]
+fn recovery_is_taken_out_of_the_automatic_file() {
+    let text = "# x\nprimary_conninfo = 'a'\nwork_mem = '4MB'\n restore_command='b'\n";
+    assert_eq!(without_recovery(text).as_deref(), Some("# x\nwork_mem = '4MB'\n"));
+    assert_eq!(without_recovery("work_mem = '4MB'\n"), None);
+}
+
+#[test]
+fn the_connection_to_the_primary_has_no_password_in_it() {
+    let mut credentials = Credentials::new("re'pl", Some("secret".into()));
+    credentials.sslmode = Some("require".into());
+    let upstream = Upstream { host: "10.0.0.1".into(), port: 5433, slot: Some("a".into()) };
+    let conninfo = primary_conninfo(&credentials, "node b", Path::new("/p"), &upstream);
+    assert_eq!(
+        conninfo,
+        r"user='re\'pl' host=10.0.0.1 port=5433 passfile=/p sslmode=require application_name='node b'"
+    );
+}
+
+#[test]
+fn a_password_file_escapes_what_parts_its_fields() {
+    assert_eq!(passfile(&[("a:b", r"p\w:d"), ("c", "d")]), "*:*:*:a\\:b:p\\\\w\\:d\n*:*:*:c:d\n");
+}

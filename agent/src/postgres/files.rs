@@ -1,0 +1,183 @@
+//! Configuration files of the server on disk.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kornak_config::agent::PostgresqlSettings;
+use secrecy::ExposeSecret;
+
+use super::conf::{self, BASE_CONF, MAIN_CONF, Parameters};
+use super::os::{remove_file, write_file, write_if_changed};
+use super::sql::SqlError;
+use super::{Inner, Wanted};
+use crate::guard::GuardError;
+
+/// Why the configuration could not be put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigureError {
+    #[error("write {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("tell the server to read its configuration")]
+    Guard(#[from] GuardError),
+    #[error("see whether the configuration is in force")]
+    Sql(#[from] SqlError),
+    /// The server has read its files and does something else: they have an error (see its log), or
+    /// `ALTER SYSTEM` says otherwise.
+    #[error("{parameter} is not in force: look for errors in the log of the server")]
+    NotInForce { parameter: &'static str },
+}
+
+/// Parameters that the file keeps when nobody has decided about them since this process began.
+const KEPT: [&str; 2] = ["primary_conninfo", "primary_slot_name"];
+const SYNC: &str = "synchronous_standby_names";
+
+/// A file of ours beside the data directory: `<data_dir>.<suffix>`.
+pub(super) fn beside(settings: &PostgresqlSettings, suffix: &str) -> PathBuf {
+    match &settings.pgpass {
+        Some(pgpass) if suffix == "pgpass" => pgpass.clone(),
+        _ => {
+            let mut path = settings.data_dir.as_os_str().to_owned();
+            path.push(".");
+            path.push(suffix);
+            PathBuf::from(path)
+        }
+    }
+}
+
+impl Inner {
+    /// The generated file's parameters, for a standby or a primary.
+    fn file_parameters(&self, wanted: &Wanted, standby: bool) -> Parameters {
+        let local = conf::parameters(Some(&self.settings.parameters));
+        let mut parameters = conf::filed(&wanted.dynamic, &local, &wanted.overrides);
+        let before = fs::read_to_string(self.main_conf()).unwrap_or_default();
+        let before = conf::read_rendered(&before);
+        match &wanted.synchronous_standby_names {
+            Some(Some(names)) => {
+                parameters.insert(SYNC.to_owned(), names.clone());
+            }
+            Some(None) => {}
+            None => parameters.extend(before.get_key_value(SYNC).map(owned)),
+        }
+        if standby {
+            let upstream = wanted.upstream.as_ref().and_then(Option::as_ref);
+            let passfile = beside(&self.settings, "pgpass");
+            let recovery = conf::recovery(&self.settings, &self.name, &passfile, upstream);
+            parameters.extend(recovery);
+            if wanted.upstream.is_none() {
+                parameters
+                    .extend(KEPT.iter().filter_map(|kept| before.get_key_value(*kept)).map(owned));
+            }
+        }
+        parameters
+    }
+
+    /// Writes everything that a start or a reload reads. Only files whose contents change are touched.
+    pub(super) fn write_configuration(&self, standby: bool) -> Result<(), ConfigureError> {
+        let wanted = self.wanted.lock().clone();
+        let user = self.user.as_ref();
+        let write = |path: PathBuf, text: &str, mode| {
+            write_if_changed(&path, text, mode, user)
+                .map(drop)
+                .map_err(|source| ConfigureError::Write { path, source })
+        };
+        write(beside(&self.settings, "pgpass"), &self.passfile_text(), 0o600)?;
+        self.keep_base_conf()?;
+        let base = self.settings.custom_conf.as_deref().unwrap_or(Path::new(BASE_CONF));
+        let parameters = self.file_parameters(&wanted, standby);
+        write(self.main_conf(), &conf::render(Some(base), &parameters), 0o600)?;
+        let hba = self.settings.pg_hba.as_ref().or(wanted.dynamic_hba.as_ref());
+        if let Some(lines) = hba.filter(|lines| !lines.is_empty())
+            && !parameters.contains_key("hba_file")
+        {
+            write(self.config_file("pg_hba.conf"), &conf::render_lines(lines), 0o600)?;
+        }
+        let ident = self.settings.pg_ident.as_ref().or(wanted.dynamic_ident.as_ref());
+        if let Some(lines) = ident.filter(|lines| !lines.is_empty())
+            && !parameters.contains_key("ident_file")
+        {
+            write(self.config_file("pg_ident.conf"), &conf::render_lines(lines), 0o600)?;
+        }
+        self.clean_auto_conf()
+    }
+
+    fn passfile_text(&self) -> String {
+        let settings = &self.settings;
+        let roles =
+            [Some(&settings.replication), Some(&settings.superuser), settings.rewind.as_ref()];
+        let logins: Vec<(&str, &str)> = roles
+            .into_iter()
+            .flatten()
+            .filter_map(|role| {
+                let password = role.password.as_ref()?;
+                Some((role.username.as_str(), password.expose_secret()))
+            })
+            .collect();
+        conf::passfile(&logins)
+    }
+
+    /// The password file alone, for tools that run before there is a data directory.
+    pub(super) fn write_passfile(&self) -> Result<PathBuf, ConfigureError> {
+        let path = beside(&self.settings, "pgpass");
+        write_if_changed(&path, &self.passfile_text(), 0o600, self.user.as_ref())
+            .map_err(|source| ConfigureError::Write { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    /// The file that was there first becomes the base; an empty one if there is none.
+    fn keep_base_conf(&self) -> Result<(), ConfigureError> {
+        let base = self.config_file(BASE_CONF);
+        if base.exists() || self.settings.custom_conf.is_some() {
+            return Ok(());
+        }
+        let original = fs::read_to_string(self.main_conf()).unwrap_or_default();
+        write_file(&base, &original, 0o600, self.user.as_ref())
+            .map_err(|source| ConfigureError::Write { path: base, source })
+    }
+
+    fn clean_auto_conf(&self) -> Result<(), ConfigureError> {
+        let path = self.settings.data_dir.join("postgresql.auto.conf");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        match conf::without_recovery(&text) {
+            Some(clean) => write_file(&path, &clean, 0o600, self.user.as_ref())
+                .map_err(|source| ConfigureError::Write { path, source }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the next start one of a standby or of a primary.
+    pub(super) fn set_signal_file(&self, standby: bool) -> Result<(), ConfigureError> {
+        let dir = &self.settings.data_dir;
+        let standby_signal = dir.join("standby.signal");
+        let path = standby_signal.clone();
+        if standby {
+            write_if_changed(&path, "", 0o600, self.user.as_ref()).map(drop)
+        } else {
+            remove_file(&path)
+        }
+        .and_then(|()| remove_file(&dir.join("recovery.signal")))
+        .and_then(|()| remove_file(&dir.join("promote")))
+        .map_err(|source| ConfigureError::Write { path: standby_signal, source })
+    }
+
+    /// Whether the server is, or will start as, a standby.
+    pub(super) fn has_standby_signal(&self) -> bool {
+        self.settings.data_dir.join("standby.signal").exists()
+    }
+
+    pub(super) fn main_conf(&self) -> PathBuf {
+        self.config_file(MAIN_CONF)
+    }
+
+    pub(super) fn config_file(&self, name: &str) -> PathBuf {
+        self.settings.config_dir.join(name)
+    }
+}
+
+fn owned((name, value): (&String, &String)) -> (String, String) {
+    (name.clone(), value.clone())
+}

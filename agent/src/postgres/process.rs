@@ -1,0 +1,434 @@
+//! Starting, stopping, promoting and reconfiguring the server.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kornak_cluster::{Moment, Timeline};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::info;
+
+use super::conf::{self, Parameters};
+use super::files::ConfigureError;
+use super::sql::{SqlError, literal};
+use super::{Postgres, Upstream};
+use crate::guard::{
+    Exit, Fencing, GuardClient, GuardError, ServerSignal, StartRequest, Watched, boottime_now,
+};
+
+/// Between two questions during a promotion: of the time that clients wait, it is the part we add.
+const PROMOTION_LOOK: Duration = Duration::from_millis(5);
+/// A promotion that is not over by then is asked for again: the startup process may sleep.
+const PROMOTION_REMINDER: Duration = Duration::from_millis(100);
+/// Between two looks at a server that starts or reads its configuration.
+const LOOK: Duration = Duration::from_millis(20);
+/// The postmaster reads its files at once, backends between two commands.
+const RELOAD_LIMIT: Duration = Duration::from_secs(3);
+/// The log of a server that has no logging collector is begun anew beyond this.
+const MAX_LOG_BYTES: u64 = 64 << 20;
+
+/// What a server is started as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartAs {
+    /// Writable at once, or when crash recovery is over.
+    Primary(Fencing),
+    /// Replicates, or waits for a primary.
+    Standby(Option<Upstream>),
+}
+
+/// Why the server could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("configure the server")]
+    Configure(#[from] ConfigureError),
+    #[error("start the server")]
+    Guard(#[from] GuardError),
+    /// It ended before it took connections.
+    #[error("the server ended with {exit} as it started: see {log}")]
+    Exited { exit: Exit, log: PathBuf },
+    /// It is still starting, perhaps replaying its log.
+    #[error("the server does not yet take connections after {0:?}")]
+    NotReady(Duration),
+    /// Nobody may log in.
+    #[error("ask the server whether it is ready")]
+    Sql(#[source] SqlError),
+}
+
+/// How a server is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopMode {
+    /// Waits for clients.
+    Smart,
+    /// Ends clients, writes a shutdown checkpoint, lets walsenders send it.
+    Fast,
+    /// As if it had crashed.
+    Immediate,
+    /// SIGKILL for every process.
+    Kill,
+}
+
+/// Why the server is not proven stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    #[error("stop the server")]
+    Guard(#[from] GuardError),
+    #[error("processes of the server still run after {0:?}: stop it harder")]
+    StillRunning(Duration),
+}
+
+/// A promotion that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promoted {
+    /// From the request until the server was seen writable.
+    pub elapsed: Duration,
+    pub timeline: Timeline,
+}
+
+/// Why the server is not proven writable.
+#[derive(Debug, thiserror::Error)]
+pub enum PromoteError {
+    /// Also: the deadline has come.
+    #[error("promote the server")]
+    Guard(#[from] GuardError),
+    #[error("see whether the server is promoted")]
+    Sql(#[from] SqlError),
+    #[error("the server is still in recovery {0:?} after it was promoted")]
+    StillInRecovery(Duration),
+}
+
+/// A parameter that needs a restart to change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRestart {
+    pub name: String,
+    pub old: String,
+    pub new: String,
+}
+
+/// What is left of a server on the data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerProcess {
+    /// No process: proven.
+    None,
+    /// The postmaster runs.
+    Running { pid: u32 },
+    /// The postmaster is gone or not ours, and something of it is left.
+    Remains { processes: u32 },
+}
+
+impl Postgres {
+    /// Whether anything runs on the data directory, looked at now.
+    pub async fn process(&self) -> Result<ServerProcess, GuardError> {
+        let status = self.guard().await?.status().await?;
+        Ok(match (status.postmaster, status.left) {
+            (Some(pid), _) => ServerProcess::Running { pid },
+            (None, 0) => ServerProcess::None,
+            (None, processes) => ServerProcess::Remains { processes },
+        })
+    }
+
+    /// Writes the configuration and starts the postmaster. Returns its pid as soon as it runs; it may
+    /// have to recover before it takes connections: see [`Postgres::wait_ready`].
+    ///
+    /// A primary must have been armed for, unless [`Fencing::Unfenced`].
+    pub async fn start(&self, start_as: &StartAs) -> Result<u32, StartError> {
+        let guard = self.guard().await?;
+        let (standby, writable) = match start_as {
+            StartAs::Primary(fencing) => (false, Some(*fencing)),
+            StartAs::Standby(_) => (true, None),
+        };
+        let args = {
+            let _writing = self.inner.writing.lock().await;
+            if let StartAs::Standby(upstream) = start_as {
+                self.inner.wanted.lock().upstream = Some(upstream.clone());
+            }
+            self.inner.set_signal_file(standby)?;
+            self.inner.write_configuration(standby)?;
+            self.command_line(standby).await
+        };
+        self.sql().forget().await;
+        let log = self.log_file();
+        if fs::metadata(&log).is_ok_and(|log| log.len() > MAX_LOG_BYTES) {
+            // Losing an old log is better than not starting.
+            let _ = fs::rename(&log, log.with_extension("log.1"));
+        }
+        let user = self.os_user();
+        let mut env = BTreeMap::new();
+        if let Some(user) = user {
+            env.insert("HOME".to_owned(), user.home.display().to_string());
+            env.insert("USER".to_owned(), user.name.clone());
+        }
+        let request = StartRequest {
+            program: self.settings().program("postgres"),
+            args,
+            env,
+            log,
+            uid: user.map(|user| user.uid),
+            gid: user.map(|user| user.gid),
+            writable,
+        };
+        let pid = guard.start(request).await?;
+        info!(pid, standby, "server started");
+        Ok(pid)
+    }
+
+    /// Arguments of the postmaster.
+    async fn command_line(&self, standby: bool) -> Vec<String> {
+        let settings = self.settings();
+        let mut args = vec![
+            "-D".to_owned(),
+            settings.data_dir.display().to_string(),
+            format!("--config_file={}", self.inner.main_conf().display()),
+            format!("--listen_addresses={}", settings.listen.addresses()),
+            format!("--port={}", settings.listen.port),
+            format!("--cluster_name={}", self.inner.cluster_name),
+        ];
+        let controlled = self.controlled(standby).await;
+        args.extend(controlled.iter().map(|(name, value)| format!("--{name}={value}")));
+        args
+    }
+
+    /// Parameters of the command line; a standby's are not below the primary's.
+    async fn controlled(&self, standby: bool) -> Parameters {
+        let primary = if standby { self.controldata().await.ok() } else { None };
+        conf::controlled(&self.inner.wanted.lock().dynamic, primary.as_ref())
+    }
+
+    /// Standard output and error of the postmaster.
+    pub fn log_file(&self) -> PathBuf {
+        self.inner.guard_config.runtime_dir.join("postgres.log")
+    }
+
+    /// Waits until the server takes connections, or has ended.
+    pub async fn wait_ready(&self, limit: Duration) -> Result<(), StartError> {
+        let watch = self.guard().await?.watch();
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Watched::Ending { exit, .. } | Watched::Gone { exit, .. } = *watch.borrow() {
+                return Err(StartError::Exited { exit, log: self.log_file() });
+            }
+            match self.sql().value("answer", "SELECT 1").await {
+                Ok(_) => return Ok(()),
+                Err(error @ (SqlError::Login(_) | SqlError::Failed { .. })) => {
+                    return Err(StartError::Sql(error));
+                }
+                Err(_) if Instant::now() >= deadline => return Err(StartError::NotReady(limit)),
+                Err(_) => sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// Stops the server. Without an error no process is left on the data directory: none that could
+    /// commit, and none that could write to the log. (A logging collector may live on for a second.)
+    pub async fn stop(&self, mode: StopMode, limit: Duration) -> Result<(), StopError> {
+        let deadline = Instant::now() + limit;
+        let guard = self.guard().await?;
+        let status = guard.status().await?;
+        if status.postmaster.is_none() && status.left == 0 {
+            return Ok(());
+        }
+        let signal = match mode {
+            StopMode::Smart => Some(ServerSignal::Smart),
+            StopMode::Fast => Some(ServerSignal::Fast),
+            StopMode::Immediate => Some(ServerSignal::Immediate),
+            StopMode::Kill => None,
+        };
+        match signal.filter(|_| status.postmaster.is_some()) {
+            Some(signal) => match guard.signal(signal).await {
+                // It has ended meanwhile.
+                Err(GuardError::Refused { .. }) => {}
+                outcome => outcome?,
+            },
+            // Orphans of a postmaster that is gone do no good.
+            None => guard.kill_all().await?,
+        }
+        let gone = wait_until_gone(&guard, deadline).await?;
+        self.sql().forget().await;
+        if gone {
+            info!(?mode, "server stopped");
+            Ok(())
+        } else {
+            Err(StopError::StillRunning(limit))
+        }
+    }
+
+    /// Ends recovery and waits until the server is writable. Refused by the guard when the deadline
+    /// has come. When this fails otherwise, the promotion may still be under way.
+    pub async fn promote(
+        &self,
+        fencing: Fencing,
+        limit: Duration,
+    ) -> Result<Promoted, PromoteError> {
+        const OPERATION: &str = "tell whether it is in recovery";
+        const QUESTION: &str = "SELECT pg_is_in_recovery()";
+        let guard = self.guard().await?;
+        // Opens the connection, if need be, before anybody waits.
+        if self.sql().value(OPERATION, QUESTION).await?.as_deref() == Some("f") {
+            return Ok(Promoted {
+                elapsed: Duration::ZERO,
+                timeline: self.status().await?.timeline,
+            });
+        }
+        let begun = boottime_now();
+        guard.promote(fencing).await?;
+        let mut reminded = begun;
+        loop {
+            let answer = self.sql().value(OPERATION, QUESTION).await;
+            let now = boottime_now();
+            match answer {
+                Ok(Some(value)) if value == "f" => {
+                    let elapsed = now.since(begun);
+                    let timeline = self.status().await?.timeline;
+                    info!(elapsed_ms = elapsed.as_millis(), %timeline, "server promoted");
+                    return Ok(Promoted { elapsed, timeline });
+                }
+                Err(error) if now.since(begun) >= limit => return Err(error.into()),
+                Ok(_) if now.since(begun) >= limit => {
+                    return Err(PromoteError::StillInRecovery(limit));
+                }
+                // Ended: it will not be promoted.
+                Err(error @ SqlError::Refused) => return Err(error.into()),
+                Ok(_) | Err(_) => {}
+            }
+            remind(&guard, &mut reminded, now).await?;
+            sleep(PROMOTION_LOOK).await;
+        }
+    }
+
+    /// Makes a running standby follow another server, without a restart.
+    pub async fn follow(&self, upstream: Option<&Upstream>) -> Result<(), ConfigureError> {
+        let _writing = self.inner.writing.lock().await;
+        self.inner.wanted.lock().upstream = Some(upstream.cloned());
+        self.inner.write_configuration(true)?;
+        let written = fs::read_to_string(self.inner.main_conf()).unwrap_or_default();
+        let written = conf::read_rendered(&written);
+        self.guard().await?.signal(ServerSignal::Reload).await?;
+        for parameter in ["primary_conninfo", "primary_slot_name"] {
+            let value = written.get(parameter).map_or("", String::as_str);
+            self.wait_in_force(parameter, value, RELOAD_LIMIT).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts the wanted configuration in force and says what of it needs a restart.
+    pub async fn reload(&self) -> Result<Vec<PendingRestart>, ConfigureError> {
+        let before = self.loaded_at().await?;
+        {
+            let _writing = self.inner.writing.lock().await;
+            self.inner.write_configuration(self.inner.has_standby_signal())?;
+            self.guard().await?.signal(ServerSignal::Reload).await?;
+        }
+        let deadline = Instant::now() + RELOAD_LIMIT;
+        while self.loaded_at().await? == before && Instant::now() < deadline {
+            sleep(LOOK).await;
+        }
+        self.pending_restart().await
+    }
+
+    async fn loaded_at(&self) -> Result<Option<String>, SqlError> {
+        self.sql().value("tell when it was configured", "SELECT pg_conf_load_time()").await
+    }
+
+    /// Parameters that are written down otherwise than they are in force.
+    pub async fn pending_restart(&self) -> Result<Vec<PendingRestart>, ConfigureError> {
+        const OPERATION: &str = "list its parameters";
+        let standby = self.inner.has_standby_signal();
+        let controlled = self.controlled(standby).await;
+        let names: Vec<String> = controlled.keys().map(|name| literal(name)).collect();
+        let statement = format!(
+            "SELECT name, setting, pending_restart FROM pg_settings \
+             WHERE pending_restart OR name IN ({})",
+            names.join(", ")
+        );
+        let rows = self.sql().query(OPERATION, &statement).await?;
+        let file = fs::read_to_string(self.inner.main_conf()).unwrap_or_default();
+        let file = conf::read_rendered(&file);
+        let mut pending = Vec::new();
+        for row in rows {
+            let [Some(name), Some(old), Some(flag)] = row.as_slice() else { continue };
+            let new = match controlled.get(name) {
+                Some(new) if new == old => continue,
+                Some(new) => new.clone(),
+                None if flag == "t" => file.get(name).cloned().unwrap_or_default(),
+                None => continue,
+            };
+            pending.push(PendingRestart { name: name.clone(), old: old.clone(), new });
+        }
+        Ok(pending)
+    }
+
+    /// Who must confirm a commit; `None` leaves it to the operator's parameters. Returns when it is in
+    /// force: commits that begin later obey it.
+    pub async fn set_synchronous_standby_names(
+        &self,
+        names: Option<&str>,
+        limit: Duration,
+    ) -> Result<(), ConfigureError> {
+        let _writing = self.inner.writing.lock().await;
+        self.inner.wanted.lock().synchronous_standby_names = Some(names.map(str::to_owned));
+        self.inner.write_configuration(self.inner.has_standby_signal())?;
+        self.guard().await?.signal(ServerSignal::Reload).await?;
+        match names {
+            Some(names) => self.wait_in_force("synchronous_standby_names", names, limit).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same, for the next start: nothing runs yet.
+    pub fn prepare_synchronous_standby_names(&self, names: Option<&str>) {
+        self.inner.wanted.lock().synchronous_standby_names = Some(names.map(str::to_owned));
+    }
+
+    /// Waits until our own session, and so the postmaster before it, has read the files.
+    async fn wait_in_force(
+        &self,
+        parameter: &'static str,
+        value: &str,
+        limit: Duration,
+    ) -> Result<(), ConfigureError> {
+        let statement = format!("SELECT current_setting({})", literal(parameter));
+        let deadline = Instant::now() + limit;
+        loop {
+            let current = self.sql().value("tell a parameter", &statement).await?;
+            if current.as_deref() == Some(value) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(ConfigureError::NotInForce { parameter });
+            }
+            sleep(PROMOTION_LOOK).await;
+        }
+    }
+}
+
+/// Wakes a startup process that sleeps.
+async fn remind(guard: &GuardClient, reminded: &mut Moment, now: Moment) -> Result<(), GuardError> {
+    if now.since(*reminded) < PROMOTION_REMINDER {
+        return Ok(());
+    }
+    *reminded = now;
+    match guard.signal(ServerSignal::Usr1).await {
+        // No postmaster: the next question will tell.
+        Err(GuardError::Refused { .. }) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// False: something is left at the deadline.
+async fn wait_until_gone(guard: &GuardClient, deadline: Instant) -> Result<bool, GuardError> {
+    let mut watch = guard.watch();
+    loop {
+        let status = guard.status().await?;
+        if status.postmaster.is_none() && status.left == 0 {
+            return Ok(true);
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            return Ok(false);
+        }
+        // News wake us; processes that nobody holds make none.
+        let pause = if status.postmaster.is_some() { deadline - now } else { PROMOTION_LOOK };
+        let _ = timeout(pause.min(deadline - now), watch.changed()).await;
+    }
+}

@@ -1,0 +1,310 @@
+//! Bringing back a former primary, or a standby that went another way, by undoing what the others do
+//! not have (`pg_rewind`, /docs/current/app-pgrewind.html).
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kornak_cluster::{Lsn, Timeline};
+use tracing::info;
+
+use super::conf::{BASE_CONF, MAIN_CONF, conninfo_words, join_conninfo};
+use super::controldata::{ControlData, ControlState};
+use super::files::ConfigureError;
+use super::os::{remove_file, write_file};
+use super::sql::{self, SqlError, ask};
+use super::tool::{self, ToolError};
+use super::{ControlDataError, Postgres, Upstream};
+
+/// Crash recovery of a large server takes minutes.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(24 * 3600);
+const REWIND_LIMIT: Duration = Duration::from_secs(24 * 3600);
+/// Longest history file that is read: some 50 bytes for each promotion.
+const MAX_HISTORY_BYTES: u32 = 1 << 20;
+
+/// Why the data directory is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum RewindError {
+    #[error("see where the local log ends")]
+    Control(#[from] ControlDataError),
+    /// pg_rewind needs one of the two, from before the divergence.
+    #[error("rewind: needs data checksums or wal_log_hints")]
+    NotPossible,
+    /// The leader has not written a checkpoint since it was promoted: pg_rewind would see its old
+    /// timeline. Ask it for one, and try again.
+    #[error("rewind: the leader has not written a checkpoint on timeline {0} yet")]
+    NoCheckpoint(Timeline),
+    #[error("ask the leader for its timeline")]
+    Leader(#[source] SqlError),
+    /// The history does not fit what it should tell.
+    #[error("the history of timeline {0} is not understood")]
+    History(Timeline),
+    #[error("recover the server from its crash before the rewind")]
+    Recover(#[source] ToolError),
+    /// The data directory may be half changed: only another rewind or a new copy helps.
+    #[error("rewind the data directory")]
+    Rewind(#[source] ToolError),
+    #[error("prepare or restore configuration files")]
+    Configure(#[from] ConfigureError),
+}
+
+/// One line of a timeline's history: when an older timeline was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryLine {
+    pub timeline: Timeline,
+    /// The next timeline begins here.
+    pub end: Lsn,
+}
+
+/// Reads `N.history` (`src/backend/access/transam/timeline.c`): timeline, tab, position, tab, reason.
+/// `None`: a line that is neither that nor a comment.
+pub fn parse_history(text: &str) -> Option<Vec<HistoryLine>> {
+    let lines =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let timeline = Timeline(words.next()?.parse().ok()?);
+            Some(HistoryLine { timeline, end: words.next()?.parse().ok()? })
+        })
+        .collect()
+}
+
+/// Where the local log ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalEnd {
+    pub timeline: Timeline,
+    pub lsn: Lsn,
+}
+
+impl LocalEnd {
+    /// From the control file of a server that does not run. `None`: it has crashed as a primary, and
+    /// only its recovery will tell.
+    pub fn of(control: &ControlData) -> Option<Self> {
+        match control.state {
+            ControlState::ShutDown => {
+                Some(Self { timeline: control.timeline, lsn: control.shutdown_end()? })
+            }
+            // A standby that was stopped, or has crashed: it will be consistent from here on.
+            ControlState::ShutDownInRecovery | ControlState::InArchiveRecovery => Some(Self {
+                timeline: control.minimum_recovery_timeline.max(control.timeline),
+                lsn: control.minimum_recovery_end.max(control.checkpoint),
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// What a leader says of its log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaderPosition {
+    pub timeline: Timeline,
+    /// Empty on timeline 1.
+    pub history: Vec<HistoryLine>,
+    /// Timeline of its last checkpoint.
+    pub checkpoint_timeline: Timeline,
+}
+
+/// Whether a member can follow the leader as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RewindNeed {
+    /// All that it has, the leader has as well.
+    No,
+    /// It has something that the leader has not.
+    Diverged,
+}
+
+/// Compares where the local log ends with the way that the leader's log took.
+pub fn rewind_need(local: LocalEnd, leader: &LeaderPosition) -> RewindNeed {
+    if local.timeline == leader.timeline {
+        return RewindNeed::No;
+    }
+    let left = leader.history.iter().find(|line| line.timeline == local.timeline);
+    match left {
+        Some(line) if local.lsn <= line.end => RewindNeed::No,
+        // Beyond the fork, on a way that the leader never took, or ahead of it.
+        _ => RewindNeed::Diverged,
+    }
+}
+
+impl Postgres {
+    /// Where the log of the server ends, which must not run. `None`: it has crashed as a primary;
+    /// [`Postgres::recover_from_crash`] first.
+    pub async fn local_end(&self) -> Result<Option<LocalEnd>, ControlDataError> {
+        Ok(LocalEnd::of(&self.controldata().await?))
+    }
+
+    /// Asks the leader for its timeline and the way to it.
+    pub async fn leader_position(&self, leader: &Upstream) -> Result<LeaderPosition, RewindError> {
+        const OPERATION: &str = "tell its timeline";
+        let settings = self.settings();
+        let config = sql::remote_config(
+            &leader.host,
+            leader.port,
+            &settings.database,
+            settings.rewind(),
+            "rewind",
+        );
+        let client = sql::connect(&config).await.map_err(RewindError::Leader)?;
+        let statement = "SELECT CASE WHEN s.r THEN greatest(w.received_tli, c.timeline_id) \
+             ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
+             c.timeline_id \
+             FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) AS s \
+             CROSS JOIN pg_control_checkpoint() AS c LEFT JOIN pg_stat_wal_receiver AS w ON true";
+        let rows = ask(&client, OPERATION, statement).await.map_err(RewindError::Leader)?;
+        let number =
+            |column: usize| rows.first()?.get(column)?.as_ref()?.parse::<u32>().ok().map(Timeline);
+        let (Some(timeline), Some(checkpoint_timeline)) = (number(0), number(1)) else {
+            return Err(RewindError::Leader(SqlError::Answer { operation: OPERATION }));
+        };
+        let mut history = Vec::new();
+        if timeline > Timeline(1) {
+            let statement = format!(
+                "SELECT convert_from(pg_read_binary_file('pg_wal/{:08X}.history', 0, \
+                 {MAX_HISTORY_BYTES}, true), 'UTF8')",
+                timeline.0
+            );
+            let rows = ask(&client, "tell the history of its timeline", &statement)
+                .await
+                .map_err(RewindError::Leader)?;
+            let text = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+            let lines = text.as_deref().and_then(parse_history);
+            history = lines.ok_or(RewindError::History(timeline))?;
+        }
+        Ok(LeaderPosition { timeline, history, checkpoint_timeline })
+    }
+
+    /// Replays the log of a server that has crashed, without letting anybody in, so that its end is
+    /// known and pg_rewind takes it. The log is kept: nothing is archived.
+    pub async fn recover_from_crash(&self) -> Result<(), RewindError> {
+        let dir = self.data_dir();
+        let signal = dir.join("standby.signal");
+        remove_file(&signal)
+            .map_err(|source| ConfigureError::Write { path: signal.clone(), source })?;
+        let was_postmaster = dir.join("postmaster.pid");
+        let settings = self.settings();
+        let mut command = self.tool("postgres");
+        command.args(["--single", "-D"]).arg(dir);
+        command.arg("-c").arg(format!("config_file={}", self.inner.main_conf().display()));
+        for parameter in [
+            "archive_mode=on",
+            "archive_command=false",
+            "shared_preload_libraries=",
+            "max_wal_senders=0",
+            "listen_addresses=",
+            "synchronous_standby_names=",
+            "logging_collector=off",
+        ] {
+            command.arg("-c").arg(parameter);
+        }
+        let outcome = tool::run(command.arg(&settings.database), RECOVERY_LIMIT).await;
+        outcome.map_err(RewindError::Recover)?;
+        // It removes its own lock file; one that is left is of no server.
+        if was_postmaster.exists() {
+            let _ = fs::remove_file(&was_postmaster);
+        }
+        info!("server recovered from its crash");
+        Ok(())
+    }
+
+    /// Whether this node can follow `leader` as it is. Recovers from a crash first, for only then the
+    /// end of the log is known. The server must not run.
+    pub async fn rewind_needed(&self, leader: &Upstream) -> Result<RewindNeed, RewindError> {
+        let local = match self.local_end().await? {
+            Some(local) => local,
+            None => {
+                self.recover_from_crash().await?;
+                match self.local_end().await? {
+                    Some(local) => local,
+                    None => return Ok(RewindNeed::Diverged),
+                }
+            }
+        };
+        let need = rewind_need(local, &self.leader_position(leader).await?);
+        info!(timeline = %local.timeline, lsn = %local.lsn, ?need, "compared with the leader");
+        Ok(need)
+    }
+
+    /// Undoes what the leader does not have. The server must not run; it is started as a standby
+    /// afterwards. Configuration files stay as they were.
+    pub async fn rewind(&self, leader: &Upstream) -> Result<(), RewindError> {
+        let mut control = self.controldata().await?;
+        if !control.checksums && !control.wal_log_hints {
+            return Err(RewindError::NotPossible);
+        }
+        let position = self.leader_position(leader).await?;
+        if position.checkpoint_timeline < position.timeline {
+            return Err(RewindError::NoCheckpoint(position.timeline));
+        }
+        if !control.state.is_clean() {
+            self.recover_from_crash().await?;
+            control = self.controldata().await?;
+        }
+        info!(timeline = %control.timeline, leader = %position.timeline, "rewinding");
+        let passfile = self.inner.write_passfile()?;
+        let kept = self.read_own_files();
+        let settings = self.settings();
+        let mut words = conninfo_words(settings.rewind(), &passfile, &leader.host, leader.port);
+        words.push(("dbname", settings.database.clone()));
+        words.push(("application_name", format!("{} rewind", sql::APPLICATION_PREFIX)));
+        let mut command = self.tool("pg_rewind");
+        command
+            .args(["--no-ensure-shutdown", "--target-pgdata"])
+            .arg(self.data_dir())
+            .arg("--source-server")
+            .arg(join_conninfo(&words));
+        let outcome = tool::run(&mut command, REWIND_LIMIT).await;
+        for (path, text) in kept {
+            write_file(&path, &text, 0o600, self.os_user())
+                .map_err(|source| ConfigureError::Write { path, source })?;
+        }
+        outcome.map_err(RewindError::Rewind)?;
+        info!("rewound");
+        Ok(())
+    }
+
+    /// Files in the data directory that pg_rewind would take from the leader.
+    fn read_own_files(&self) -> Vec<(PathBuf, String)> {
+        [MAIN_CONF, BASE_CONF, "pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf"]
+            .into_iter()
+            .map(|name| self.data_dir().join(name))
+            .filter_map(|path| fs::read_to_string(&path).ok().map(|text| (path, text)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HISTORY: &str = "# comment\n1\t0/3000000\tno recovery target specified\n\n\
+                           2\t0/5000148\tno recovery target specified\n";
+
+    fn leader() -> LeaderPosition {
+        let history = parse_history(HISTORY).expect("well formed");
+        LeaderPosition { timeline: Timeline(3), history, checkpoint_timeline: Timeline(3) }
+    }
+
+    #[test]
+    fn a_history_file_is_understood() {
+        let history = leader().history;
+        assert_eq!(history[1], HistoryLine { timeline: Timeline(2), end: Lsn(0x0500_0148) });
+        assert_eq!(parse_history("1\tx\ty"), None);
+        assert_eq!(parse_history(""), Some(vec![]));
+    }
+
+    #[test]
+    fn only_who_has_more_than_the_leader_needs_a_rewind() {
+        for (timeline, lsn, need) in [
+            (3, 0x0900_0000, RewindNeed::No),
+            (2, 0x0500_0148, RewindNeed::No),
+            (2, 0x0500_0149, RewindNeed::Diverged),
+            (1, 0x0300_0000, RewindNeed::No),
+            (1, 0x0400_0000, RewindNeed::Diverged),
+            (4, 0x0000_0001, RewindNeed::Diverged),
+        ] {
+            let local = LocalEnd { timeline: Timeline(timeline), lsn: Lsn(lsn) };
+            assert_eq!(rewind_need(local, &leader()), need, "{local:?}");
+        }
+    }
+}

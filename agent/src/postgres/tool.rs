@@ -1,0 +1,153 @@
+//! Runs PostgreSQL's programs and the operator's commands.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::os::OsUser;
+
+/// Of what a failed program said, as much as a log line can take.
+const TOLD_BYTES: usize = 2000;
+
+/// Why a program did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// It could not be started.
+    #[error("run {program}")]
+    Spawn {
+        program: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// It ended with an error.
+    #[error("{program} ended with {status}: {told}")]
+    Failed { program: PathBuf, status: ExitStatus, told: Told },
+    /// It was killed because it took too long.
+    #[error("{program} has not ended within {limit:?} and was killed")]
+    TimedOut { program: PathBuf, limit: Duration },
+}
+
+/// The end of what a program wrote to its standard error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told(pub String);
+
+impl Told {
+    fn from_output(output: &[u8]) -> Self {
+        let from = output.len().saturating_sub(TOLD_BYTES);
+        let tail = output.get(from..).unwrap_or_default();
+        Self(String::from_utf8_lossy(tail).trim().replace('\n', "; "))
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "it said nothing" } else { &self.0 })
+    }
+}
+
+/// A program that will run as `user`, in no directory of interest, speaking English, and that dies
+/// with whoever waits for it.
+pub(super) fn command(program: impl AsRef<OsStr>, user: Option<&OsUser>) -> Command {
+    let mut command = Command::new(program);
+    command.env("LC_ALL", "C").current_dir("/").stdin(Stdio::null()).kill_on_drop(true);
+    if let Some(user) = user {
+        command.uid(user.uid).gid(user.gid).env("HOME", &user.home).env("USER", &user.name);
+    }
+    command
+}
+
+/// Runs a program to its end. Returns what it wrote to its standard output.
+pub(super) async fn run(command: &mut Command, limit: Duration) -> Result<String, ToolError> {
+    let program = Path::new(command.as_std().get_program()).to_owned();
+    match timeout(limit, command.output()).await {
+        Err(_) => Err(ToolError::TimedOut { program, limit }),
+        Ok(Err(source)) => Err(ToolError::Spawn { program, source }),
+        Ok(Ok(output)) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
+        Ok(Ok(output)) => Err(ToolError::Failed {
+            program,
+            status: output.status,
+            told: Told::from_output(if output.stderr.is_empty() {
+                &output.stdout
+            } else {
+                &output.stderr
+            }),
+        }),
+    }
+}
+
+/// Splits an operator's command into words as a shell does, without its expansions: blanks part, quotes
+/// and backslashes join. `None`: a quote is not closed.
+pub fn split_words(text: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\'' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next()? {
+                        '\'' => break,
+                        c => word.push(c),
+                    }
+                }
+            }
+            '"' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next()? {
+                        '"' => break,
+                        '\\' => match chars.next()? {
+                            c @ ('"' | '\\' | '$' | '`') => word.push(c),
+                            c => word.extend(['\\', c]),
+                        },
+                        c => word.push(c),
+                    }
+                }
+            }
+            '\\' => word.get_or_insert_default().push(chars.next()?),
+            c if c.is_whitespace() => words.extend(word.take()),
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    Some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_split_as_a_shell_splits_them() {
+        for (text, words) in [
+            ("", Some(vec![])),
+            ("  /bin/x  -a\tb ", Some(vec!["/bin/x", "-a", "b"])),
+            (r#"x 'a b' "c \"d" e\ f '' "#, Some(vec!["x", "a b", "c \"d", "e f", ""])),
+            (r#"x"y"'z'"#, Some(vec!["xyz"])),
+            ("x 'y", None),
+            ("x \\", None),
+        ] {
+            assert_eq!(split_words(text), words.map(|w| w.iter().map(|w| (*w).into()).collect()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failing_program_tells_why() {
+        let limit = Duration::from_secs(10);
+        let error = run(command("sh", None).args(["-c", "echo no >&2; exit 3"]), limit).await;
+        assert!(matches!(error, Err(ToolError::Failed { told: Told(told), .. }) if told == "no"));
+        let error = run(&mut command("/nonexistent", None), limit).await;
+        assert!(matches!(error, Err(ToolError::Spawn { .. })));
+        let error = run(command("sleep", None).arg("60"), Duration::from_millis(20)).await;
+        assert!(matches!(error, Err(ToolError::TimedOut { .. })));
+    }
+}
