@@ -180,7 +180,7 @@ impl Peers {
         api_url: &str,
         timeout: Duration,
     ) -> Result<PeerStatus, PeerError> {
-        let answer = self.call(Method::GET, api_url, Bytes::new(), timeout).await?;
+        let answer = self.send(Method::GET, api_url, None, timeout).await?;
         if answer.status != StatusCode::OK.as_u16() {
             return Err(PeerError::Status(answer.status));
         }
@@ -225,7 +225,31 @@ impl Peers {
         json: &Value,
         timeout: Duration,
     ) -> Result<Answer, PeerError> {
-        self.call(Method::POST, url, Bytes::from(json.to_string()), timeout).await
+        self.send(Method::POST, url, Some(json), timeout).await
+    }
+
+    /// Passes an operator's POST on to the member that can do it; marked with [`FORWARDED`].
+    pub async fn forward(
+        &self,
+        url: &str,
+        json: &Value,
+        timeout: Duration,
+    ) -> Result<Answer, PeerError> {
+        let mut request = self.request(Method::POST, url, Some(json))?;
+        request.headers_mut().insert(FORWARDED, HeaderValue::from_static("1"));
+        self.exchange(request, timeout).await
+    }
+
+    /// Any request; `json` is its body. Returns the answer, whatever its status.
+    pub async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        json: Option<&Value>,
+        timeout: Duration,
+    ) -> Result<Answer, PeerError> {
+        let request = self.request(method, url, json)?;
+        self.exchange(request, timeout).await
     }
 
     /// Asks all members at once where they stand, by name; who does not answer within `timeout` is
@@ -246,28 +270,35 @@ impl Peers {
         futures_util::future::join_all(questions).await.into_iter().collect()
     }
 
-    async fn call(
+    fn request(
         &self,
         method: Method,
         url: &str,
-        body: Bytes,
-        timeout: Duration,
-    ) -> Result<Answer, PeerError> {
+        json: Option<&Value>,
+    ) -> Result<Request<Full<Bytes>>, PeerError> {
         let uri: Uri = url.parse().map_err(|_| PeerError::Address(url.to_owned()))?;
         if uri.scheme_str() != Some("http") || uri.authority().is_none() {
             return Err(PeerError::Address(url.to_owned()));
         }
+        let body = json.map(|json| Bytes::from(json.to_string())).unwrap_or_default();
         let mut request = Request::new(Full::new(body));
-        if method != Method::GET {
-            let headers = request.headers_mut();
+        let headers = request.headers_mut();
+        if json.is_some() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            headers.insert(FORWARDED, HeaderValue::from_static("1"));
-            if let Some(authorization) = &self.authorization {
-                headers.insert(AUTHORIZATION, authorization.clone());
-            }
+        }
+        if let (false, Some(value)) = (method == Method::GET, &self.authorization) {
+            headers.insert(AUTHORIZATION, value.clone());
         }
         *request.method_mut() = method;
         *request.uri_mut() = uri;
+        Ok(request)
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        timeout: Duration,
+    ) -> Result<Answer, PeerError> {
         let exchange = async {
             let response = self.client.request(request).await.map_err(|error| {
                 if error.is_connect() {

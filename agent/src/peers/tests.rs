@@ -106,7 +106,7 @@ async fn failsafe_answers_carry_the_position_or_the_refusal() {
 }
 
 #[tokio::test]
-async fn requests_that_change_something_carry_the_password_and_the_mark() {
+async fn posts_carry_the_password_and_only_forwarded_ones_the_mark() {
     let echo = |headers: HeaderMap| async move {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("-");
         format!("{} {}", text("authorization"), text(FORWARDED.as_str()))
@@ -114,7 +114,10 @@ async fn requests_that_change_something_carry_the_password_and_the_mark() {
     let address = serve(Router::new().route("/x", post(echo))).await;
     let auth = BasicAuth { username: "u".to_owned(), password: "p".to_owned().into() };
     let url = format!("http://{address}/x");
-    let answer = Peers::new(Some(&auth)).post_json(&url, &json!({}), SOON).await.unwrap();
+    let peers = Peers::new(Some(&auth));
+    let answer = peers.post_json(&url, &json!({}), SOON).await.unwrap();
+    assert_eq!(answer.text(), "Basic dTpw -");
+    let answer = peers.forward(&url, &json!({}), SOON).await.unwrap();
     assert_eq!(answer.text(), "Basic dTpw 1");
 }
 

@@ -1,0 +1,457 @@
+//! The agent's REST API: Patroni's, plus `/kornak/…`.
+//!
+//! Everything that is read is answered from the newest [`NodeView`] in memory: no SQL, no store, so a
+//! slow server cannot hang a health check, and a check costs microseconds. Everything that changes
+//! something becomes a [`Command`] for the driver; the API waits for its answer as long as it takes.
+//!
+//! The router is one function and not a table of routes, because Patroni's rules are no table: the
+//! first path element and the method choose an endpoint, and any other path is a health check that is
+//! recognised by substring.
+//!
+//! Not here: TLS, any decision, any knowledge of how a command is carried out.
+
+mod access;
+mod health;
+mod manual;
+mod schedule;
+mod serve;
+pub(crate) mod status;
+#[cfg(test)]
+pub(crate) mod tests;
+mod units;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Query, Request, State};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use kornak_cluster::Moment;
+use kornak_config::agent::{AgentSettings, BasicAuth};
+use serde_json::{Map, Value};
+use tokio::sync::oneshot;
+
+use self::access::{Access, Denied};
+use self::manual::Kind;
+pub use self::schedule::RestartPlan;
+use self::schedule::RestartRequest;
+pub use self::serve::serve;
+use crate::metrics::{self, Counters};
+use crate::node::{
+    Command, CommandError, Commands, ConfigureError, FailsafeAnswer, NodeView, NodeViews,
+};
+use crate::peers::{FORWARDED, Peers};
+
+/// The longest a request waits for the driver's answer. A switchover may drain for a minute and
+/// more; this limit is only for an agent that is broken.
+const ANSWER_LIMIT: Duration = Duration::from_secs(600);
+
+/// The longest a request waits for room in the driver's queue, and for an answer that needs no work.
+const QUICK_LIMIT: Duration = Duration::from_secs(5);
+
+/// The longest a candidate may take to say that it is there. Patroni's constant.
+const PEER_LIMIT: Duration = Duration::from_secs(2);
+
+/// The longest body: a dynamic configuration is some kilobytes.
+const BODY_LIMIT: usize = 1 << 20;
+
+/// The longest a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(10);
+
+/// What the API needs to know besides what it shows.
+#[derive(Debug, Clone)]
+pub struct ApiSettings {
+    /// Asked of requests that change something; `None`: nobody is asked.
+    pub authentication: Option<BasicAuth>,
+    /// Addresses, networks and host names that may change something; empty: all.
+    pub allowlist: Vec<String>,
+    /// Hosts of members' REST URLs may, too.
+    pub allowlist_include_members: bool,
+    /// Put on every answer.
+    pub extra_headers: Vec<(HeaderName, HeaderValue)>,
+    /// For questions to candidates, and for requests that the leader has to carry out.
+    pub peers: Peers,
+    pub restart_plan: RestartPlan,
+    pub counters: Arc<Counters>,
+    /// The clock of [`NodeView::cycle_at`].
+    pub clock: fn() -> Moment,
+}
+
+impl ApiSettings {
+    /// As the agent's file says. A header that HTTP does not allow is left out.
+    pub fn new(settings: &AgentSettings, peers: Peers, clock: fn() -> Moment) -> Self {
+        let rest = &settings.restapi;
+        let header = |(name, value): (&String, &String)| {
+            let parsed = (name.parse().ok(), value.parse().ok());
+            if let (Some(name), Some(value)) = parsed {
+                return Some((name, value));
+            }
+            tracing::warn!(name, "extra header of the REST API is not a valid header");
+            None
+        };
+        Self {
+            authentication: rest.authentication.clone(),
+            allowlist: rest.allowlist.clone(),
+            allowlist_include_members: rest.allowlist_include_members,
+            extra_headers: rest.http_extra_headers.iter().filter_map(header).collect(),
+            peers,
+            restart_plan: RestartPlan::default(),
+            counters: Arc::default(),
+            clock,
+        }
+    }
+}
+
+/// What all requests share.
+struct Api {
+    views: NodeViews,
+    commands: Commands,
+    access: Access,
+    extra_headers: Vec<(HeaderName, HeaderValue)>,
+    peers: Peers,
+    restart_plan: RestartPlan,
+    counters: Arc<Counters>,
+    clock: fn() -> Moment,
+}
+
+/// Where a request comes from; an extension of the request.
+#[derive(Debug, Clone, Copy)]
+struct Client(IpAddr);
+
+impl Api {
+    fn new(views: NodeViews, commands: Commands, settings: ApiSettings) -> Self {
+        let access = Access::new(&settings);
+        let ApiSettings { extra_headers, peers, restart_plan, counters, clock, .. } = settings;
+        Self { views, commands, access, extra_headers, peers, restart_plan, counters, clock }
+    }
+}
+
+fn router(api: Arc<Api>) -> Router {
+    Router::new().fallback(dispatch).with_state(api)
+}
+
+async fn dispatch(State(api): State<Arc<Api>>, request: Request) -> Response {
+    let view = Arc::clone(&api.views.borrow());
+    let (head, body) = request.into_parts();
+    let mut response = match head.method {
+        Method::GET => api.show(&view, &head),
+        Method::HEAD | Method::OPTIONS => api.health(&view, &head).0.into_response(),
+        _ => api.change(&view, &head, body).await.unwrap_or_else(|refusal| refusal),
+    };
+    let extra = api.extra_headers.iter().cloned();
+    response.headers_mut().extend(extra);
+    api.counters.answered(response.status().as_u16());
+    tracing::debug!(
+        method = %head.method,
+        path = head.uri.path(),
+        status = response.status().as_u16(),
+        "request answered"
+    );
+    response
+}
+
+/// The path's first element chooses the endpoint; what follows is ignored, as by Patroni.
+fn endpoint(head: &Parts) -> &str {
+    let path = head.uri.path();
+    path.strip_prefix('/').unwrap_or(path).split('/').next().unwrap_or_default()
+}
+
+impl Api {
+    fn show(&self, view: &NodeView, head: &Parts) -> Response {
+        let cluster = &view.cluster;
+        match endpoint(head) {
+            "patroni" => json(StatusCode::OK, self.status(view)),
+            "cluster" => json(StatusCode::OK, status::cluster(&view.scope.name, cluster)),
+            "history" => json(StatusCode::OK, status::history(&cluster.history)),
+            "config" => match &cluster.config {
+                Some(config) => json(StatusCode::OK, config.raw.clone()),
+                None => text(StatusCode::BAD_GATEWAY, "there is no configuration in the store"),
+            },
+            "failsafe" => match (&cluster.failsafe, &cluster.config) {
+                (Some(members), Some(config)) if config.failsafe_mode => {
+                    json(StatusCode::OK, serde_json::json!(members))
+                }
+                _ => text(StatusCode::BAD_GATEWAY, "failsafe mode is off"),
+            },
+            "metrics" => {
+                let page = metrics::render(view, &self.counters, (self.clock)());
+                let kind = HeaderValue::from_static("text/plain; version=0.0.4");
+                ([(CONTENT_TYPE, kind)], page).into_response()
+            }
+            "liveness" => status_only(health::is_live(view, (self.clock)())),
+            "readiness" => status_only(health::is_ready(view, &query(head))),
+            "kornak" if head.uri.path() == "/kornak/node" => {
+                json(StatusCode::OK, status::operator(view, (self.clock)()))
+            }
+            _ => {
+                let (status, body) = self.health(view, head);
+                json(status, body)
+            }
+        }
+    }
+
+    fn health(&self, view: &NodeView, head: &Parts) -> (StatusCode, Map<String, Value>) {
+        let status = if health::is_healthy(view, head.uri.path(), &query(head)) {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        (status, self.status(view))
+    }
+
+    fn status(&self, view: &NodeView) -> Map<String, Value> {
+        status::node(view, self.restart_plan.shown())
+    }
+
+    /// Everything that needs permission. An error is an answer, too.
+    async fn change(
+        &self,
+        view: &NodeView,
+        head: &Parts,
+        body: Body,
+    ) -> Result<Response, Response> {
+        let endpoint = endpoint(head);
+        let method = head.method.as_str();
+        let known = match (method, endpoint) {
+            ("PATCH" | "PUT", "config") | ("DELETE", "switchover" | "restart") => true,
+            ("POST", "kornak") => head.uri.path() == "/kornak/checkpoint",
+            ("POST", endpoint) => matches!(
+                endpoint,
+                "switchover" | "failover" | "restart" | "reload" | "reinitialize" | "failsafe"
+            ),
+            _ => false,
+        };
+        if !known {
+            return Err(text(StatusCode::NOT_IMPLEMENTED, "unsupported method or path"));
+        }
+        let from = head.extensions.get::<Client>().map(|Client(address)| *address);
+        let members_count = endpoint != "failsafe";
+        let allowed = self.access.check(from, &head.headers, view, members_count).await;
+        allowed.map_err(|denied| refuse(denied, from))?;
+        let forwarded = head.headers.contains_key(FORWARDED);
+        let response = match (method, endpoint) {
+            (method @ ("PATCH" | "PUT"), _) => {
+                self.configure(object(head, body).await?, method == "PUT").await
+            }
+            ("DELETE", "switchover") => manual::unschedule(self, view).await,
+            ("DELETE", _) => self.unschedule_restart(),
+            (_, "switchover") => {
+                let body = object(head, body).await?;
+                manual::run(self, view, Kind::Switchover, body, forwarded).await
+            }
+            (_, "failover") => {
+                let body = object(head, body).await?;
+                manual::run(self, view, Kind::Failover, body, forwarded).await
+            }
+            (_, "restart") => self.restart(view, &optional_object(head, body).await?).await,
+            (_, "reinitialize") => {
+                self.reinitialize(view, &optional_object(head, body).await?).await
+            }
+            (_, "failsafe") => self.failsafe(&object(head, body).await?).await,
+            (_, "reload") => {
+                let reload = |answer| Command::Reload { answer };
+                self.carry_out(reload, StatusCode::ACCEPTED, Some("reload scheduled")).await
+            }
+            _ => {
+                let checkpoint = |answer| Command::Checkpoint { answer };
+                self.carry_out(checkpoint, StatusCode::OK, None).await
+            }
+        };
+        Ok(response)
+    }
+
+    async fn configure(&self, change: Map<String, Value>, replace: bool) -> Response {
+        let command = |answer| Command::Configure { change, replace, answer };
+        match self.ask(ANSWER_LIMIT, command).await {
+            Ok(Ok(config)) => json(StatusCode::OK, config),
+            Ok(Err(error)) => {
+                let status = match error {
+                    ConfigureError::Conflict => StatusCode::CONFLICT,
+                    ConfigureError::Store(_) if replace => StatusCode::BAD_GATEWAY,
+                    ConfigureError::Missing | ConfigureError::Store(_) => {
+                        StatusCode::SERVICE_UNAVAILABLE
+                    }
+                };
+                text(status, error.to_string())
+            }
+            Err(unanswered) => unanswered.response(),
+        }
+    }
+
+    async fn restart(&self, view: &NodeView, body: &Map<String, Value>) -> Response {
+        let request = match RestartRequest::read(body, jiff::Timestamp::now()) {
+            Ok(request) => request,
+            Err((status, why)) => return text(status, why),
+        };
+        if let Some(at) = request.at {
+            let paused = view.cluster.config.as_ref().is_some_and(|config| config.pause);
+            return if paused {
+                let why = "Can't schedule restart in the paused state";
+                text(StatusCode::INTERNAL_SERVER_ERROR, why)
+            } else if self.restart_plan.add(at, request, view) {
+                text(StatusCode::ACCEPTED, "Restart scheduled")
+            } else {
+                text(StatusCode::CONFLICT, "Another restart is already scheduled")
+            };
+        }
+        if !request.applies_to(view) {
+            let why = "restart conditions are not satisfied";
+            return text(StatusCode::SERVICE_UNAVAILABLE, why);
+        }
+        let timeout = request.timeout;
+        let restart = |answer| Command::Restart { timeout, answer };
+        self.carry_out(restart, StatusCode::OK, None).await
+    }
+
+    fn unschedule_restart(&self) -> Response {
+        if self.restart_plan.remove() {
+            text(StatusCode::OK, "scheduled restart deleted")
+        } else {
+            text(StatusCode::NOT_FOUND, "no restarts are scheduled")
+        }
+    }
+
+    async fn reinitialize(&self, view: &NodeView, body: &Map<String, Value>) -> Response {
+        let unavailable = |why| text(StatusCode::SERVICE_UNAVAILABLE, why);
+        match &view.cluster.leader {
+            _ if view.holds_lock => unavailable("I am the leader, can not reinitialize"),
+            None => unavailable("Cluster has no leader, can not reinitialize"),
+            Some(_) => {
+                let force = body.get("force").and_then(Value::as_bool).unwrap_or(false);
+                let command = |answer| Command::Reinitialize { force, answer };
+                self.carry_out(command, StatusCode::OK, None).await
+            }
+        }
+    }
+
+    async fn failsafe(&self, body: &Map<String, Value>) -> Response {
+        let Some(leader) = body.get("name").and_then(Value::as_str) else {
+            return text(StatusCode::BAD_REQUEST, "the leader's name is missing");
+        };
+        let leader = leader.to_owned();
+        match self.ask(QUICK_LIMIT, |answer| Command::Failsafe { leader, answer }).await {
+            Ok(FailsafeAnswer::Accepted { lsn }) => {
+                ([("lsn", lsn.0.to_string())], "Accepted").into_response()
+            }
+            Ok(FailsafeAnswer::Leading) => {
+                text(StatusCode::INTERNAL_SERVER_ERROR, "Running as a leader")
+            }
+            Ok(FailsafeAnswer::Off) => text(StatusCode::BAD_GATEWAY, "failsafe mode is off"),
+            Err(unanswered) => unanswered.response(),
+        }
+    }
+
+    /// `said` replaces the driver's own words on success.
+    async fn carry_out(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<String, CommandError>>) -> Command,
+        success: StatusCode,
+        said: Option<&str>,
+    ) -> Response {
+        match self.ask(ANSWER_LIMIT, command).await {
+            Ok(Ok(done)) => text(success, said.map_or(done, str::to_owned)),
+            Ok(Err(error)) => text(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            Err(unanswered) => unanswered.response(),
+        }
+    }
+
+    /// Hands a command to the driver and waits for its answer.
+    async fn ask<T>(
+        &self,
+        limit: Duration,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Unanswered> {
+        let (answer, answered) = oneshot::channel();
+        let room = tokio::time::timeout(QUICK_LIMIT, self.commands.reserve()).await;
+        let room = room.map_err(|_| Unanswered::Busy)?.map_err(|_| Unanswered::Stopping)?;
+        room.send(command(answer));
+        match tokio::time::timeout(limit, answered).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(Unanswered::Dropped),
+            Err(_) => Err(Unanswered::Late),
+        }
+    }
+}
+
+/// Why a command came to nothing that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum Unanswered {
+    /// Was not handed over.
+    #[error("the agent is busy with other requests")]
+    Busy,
+    /// Was not handed over.
+    #[error("the agent is stopping")]
+    Stopping,
+    #[error("the agent gave the request up")]
+    Dropped,
+    #[error("the agent did not answer in time")]
+    Late,
+}
+
+impl Unanswered {
+    /// Whether the command may yet be carried out.
+    fn may_happen(self) -> bool {
+        matches!(self, Self::Dropped | Self::Late)
+    }
+
+    fn response(self) -> Response {
+        text(StatusCode::SERVICE_UNAVAILABLE, self.to_string())
+    }
+}
+
+fn refuse(denied: Denied, from: Option<IpAddr>) -> Response {
+    tracing::warn!(?from, why = ?denied, "request refused");
+    let realm = [(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"Kornak\""))];
+    match denied {
+        Denied::Address => text(StatusCode::FORBIDDEN, "Access is denied"),
+        Denied::NoPassword => {
+            (realm, text(StatusCode::UNAUTHORIZED, "no auth header received")).into_response()
+        }
+        Denied::WrongPassword => {
+            (realm, text(StatusCode::UNAUTHORIZED, "not authenticated")).into_response()
+        }
+    }
+}
+
+/// The body as a JSON object. The error is an answer.
+async fn object(head: &Parts, body: Body) -> Result<Map<String, Value>, Response> {
+    if !head.headers.contains_key(CONTENT_LENGTH) {
+        return Err(text(StatusCode::LENGTH_REQUIRED, "Content-Length is missing"));
+    }
+    let bytes = tokio::time::timeout(BODY_TIME, to_bytes(body, BODY_LIMIT)).await;
+    let bytes = bytes
+        .map_err(|_| text(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"))?
+        .map_err(|_| text(StatusCode::PAYLOAD_TOO_LARGE, "the body cannot be read"))?;
+    let not_an_object = || text(StatusCode::BAD_REQUEST, "the body must be a JSON object");
+    serde_json::from_slice(&bytes).map_err(|_| not_an_object())
+}
+
+async fn optional_object(head: &Parts, body: Body) -> Result<Map<String, Value>, Response> {
+    match head.headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes) {
+        None | Some(b"0") => Ok(Map::new()),
+        Some(_) => object(head, body).await,
+    }
+}
+
+fn query(head: &Parts) -> health::Query {
+    Query::try_from_uri(&head.uri).map(|Query(pairs)| pairs).unwrap_or_default()
+}
+
+fn status_only(good: bool) -> Response {
+    if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }.into_response()
+}
+
+fn text(status: StatusCode, body: impl Into<String>) -> Response {
+    let kind = HeaderValue::from_static("text/html");
+    (status, [(CONTENT_TYPE, kind)], body.into()).into_response()
+}
+
+fn json(status: StatusCode, body: impl Into<Value>) -> Response {
+    let kind = HeaderValue::from_static("application/json");
+    (status, [(CONTENT_TYPE, kind)], body.into().to_string()).into_response()
+}

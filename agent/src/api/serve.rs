@@ -1,0 +1,128 @@
+//! Listening and serving: one small task per connection, none of them able to keep the agent from
+//! stopping.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::{Api, ApiSettings, Client, router};
+use crate::node::{Command, Commands, NodeViews};
+
+/// Connections served at once. Load balancers keep a handful; each costs some kilobytes.
+const CONNECTIONS: usize = 256;
+
+/// The longest a request's head may take to arrive, and a kept connection may be idle.
+const HEAD_TIME: Duration = Duration::from_secs(20);
+
+/// The longest a connection may live, for a client that does not read its answers. Longer than any
+/// answer takes.
+const CONNECTION_TIME: Duration = Duration::from_secs(900);
+
+/// How long requests under way may still take once the agent stops.
+const STOP_TIME: Duration = Duration::from_secs(2);
+
+/// Pause after a failed accept: the process may be out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves the API until `stop`, then lets requests under way finish within two seconds.
+pub async fn serve(
+    listener: TcpListener,
+    views: NodeViews,
+    commands: Commands,
+    settings: ApiSettings,
+    stop: CancellationToken,
+) {
+    let api = Arc::new(Api::new(views, commands, settings));
+    let router = router(Arc::clone(&api));
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    let mut restarts = pin!(planned_restarts(&api));
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            () = &mut restarts => continue,
+            Some(_) = connections.join_next() => continue,
+            accepted = accept(&listener, &room) => accepted,
+        };
+        if let Some((stream, from, permit)) = accepted {
+            let connection = connection(stream, from, router.clone(), stop.clone());
+            connections.spawn(async move {
+                let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
+                drop(permit);
+            });
+        }
+    }
+    drop(listener);
+    let finished = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP_TIME, finished).await.is_err() {
+        tracing::info!("requests cut off, the agent stops");
+    }
+}
+
+type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);
+
+/// The next connection, once there is room for it.
+async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<Accepted> {
+    let permit = Arc::clone(room).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, from)) => Some((stream, from, permit)),
+        Err(error) => {
+            tracing::warn!(%error, "connection to the REST API could not be accepted");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, from: SocketAddr, router: Router, stop: CancellationToken) {
+    // Answers are small and written at once; without this they could wait for an acknowledgement.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Client(from.ip()));
+        router.clone().oneshot(request.map(Body::new))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, client = %from, "connection to the REST API ended");
+    }
+}
+
+/// Carries planned restarts out when their time has come. Never returns.
+async fn planned_restarts(api: &Api) {
+    loop {
+        let request = api.restart_plan.due(&api.views).await;
+        let timeout = request.timeout;
+        tracing::info!("scheduled restart is due");
+        let restart = |answer| Command::Restart { timeout, answer };
+        match api.ask(super::ANSWER_LIMIT, restart).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "scheduled restart failed"),
+            Err(error) => tracing::warn!(%error, "scheduled restart came to nothing"),
+        }
+    }
+}
