@@ -11,7 +11,7 @@
 //! Not here: TLS, any decision, any knowledge of how a command is carried out.
 
 mod access;
-mod health;
+pub(crate) mod health;
 mod manual;
 mod schedule;
 mod serve;
@@ -184,7 +184,7 @@ impl Api {
                 ([(CONTENT_TYPE, kind)], page).into_response()
             }
             "liveness" => status_only(health::is_live(view, (self.clock)())),
-            "readiness" => status_only(health::is_ready(view, &query(head))),
+            "readiness" => status_only(health::is_ready(view, &query(head), (self.clock)())),
             "kornak" if head.uri.path() == "/kornak/node" => {
                 json(StatusCode::OK, status::operator(view, (self.clock)()))
             }
@@ -196,7 +196,7 @@ impl Api {
     }
 
     fn health(&self, view: &NodeView, head: &Parts) -> (StatusCode, Map<String, Value>) {
-        let status = if health::is_healthy(view, head.uri.path(), &query(head)) {
+        let status = if health::is_healthy(view, head.uri.path(), &query(head), (self.clock)()) {
             StatusCode::OK
         } else {
             StatusCode::SERVICE_UNAVAILABLE

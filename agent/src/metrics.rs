@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use kornak_cluster::{MemberRole, MemberState, Moment};
 use parking_lot::Mutex;
 
+use crate::api::health::accepts_writes;
 use crate::api::status::{job, synchrony_flags};
 use crate::ha::{Action, Decision};
 use crate::node::NodeView;
@@ -61,13 +62,13 @@ pub(crate) fn words(variant: &impl Debug, separator: char) -> String {
 /// `GET /metrics`, in Prometheus' text format 0.0.4.
 pub fn render(view: &NodeView, counters: &Counters, now: Moment) -> String {
     let mut page = Page::new(view);
-    server(view, &mut page);
+    server(view, now, &mut page);
     cluster(view, &mut page);
     agent(view, counters, now, &mut page);
     page.out
 }
 
-fn server(view: &NodeView, page: &mut Page) {
+fn server(view: &NodeView, now: Moment, page: &mut Page) {
     let running = view.state == MemberState::Running;
     let standby = running && view.role == MemberRole::Replica;
     let (sync, quorum) = synchrony_flags(view);
@@ -80,7 +81,8 @@ fn server(view: &NodeView, page: &mut Page) {
     page.gauge("patroni_postmaster_start_time", "When the server was started.", start);
     let timeline = view.timeline.unwrap_or_default().0;
     page.gauge("patroni_postgres_timeline", "Timeline of the server; 0 if unknown.", timeline);
-    page.gauge("patroni_primary", "1 if the node leads and accepts writes.", flag(view.leads));
+    let primary = flag(accepts_writes(view, now));
+    page.gauge("patroni_primary", "1 if the node leads and accepts writes.", primary);
     let end = location(view.xlog.location);
     page.counter("patroni_xlog_location", "Write position in bytes; 0 on a standby.", end);
     let standby_leader = running && view.role == MemberRole::StandbyLeader;

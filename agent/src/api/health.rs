@@ -3,7 +3,8 @@
 //! Paths are matched by substring and in Patroni's order (COMPAT.md §3.2), because load balancers in
 //! the field rely on `/master`, `/primary/` and the like. The answers differ from Patroni's in one
 //! thing: they are true. `/primary` is 200 only while the server accepts writes under a proven lease,
-//! not from the moment the lock is held, nor until it is released.
+//! not from the moment the lock is held, nor until it is released; and an agent that is stuck stops
+//! saying so when the lease it last proved has run out.
 //!
 //! While the store is away the synchronous standbys last known still count: nobody can change them
 //! without the store.
@@ -18,21 +19,21 @@ use crate::node::NodeView;
 pub(super) type Query = Vec<(String, String)>;
 
 /// Whether a load balancer may send clients here, by the path it asked for.
-pub(super) fn is_healthy(view: &NodeView, path: &str, query: &Query) -> bool {
+pub(super) fn is_healthy(view: &NodeView, path: &str, query: &Query, now: Moment) -> bool {
     let has = |word| path.contains(word);
     if has("standby_leader") || has("standby-leader") {
         return leads_standby_cluster(view);
     }
     if has("leader") {
-        return view.leads || leads_standby_cluster(view);
+        return leads(view, now);
     }
     if path == "/" || has("master") || has("primary") || has("read-write") {
-        return view.leads;
+        return accepts_writes(view, now);
     }
     let healthy = if has("replica") {
         serves_reads(view, query)
     } else if has("read-only") && !has("sync") && !has("quorum") {
-        leads(view) || serves_reads(view, query)
+        leads(view, now) || serves_reads(view, query)
     } else if has("health") {
         view.state == MemberState::Running
     } else {
@@ -42,10 +43,10 @@ pub(super) fn is_healthy(view: &NodeView, path: &str, query: &Query) -> bool {
             "/quorum" => standby() && synchrony(view) == Synchrony::Quorum,
             "/async" | "/asynchronous" => standby() && synchrony(view) == Synchrony::None,
             "/read-only-sync" | "/read-only-synchronous" => {
-                leads(view) || (standby() && synchrony(view) == Synchrony::Sync)
+                leads(view, now) || (standby() && synchrony(view) == Synchrony::Sync)
             }
             "/read-only-quorum" => {
-                leads(view) || (standby() && synchrony(view) == Synchrony::Quorum)
+                leads(view, now) || (standby() && synchrony(view) == Synchrony::Quorum)
             }
             _ => false,
         }
@@ -62,8 +63,8 @@ pub(super) fn is_live(view: &NodeView, now: Moment) -> bool {
 }
 
 /// The server has caught up, so an orchestrator may go on to the next node.
-pub(super) fn is_ready(view: &NodeView, query: &Query) -> bool {
-    if leads(view) {
+pub(super) fn is_ready(view: &NodeView, query: &Query, now: Moment) -> bool {
+    if leads(view, now) {
         return true;
     }
     if !view.dcs_reachable && !view.failsafe_active && view.latest_end_lsn.is_none() {
@@ -108,8 +109,13 @@ pub(super) fn synchrony(view: &NodeView) -> Synchrony {
     }
 }
 
-fn leads(view: &NodeView) -> bool {
-    view.leads || leads_standby_cluster(view)
+/// The server is a primary under a lease that is still proven.
+pub(crate) fn accepts_writes(view: &NodeView, now: Moment) -> bool {
+    view.leads && view.lease_until.is_some_and(|until| now < until)
+}
+
+fn leads(view: &NodeView, now: Moment) -> bool {
+    accepts_writes(view, now) || leads_standby_cluster(view)
 }
 
 fn leads_standby_cluster(view: &NodeView) -> bool {

@@ -3,6 +3,7 @@
 
 use kornak_cluster::{
     ClusterState, GroupId, HistoryEntry, Lsn, Member, MemberRole, MemberState, Moment, SyncMode,
+    XLog,
 };
 use serde_json::{Map, Value, json};
 
@@ -63,17 +64,16 @@ fn running_server(view: &NodeView, out: &mut Map<String, Value>) {
     }
     let xlog = &view.xlog;
     let position = |lsn: Option<Lsn>| lsn.unwrap_or_default().0;
-    match xlog.location {
-        Some(location) => put(out, "xlog", json!({"location": location.0})),
-        None => {
-            let standby = json!({
-                "received_location": position(xlog.received_location),
-                "replayed_location": position(xlog.replayed_location),
-                "replayed_timestamp": xlog.replayed_timestamp,
-                "paused": xlog.paused.unwrap_or(false),
-            });
-            put(out, "xlog", standby);
-        }
+    if let Some(location) = xlog.location {
+        put(out, "xlog", json!({"location": location.0}));
+    } else if *xlog != XLog::default() {
+        let standby = json!({
+            "received_location": position(xlog.received_location),
+            "replayed_location": position(xlog.replayed_location),
+            "replayed_timestamp": xlog.replayed_timestamp,
+            "paused": xlog.paused.unwrap_or(false),
+        });
+        put(out, "xlog", standby);
     }
     if let Some(timeline) = view.timeline {
         put(out, "timeline", timeline.0);

@@ -41,7 +41,9 @@ async fn a_primary_that_is_dead_promoting_or_unproven_is_none() {
     let stopping = NodeView { leads: false, state: MemberState::Stopping, ..primary() };
     let promoting = NodeView { leads: false, role: MemberRole::Promoted, ..primary() };
     let unproven = NodeView { leads: false, holds_lock: false, ..primary() };
-    for view in [dead, stopping, promoting, unproven] {
+    // The agent is stuck and has not noticed: it is 100 s on the clock.
+    let expired = NodeView { lease_until: Some(Moment::at_millis(100_000)), ..primary() };
+    for view in [dead, stopping, promoting, unproven, expired] {
         for path in ["/", "/primary", "/leader", "/read-write", "/read-only", "/replica"] {
             check(view.clone(), path, 503).await;
         }
@@ -213,6 +215,12 @@ async fn a_stopped_server_shows_no_position() {
     );
     let reply = quiet(view).get("/patroni").await;
     assert_eq!((reply.status, reply.body.as_str()), (200, expected));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_has_no_position() {
+    let view = NodeView { xlog: XLog::default(), ..primary() };
+    assert!(quiet(view).get("/patroni").await.json().get("xlog").is_none());
 }
 
 #[tokio::test]
