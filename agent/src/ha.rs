@@ -87,9 +87,7 @@ fn without_data(s: &Snapshot) -> Decision {
             decision(Action::Clone { from: leader.name.clone() }, Why::NothingHereYet, s)
         }
         (Some(_), _) => wait(s, Why::WaitingForLeader),
-        (None, None) if !s.tags.nofailover() => {
-            decision(Action::Bootstrap, Why::ClusterIsNew, s)
-        }
+        (None, None) if !s.tags.nofailover() => decision(Action::Bootstrap, Why::ClusterIsNew, s),
         (None, Some("")) => wait(s, Why::OtherBootstraps),
         (None, _) => wait(s, Why::WaitingForLeader),
     }
@@ -106,9 +104,7 @@ fn leader_is_up(s: &Snapshot) -> bool {
 
 fn with_data(s: &Snapshot, control: &Control) -> Decision {
     match &s.server {
-        Server::Leftovers => {
-            decision(Action::Demote { immediate: true }, Why::ProcessesLeft, s)
-        }
+        Server::Leftovers => decision(Action::Demote { immediate: true }, Why::ProcessesLeft, s),
         Server::Stopped => stopped(s, control),
         Server::Starting { .. } => starting(s),
         Server::Silent { .. } => silent(s, control),
@@ -148,9 +144,7 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
         }
         // The key bears our name and is not proven ours: the keeper finds out, or it expires.
         (Lease::None, Some(_)) => wait(s, Why::LeaseUnproven),
-        (Lease::None, None) => {
-            decision(Action::Rejoin { leader: None }, Why::WaitingForLeader, s)
-        }
+        (Lease::None, None) => decision(Action::Rejoin { leader: None }, Why::WaitingForLeader, s),
     }
 }
 

@@ -162,12 +162,7 @@ impl Keeper {
     async fn grant(&self, ttl: Duration) -> Result<Ahead, DcsError> {
         let sent = boottime_now();
         let granted = self.inner.store.grant(ttl).await?;
-        Ok(Ahead {
-            lease: granted.lease,
-            ttl: granted.ttl,
-            sent,
-            raft_term: granted.raft_term,
-        })
+        Ok(Ahead { lease: granted.lease, ttl: granted.ttl, sent, raft_term: granted.raft_term })
     }
 
     /// Creates the leader key, together with `also` and only if `when` holds as well. On success the
@@ -201,8 +196,8 @@ impl Keeper {
         };
         self.remember(base.lease);
         let key = self.inner.keys.leader();
-        let mut txn = Txn::just(Op::put_leased(&key, &self.inner.me, base.lease))
-            .when(Compare::absent(&key));
+        let mut txn =
+            Txn::just(Op::put_leased(&key, &self.inner.me, base.lease)).when(Compare::absent(&key));
         txn.compare.extend(when);
         txn.then.extend(also(base.lease));
         let (revision, raft_term) = match self.inner.store.txn(txn).await {
@@ -326,8 +321,7 @@ impl Keeper {
             return Err(self.lost("the leader key is not ours"));
         }
         self.drop_lease(held.lease);
-        let held =
-            Held { lease: base.lease, ttl: base.ttl, until, proven_at: base.sent, ..held };
+        let held = Held { lease: base.lease, ttl: base.ttl, until, proven_at: base.sent, ..held };
         self.arm_and_publish(held).await
     }
 
@@ -338,8 +332,7 @@ impl Keeper {
         let _gate = self.inner.gate.lock().await;
         let Some(held) = self.inner.held.send_replace(None) else { return Ok(true) };
         let key = self.inner.keys.leader();
-        let mut txn = Txn::just(Op::delete(&key))
-            .when(Compare::Lease { key, lease: held.lease });
+        let mut txn = Txn::just(Op::delete(&key)).when(Compare::Lease { key, lease: held.lease });
         txn.compare.extend(when);
         txn.then.extend(also);
         let outcome = self.inner.store.txn(txn).await?;

@@ -1,17 +1,267 @@
 //! One agent runs on each database host. It keeps the local PostgreSQL server in the role that the
 //! store gives it, and takes part in deciding who leads.
 //!
-//! A pure core decides ([`ha::decide`]), a thin shell acts ([`driver`](crate)). The page to read
-//! first is ARCHITECTURE.md, "A failover, told once".
+//! A pure core decides ([`ha::decide`]), a thin shell acts (`driver`). Around the loop, each in a
+//! task of its own so that none waits for another: the leader's lease ([`lease`]), the look at the
+//! server ([`observe`]), the member key ([`publish`]), the leader's housekeeping ([`leading`]),
+//! failsafe rounds ([`rounds`]), the REST API ([`api`]). Beside it runs the [`guard`], a process that
+//! outlives the agent and stops a primary whose lease is not proven.
+//!
+//! The page to read first is ARCHITECTURE.md, "A failover, told once".
 
+mod account;
 pub mod api;
 pub mod clock;
+mod commands;
+pub mod context;
+mod driver;
 pub mod failsafe;
 pub mod guard;
 pub mod ha;
+pub mod handover;
+pub mod jobs;
+pub mod leading;
 pub mod lease;
 pub mod metrics;
 pub mod node;
+pub mod observe;
 pub mod peers;
 pub mod postgres;
 pub mod publish;
+pub mod rounds;
+pub mod slots;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kornak_config::agent::AgentSettings;
+use kornak_dcs::Dcs;
+use kornak_dcs::keys::Keys;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info, warn};
+
+use context::Context;
+use driver::{Driver, End};
+use failsafe::Promises;
+use guard::{GuardConfig, boottime_now};
+use lease::Keeper;
+use node::{COMMAND_QUEUE, NodeView, NodeViews};
+use observe::Observation;
+use postgres::{Options, Postgres};
+
+/// Why an agent could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(
+        "listen on {address} for the REST API; is another agent running? choose another restapi.listen"
+    )]
+    Listen {
+        address: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("start the guard")]
+    Guard(#[from] guard::GuardError),
+    #[error("prepare to run the server")]
+    Setup(#[from] postgres::SetupError),
+    #[error("read the boot id of this host")]
+    BootId(#[source] std::io::Error),
+}
+
+/// An agent that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Where the REST API listens.
+    pub api: SocketAddr,
+    /// What the node knows.
+    pub views: NodeViews,
+    /// Ends when the agent has stopped.
+    pub task: JoinHandle<Result<(), RunError>>,
+}
+
+/// Runs an agent until `stop`, then hands over, stops the server and returns.
+///
+/// # Errors
+/// The REST address is taken, the guard does not start, or the data directory cannot be prepared.
+pub async fn run(
+    settings: AgentSettings,
+    store: Arc<dyn Dcs>,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    let running = start(settings, store, None, stop).await?;
+    match running.task.await {
+        Ok(ended) => ended,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Starts an agent. `guard_program` is the `kornak` binary if it is not the one that runs.
+///
+/// # Errors
+/// As [`run`].
+pub async fn start(
+    settings: AgentSettings,
+    store: Arc<dyn Dcs>,
+    guard_program: Option<PathBuf>,
+    stop: CancellationToken,
+) -> Result<Running, RunError> {
+    let settings = Arc::new(settings);
+    let address = settings.restapi.listen.to_string();
+    let listener = TcpListener::bind(&address)
+        .await
+        .map_err(|source| RunError::Listen { address: address.clone(), source })?;
+    let api = listener.local_addr().map_err(|source| RunError::Listen { address, source })?;
+    let (commands_in, mut commands) = mpsc::channel(COMMAND_QUEUE);
+    let first = Instance::new(&settings, &store, guard_program.clone()).await?;
+    let (views_in, views) = watch::channel(Arc::new(first.first_view()));
+    let api_stop = CancellationToken::new();
+    let served = api::serve(
+        listener,
+        views.clone(),
+        commands_in,
+        api::ApiSettings::new(&settings, first.ctx.peers.clone(), boottime_now),
+        api_stop.clone(),
+    );
+    let span = tracing::info_span!("node", node = %settings.name);
+    tokio::spawn(served.instrument(span.clone()));
+    let task = tokio::spawn(
+        async move {
+            let mut instance = first;
+            loop {
+                let end = instance.live(views_in.clone(), &mut commands, &stop).await;
+                if end == End::Stopped {
+                    api_stop.cancel();
+                    return Ok(());
+                }
+                warn!("the guard is gone and has taken the server with it, starting anew");
+                instance = Instance::new(&settings, &store, guard_program.clone()).await?;
+            }
+        }
+        .instrument(span),
+    );
+    Ok(Running { api, views, task })
+}
+
+/// One life of an agent: from finding its guard to losing it.
+struct Instance {
+    ctx: Arc<Context>,
+    observation: watch::Sender<Arc<Observation>>,
+    /// Feeds `ctx.view`.
+    _follow: kornak_dcs::Follow,
+}
+
+impl Instance {
+    async fn new(
+        settings: &Arc<AgentSettings>,
+        store: &Arc<dyn Dcs>,
+        guard_program: Option<PathBuf>,
+    ) -> Result<Self, RunError> {
+        let mut config = GuardConfig::new(&settings.postgresql.data_dir);
+        config.stop_budget = settings.kornak.guard.stop_budget;
+        if let Some(program) = guard_program {
+            config.program = program;
+        }
+        let postgres = Postgres::new(Options {
+            name: settings.name.clone(),
+            cluster_name: settings.scope.name.clone(),
+            settings: settings.postgresql.clone(),
+            os_user: settings.kornak.os_user.clone(),
+            guard: config.clone(),
+        })?;
+        let guard = postgres.guard().await?;
+        let keys = Keys::new(&settings.scope);
+        let follow = store.follow(keys.root());
+        let keeper = Keeper::new(
+            &settings.name,
+            Arc::clone(store),
+            keys.clone(),
+            guard.clone(),
+            settings.kornak.guard.margin,
+            config.runtime_dir.join("leader-lease"),
+        );
+        let boot_id =
+            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(RunError::BootId)?;
+        let promises = Promises::load(
+            config.runtime_dir.join("promise"),
+            boot_id.trim().to_owned(),
+            boottime_now(),
+        );
+        let auth =
+            settings.ctl.authentication.as_ref().or(settings.restapi.authentication.as_ref());
+        let (observation, observed) = watch::channel(Arc::new(Observation::none()));
+        let ctx = Arc::new(Context {
+            name: settings.name.clone(),
+            settings: Arc::clone(settings),
+            store: Arc::clone(store),
+            keys,
+            view: follow.subscribe(),
+            postgres,
+            guard,
+            keeper,
+            peers: peers::Peers::new(auth),
+            promises,
+            observation: observed,
+            unproven_failsafe: parking_lot::Mutex::new(None),
+            failsafe_active: false.into(),
+            checkpoint_pending: false.into(),
+            pending_restart: parking_lot::Mutex::new(None),
+            look: Arc::new(Notify::new()),
+            cycle: Arc::new(Notify::new()),
+        });
+        info!(guard = ctx.guard.pid(), "agent started");
+        Ok(Self { ctx, observation, _follow: follow })
+    }
+
+    /// What is shown before the first cycle.
+    fn first_view(&self) -> NodeView {
+        account::before_first_cycle(&self.ctx)
+    }
+
+    async fn live(
+        self,
+        views: watch::Sender<Arc<NodeView>>,
+        commands: &mut mpsc::Receiver<node::Command>,
+        stop: &CancellationToken,
+    ) -> End {
+        let ctx = &self.ctx;
+        let (account_in, account) = watch::channel(None);
+        let over = CancellationToken::new();
+        let keeper = ctx.keeper.clone();
+        let keeper_over = over.clone();
+        let mut tasks = tokio::task::JoinSet::new();
+        let span = tracing::Span::current();
+        tasks.spawn(async move { keeper.run(keeper_over).await }.instrument(span.clone()));
+        tasks.spawn(
+            observe::run(
+                ctx.postgres.clone(),
+                ctx.guard.clone(),
+                Arc::clone(&ctx.look),
+                self.observation,
+                over.clone(),
+            )
+            .instrument(span.clone()),
+        );
+        tasks.spawn(
+            publish::run(
+                Arc::clone(&ctx.store),
+                ctx.keys.clone(),
+                ctx.name.clone(),
+                account,
+                ctx.view.clone(),
+                over.clone(),
+            )
+            .instrument(span.clone()),
+        );
+        tasks.spawn(leading::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
+        tasks.spawn(rounds::run(Arc::clone(ctx), over.clone()).instrument(span));
+        let driver = Driver::new(Arc::clone(ctx), views, account_in);
+        let end = driver.drive(commands, stop.clone()).await;
+        over.cancel();
+        while tasks.join_next().await.is_some() {}
+        end
+    }
+}

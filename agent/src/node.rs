@@ -75,13 +75,27 @@ pub type NodeViews = watch::Receiver<Arc<NodeView>>;
 #[derive(Debug)]
 pub enum Command {
     /// Planned switchover. Only a leader carries it out.
-    Switchover { candidate: Option<String>, answer: oneshot::Sender<CommandResult> },
+    Switchover {
+        candidate: Option<String>,
+        answer: oneshot::Sender<CommandResult>,
+    },
     /// Write a manual failover request: promotes `candidate` although there is no leader, or
     /// makes the leader hand over to it.
-    Failover { candidate: String, answer: oneshot::Sender<CommandResult> },
-    Restart { timeout: Option<Duration>, answer: oneshot::Sender<CommandResult> },
-    Reload { answer: oneshot::Sender<CommandResult> },
-    Reinitialize { force: bool, answer: oneshot::Sender<CommandResult> },
+    Failover {
+        candidate: String,
+        answer: oneshot::Sender<CommandResult>,
+    },
+    Restart {
+        timeout: Option<Duration>,
+        answer: oneshot::Sender<CommandResult>,
+    },
+    Reload {
+        answer: oneshot::Sender<CommandResult>,
+    },
+    Reinitialize {
+        force: bool,
+        answer: oneshot::Sender<CommandResult>,
+    },
     /// Change the dynamic configuration: merge (PATCH) or replace (PUT).
     Configure {
         change: Map<String, Value>,
@@ -94,9 +108,14 @@ pub enum Command {
         answer: oneshot::Sender<CommandResult>,
     },
     /// A leader that cannot reach the store asks to stay (`POST /failsafe`).
-    Failsafe { leader: String, answer: oneshot::Sender<FailsafeAnswer> },
+    Failsafe {
+        leader: String,
+        answer: oneshot::Sender<FailsafeAnswer>,
+    },
     /// Start a checkpoint now: the leader of a handover asks its candidate.
-    Checkpoint { answer: oneshot::Sender<CommandResult> },
+    Checkpoint {
+        answer: oneshot::Sender<CommandResult>,
+    },
 }
 
 /// What a command came to: a sentence for the person who asked.

@@ -55,7 +55,8 @@ pub async fn run(
         let mut pause = Duration::from_secs(5);
         if let Some(wanted) = wanted {
             pause = publisher.pause();
-            match publisher.publish(&wanted, &view.borrow_and_update().clone()).await {
+            let seen = Arc::clone(&view.borrow_and_update());
+            match publisher.publish(&wanted, &seen).await {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
@@ -76,7 +77,8 @@ pub async fn run(
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
-    publisher.last_word(account.borrow().clone()).await;
+    let last = account.borrow().clone();
+    publisher.last_word(last).await;
 }
 
 impl Publisher {

@@ -38,7 +38,9 @@ pub enum Store {
     Never,
     Live,
     /// Lost since then; what is known is as of then.
-    Lost { since: Moment },
+    Lost {
+        since: Moment,
+    },
 }
 
 /// What lies in the data directory.
@@ -47,7 +49,9 @@ pub enum DataDir {
     /// Not there, or empty.
     Empty,
     /// There is something, and it is not a data directory that can be used.
-    Foreign { reason: String },
+    Foreign {
+        reason: String,
+    },
     Initialized(Control),
 }
 
@@ -70,9 +74,13 @@ pub enum Server {
     /// The postmaster is gone and others still run; nothing may be concluded from its absence.
     Leftovers,
     /// The postmaster runs and does not take connections yet, since then.
-    Starting { since: Moment },
+    Starting {
+        since: Moment,
+    },
     /// Runs, but the agent gets no answer, since then.
-    Silent { since: Moment },
+    Silent {
+        since: Moment,
+    },
     Standby(StandbyFacts),
     Primary(PrimaryFacts),
 }

@@ -152,3 +152,90 @@ pub fn pause_after(attempt: u32) -> Duration {
         _ => Duration::from_secs(20),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kornak_cluster::{ClusterConfig, Lsn, Member};
+
+    fn cluster(config: &str, sync: &str) -> ClusterState {
+        let member = |tags: &str| -> Member {
+            serde_json::from_str(&format!(
+                r#"{{"state":"running","role":"replica","tags":{tags}}}"#
+            ))
+            .unwrap()
+        };
+        let mut state = ClusterState {
+            config: ClusterConfig::parse(config),
+            sync: serde_json::from_str(sync).ok(),
+            ..ClusterState::default()
+        };
+        state.members.insert("a".into(), member("{}"));
+        state.members.insert("b".into(), member("{}"));
+        state.members.insert("c".into(), member(r#"{"nofailover":true}"#));
+        state.members.insert("d".into(), member(r#"{"failover_priority":5}"#));
+        state
+    }
+
+    fn row(name: &str, flush: u64) -> StandbyRow {
+        StandbyRow {
+            application_name: name.into(),
+            streaming: true,
+            synchronous: false,
+            flush: Lsn(flush),
+        }
+    }
+
+    #[test]
+    fn the_candidate_must_be_able_to_take_over() {
+        let plain = cluster("{}", "null");
+        let rows = [row("b", 100), row("c", 100), row("d", 100)];
+        let ask = |asked| candidate("a", &plain, &rows, Lsn(100), asked);
+        assert_eq!(ask(Some("b")), Ok("b".into()));
+        assert_eq!(ask(Some("a")), Err(Refusal::Unknown), "the leader itself");
+        assert_eq!(ask(Some("x")), Err(Refusal::Unknown));
+        assert_eq!(ask(Some("c")), Err(Refusal::NoFailover { name: "c".into() }));
+        assert_eq!(ask(None), Ok("d".into()), "equal WAL: the priority decides");
+        let behind = candidate("a", &plain, &[row("b", 0)], Lsn(2 << 20), Some("b"));
+        assert_eq!(behind, Err(Refusal::Behind { name: "b".into(), lag_bytes: 2 << 20 }));
+        let silent = candidate("a", &plain, &[], Lsn(100), Some("b"));
+        assert_eq!(silent, Err(Refusal::NotStreaming { name: "b".into() }));
+        assert_eq!(candidate("a", &plain, &[], Lsn(100), None), Err(Refusal::NoneFit));
+    }
+
+    #[test]
+    fn in_synchronous_mode_only_a_synchronous_standby_is_a_candidate() {
+        let sync = cluster(r#"{"synchronous_mode":true}"#, r#"{"leader":"a","sync_standby":"b"}"#);
+        let rows = [row("b", 90), row("d", 100)];
+        let ask = |asked| candidate("a", &sync, &rows, Lsn(100), asked);
+        assert_eq!(ask(Some("d")), Err(Refusal::NotSynchronous));
+        assert_eq!(ask(None), Ok("b".into()));
+    }
+
+    #[test]
+    fn a_drain_waits_for_every_proxy_and_for_the_server_itself() {
+        let hold = Duration::from_secs(1);
+        let (began, now) = (Moment::at_millis(5_000), Moment::at_millis(5_200));
+        let registration: ProxyRegistration = serde_json::from_str(r#"{"speaks":[1]}"#).unwrap();
+        let stranger: ProxyRegistration = serde_json::from_str(r#"{"speaks":[9]}"#).unwrap();
+        let proxies = BTreeMap::from([("p".to_owned(), registration), ("q".to_owned(), stranger)]);
+        let ack = |attempt| BTreeMap::from([("p".to_owned(), Ack { id: "h".into(), attempt })]);
+        let idle = Busy::default();
+        let busy = Busy { backends: 1, oldest: Duration::ZERO };
+        let judge = |now, acks: &BTreeMap<String, Ack>, busy| {
+            gate(now, began, hold, ("h", 2), &proxies, acks, busy)
+        };
+        assert_eq!(judge(now, &ack(2), idle), Gate::Open, "who does not speak is not waited for");
+        assert_eq!(judge(now, &ack(1), idle), Gate::Waiting, "an answer to an earlier attempt");
+        assert_eq!(judge(now, &ack(2), busy), Gate::Waiting, "a client without a proxy");
+        assert_eq!(judge(Moment::at_millis(5_960), &ack(2), idle), Gate::TimeUp);
+    }
+
+    #[test]
+    fn a_drain_that_cannot_succeed_is_not_begun() {
+        let hold = Duration::from_secs(1);
+        let busy = |millis| Busy { backends: 1, oldest: Duration::from_millis(millis) };
+        assert!(may_drain(busy(499), hold) && !may_drain(busy(500), hold));
+        assert!(may_drain(Busy::default(), hold));
+    }
+}

@@ -1,0 +1,220 @@
+//! What operators and other members ask through the REST API, carried out or refused.
+
+use std::sync::Arc;
+
+use kornak_cluster::config::merge_patch;
+use kornak_cluster::{ClusterConfig, FailoverRequest};
+use kornak_dcs::{Compare, Op, Txn};
+use serde_json::{Map, Value};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::context::Context;
+use crate::driver::Driver;
+use crate::failsafe::promise_length;
+use crate::guard::boottime_now;
+use crate::ha::{Job, Server};
+use crate::handover::{Stragglers, json};
+use crate::jobs::{self, JobError};
+use crate::node::{Command, CommandError, CommandResult, ConfigureError, FailsafeAnswer};
+
+/// Carries one command out. Anything that takes time goes on by itself; its answer follows.
+pub(crate) async fn obey(driver: &mut Driver, command: Command) {
+    let ctx = Arc::clone(&driver.ctx);
+    match command {
+        Command::Switchover { candidate, answer } => {
+            let limit = ctx.settings.kornak.handover.drain_timeout;
+            driver.hand_over(candidate, limit, Stragglers::Abort, Some(answer));
+        }
+        Command::Failover { candidate, answer } => failover(driver, candidate, answer),
+        Command::Restart { answer, .. } => {
+            let work = jobs::restart(Arc::clone(&ctx));
+            as_job(driver, Job::Restart, work, "restarted successfully", answer);
+        }
+        Command::Reload { answer } => {
+            spawn_answer(answer, async move {
+                ctx.reload().await.map_err(|error| CommandError::Failed(error.to_string()))?;
+                Ok("reload scheduled".to_owned())
+            });
+        }
+        Command::Reinitialize { answer, .. } => reinitialize(driver, answer),
+        Command::Configure { change, replace, answer } => {
+            tokio::spawn(async move {
+                // Who asked may have gone.
+                let _ = answer.send(configure(&ctx, change, replace).await);
+            });
+        }
+        Command::Schedule { request, answer } => {
+            spawn_answer(answer, async move {
+                let request = request.unwrap_or_default();
+                let put = Op::put(ctx.keys.failover(), json(&request));
+                let written = ctx.store.txn(Txn::just(put)).await;
+                written.map_err(|error| CommandError::Failed(error.to_string()))?;
+                Ok("scheduled".to_owned())
+            });
+        }
+        Command::Failsafe { leader, answer } => {
+            let said = failsafe(&ctx, &leader);
+            let _ = answer.send(said);
+        }
+        Command::Checkpoint { answer } => {
+            let epoch_ttl = crate::handover::SHORT_LEASE;
+            spawn_answer(answer, async move {
+                // Asked by a leader that is about to hand over to this node.
+                ctx.keeper.grant_ahead(epoch_ttl).await;
+                let done = ctx.postgres.checkpoint().await;
+                done.map_err(|error| CommandError::Failed(error.to_string()))?;
+                Ok("checkpoint done".to_owned())
+            });
+        }
+    }
+}
+
+fn spawn_answer(
+    answer: oneshot::Sender<CommandResult>,
+    work: impl Future<Output = CommandResult> + Send + 'static,
+) {
+    tokio::spawn(async move {
+        let _ = answer.send(work.await);
+    });
+}
+
+/// Runs a job and answers when it has ended.
+fn as_job(
+    driver: &mut Driver,
+    job: Job,
+    work: impl Future<Output = Result<(), JobError>> + Send + 'static,
+    done: &'static str,
+    answer: oneshot::Sender<CommandResult>,
+) {
+    if let Some(busy) = driver.busy_with() {
+        let text = format!("{} already in progress", busy.as_str());
+        let _ = answer.send(Err(CommandError::NotPossible(text)));
+        return;
+    }
+    driver.start_job(job, async move {
+        let result = work.await;
+        let said = match &result {
+            Ok(()) => Ok(done.to_owned()),
+            Err(error) => Err(CommandError::Failed(error.to_string())),
+        };
+        let _ = answer.send(said);
+        result
+    });
+}
+
+/// With a leader it is a handover that ends what does not end by itself; without one, the request is
+/// written and the candidate reads it.
+fn failover(driver: &mut Driver, candidate: String, answer: oneshot::Sender<CommandResult>) {
+    let ctx = Arc::clone(&driver.ctx);
+    if ctx.keeper.held().is_some() {
+        let limit = ctx.settings.kornak.handover.drain_timeout;
+        driver.hand_over(Some(candidate), limit, Stragglers::Terminate, Some(answer));
+        return;
+    }
+    spawn_answer(answer, async move {
+        let cluster = ctx.cluster();
+        if !cluster.members.contains_key(&candidate) {
+            return Err(CommandError::NotPossible("candidate does not exists".to_owned()));
+        }
+        let request = FailoverRequest { member: Some(candidate.clone()), ..Default::default() };
+        let put = Op::put(ctx.keys.failover(), json(&request));
+        let written = ctx.store.txn(Txn::just(put)).await;
+        written.map_err(|_| {
+            CommandError::Failed("failed to write failover key into DCS".to_owned())
+        })?;
+        wait_for_leader(&ctx, &candidate).await
+    });
+}
+
+async fn wait_for_leader(ctx: &Context, candidate: &str) -> CommandResult {
+    let mut view = ctx.view.clone();
+    let leader = ctx.keys.leader();
+    let limit = std::time::Duration::from_secs(20);
+    let named = async {
+        loop {
+            let now = Arc::clone(&view.borrow_and_update());
+            if let Some(found) = now.get(&leader) {
+                return found.value.clone();
+            }
+            if view.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    match tokio::time::timeout(limit, named).await {
+        Ok(new) if new == candidate => Ok(format!("Successfully failed over to \"{new}\"")),
+        Ok(new) => Ok(format!("Failed over to \"{new}\" instead of \"{candidate}\"")),
+        Err(_) => Err(CommandError::Failed("Failover failed".to_owned())),
+    }
+}
+
+fn reinitialize(driver: &mut Driver, answer: oneshot::Sender<CommandResult>) {
+    let ctx = Arc::clone(&driver.ctx);
+    let refused = if ctx.keeper.held().is_some() {
+        Some("I am the leader, can not reinitialize".to_owned())
+    } else if ctx.cluster().leader.is_none() {
+        Some("Cluster has no leader, can not reinitialize".to_owned())
+    } else {
+        driver.busy_with().map(|busy| format!("{} already in progress", busy.as_str()))
+    };
+    if let Some(text) = refused {
+        let _ = answer.send(Err(CommandError::NotPossible(text)));
+        return;
+    }
+    info!("reinitializing this member as asked");
+    driver.start_job(Job::Reinitialize, jobs::reinitialize(ctx));
+    let _ = answer.send(Ok("reinitialize started".to_owned()));
+}
+
+async fn configure(
+    ctx: &Context,
+    change: Map<String, Value>,
+    replace: bool,
+) -> Result<Map<String, Value>, ConfigureError> {
+    let cluster = ctx.cluster();
+    let known = cluster.config.ok_or(ConfigureError::Missing)?;
+    let wanted = if replace {
+        change
+    } else {
+        let mut merged = known.raw.clone();
+        merge_patch(&mut merged, &change);
+        merged
+    };
+    let key = ctx.keys.config();
+    let mut txn = Txn::just(Op::put(&key, json(&wanted)));
+    if !replace {
+        txn = txn.when(Compare::Modified { key, revision: cluster.config_revision });
+    }
+    match ctx.store.txn(txn).await {
+        Ok(outcome) if outcome.succeeded => Ok(wanted),
+        Ok(_) => Err(ConfigureError::Conflict),
+        Err(error) => Err(ConfigureError::Store(error.to_string())),
+    }
+}
+
+/// Whether this node stays out of the way of a leader that has lost the store.
+fn failsafe(ctx: &Context, leader: &str) -> FailsafeAnswer {
+    let config: ClusterConfig = ctx.cluster().config.unwrap_or_default();
+    if !config.failsafe_mode {
+        return FailsafeAnswer::Off;
+    }
+    let server = ctx.observed().server.clone();
+    if ctx.keeper.is_claiming()
+        || ctx.keeper.held().is_some()
+        || matches!(server, Server::Primary(_))
+    {
+        return FailsafeAnswer::Leading;
+    }
+    let lsn = match server {
+        Server::Standby(facts) => facts.position(),
+        _ => kornak_cluster::Lsn(0),
+    };
+    match ctx.promises.give(leader, boottime_now(), promise_length(config.ttl)) {
+        Ok(()) => FailsafeAnswer::Accepted { lsn },
+        Err(error) => {
+            warn!(error = %error, "a promise could not be made durable and is not given");
+            FailsafeAnswer::Leading
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What every part of the agent's shell works with: one struct, made once, shared by reference.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use kornak_cluster::ClusterState;
+use kornak_config::agent::AgentSettings;
+use kornak_dcs::keys::Keys;
+use kornak_dcs::{Dcs, View};
+use tokio::sync::{Notify, watch};
+
+use crate::failsafe::Promises;
+use crate::guard::GuardClient;
+use crate::ha::switchover::Busy;
+use crate::lease::Keeper;
+use crate::observe::Observation;
+use crate::peers::Peers;
+use crate::postgres::Postgres;
+
+/// Shared by the driver, its jobs, the leader's housekeeping and the failsafe rounds.
+#[derive(Debug)]
+pub struct Context {
+    pub name: String,
+    pub settings: Arc<AgentSettings>,
+    pub store: Arc<dyn Dcs>,
+    pub keys: Keys,
+    /// Everything below the cluster's root.
+    pub view: watch::Receiver<Arc<View>>,
+    pub postgres: Postgres,
+    pub guard: GuardClient,
+    pub keeper: Keeper,
+    pub peers: Peers,
+    pub promises: Promises,
+    /// The newest look at the server.
+    pub observation: watch::Receiver<Arc<Observation>>,
+    /// A list of members that was to be written to `failsafe` and may not have been.
+    pub unproven_failsafe: parking_lot::Mutex<Option<BTreeMap<String, String>>>,
+    /// Every member has confirmed this leader in the last round.
+    pub failsafe_active: AtomicBool,
+    /// Nobody may rewind from here yet.
+    pub checkpoint_pending: AtomicBool,
+    /// Parameters that wait for a restart, in Patroni's form.
+    pub pending_restart: parking_lot::Mutex<Option<serde_json::Value>>,
+    /// Asks for a look at the server now.
+    pub look: Arc<Notify>,
+    /// Asks the driver for a cycle now.
+    pub cycle: Arc<Notify>,
+}
+
+impl Context {
+    /// The group's state as last seen.
+    pub fn cluster(&self) -> ClusterState {
+        let view = Arc::clone(&self.view.borrow());
+        self.keys.state(&view)
+    }
+
+    /// The server as last seen.
+    pub fn observed(&self) -> Arc<Observation> {
+        Arc::clone(&self.observation.borrow())
+    }
+
+    /// Who works on the server now. A server that does not answer counts as busy.
+    pub async fn busy(&self) -> Busy {
+        match self.postgres.activity().await {
+            // Transactions that are prepared move with the log; they need not end.
+            Ok(activity) => Busy {
+                backends: u32::try_from(activity.busy.len()).unwrap_or(u32::MAX),
+                oldest: Duration::from_millis(activity.oldest_transaction_ms()),
+            },
+            Err(_) => Busy { backends: u32::MAX, oldest: Duration::ZERO },
+        }
+    }
+
+    /// Puts the wanted configuration in force and notes what waits for a restart.
+    pub async fn reload(&self) -> Result<(), crate::postgres::ConfigureError> {
+        let pending = self.postgres.reload().await?;
+        let reasons: serde_json::Map<String, serde_json::Value> = pending
+            .into_iter()
+            .map(|one| {
+                let reason = serde_json::json!({"old_value": one.old, "new_value": one.new});
+                (one.name, reason)
+            })
+            .collect();
+        *self.pending_restart.lock() =
+            (!reasons.is_empty()).then_some(serde_json::Value::Object(reasons));
+        self.cycle.notify_one();
+        Ok(())
+    }
+
+    /// This member's slot on a leader; `None` where slots are off.
+    pub fn slot_name(&self, cluster: &ClusterState) -> Option<String> {
+        let on = cluster.config.as_ref().is_none_or(kornak_cluster::ClusterConfig::use_slots);
+        on.then(|| crate::postgres::slot_name_of(&self.name))
+    }
+}

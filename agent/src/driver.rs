@@ -1,0 +1,509 @@
+//! The loop: look, decide, show, apply, wait. It has hands and no opinions: no `if` on a role or a
+//! lease lives here that is not [`decide`]'s.
+//!
+//! A step that takes long is a job, one at a time; a step that asks somebody is an errand, one at a
+//! time as well. Neither keeps the loop from looking.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::{ClusterConfig, ClusterState};
+use kornak_dcs::Reach;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::context::Context;
+use crate::guard::{Watched, boottime_now};
+use crate::ha::{
+    Action, DataDir, Decision, Job, Lease, Race, Server, Snapshot, Store, Why, decide,
+};
+use crate::handover::{self, Stragglers};
+use crate::jobs::{self, JobError};
+use crate::lease::ClaimError;
+use crate::node::{Command, CommandError, CommandResult, NodeView};
+use crate::publish::Account;
+
+/// For the members to answer in a race.
+const PEER_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// A node whose attempt to lead failed leaves the race to others for so long.
+const BACK_OFF: Duration = Duration::from_secs(5);
+
+/// A handover at shutdown must not take longer than init systems wait.
+const SHUTDOWN_DRAIN: Duration = Duration::from_secs(10);
+
+/// What the loop holds on to between cycles: running steps and answers that came back, nothing that
+/// the next agent after a crash would miss.
+pub(crate) struct Driver {
+    pub(crate) ctx: Arc<Context>,
+    views: watch::Sender<Arc<NodeView>>,
+    account: watch::Sender<Option<Account>>,
+    job: Option<(Job, JoinHandle<Result<(), JobError>>)>,
+    errand: Option<JoinHandle<Errand>>,
+    race: Option<Race>,
+    race_not_before: Option<kornak_cluster::Moment>,
+    lost_since: Option<kornak_cluster::Moment>,
+    dcs_last_seen: u64,
+    told: Option<(Action, Why)>,
+    cycles: u64,
+    config_applied: Option<ClusterConfig>,
+}
+
+/// What an errand brings back.
+enum Errand {
+    Race(Race),
+    Claimed(Result<(), JobError>),
+    Done(&'static str, Result<(), JobError>),
+}
+
+impl Driver {
+    pub(crate) fn new(
+        ctx: Arc<Context>,
+        views: watch::Sender<Arc<NodeView>>,
+        account: watch::Sender<Option<Account>>,
+    ) -> Self {
+        Self {
+            ctx,
+            views,
+            account,
+            job: None,
+            errand: None,
+            race: None,
+            race_not_before: None,
+            lost_since: None,
+            dcs_last_seen: 0,
+            told: None,
+            cycles: 0,
+            config_applied: None,
+        }
+    }
+
+    /// Runs until `stop` (then hands over and stops the server) or until the guard is lost.
+    pub(crate) async fn drive(
+        mut self,
+        commands: &mut mpsc::Receiver<Command>,
+        stop: CancellationToken,
+    ) -> End {
+        let mut view = self.ctx.view.clone();
+        let mut observed = self.ctx.observation.clone();
+        let mut held = self.ctx.keeper.subscribe();
+        let mut process = self.ctx.guard.watch();
+        loop {
+            view.borrow_and_update();
+            observed.borrow_and_update();
+            held.borrow_and_update();
+            if *process.borrow_and_update() == Watched::Lost {
+                self.abort();
+                return End::GuardLost;
+            }
+            self.collect().await;
+            self.take_up_again();
+            let snapshot = self.look();
+            self.apply_config(&snapshot.cluster);
+            let decision = decide(&snapshot);
+            self.tell(&decision, &snapshot);
+            self.show(&decision, &snapshot);
+            self.apply(&decision);
+            tokio::select! {
+                () = stop.cancelled() => return self.shut_down().await,
+                Some(command) = commands.recv() => self.obey(command).await,
+                _ = view.changed() => {}
+                _ = observed.changed() => {}
+                _ = held.changed() => {}
+                _ = process.changed() => {}
+                () = self.ctx.cycle.notified() => {}
+                () = tokio::time::sleep(decision.recheck) => {}
+            }
+        }
+    }
+
+    fn look(&mut self) -> Snapshot {
+        let now = boottime_now();
+        let view = Arc::clone(&self.ctx.view.borrow());
+        let store = match view.reach {
+            Reach::Never => Store::Never,
+            Reach::Live => {
+                self.lost_since = None;
+                self.dcs_last_seen = crate::clock::unix_seconds();
+                Store::Live
+            }
+            Reach::Lost => Store::Lost { since: *self.lost_since.get_or_insert(now) },
+        };
+        let cluster = Arc::new(self.ctx.keys.state(&view));
+        if cluster.leader.is_some() {
+            self.race = None;
+            if store == Store::Live {
+                self.ctx.promises.forget();
+            }
+        }
+        let observation = self.ctx.observed();
+        Snapshot {
+            now,
+            me: self.ctx.name.clone(),
+            tags: self.ctx.settings.tags.clone(),
+            store,
+            cluster,
+            data: observation.data.clone(),
+            server: observation.server.clone(),
+            lease: self.ctx.keeper.fact(),
+            job: self.job.as_ref().map(|(job, _)| *job),
+            race: self.race.clone(),
+            promise_until: self.ctx.promises.until(),
+            race_not_before: self.race_not_before,
+            stop_budget: self.ctx.settings.kornak.guard.stop_budget,
+        }
+    }
+
+    /// Puts a changed dynamic configuration into force.
+    fn apply_config(&mut self, cluster: &ClusterState) {
+        let Some(config) = &cluster.config else { return };
+        if self.config_applied.as_ref() == Some(config) {
+            return;
+        }
+        let first = self.config_applied.replace(config.clone()).is_none();
+        self.ctx.postgres.set_dynamic(config);
+        if first {
+            return;
+        }
+        info!("dynamic configuration changed");
+        let ctx = Arc::clone(&self.ctx);
+        tokio::spawn(async move {
+            if let Err(error) = ctx.reload().await {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the new configuration is not in force"
+                );
+            }
+            ctx.look.notify_one();
+        });
+    }
+
+    fn tell(&mut self, decision: &Decision, snapshot: &Snapshot) {
+        self.cycles += 1;
+        let now = (decision.action.clone(), decision.why);
+        let same = self.told.as_ref().is_some_and(|(action, why)| {
+            *action == now.0 && std::mem::discriminant(why) == std::mem::discriminant(&now.1)
+        });
+        if same {
+            return;
+        }
+        let leader = snapshot.cluster.leader.as_ref().map_or("none", |leader| leader.name.as_str());
+        match (&decision.action, &snapshot.data) {
+            (Action::Refuse, DataDir::Foreign { reason }) => {
+                error!(why = decision.why.as_str(), reason = %reason, "a person must look at the data directory");
+            }
+            (Action::Refuse, DataDir::Initialized(control)) => {
+                error!(
+                    why = decision.why.as_str(),
+                    found = %control.system_identifier,
+                    expected = snapshot.cluster.initialize.as_deref().unwrap_or("none"),
+                    "move this data directory away or correct the scope; it is left alone"
+                );
+            }
+            (action, _) => {
+                info!(action = ?action, why = decision.why.as_str(), leader, "decided");
+            }
+        }
+        self.told = Some(now);
+    }
+
+    fn show(&self, decision: &Decision, snapshot: &Snapshot) {
+        let view = crate::account::view(&crate::account::Shown {
+            ctx: &self.ctx,
+            snapshot,
+            decision,
+            observation: &self.ctx.observed(),
+            dcs_last_seen: self.dcs_last_seen,
+            cycles: self.cycles,
+        });
+        let account = crate::account::member(&self.ctx, &view);
+        self.views.send_replace(Arc::new(view));
+        self.account.send_if_modified(|old| {
+            let changed = old.as_ref() != Some(&account);
+            if changed {
+                *old = Some(account);
+            }
+            changed
+        });
+    }
+
+    fn apply(&mut self, decision: &Decision) {
+        let ctx = Arc::clone(&self.ctx);
+        match decision.action.clone() {
+            Action::Wait | Action::Lead | Action::Refuse => {}
+            Action::Bootstrap => self.begin(Job::Bootstrap, jobs::bootstrap(ctx)),
+            Action::Clone { from } => self.begin(Job::Clone, jobs::clone(ctx, from)),
+            Action::Rejoin { leader } => self.begin(Job::Rejoin, jobs::rejoin(ctx, leader)),
+            Action::StartPrimary => self.begin(Job::StartPrimary, jobs::start_primary(ctx)),
+            Action::Promote => self.begin(Job::Promote, jobs::promote(ctx)),
+            Action::Demote { immediate } => {
+                if self.job.as_ref().is_some_and(|(job, _)| *job != Job::Demote) {
+                    self.abort();
+                }
+                self.begin(Job::Demote, jobs::demote(ctx, immediate, decision.why));
+            }
+            Action::AskPeers => self.ask_peers(),
+            Action::Claim { take_over } => {
+                self.run_errand(async move { Errand::Claimed(jobs::claim(ctx, take_over).await) });
+            }
+            Action::Follow { leader } => self.run_errand(async move {
+                Errand::Done("follow the leader", jobs::follow(ctx, leader).await)
+            }),
+            Action::Release => {
+                self.race_not_before = Some(boottime_now() + BACK_OFF);
+                self.run_errand(async move {
+                    Errand::Done("release the leader key", jobs::release(ctx).await)
+                });
+            }
+        }
+    }
+
+    fn begin(
+        &mut self,
+        job: Job,
+        work: impl Future<Output = Result<(), JobError>> + Send + 'static,
+    ) {
+        if self.job.is_some() {
+            return;
+        }
+        let ctx = Arc::clone(&self.ctx);
+        let handle = tokio::spawn(async move {
+            let result = work.await;
+            ctx.look.notify_one();
+            ctx.cycle.notify_one();
+            result
+        });
+        self.job = Some((job, handle));
+    }
+
+    fn run_errand(&mut self, work: impl Future<Output = Errand> + Send + 'static) {
+        if self.errand.is_some() {
+            return;
+        }
+        let ctx = Arc::clone(&self.ctx);
+        self.errand = Some(tokio::spawn(async move {
+            let result = work.await;
+            ctx.look.notify_one();
+            ctx.cycle.notify_one();
+            result
+        }));
+    }
+
+    fn ask_peers(&mut self) {
+        let ctx = Arc::clone(&self.ctx);
+        self.run_errand(async move {
+            let mut members = ctx.cluster().members;
+            members.remove(&ctx.name);
+            let asked_at = boottime_now();
+            let peers = ctx.peers.ask_all(&members, PEER_TIMEOUT).await;
+            Errand::Race(Race { asked_at, peers })
+        });
+    }
+
+    fn abort(&mut self) {
+        if let Some((_, handle)) = self.job.take() {
+            handle.abort();
+        }
+    }
+
+    /// Takes in what jobs and errands have brought back.
+    async fn collect(&mut self) {
+        if let Some((job, handle)) = self.job.take_if(|(_, handle)| handle.is_finished()) {
+            match handle.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    if job == Job::Promote {
+                        self.race_not_before = Some(boottime_now() + BACK_OFF);
+                    }
+                    warn!(
+                        job = job.as_str(),
+                        error = &error as &dyn std::error::Error,
+                        "step failed"
+                    );
+                    self.pause_after_failure();
+                }
+                Err(error) => error!(job = job.as_str(), error = %error, "step ended unexpectedly"),
+            }
+            self.told = None;
+            // What the job has changed must be seen before anything is decided from it.
+            self.fresh_look().await;
+        }
+        if let Some(handle) = self.errand.take_if(|handle| handle.is_finished()) {
+            match handle.await {
+                Ok(Errand::Race(race)) => self.race = Some(race),
+                Ok(Errand::Claimed(result)) => self.claimed(result),
+                Ok(Errand::Done(what, Err(error))) => {
+                    warn!(what, error = &error as &dyn std::error::Error, "step failed");
+                }
+                Ok(Errand::Done(_, Ok(()))) => {}
+                Err(error) => error!(error = %error, "step ended unexpectedly"),
+            }
+        }
+    }
+
+    fn claimed(&mut self, result: Result<(), JobError>) {
+        match result {
+            Ok(()) => {}
+            Err(JobError::Claim(ClaimError::Lost)) => info!("another node was faster"),
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "could not claim the leader key");
+                self.race_not_before = Some(boottime_now() + Duration::from_secs(1));
+            }
+        }
+    }
+
+    /// A step that fails at once must not be tried in a tight loop.
+    fn pause_after_failure(&mut self) {
+        let until = tokio::time::sleep(Duration::from_millis(500));
+        let ctx = Arc::clone(&self.ctx);
+        self.errand.get_or_insert_with(|| {
+            tokio::spawn(async move {
+                until.await;
+                ctx.cycle.notify_one();
+                Errand::Done("pause", Ok(()))
+            })
+        });
+    }
+
+    async fn fresh_look(&self) {
+        let asked = boottime_now();
+        let mut observed = self.ctx.observation.clone();
+        self.ctx.look.notify_one();
+        let seen = observed.wait_for(|observation| observation.at >= asked);
+        // A look that hangs shows as an old observation, which is what it is.
+        let _ = tokio::time::timeout(Duration::from_secs(3), seen).await;
+    }
+
+    /// After a restart of the agent: the key bears our name, and its lease is noted on our disk.
+    fn take_up_again(&mut self) {
+        if self.ctx.keeper.held().is_some() || self.job.is_some() {
+            return;
+        }
+        let cluster = self.ctx.cluster();
+        let Some(leader) = cluster.leader.filter(|leader| leader.name == self.ctx.name) else {
+            return;
+        };
+        let ctx = Arc::clone(&self.ctx);
+        self.run_errand(async move {
+            let taken = ctx.keeper.take_up_again(leader.lease, leader.epoch).await;
+            match taken {
+                // Not ours: it expires, and is raced for as any other.
+                Err(ClaimError::Lost) => {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    Errand::Done("take the leadership up again", Ok(()))
+                }
+                taken => {
+                    Errand::Done("take the leadership up again", taken.map_err(JobError::Claim))
+                }
+            }
+        });
+    }
+
+    /// Starts a planned handover as a job.
+    pub(crate) fn hand_over(
+        &mut self,
+        candidate: Option<String>,
+        limit: Duration,
+        stragglers: Stragglers,
+        answer: Option<tokio::sync::oneshot::Sender<CommandResult>>,
+    ) {
+        if self.job.is_some() || !matches!(self.ctx.keeper.fact(), Lease::Mine { .. }) {
+            let text = match &self.job {
+                Some((job, _)) => format!("{} already in progress", job.as_str()),
+                None => "this node does not lead".to_owned(),
+            };
+            if let Some(answer) = answer {
+                // Who asked may have gone; there is nobody else to tell.
+                let _ = answer.send(Err(CommandError::NotPossible(text)));
+            }
+            return;
+        }
+        let ctx = Arc::clone(&self.ctx);
+        self.begin(Job::Handover, async move {
+            let result = handover::hand_over(&ctx, candidate.as_deref(), limit, stragglers).await;
+            let said = match &result {
+                Ok(new) => Ok(format!("Successfully switched over to \"{new}\"")),
+                Err(handover::HandoverError::Refused(refusal)) => {
+                    Err(CommandError::NotPossible(refusal.to_string()))
+                }
+                Err(error) => Err(CommandError::Failed(error.to_string())),
+            };
+            match &said {
+                Ok(_) => info!("handover done"),
+                Err(error) => warn!(error = %error, "handover not done"),
+            }
+            if let Some(answer) = answer {
+                let _ = answer.send(said);
+            }
+            Ok(())
+        });
+    }
+
+    /// Hands over if this node leads and somebody can take over, then stops the server.
+    async fn shut_down(mut self) -> End {
+        if self.job.as_ref().is_some_and(|(job, _)| *job != Job::Handover) {
+            self.abort();
+        }
+        let leads = matches!(self.ctx.observed().server, Server::Primary(_));
+        if self.ctx.keeper.held().is_some() && leads && self.job.is_none() {
+            info!("handing over before stopping");
+            self.hand_over(None, SHUTDOWN_DRAIN, Stragglers::Terminate, None);
+        }
+        if let Some((_, handle)) = self.job.take() {
+            let limit = SHUTDOWN_DRAIN + Duration::from_secs(15);
+            if tokio::time::timeout(limit, handle).await.is_err() {
+                warn!("the handover takes too long, stopping without it");
+            }
+        }
+        let stopped =
+            self.ctx.postgres.stop(crate::postgres::StopMode::Fast, Duration::from_secs(60)).await;
+        if let Err(error) = stopped {
+            warn!(error = &error as &dyn std::error::Error, "the server does not stop, killing it");
+            let immediate = crate::postgres::StopMode::Kill;
+            if let Err(error) = self.ctx.postgres.stop(immediate, Duration::from_secs(10)).await {
+                error!(error = &error as &dyn std::error::Error, "the server could not be stopped");
+                return End::Stopped;
+            }
+        }
+        let released = self.ctx.keeper.release(Vec::new(), Vec::new());
+        if !matches!(tokio::time::timeout(Duration::from_secs(3), released).await, Ok(Ok(_))) {
+            warn!("the leader key is left to its lease");
+        }
+        if let Err(error) = self.ctx.guard.disarm().await {
+            warn!(error = %error, "the guard stays armed");
+        }
+        self.fresh_look().await;
+        let snapshot = self.look();
+        let decision = Decision { action: Action::Wait, why: Why::ServerDown, recheck: BACK_OFF };
+        self.show(&decision, &snapshot);
+        info!("stopped");
+        End::Stopped
+    }
+
+    async fn obey(&mut self, command: Command) {
+        crate::commands::obey(self, command).await;
+    }
+
+    pub(crate) fn busy_with(&self) -> Option<Job> {
+        self.job.as_ref().map(|(job, _)| *job)
+    }
+
+    pub(crate) fn start_job(
+        &mut self,
+        job: Job,
+        work: impl Future<Output = Result<(), JobError>> + Send + 'static,
+    ) {
+        self.begin(job, work);
+    }
+}
+
+/// Why the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// As asked.
+    Stopped,
+    /// The guard is gone, and with it the server; everything starts anew.
+    GuardLost,
+}

@@ -1,0 +1,496 @@
+//! The planned handover on the old leader's side: prepare, drain, switch, and the way back.
+//!
+//! One function that lasts as long as the handover, because its steps are milliseconds apart. All
+//! that outlives it is in the store: the record with its lease, and the leader key. Whoever dies in
+//! the middle leaves a record that ends by itself; what the others then do is `ha::candidate`'s.
+//!
+//! Time is counted from before each write; a step that comes too late is not taken. See
+//! `kornak_cluster::handover` for the phases and SAFETY scenarios A5, A6, A8, A14.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::{
+    ClusterState, FailoverRequest, Handover, HandoverPhase, Lsn, Moment, ProxyRegistration,
+    SyncMode, SyncState,
+};
+use kornak_dcs::{Compare, DcsError, LeaseId, Op, Txn};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::context::Context;
+use crate::guard::boottime_now;
+use crate::ha::switchover::{self, Busy, Gate, Refusal};
+use crate::ha::{PrimaryFacts, Server};
+use crate::lease::ClaimError;
+use crate::postgres::{SqlError, StartAs, StopMode, Upstream};
+
+/// Lease of the record, and of the leader key from `prepare` on: dying in a handover costs this
+/// much, not a whole ttl. etcd's leases cannot be relied on to be much shorter.
+pub const SHORT_LEASE: Duration = Duration::from_secs(5);
+
+/// For the checkpoint on both sides; it is written while clients work.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
+
+/// For the candidate to take the released key.
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(1);
+
+/// For the candidate to become writable, after which it gives up by itself.
+pub const PROMOTE_LIMIT: Duration = Duration::from_secs(5);
+
+/// While a drain runs, the server is asked this often who still works.
+const POLL: Duration = Duration::from_millis(3);
+
+/// What to do with transactions that outlast every drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stragglers {
+    /// Give the handover up.
+    Abort,
+    /// End them.
+    Terminate,
+}
+
+/// Why a handover did not happen. Until `switch` nobody notices; afterwards the message says where
+/// the primary is.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("the leader key was lost before the switch")]
+    Lease(#[source] ClaimError),
+    #[error("the store did not take the handover record")]
+    Store(#[source] DcsError),
+    #[error("somebody changed the handover record")]
+    RecordChanged,
+    #[error("checkpoint before the handover")]
+    Checkpoint(#[source] SqlError),
+    #[error("end transactions that outlast every drain")]
+    Stragglers(#[source] SqlError),
+    #[error(
+        "transactions kept running for {0:?}; end them, or ask for a switchover that ends them"
+    )]
+    NeverDrained(Duration),
+    #[error("the server did not stop in time and was started again in place")]
+    NotStopped,
+    #[error("{candidate} did not take over, the server was started again in place")]
+    NotTaken { candidate: String },
+    #[error("the server has stopped and could not be started again in place: {why}")]
+    Stuck { why: String },
+}
+
+struct Run<'a> {
+    ctx: &'a Context,
+    record: Handover,
+    lease: LeaseId,
+    revision: u64,
+    keep_alive: CancellationToken,
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        self.keep_alive.cancel();
+    }
+}
+
+/// Hands the leadership over. Returns the new leader's name once it has taken the key.
+pub async fn hand_over(
+    ctx: &Context,
+    asked: Option<&str>,
+    drain_timeout: Duration,
+    stragglers: Stragglers,
+) -> Result<String, HandoverError> {
+    let cluster = ctx.cluster();
+    let Some(facts) = primary_facts(ctx) else { return Err(Refusal::NotLeader.into()) };
+    let held = ctx.keeper.held().ok_or(Refusal::NotLeader)?;
+    let candidate = switchover::candidate(&ctx.name, &cluster, &facts.standbys, facts.lsn, asked)?;
+    let mut run = begin(ctx, &candidate, held.epoch).await?;
+    info!(candidate = %candidate, "handover prepared");
+    let prepared = run.prepare(&cluster).await;
+    let drained = match prepared {
+        Ok(()) => run.drain(drain_timeout, stragglers).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = drained {
+        run.abandon().await;
+        return Err(error);
+    }
+    run.switch(&cluster).await?;
+    Ok(candidate)
+}
+
+fn primary_facts(ctx: &Context) -> Option<PrimaryFacts> {
+    match &ctx.observed().server {
+        Server::Primary(facts) => Some(facts.clone()),
+        _ => None,
+    }
+}
+
+/// Creates the record on a lease that is kept alive while this handover runs.
+async fn begin<'a>(
+    ctx: &'a Context,
+    candidate: &str,
+    epoch: kornak_cluster::Epoch,
+) -> Result<Run<'a>, HandoverError> {
+    let granted = ctx.store.grant(SHORT_LEASE).await.map_err(HandoverError::Store)?;
+    let settings = &ctx.settings.kornak.handover;
+    let record = Handover {
+        v: kornak_cluster::member::KORNAK_RECORDS_VERSION,
+        id: format!("{:016x}", rand::random::<u64>()),
+        attempt: 1,
+        phase: HandoverPhase::Prepare,
+        group: ctx.settings.scope.group,
+        leader: ctx.name.clone(),
+        candidate: Some(candidate.to_owned()),
+        epoch,
+        max_hold_ms: millis(settings.max_hold),
+        switch_hold_ms: millis(settings.switch_hold),
+        wal_end: None,
+    };
+    let key = ctx.keys.handover();
+    let txn = Txn::just(Op::put_leased(&key, json(&record), granted.lease))
+        .when(Compare::absent(&key))
+        .and(Op::DeletePrefix { prefix: ctx.keys.acks() });
+    let outcome = ctx.store.txn(txn).await.map_err(HandoverError::Store)?;
+    if !outcome.succeeded {
+        return Err(Refusal::Busy.into());
+    }
+    let keep_alive = CancellationToken::new();
+    let (store, token) = (Arc::clone(&ctx.store), keep_alive.clone());
+    tokio::spawn(async move {
+        let every = SHORT_LEASE / 5;
+        while tokio::time::timeout(every, token.cancelled()).await.is_err() {
+            if let Err(error) = store.keep_alive(granted.lease).await {
+                warn!(error = %error, "lease of the handover record not renewed");
+            }
+        }
+    });
+    Ok(Run { ctx, record, lease: granted.lease, revision: outcome.revision, keep_alive })
+}
+
+impl Run<'_> {
+    /// Checkpoints on both sides and a short lease, while clients work on.
+    async fn prepare(&mut self, cluster: &ClusterState) -> Result<(), HandoverError> {
+        let ctx = self.ctx;
+        let candidate = self.record.candidate.as_deref().unwrap_or_default();
+        let there = async {
+            if let Some(member) = cluster.members.get(candidate)
+                && let Err(error) =
+                    ctx.peers.post_checkpoint(member.api_base(), CHECKPOINT_LIMIT).await
+            {
+                // A Patroni candidate does not know the request; its promotion takes longer.
+                warn!(error = %error, candidate, "the candidate made no checkpoint");
+            }
+        };
+        let (here, ()) = tokio::join!(ctx.postgres.checkpoint(), there);
+        here.map_err(HandoverError::Checkpoint)?;
+        ctx.keeper.move_to(SHORT_LEASE).await.map_err(HandoverError::Lease)
+    }
+
+    /// Tries to find a moment in which nothing runs, holding nobody longer than `max_hold` at once.
+    async fn drain(
+        &mut self,
+        limit: Duration,
+        stragglers: Stragglers,
+    ) -> Result<(), HandoverError> {
+        let began = boottime_now();
+        let max_hold = Duration::from_millis(self.record.max_hold_ms);
+        loop {
+            let busy = self.wait_for_short_transactions(began, limit, max_hold).await;
+            let out_of_time = boottime_now().since(began) >= limit;
+            if out_of_time && stragglers == Stragglers::Abort {
+                return Err(HandoverError::NeverDrained(limit));
+            }
+            if out_of_time && busy.backends > 0 {
+                warn!(backends = busy.backends, "ending transactions that outlast every drain");
+                self.ctx.postgres.terminate_busy().await.map_err(HandoverError::Stragglers)?;
+            }
+            self.ctx.keeper.renew().await.map_err(HandoverError::Lease)?;
+            if self.try_drain(max_hold).await? {
+                return Ok(());
+            }
+            let pause = switchover::pause_after(self.record.attempt);
+            info!(attempt = self.record.attempt, "drain failed, everybody works on");
+            self.record.attempt += 1;
+            self.record.phase = HandoverPhase::Prepare;
+            self.write(Vec::new(), Vec::new()).await?;
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn wait_for_short_transactions(
+        &self,
+        began: Moment,
+        limit: Duration,
+        max_hold: Duration,
+    ) -> Busy {
+        loop {
+            let busy = self.ctx.busy().await;
+            if switchover::may_drain(busy, max_hold) || boottime_now().since(began) >= limit {
+                return busy;
+            }
+            tokio::time::sleep(max_hold / 10).await;
+        }
+    }
+
+    /// One drain. `Ok(true)`: the record says `switch` and nothing runs.
+    async fn try_drain(&mut self, max_hold: Duration) -> Result<bool, HandoverError> {
+        let ctx = self.ctx;
+        let listing = ctx.store.range(&ctx.keys.proxies()).await.map_err(HandoverError::Store)?;
+        let proxies = registrations(&listing, &ctx.keys.proxies());
+        let began = boottime_now();
+        self.record.phase = HandoverPhase::Drain;
+        self.write(Vec::new(), Vec::new()).await?;
+        let mut view = ctx.view.clone();
+        loop {
+            let state = ctx.keys.state(&view.borrow_and_update().clone());
+            let busy = ctx.busy().await;
+            let attempt = (self.record.id.as_str(), self.record.attempt);
+            match switchover::gate(
+                boottime_now(),
+                began,
+                max_hold,
+                attempt,
+                &proxies,
+                &state.acks,
+                busy,
+            ) {
+                Gate::Open => break,
+                Gate::TimeUp => return Ok(false),
+                Gate::Waiting => {}
+            }
+            tokio::select! {
+                _ = view.changed() => {}
+                () = tokio::time::sleep(POLL) => {}
+            }
+        }
+        let Some(held) = ctx.keeper.held() else {
+            return Err(HandoverError::Lease(ClaimError::Lost));
+        };
+        if boottime_now().since(held.proven_at) > held.ttl / 2 {
+            return Ok(false);
+        }
+        self.record.phase = HandoverPhase::Switch;
+        let newcomers =
+            Compare::NoneCreatedAfter { prefix: ctx.keys.proxies(), revision: listing.revision };
+        let mine = Compare::Lease { key: ctx.keys.leader(), lease: held.lease };
+        match self.write(vec![mine, newcomers], Vec::new()).await {
+            Ok(()) => {}
+            Err(HandoverError::RecordChanged) => {
+                // A proxy has come since the listing, or the record is not ours any more; the
+                // next write tells which.
+                self.record.phase = HandoverPhase::Drain;
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+        if boottime_now().since(began) >= max_hold {
+            // The answer came too late: the proxies have let their clients go.
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Stops the server, releases the key, and waits until the candidate has it. From here on every
+    /// way ends with a primary somewhere.
+    async fn switch(&mut self, cluster: &ClusterState) -> Result<(), HandoverError> {
+        let ctx = self.ctx;
+        let began = boottime_now();
+        let limit = Duration::from_millis(self.record.switch_hold_ms);
+        let candidate = self.record.candidate.clone().unwrap_or_default();
+        if let Err(error) = ctx.postgres.terminate_walsenders_except(Some(&candidate)).await {
+            warn!(error = %error, "other standbys could not be sent away, the stop may take longer");
+        }
+        let Some(wal_end) = stop_cleanly(ctx, limit).await else {
+            return self.go_back(HandoverError::NotStopped).await;
+        };
+        info!(elapsed_ms = millis(boottime_now().since(began)), lsn = %wal_end, "server stopped");
+        if !self.release(cluster, wal_end).await? {
+            return self.go_back(HandoverError::RecordChanged).await;
+        }
+        if !self.taken(&candidate).await {
+            return self.go_back(HandoverError::NotTaken { candidate }).await;
+        }
+        info!(
+            candidate = %candidate,
+            elapsed_ms = millis(boottime_now().since(began)),
+            "leader key handed over"
+        );
+        self.rejoin(cluster, &candidate).await;
+        Ok(())
+    }
+
+    async fn release(
+        &mut self,
+        cluster: &ClusterState,
+        wal_end: Lsn,
+    ) -> Result<bool, HandoverError> {
+        let ctx = self.ctx;
+        self.record.wal_end = Some(wal_end);
+        let mut status = cluster.status.clone().unwrap_or_default();
+        status.optime = wal_end;
+        let mut also = vec![
+            Op::put_leased(ctx.keys.handover(), json(&self.record), self.lease),
+            Op::put(ctx.keys.status(), json(&status)),
+        ];
+        if !cluster.only_kornak() {
+            let request = FailoverRequest {
+                leader: Some(ctx.name.clone()),
+                member: self.record.candidate.clone(),
+                scheduled_at: None,
+            };
+            also.push(Op::put(ctx.keys.failover(), json(&request)));
+        }
+        let unchanged = Compare::Modified { key: ctx.keys.handover(), revision: self.revision };
+        match ctx.keeper.release(vec![unchanged], also).await {
+            Ok(released) => Ok(released),
+            // Counts as released: the wait for the candidate finds out.
+            Err(error) if error.outcome_is_unknown() => Ok(true),
+            Err(error) => {
+                warn!(error = %error, "the leader key could not be released");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn taken(&self, candidate: &str) -> bool {
+        let mut view = self.ctx.view.clone();
+        let leader = self.ctx.keys.leader();
+        let wait = async {
+            loop {
+                let now = view.borrow_and_update().clone();
+                if now.get(&leader).is_some_and(|key| key.value == candidate) {
+                    return;
+                }
+                if view.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::time::timeout(TAKE_OVER_LIMIT, wait).await.is_ok()
+    }
+
+    /// The old leader becomes a standby of the new one, while that one promotes.
+    async fn rejoin(&self, cluster: &ClusterState, candidate: &str) {
+        let member = cluster.members.get(candidate);
+        let Some((host, port)) = member.and_then(kornak_cluster::Member::conn_address) else {
+            return;
+        };
+        let upstream = Upstream { host, port, slot: self.ctx.slot_name(cluster) };
+        self.ctx.postgres.prepare_synchronous_standby_names(Some(""));
+        if let Err(error) = self.ctx.postgres.start(&StartAs::Standby(Some(upstream))).await {
+            // The next cycle sees a stopped server and tries again.
+            warn!(error = &error as &dyn std::error::Error, "could not start as a standby yet");
+        }
+    }
+
+    /// The candidate does not have the key: take it again, and start in place.
+    async fn go_back(&mut self, because: HandoverError) -> Result<(), HandoverError> {
+        let ctx = self.ctx;
+        warn!(why = %because, "handover failed, starting in place");
+        if ctx.keeper.held().is_none() {
+            let cluster = ctx.cluster();
+            let mut also = vec![Op::delete(ctx.keys.handover())];
+            if cluster.config.as_ref().is_some_and(|c| c.synchronous_mode != SyncMode::Off) {
+                let candidate = self.record.candidate.clone();
+                let standbys: Vec<String> = candidate.into_iter().collect();
+                let sync = SyncState::new(&ctx.name, &standbys);
+                also.push(Op::put(ctx.keys.sync(), json(&sync)));
+            }
+            also.extend(cluster_failover_cleared(ctx, &cluster));
+            let claimed = ctx.keeper.claim(cluster.store, SHORT_LEASE, Vec::new(), |_| also).await;
+            if let Err(error) = claimed {
+                return Err(HandoverError::Stuck { why: error.to_string() });
+            }
+        }
+        if let Err(error) = ctx.postgres.stop(StopMode::Kill, Duration::from_secs(5)).await {
+            return Err(HandoverError::Stuck { why: error.to_string() });
+        }
+        let limit = cluster_start_limit(ctx);
+        let started = crate::jobs::start_in_place(ctx, limit).await;
+        self.abandon().await;
+        match started {
+            Ok(()) => Err(because),
+            Err(error) => Err(HandoverError::Stuck { why: error.to_string() }),
+        }
+    }
+
+    /// Removes the record and takes the regular lease again.
+    async fn abandon(&mut self) {
+        let ctx = self.ctx;
+        self.keep_alive.cancel();
+        let key = ctx.keys.handover();
+        let mut txn =
+            Txn::just(Op::delete(&key)).when(Compare::Modified { key, revision: self.revision });
+        txn.then.push(Op::DeletePrefix { prefix: ctx.keys.acks() });
+        if let Err(error) = ctx.store.txn(txn).await {
+            warn!(error = %error, "the handover record is left to its lease");
+        }
+        let ttl = ctx.cluster().config.clone().unwrap_or_default().ttl;
+        if let Err(error) = ctx.keeper.move_to(ttl).await {
+            warn!(error = &error as &dyn std::error::Error, "the regular lease could not be taken");
+        }
+    }
+
+    /// Writes the record if nobody else has.
+    async fn write(&mut self, mut when: Vec<Compare>, also: Vec<Op>) -> Result<(), HandoverError> {
+        let key = self.ctx.keys.handover();
+        when.push(Compare::Modified { key: key.clone(), revision: self.revision });
+        let mut then = vec![Op::put_leased(&key, json(&self.record), self.lease)];
+        then.extend(also);
+        let txn = Txn { compare: when, then, otherwise: Vec::new() };
+        let outcome = self.ctx.store.txn(txn).await.map_err(HandoverError::Store)?;
+        if !outcome.succeeded {
+            return Err(HandoverError::RecordChanged);
+        }
+        self.revision = outcome.revision;
+        Ok(())
+    }
+}
+
+/// Stops the server and reads where its log ends; `None` if it did not stop in time, or not cleanly.
+async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<Lsn> {
+    if let Err(error) = ctx.postgres.stop(StopMode::Fast, limit).await {
+        warn!(error = &error as &dyn std::error::Error, "the server did not stop in time");
+        return None;
+    }
+    match ctx.postgres.controldata().await {
+        Ok(control) => {
+            let end = control.shutdown_end();
+            if end.is_none() {
+                warn!(state = ?control.state, "the server did not stop cleanly");
+            }
+            end
+        }
+        Err(error) => {
+            warn!(error = &error as &dyn std::error::Error, "the control file is unreadable");
+            None
+        }
+    }
+}
+
+fn cluster_start_limit(ctx: &Context) -> Duration {
+    ctx.cluster().config.unwrap_or_default().primary_start_timeout
+}
+
+/// Clears a manual request that has been carried out or given up; the key is never deleted.
+pub fn cluster_failover_cleared(ctx: &Context, cluster: &ClusterState) -> Vec<Op> {
+    if cluster.failover.is_empty() { Vec::new() } else { vec![Op::put(ctx.keys.failover(), "{}")] }
+}
+
+fn registrations(
+    view: &kornak_dcs::View,
+    prefix: &str,
+) -> std::collections::BTreeMap<String, ProxyRegistration> {
+    view.below(prefix)
+        .filter_map(|(id, found)| Some((id.to_owned(), serde_json::from_str(&found.value).ok()?)))
+        .collect()
+}
+
+/// A record as it is stored.
+pub fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("records are plain data with string keys")
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,338 @@
+//! What a leader keeps in order while it leads, one thing at a time and apart from the driver:
+//! synchronous standbys, `status`, `history`, `failsafe`, the members' slots, the checkpoint after a
+//! promotion. Each is compared with what is there, so that doing it twice does nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::{ClusterState, HistoryEntry, Lsn, Status};
+use kornak_dcs::{Compare, DcsError, Op, Txn};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::context::Context;
+use crate::guard::boottime_now;
+use crate::ha::sync::{SyncStep, plan};
+use crate::ha::{PrimaryFacts, Server};
+use crate::handover::json;
+use crate::postgres::{
+    ConfigureError, ControlDataError, HistoryLine, RewindError, Slot, SqlError, Upstream,
+    slot_name_of,
+};
+use crate::slots::GoneSince;
+
+/// Between two rounds when nothing changes.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Between two rounds while synchronous standbys are being changed.
+const EVERY_WHILE_CHANGING: Duration = Duration::from_millis(150);
+
+/// Between two looks of a standby for slots from its time as leader.
+const CLEAR_EVERY: Duration = Duration::from_secs(10);
+
+/// For a changed `synchronous_standby_names` to be in force.
+const IN_FORCE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a round was not finished; the next one begins anew.
+#[derive(Debug, thiserror::Error)]
+enum LeadError {
+    #[error("the store")]
+    Store(#[from] DcsError),
+    #[error("the server")]
+    Sql(#[from] SqlError),
+    #[error("the server's configuration")]
+    Configure(#[from] ConfigureError),
+    #[error("the control file")]
+    ControlData(#[from] ControlDataError),
+    #[error("the leader's timelines")]
+    Rewind(#[from] RewindError),
+}
+
+/// What need not be done again.
+#[derive(Debug, Default)]
+struct Done {
+    /// Leadership (its key's creation) after which the checkpoint was begun.
+    checkpointed: Option<u64>,
+    /// `status` changes with every commit, and is written once in [`EVERY`].
+    status_at: Option<Instant>,
+    gone_since: GoneSince,
+    /// When a standby last looked for slots from its time as leader.
+    cleared_at: Option<Instant>,
+}
+
+/// Works for as long as the node leads, until `stop`.
+pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
+    let mut observed = ctx.observation.clone();
+    let mut view = ctx.view.clone();
+    let mut done = Done::default();
+    let mut complained: Option<String> = None;
+    loop {
+        observed.borrow_and_update();
+        view.borrow_and_update();
+        let began = Instant::now();
+        let mut pause = EVERY;
+        if let Some((facts, cluster)) = leads(&ctx) {
+            match round(&ctx, &facts, &cluster, &mut done).await {
+                Ok(settled) => {
+                    complained = None;
+                    if !settled {
+                        pause = EVERY_WHILE_CHANGING;
+                        ctx.look.notify_one();
+                    }
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if complained.as_ref() != Some(&text) {
+                        warn!(
+                            error = &error as &dyn std::error::Error,
+                            "leader's housekeeping failed"
+                        );
+                        complained = Some(text);
+                    }
+                }
+            }
+        }
+        if let Err(error) = follows(&ctx, &mut done).await {
+            debug!(error = &error as &dyn std::error::Error, "old slots could not be dropped");
+        }
+        let floor = Duration::from_millis(50).saturating_sub(began.elapsed());
+        tokio::time::sleep(floor).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = observed.changed() => {}
+            _ = view.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn leads(ctx: &Context) -> Option<(PrimaryFacts, ClusterState)> {
+    let held = ctx.keeper.held().filter(|held| boottime_now() < held.until)?;
+    let Server::Primary(facts) = ctx.observed().server.clone() else { return None };
+    let cluster = ctx.cluster();
+    let seen = cluster.leader.as_ref().is_some_and(|leader| leader.epoch == held.epoch);
+    (seen && ctx.view.borrow().reach == kornak_dcs::Reach::Live).then_some((facts, cluster))
+}
+
+/// A standby drops what its time as leader left behind.
+async fn follows(ctx: &Context, done: &mut Done) -> Result<(), LeadError> {
+    let streams = match &ctx.observed().server {
+        Server::Standby(facts) => facts.streaming,
+        _ => false,
+    };
+    let due = done.cleared_at.is_none_or(|at| at.elapsed() >= CLEAR_EVERY);
+    if streams && due {
+        done.cleared_at = Some(Instant::now());
+        crate::slots::clear(ctx, &ctx.cluster()).await?;
+    }
+    Ok(())
+}
+
+/// One round. `Ok(false)`: there is more to do soon.
+async fn round(
+    ctx: &Arc<Context>,
+    facts: &PrimaryFacts,
+    cluster: &ClusterState,
+    done: &mut Done,
+) -> Result<bool, LeadError> {
+    let settled = synchronous(ctx, facts, cluster).await?;
+    let existing = slots(ctx, cluster, &mut done.gone_since).await?;
+    identity(ctx, cluster).await?;
+    history(ctx, facts, cluster).await?;
+    failsafe(ctx, cluster).await?;
+    if done.status_at.is_none_or(|at| at.elapsed() >= EVERY) {
+        status(ctx, facts, cluster, &existing).await?;
+        done.status_at = Some(Instant::now());
+    }
+    checkpoint(ctx, cluster, &mut done.checkpointed);
+    Ok(settled)
+}
+
+async fn synchronous(
+    ctx: &Context,
+    facts: &PrimaryFacts,
+    cluster: &ClusterState,
+) -> Result<bool, LeadError> {
+    match plan(&ctx.name, cluster, facts) {
+        SyncStep::Settled => Ok(true),
+        SyncStep::Publish(sync) => {
+            let key = ctx.keys.sync();
+            info!(
+                standbys = sync.sync_standby.as_deref().unwrap_or("none"),
+                "synchronous standbys"
+            );
+            let txn = Txn::just(Op::put(&key, json(&sync)))
+                .when(Compare::Modified { key, revision: cluster.sync_revision });
+            ctx.store.txn(txn).await?;
+            Ok(false)
+        }
+        SyncStep::SetNames(names) => {
+            info!(names = %names, "commits wait for");
+            ctx.postgres.set_synchronous_standby_names(Some(&names), IN_FORCE_LIMIT).await?;
+            Ok(false)
+        }
+    }
+}
+
+async fn slots(
+    ctx: &Context,
+    cluster: &ClusterState,
+    gone_since: &mut GoneSince,
+) -> Result<Vec<Slot>, LeadError> {
+    let config = cluster.config.clone().unwrap_or_default();
+    if !config.use_slots() {
+        return Ok(Vec::new());
+    }
+    let wanted: Vec<String> = cluster
+        .members
+        .iter()
+        .filter(|(name, member)| **name != ctx.name && !member.tags.nostream())
+        .filter(|(_, member)| {
+            member.tags.replicatefrom().is_none_or(|upstream| {
+                upstream == ctx.name || !cluster.members.contains_key(upstream)
+            })
+        })
+        .map(|(name, _)| slot_name_of(name))
+        .collect();
+    Ok(crate::slots::keep(ctx, cluster, &wanted, config.member_slots_ttl, gone_since).await?)
+}
+
+/// A cluster that was adopted has no `initialize` or `config` yet.
+async fn identity(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError> {
+    if cluster.initialize.is_none() {
+        let identifier = ctx.postgres.controldata().await?.system_identifier.to_string();
+        let key = ctx.keys.initialize();
+        ctx.store.txn(Txn::just(Op::put(&key, identifier)).when(Compare::absent(&key))).await?;
+    }
+    if cluster.config_revision == 0 {
+        let key = ctx.keys.config();
+        let first = json(&ctx.settings.bootstrap.dcs);
+        ctx.store.txn(Txn::just(Op::put(&key, first)).when(Compare::absent(&key))).await?;
+    }
+    Ok(())
+}
+
+async fn history(
+    ctx: &Context,
+    facts: &PrimaryFacts,
+    cluster: &ClusterState,
+) -> Result<(), LeadError> {
+    if facts.timeline.0 <= 1 || cluster.timeline() >= facts.timeline {
+        return Ok(());
+    }
+    let own = &ctx.settings.postgresql;
+    let here = Upstream {
+        host: own.connect_address.host.clone(),
+        port: own.connect_address.port,
+        slot: None,
+    };
+    let lines = ctx.postgres.leader_position(&here).await?.history;
+    let mut list: Vec<HistoryEntry> = lines.iter().map(history_entry).collect();
+    for row in &mut list {
+        let known = cluster.history.iter().find(|known| known.timeline == row.timeline);
+        match known {
+            Some(known) => row.clone_from(known),
+            None if row.timeline.0 + 1 == facts.timeline.0 => {
+                row.timestamp = Some(crate::clock::now_rfc3339());
+                row.new_leader = Some(ctx.name.clone());
+            }
+            None => {}
+        }
+    }
+    let kept = cluster.config.as_ref().map_or(0, |config| config.max_timelines_history);
+    if kept > 0 && list.len() > kept {
+        list.drain(..list.len() - kept);
+    }
+    ctx.store.txn(Txn::just(Op::put(ctx.keys.history(), HistoryEntry::print_list(&list)))).await?;
+    Ok(())
+}
+
+fn history_entry(line: &HistoryLine) -> HistoryEntry {
+    HistoryEntry {
+        timeline: line.timeline,
+        lsn: line.end,
+        // What PostgreSQL writes for a promotion that nobody gave a target.
+        reason: "no recovery target specified".to_owned(),
+        timestamp: None,
+        new_leader: None,
+    }
+}
+
+async fn failsafe(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError> {
+    let on = cluster.config.as_ref().is_some_and(|config| config.failsafe_mode);
+    let wanted: BTreeMap<String, String> = cluster
+        .members
+        .iter()
+        .map(|(name, member)| (name.clone(), member.api_url.clone()))
+        .collect();
+    if on && cluster.failsafe.as_ref() != Some(&wanted) && !wanted.is_empty() {
+        *ctx.unproven_failsafe.lock() = Some(wanted.clone());
+        ctx.store.txn(Txn::just(Op::put(ctx.keys.failsafe(), json(&wanted)))).await?;
+        *ctx.unproven_failsafe.lock() = None;
+    }
+    Ok(())
+}
+
+async fn status(
+    ctx: &Context,
+    facts: &PrimaryFacts,
+    cluster: &ClusterState,
+    existing: &[Slot],
+) -> Result<(), LeadError> {
+    if cluster.handover.is_some() {
+        // The release writes the final one.
+        return Ok(());
+    }
+    let own = slot_name_of(&ctx.name);
+    let mut slots: BTreeMap<String, Lsn> = existing
+        .iter()
+        .filter(|slot| !slot.temporary)
+        .filter_map(|slot| {
+            Some((slot.name.clone(), slot.confirmed_flush_lsn.or(slot.restart_lsn)?))
+        })
+        .collect();
+    slots.insert(own, facts.lsn);
+    let before = cluster.status.as_ref().map(|status| status.retain_slots.clone());
+    let mut retain_slots: Vec<String> =
+        cluster.members.keys().map(|name| slot_name_of(name)).collect();
+    // A member that has vanished is remembered for as long as its slot is there.
+    retain_slots.extend(
+        before
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|name| existing.iter().any(|slot| slot.name == *name)),
+    );
+    retain_slots.sort_unstable();
+    retain_slots.dedup();
+    let wanted = Status { optime: facts.lsn, slots, retain_slots };
+    if cluster.status.as_ref() == Some(&wanted) {
+        return Ok(());
+    }
+    let Some(held) = ctx.keeper.held() else { return Ok(()) };
+    let mine = Compare::Lease { key: ctx.keys.leader(), lease: held.lease };
+    ctx.store.txn(Txn::just(Op::put(ctx.keys.status(), json(&wanted))).when(mine)).await?;
+    Ok(())
+}
+
+/// Once for each leadership, in the background: until it is done nobody can be rewound from here.
+fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<u64>) {
+    let Some(leader) = &cluster.leader else { return };
+    if *done == Some(leader.epoch.revision) {
+        return;
+    }
+    *done = Some(leader.epoch.revision);
+    ctx.checkpoint_pending.store(true, std::sync::atomic::Ordering::Relaxed);
+    let ctx = Arc::clone(ctx);
+    tokio::spawn(async move {
+        if let Err(error) = ctx.postgres.checkpoint().await {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "checkpoint after the promotion failed"
+            );
+        }
+        ctx.checkpoint_pending.store(false, std::sync::atomic::Ordering::Relaxed);
+        ctx.cycle.notify_one();
+    });
+}

@@ -1,0 +1,84 @@
+//! The leader's failsafe rounds: while the store does not prove the lease, every member is asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::context::Context;
+use crate::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, whom_to_ask};
+use crate::guard::boottime_now;
+use crate::ha::Server;
+use crate::peers::FailsafeReply;
+
+/// Asks once a second while the lease is held and not being proven, until `stop`.
+pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
+    let mut active = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(ROUND_EVERY) => {}
+        }
+        let Some(held) = ctx.keeper.held() else {
+            active = false;
+            ctx.failsafe_active.store(false, std::sync::atomic::Ordering::Relaxed);
+            continue;
+        };
+        let leads = matches!(ctx.observed().server, Server::Primary(_));
+        let unproven = boottime_now().since(held.proven_at) > (held.ttl / 3).max(ROUND_EVERY * 2);
+        if !leads || !unproven {
+            if std::mem::replace(&mut active, false) {
+                info!("the store proves the lease again");
+                ctx.failsafe_active.store(false, std::sync::atomic::Ordering::Relaxed);
+            }
+            continue;
+        }
+        let confirmed = round(&ctx, held.ttl).await;
+        if confirmed && !std::mem::replace(&mut active, true) {
+            warn!("the store is away, and every member confirms this leader");
+        }
+        ctx.failsafe_active.store(confirmed, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// One round; true if all have accepted.
+async fn round(ctx: &Context, ttl: Duration) -> bool {
+    let began = boottime_now();
+    let cluster = ctx.cluster();
+    let unproven = ctx.unproven_failsafe.lock().clone();
+    let Some(list) = whom_to_ask(&ctx.name, &cluster, unproven.as_ref()) else { return false };
+    let me = cluster.members.get(&ctx.name);
+    let body = json!({
+        "name": ctx.name,
+        "conn_url": me.map(|member| member.conn_url.as_str()).unwrap_or_default(),
+        "api_url": me.map(|member| member.api_url.as_str()).unwrap_or_default(),
+        "slots": {},
+    });
+    let asked = list.iter().map(|(name, url)| {
+        let body = &body;
+        async move {
+            let base = url.strip_suffix("/patroni").unwrap_or(url);
+            match ctx.peers.post_failsafe(base, body, ROUND_TIMEOUT).await {
+                Ok(FailsafeReply::Accepted { .. }) => true,
+                Ok(reply) => {
+                    warn!(node = %name, reply = ?reply, "a member does not confirm this leader");
+                    false
+                }
+                Err(error) => {
+                    warn!(node = %name, error = &error as &dyn std::error::Error,
+                        "a member cannot be asked to confirm this leader");
+                    false
+                }
+            }
+        }
+    });
+    let all = futures_util::future::join_all(asked).await.into_iter().all(|accepted| accepted);
+    if all {
+        let margin = ctx.settings.kornak.guard.margin;
+        let until = kornak_dcs::lease::fence_at(began, ttl, margin);
+        ctx.keeper.extend_by_failsafe(until).await;
+    }
+    all
+}
