@@ -1,4 +1,18 @@
 //! Real processes, owned and reaped: whatever a test starts is gone when the test ends, even if
-//! the test is killed.
+//! the test is killed ([`scratch`]).
+//!
+//! Servers listen on 127.0.0.1 and on ports that nobody else uses ([`port`]). PostgreSQL refuses to
+//! run as root: then the servers run as the OS user `postgres`, as Kornak's own do.
 
+pub mod agent;
+pub mod cluster;
 pub mod etcd;
+pub mod kornak;
+pub mod port;
+pub mod postgres;
+pub mod process;
+pub mod proxy;
+pub mod rest;
+pub mod scratch;
+pub mod wait;
+pub mod watch;

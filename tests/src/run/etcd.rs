@@ -1,1 +1,151 @@
-//! etcd processes.
+//! A real etcd of one or more members.
+//!
+//! Data lies in a scratch directory and survives a restart. Elections are fast, for everything is
+//! on one machine: a heartbeat of 50 ms and an election timeout of 500 ms.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+
+use super::port::Port;
+use super::process::Process;
+use super::rest::Rest;
+use super::scratch::Scratch;
+use super::wait::until;
+
+/// A running etcd cluster; its processes end with it.
+#[derive(Debug)]
+pub struct Etcd {
+    members: Vec<Member>,
+    // After the members, so that they are gone before their directory.
+    scratch: Scratch,
+}
+
+#[derive(Debug)]
+struct Member {
+    name: String,
+    client: Port,
+    peer: Port,
+    process: Option<Process>,
+}
+
+impl Etcd {
+    /// Starts this many members and waits until each answers a linearizable read.
+    ///
+    /// # Panics
+    /// When that takes more than 30 s.
+    pub async fn start(members: usize) -> Result<Self> {
+        let members = (0..members)
+            .map(|index| Member {
+                name: format!("etcd{index}"),
+                client: Port::free(),
+                peer: Port::free(),
+                process: None,
+            })
+            .collect();
+        let mut etcd = Self { members, scratch: Scratch::new("etcd") };
+        etcd.start_all()?;
+        etcd.healthy(Duration::from_secs(30)).await;
+        Ok(etcd)
+    }
+
+    /// `host:port` of each member's client port.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(|member| member.client.address()).collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Starts every member that does not run.
+    pub fn start_all(&mut self) -> Result<()> {
+        (0..self.members.len()).try_for_each(|index| self.start_member(index))
+    }
+
+    /// Starts one member on its old ports and data, if it does not run.
+    pub fn start_member(&mut self, index: usize) -> Result<()> {
+        let peers: Vec<String> = self
+            .members
+            .iter()
+            .map(|member| format!("{}=http://{}", member.name, member.peer.address()))
+            .collect();
+        let member = self.members.get_mut(index).context("no such member")?;
+        if member.process.is_some() {
+            return Ok(());
+        }
+        let client = format!("http://{}", member.client.address());
+        let peer = format!("http://{}", member.peer.address());
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", &member.name])
+            .arg("--data-dir")
+            .arg(self.scratch.join(&member.name))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &peers.join(","), "--initial-cluster-state", "new"])
+            .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+            .args(["--logger", "zap", "--log-level", "warn"])
+            .current_dir("/");
+        let log = self.scratch.join(&format!("{}.log", member.name));
+        member.process = Some(Process::spawn(&member.name, command, &log)?);
+        Ok(())
+    }
+
+    /// `kill -9` of every member.
+    pub fn kill_all(&mut self) {
+        for member in &mut self.members {
+            member.process = None;
+        }
+    }
+
+    /// `kill -9` of one member.
+    pub fn kill_member(&mut self, index: usize) {
+        if let Some(member) = self.members.get_mut(index) {
+            member.process = None;
+        }
+    }
+
+    /// SIGSTOP of one member: its connections stay open and say nothing.
+    pub fn freeze_member(&self, index: usize) -> Result<()> {
+        self.signal(index, Signal::STOP)
+    }
+
+    pub fn thaw_member(&self, index: usize) -> Result<()> {
+        self.signal(index, Signal::CONT)
+    }
+
+    /// Waits until every member answers that it has a leader.
+    ///
+    /// # Panics
+    /// When `limit` has passed.
+    pub async fn healthy(&self, limit: Duration) {
+        for member in &self.members {
+            let rest = Rest::new(&member.client.address());
+            until(limit, &format!("{} is healthy", member.name), || async {
+                match rest.get("/health").await {
+                    Ok(answer) if answer.text.contains("true") => Ok(()),
+                    Ok(answer) => Err(answer.text),
+                    Err(error) => Err(format!("{error:#}")),
+                }
+            })
+            .await;
+        }
+    }
+
+    /// The test has passed, nothing needs to be kept.
+    pub fn passed(&mut self) {
+        self.scratch.passed();
+    }
+
+    fn signal(&self, index: usize, signal: Signal) -> Result<()> {
+        let process = self.members.get(index).and_then(|member| member.process.as_ref());
+        process.context("the member does not run")?.signal(signal)
+    }
+}

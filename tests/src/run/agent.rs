@@ -1,0 +1,214 @@
+//! `kornak agent` as a process, with the file a Patroni user would write.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use tokio_postgres::Client;
+
+use super::kornak;
+use super::port::Port;
+use super::postgres::{SUPERUSER_PASSWORD, bin_dir, connect, superuser};
+use super::process::Process;
+use super::rest::Rest;
+use super::scratch::{Scratch, kill_below, processes_below};
+
+/// What differs between clusters.
+#[derive(Debug, Clone)]
+pub struct AgentSpec {
+    pub scope: String,
+    pub name: String,
+    /// `host:port` of each etcd member.
+    pub etcd: Vec<String>,
+    pub ttl: u32,
+    pub synchronous: bool,
+    pub failsafe: bool,
+    /// Lines of `tags:`, such as `nofailover: true`.
+    pub tags: Vec<String>,
+}
+
+/// One node: its agent, and through it the guard and PostgreSQL.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    postgres: Port,
+    rest: Port,
+    home: PathBuf,
+    file: PathBuf,
+    log: PathBuf,
+    agent: Option<Process>,
+}
+
+impl Node {
+    /// Writes its file and starts the agent.
+    pub fn start(scratch: &Scratch, spec: &AgentSpec) -> Result<Self> {
+        let home = scratch.server_dir(&spec.name);
+        let [postgres, rest] = Port::several();
+        let file = scratch.join(&format!("{}.yml", spec.name));
+        let mut node = Self {
+            name: spec.name.clone(),
+            postgres,
+            rest,
+            log: scratch.join(&format!("{}-agent.log", spec.name)),
+            home,
+            file,
+            agent: None,
+        };
+        fs::write(&node.file, node.yaml(spec)).context("write the agent's file")?;
+        node.start_agent()?;
+        Ok(node)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.home.join("data")
+    }
+
+    pub fn port(&self) -> u16 {
+        self.postgres.number()
+    }
+
+    /// Its REST API.
+    pub fn rest(&self) -> Rest {
+        Rest::new(&self.rest.address())
+    }
+
+    /// A superuser's connection to this server, past every proxy.
+    pub async fn connect(&self) -> Result<Client, tokio_postgres::Error> {
+        connect(&superuser(self.port())).await
+    }
+
+    /// The agent's process, if it was started and not killed by us.
+    pub fn agent(&mut self) -> Option<&mut Process> {
+        self.agent.as_mut()
+    }
+
+    /// Starts the agent (again).
+    pub fn start_agent(&mut self) -> Result<()> {
+        let command = kornak::with_file("agent", &self.file);
+        let process = Process::spawn(&format!("agent of {}", self.name), command, &self.log)?;
+        self.agent = Some(process);
+        Ok(())
+    }
+
+    /// `kill -9` of the agent alone; guard and server go on for as long as they may.
+    pub fn kill_agent(&mut self) {
+        self.agent = None;
+    }
+
+    /// SIGSTOP of the agent alone.
+    pub fn freeze_agent(&self) -> Result<()> {
+        self.agent.as_ref().context("the agent does not run")?.signal(Signal::STOP)
+    }
+
+    pub fn thaw_agent(&self) -> Result<()> {
+        self.agent.as_ref().context("the agent does not run")?.signal(Signal::CONT)
+    }
+
+    /// SIGTERM, and the clean end that it promises.
+    pub async fn stop_agent(&mut self, limit: Duration) -> Option<std::process::ExitStatus> {
+        let mut agent = self.agent.take()?;
+        Some(agent.terminate(limit).await)
+    }
+
+    /// First line of `postmaster.pid`.
+    pub fn postmaster(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).ok()?;
+        text.lines().next()?.trim().parse().ok()
+    }
+
+    /// `kill -9` of the postmaster alone.
+    pub fn kill_postmaster(&self) -> Result<()> {
+        let pid = self.postmaster().with_context(|| format!("no postmaster on {}", self.name))?;
+        super::process::send(pid, Signal::KILL)
+    }
+
+    /// Everything of this node at once: agent, guard, postmaster and backends, as a loss of power
+    /// would (but the page cache stays). The agent comes first, for it would start them again.
+    pub fn kill_all(&mut self) {
+        self.agent = None;
+        kill_below(&self.home);
+    }
+
+    /// Processes of this node: guard, postmaster, backends, and the agent's helpers.
+    pub fn processes(&self) -> Vec<u32> {
+        processes_below(&self.home)
+    }
+
+    fn yaml(&self, spec: &AgentSpec) -> String {
+        let AgentSpec { scope, name, etcd, ttl, synchronous, failsafe, tags } = spec;
+        let (data, home, rest) = (self.data_dir(), self.home.display(), self.rest.address());
+        let port = self.port();
+        let hosts = etcd.join(", ");
+        let bin = bin_dir();
+        let tags = match tags.as_slice() {
+            [] => String::new(),
+            lines => format!("tags:\n  {}\n", lines.join("\n  ")),
+        };
+        // Patroni's rule for the three timings: loop_wait + 2 * retry_timeout <= ttl.
+        format!(
+            r#"scope: {scope}
+name: {name}
+restapi:
+  listen: {rest}
+  connect_address: {rest}
+etcd3:
+  hosts: [{hosts}]
+bootstrap:
+  dcs:
+    ttl: {ttl}
+    loop_wait: 1
+    retry_timeout: 3
+    maximum_lag_on_failover: 1048576
+    synchronous_mode: {synchronous}
+    failsafe_mode: {failsafe}
+    postgresql:
+      use_pg_rewind: true
+      use_slots: true
+      parameters:
+        max_connections: 100
+        wal_log_hints: "on"
+  initdb:
+    - encoding: UTF8
+    - data-checksums
+    - no-sync
+postgresql:
+  listen: 127.0.0.1:{port}
+  connect_address: 127.0.0.1:{port}
+  data_dir: {data}
+  bin_dir: {bin}
+  pgpass: {home}/pgpass
+  authentication:
+    superuser: {{username: postgres, password: "{SUPERUSER_PASSWORD}"}}
+    replication: {{username: replicator, password: replicator-password}}
+    rewind: {{username: rewind_user, password: rewind-password}}
+  parameters:
+    unix_socket_directories: {home}
+    shared_buffers: 32MB
+    log_line_prefix: '%m [%p] %a '
+    log_checkpoints: "on"
+  pg_hba:
+    - local all all scram-sha-256
+    - host replication replicator 127.0.0.1/32 scram-sha-256
+    - host all all 127.0.0.1/32 scram-sha-256
+{tags}"#,
+            data = data.display(),
+            bin = bin.display(),
+        )
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill_all();
+    }
+}

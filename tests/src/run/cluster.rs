@@ -1,0 +1,280 @@
+//! A whole cluster of real processes: etcd, one agent for each node with its guard and PostgreSQL,
+//! and a proxy in front.
+
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio_postgres::Client;
+
+use super::agent::{AgentSpec, Node};
+use super::etcd::Etcd;
+use super::kornak;
+use super::postgres::{SUPERUSER_PASSWORD, connect, describe};
+use super::proxy::Proxy;
+use super::scratch::Scratch;
+use super::wait::until;
+use super::watch::WriteWatch;
+
+/// Role and database of the applications, and its password.
+const APP: &str = "app";
+const APP_PASSWORD: &str = "an-app's-password";
+
+/// From the first process to a cluster in which every node streams: three initdb, two copies.
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// One cluster at a time in a test process: they measure milliseconds on shared cores. Runners
+/// that give each test a process keep them apart by their own means.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+/// What differs between tests.
+#[derive(Debug, Clone)]
+pub struct ClusterSpec {
+    /// Names the scratch directory.
+    pub name: &'static str,
+    pub nodes: usize,
+    pub etcd_members: usize,
+    /// Seconds.
+    pub ttl: u32,
+    pub synchronous: bool,
+    pub failsafe: bool,
+}
+
+impl Default for ClusterSpec {
+    /// Three nodes, one etcd, synchronous, failsafe on, as the documentation recommends; the lease
+    /// is short, for tests wait for it.
+    fn default() -> Self {
+        Self {
+            name: "cluster",
+            nodes: 3,
+            etcd_members: 1,
+            ttl: 8,
+            synchronous: true,
+            failsafe: true,
+        }
+    }
+}
+
+/// What a member says of itself at `GET /cluster`.
+#[derive(Debug, Clone)]
+pub struct Member {
+    pub name: String,
+    pub role: String,
+    pub state: String,
+}
+
+/// All of it. Ends with everything it started.
+#[derive(Debug)]
+pub struct Cluster {
+    pub spec: ClusterSpec,
+    pub nodes: Vec<Node>,
+    pub proxy: Proxy,
+    pub etcd: Etcd,
+    scratch: Scratch,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// Starts it, waits until it is healthy, and makes the role and database of the applications.
+    ///
+    /// # Panics
+    /// When it is not healthy within 90 s, saying what it looks like instead.
+    pub async fn start(spec: ClusterSpec) -> Result<Self> {
+        let turn = ONE_AT_A_TIME.lock().await;
+        let began = Instant::now();
+        let scratch = Scratch::new(spec.name);
+        let etcd = Etcd::start(spec.etcd_members).await?;
+        let mut nodes = Vec::new();
+        for index in 0..spec.nodes {
+            let agent = AgentSpec {
+                scope: "demo".to_owned(),
+                name: format!("node{index}"),
+                etcd: etcd.endpoints(),
+                ttl: spec.ttl,
+                synchronous: spec.synchronous,
+                failsafe: spec.failsafe,
+                tags: Vec::new(),
+            };
+            nodes.push(Node::start(&scratch, &agent)?);
+        }
+        let head = format!("scope: demo\netcd3:\n  hosts: [{}]", etcd.endpoints().join(", "));
+        let auth =
+            format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
+        let proxy = Proxy::start(&scratch, "proxy", &head, &auth).await?;
+        let cluster = Self { spec, nodes, proxy, etcd, scratch, _turn: turn };
+        cluster.healthy(START_LIMIT).await;
+        cluster.create_app().await?;
+        cluster.proxy.ready(&cluster.app(), Duration::from_secs(15)).await;
+        tracing::info!(elapsed_ms = began.elapsed().as_millis(), "cluster started");
+        Ok(cluster)
+    }
+
+    /// Says that the test has passed, so that nothing is printed or kept, and ends everything.
+    pub fn passed(mut self) {
+        self.scratch.passed();
+        self.etcd.passed();
+    }
+
+    /// An application's connection string through the proxy to the primary.
+    pub fn app(&self) -> String {
+        Self::app_on(self.proxy.primary())
+    }
+
+    /// The same through the standbys' listener.
+    pub fn app_reading(&self) -> String {
+        Self::app_on(self.proxy.standbys())
+    }
+
+    fn app_on(port: u16) -> String {
+        format!(
+            "host=127.0.0.1 port={port} user={APP} password='{}' dbname={APP} connect_timeout=30",
+            APP_PASSWORD.replace('\'', "\\'")
+        )
+    }
+
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        self.nodes.iter().find(|node| node.name() == name).context("no such node")
+    }
+
+    pub fn node_mut(&mut self, name: &str) -> Result<&mut Node> {
+        self.nodes.iter_mut().find(|node| node.name() == name).context("no such node")
+    }
+
+    /// The members, by the first REST API that answers.
+    pub async fn members(&self) -> Result<Vec<Member>> {
+        let mut last = anyhow::anyhow!("no node");
+        for node in &self.nodes {
+            let rest = node.rest();
+            match tokio::time::timeout(Duration::from_secs(3), rest.get("/cluster")).await {
+                Ok(Ok(answer)) => return parse_members(&answer.json()?),
+                Ok(Err(error)) => last = error,
+                Err(_) => last = anyhow::anyhow!("no answer"),
+            }
+        }
+        Err(last.context("no node's REST API answers /cluster"))
+    }
+
+    /// The leader's name, by the members' own word.
+    pub async fn leader(&self) -> Result<String> {
+        let members = self.members().await?;
+        let leader = members.iter().find(|member| member.role == "leader");
+        Ok(leader.with_context(|| format!("no leader among {members:?}"))?.name.clone())
+    }
+
+    /// Waits for another leader than `old` that accepts writes; its name.
+    pub async fn new_leader(&self, old: &str, limit: Duration) -> String {
+        until(limit, &format!("a writable leader other than {old}"), || async {
+            let leader = self.leader().await.map_err(|error| format!("{error:#}"))?;
+            if leader == old {
+                return Err(format!("the leader is still {leader}"));
+            }
+            let node = self.node(&leader).map_err(|error| format!("{error:#}"))?;
+            let client = node.connect().await.map_err(|error| describe(&error))?;
+            match client.query_one("SELECT pg_is_in_recovery()", &[]).await {
+                Ok(row) if !row.get::<_, bool>(0) => Ok(leader),
+                Ok(_) => Err(format!("{leader} is in recovery")),
+                Err(error) => Err(describe(&error)),
+            }
+        })
+        .await
+    }
+
+    /// Waits for one leader, every other node streaming from it, and in synchronous mode a
+    /// synchronous standby.
+    ///
+    /// # Panics
+    /// When `limit` has passed.
+    pub async fn healthy(&self, limit: Duration) {
+        until(limit, "a healthy cluster", || async {
+            let members = self.members().await.map_err(|error| format!("{error:#}"))?;
+            let count =
+                |wanted: &dyn Fn(&Member) -> bool| members.iter().filter(|it| wanted(it)).count();
+            let leaders = count(&|it| it.role == "leader" && it.state == "running");
+            let streaming = count(&|it| it.role != "leader" && it.state == "streaming");
+            let synchronous = count(&|it| it.role == "sync_standby");
+            let wanted = usize::from(self.spec.synchronous && self.spec.nodes > 1);
+            if leaders == 1 && streaming == self.spec.nodes - 1 && synchronous >= wanted {
+                Ok(())
+            } else {
+                Err(format!("{members:?}"))
+            }
+        })
+        .await;
+    }
+
+    /// The watch over who accepts writes.
+    pub fn watch_writes(&self) -> WriteWatch {
+        let servers: Vec<_> =
+            self.nodes.iter().map(|node| (node.name().to_owned(), node.port())).collect();
+        WriteWatch::start(&servers)
+    }
+
+    /// A superuser's connection to the server of the leader.
+    pub async fn connect_to_leader(&self) -> Result<Client> {
+        let leader = self.leader().await?;
+        self.node(&leader)?.connect().await.context("connect to the leader")
+    }
+
+    /// The application's database on the leader's own port, past the proxy.
+    pub async fn app_on_leader(&self) -> Result<Client> {
+        let leader = self.leader().await?;
+        let port = self.node(&leader)?.port();
+        connect(&Self::app_on(port)).await.context("connect to the leader as the application")
+    }
+
+    /// `kornak switchover` as an operator types it.
+    pub async fn switchover(&self, leader: &str, candidate: &str) -> Result<()> {
+        let file = self.node(leader)?.file().to_owned();
+        let mut command = kornak::command(["switchover"]);
+        command.arg("-c").arg(file);
+        command.args(["--leader", leader, "--candidate", candidate, "--force"]);
+        let output = run(command).await?;
+        ensure!(
+            output.status.success(),
+            "kornak switchover ({}): {}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    /// The same by `POST /switchover`; the answer's code and text.
+    pub async fn post_switchover(&self, leader: &str, candidate: &str) -> Result<(u16, String)> {
+        let body = json!({"leader": leader, "candidate": candidate});
+        let answer = self.node(leader)?.rest().post("/switchover", &body).await?;
+        Ok((answer.code, answer.text))
+    }
+
+    async fn create_app(&self) -> Result<()> {
+        let client = self.connect_to_leader().await?;
+        let password = APP_PASSWORD.replace('\'', "''");
+        client.batch_execute(&format!("CREATE ROLE {APP} LOGIN PASSWORD '{password}'")).await?;
+        client.batch_execute(&format!("CREATE DATABASE {APP} OWNER {APP}")).await?;
+        Ok(())
+    }
+}
+
+/// Runs a command to its end without stopping this thread's other tasks.
+pub async fn run(mut command: Command) -> Result<Output> {
+    let name = format!("{:?}", command.get_program());
+    tokio::task::spawn_blocking(move || command.output())
+        .await
+        .context("wait for a command")?
+        .with_context(|| format!("run {name}"))
+}
+
+fn parse_members(cluster: &Value) -> Result<Vec<Member>> {
+    let list = cluster["members"].as_array().with_context(|| format!("no members in {cluster}"))?;
+    let text = |member: &Value, key: &str| member[key].as_str().unwrap_or_default().to_owned();
+    Ok(list
+        .iter()
+        .map(|member| Member {
+            name: text(member, "name"),
+            role: text(member, "role"),
+            state: text(member, "state"),
+        })
+        .collect())
+}

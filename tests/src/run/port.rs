@@ -1,0 +1,56 @@
+//! Port numbers that stay ours.
+//!
+//! Asking the kernel for port 0 and letting it go again is not enough here: such a number lies in
+//! the range from which outgoing connections take theirs, and while a server restarts under load
+//! one of them would take it. So numbers come from below that range, and a UDP socket on the same
+//! number is the sign to other tests that it is taken.
+
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// Below the kernel's default `ip_local_port_range` and above the well-known servers.
+const RANGE: std::ops::Range<u16> = 15_000..32_000;
+
+/// A TCP port on 127.0.0.1 that nobody else takes while this value lives.
+#[derive(Debug)]
+pub struct Port {
+    number: u16,
+    _claim: UdpSocket,
+}
+
+impl Port {
+    /// Claims a port on which nothing listens.
+    pub fn free() -> Self {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let span = RANGE.end - RANGE.start;
+        // Processes begin at different places, so that they seldom meet.
+        let start = std::process::id().wrapping_mul(97) % u32::from(span);
+        for _ in 0..span {
+            let step = NEXT.fetch_add(1, Ordering::Relaxed);
+            let offset = (start + u32::from(step)) % u32::from(span);
+            let number = RANGE.start + u16::try_from(offset).expect("less than the span");
+            let Ok(claim) = UdpSocket::bind((Ipv4Addr::LOCALHOST, number)) else { continue };
+            // 0.0.0.0 as well: a server of this machine may listen there.
+            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok()
+                && TcpListener::bind((Ipv4Addr::UNSPECIFIED, number)).is_ok();
+            if free {
+                return Self { number, _claim: claim };
+            }
+        }
+        panic!("no free port in {RANGE:?}");
+    }
+
+    /// Claims `N` ports.
+    pub fn several<const N: usize>() -> [Self; N] {
+        std::array::from_fn(|_| Self::free())
+    }
+
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// `127.0.0.1:number`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.number)
+    }
+}

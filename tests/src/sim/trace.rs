@@ -1,0 +1,47 @@
+//! What happened last: kept in memory, printed when a promise is broken.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt::{Arguments, Write};
+
+use kornak_cluster::Moment;
+
+/// Lines kept; the cause of a broken promise lies seconds, not minutes, before it.
+const KEPT: usize = 400;
+
+/// The latest lines of a world's story.
+#[derive(Debug, Default)]
+pub struct Trace {
+    lines: RefCell<VecDeque<(Moment, String)>>,
+    on: bool,
+}
+
+impl Trace {
+    /// Keeps lines only if `on`: a world that keeps its promises is run without, and run again with
+    /// the same seed to tell its story.
+    pub fn new(on: bool) -> Self {
+        Self { lines: RefCell::default(), on }
+    }
+
+    /// Adds a line.
+    pub fn line(&self, now: Moment, text: Arguments<'_>) {
+        if !self.on {
+            return;
+        }
+        let mut lines = self.lines.borrow_mut();
+        if lines.len() >= KEPT {
+            lines.pop_front();
+        }
+        lines.push_back((now, text.to_string()));
+    }
+
+    /// All that is kept.
+    pub fn tell(&self) -> String {
+        let mut text = String::new();
+        for (at, line) in self.lines.borrow().iter() {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{:>10.3}  {line}", at.since_start().as_secs_f64());
+        }
+        text
+    }
+}
