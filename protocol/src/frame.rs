@@ -16,6 +16,7 @@ use crate::limits::{
     MAX_AUTH_MESSAGE_LEN, MAX_KEY_DATA_LEN, MAX_LARGE_MESSAGE_LEN, MAX_SMALL_BACKEND_LEN,
     MAX_SMALL_FRONTEND_LEN, PREFIX_NAMES_BYTES, PREFIX_TEXT_BYTES,
 };
+use crate::sqlstate::{PROTOCOL_VIOLATION, SqlState};
 
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,13 @@ pub enum FrameError {
         /// Type byte of the message.
         tag: u8,
     },
+}
+
+impl FrameError {
+    /// What a client is told.
+    pub fn sqlstate(self) -> SqlState {
+        PROTOCOL_VIOLATION
+    }
 }
 
 /// One whole message.

@@ -36,6 +36,7 @@ pub mod copy;
 pub mod error;
 pub mod frame;
 pub mod frontend;
+pub mod fuzz;
 pub mod limits;
 pub mod params;
 pub mod pipeline;

@@ -12,6 +12,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::limits::{MAX_CANCEL_KEY_BYTES, MAX_STARTUP_BYTES, MIN_CANCEL_KEY_BYTES};
+use crate::sqlstate::{FEATURE_NOT_SUPPORTED, PROTOCOL_VIOLATION, SqlState};
 use crate::wire::{DecodeError, EncodeError, Reader, put_cstr, put_message, put_sized};
 
 #[cfg(test)]
@@ -41,6 +42,16 @@ pub enum StartupError {
     /// A packet of a known kind with a body that breaks its format. Answer with 08P01.
     #[error("malformed startup packet")]
     Malformed(#[from] DecodeError),
+}
+
+impl StartupError {
+    /// What a client is told.
+    pub fn sqlstate(self) -> SqlState {
+        match self {
+            Self::Version(_) => FEATURE_NOT_SUPPORTED,
+            Self::Length { .. } | Self::Malformed(_) => PROTOCOL_VIOLATION,
+        }
+    }
 }
 
 /// Version of the protocol as the client asks for it.

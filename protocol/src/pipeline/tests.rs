@@ -337,6 +337,13 @@ fn the_truth_about_lost_requests() {
         ("revived, commit", Failed, &[q(Revives), q(Commits)], b"", Loss::Unknown),
         ("unknown when failed", Failed, &[q(Unknown)], b"", Loss::Unknown),
         ("copy", InBlock, &[q(Stays)], b"G", Loss::Unknown),
+        (
+            "what an error skips was never executed",
+            InBlock,
+            &[e(Stays), e(Commits), Sent::Sync],
+            b"e",
+            Loss::Retry,
+        ),
         ("flushed batch, no sync", InBlock, &[e(Stays)], b"C", Loss::Retry),
         ("flushed autocommit, no sync", Idle, &[e(Stays)], b"C", Loss::Unknown),
     ];
