@@ -145,6 +145,11 @@ impl Txn {
         self
     }
 
+    /// Whether it can be run again without doing anything twice.
+    pub fn only_reads(&self) -> bool {
+        self.then.iter().chain(&self.otherwise).all(|op| matches!(op, Op::Get { .. }))
+    }
+
     /// Adds a step for the case that a condition does not hold.
     #[must_use]
     pub fn or_else(mut self, op: Op) -> Self {
