@@ -152,7 +152,7 @@ pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
         receive_lsn: receive.filter(|_| standby),
         replication_state: view.replication_state.clone().filter(|_| standby),
         timeline: view.timeline.filter(|_| running),
-        scheduled_restart: None,
+        scheduled_restart: ctx.restart_plan.published(),
         pause: config.pause,
         kornak: Some(KORNAK_RECORDS_VERSION),
     };

@@ -11,10 +11,12 @@ use kornak_dcs::keys::Keys;
 use kornak_dcs::{Dcs, View};
 use tokio::sync::{Notify, watch};
 
+use crate::api::RestartPlan;
 use crate::failsafe::Promises;
 use crate::guard::GuardClient;
 use crate::ha::switchover::Busy;
 use crate::lease::Keeper;
+use crate::metrics::Counters;
 use crate::observe::Observation;
 use crate::peers::Peers;
 use crate::postgres::Postgres;
@@ -41,6 +43,10 @@ pub struct Context {
     pub failsafe_active: AtomicBool,
     /// Nobody may rewind from here yet.
     pub checkpoint_pending: AtomicBool,
+    /// What the metrics count.
+    pub counters: Arc<Counters>,
+    /// A restart that the REST API carries out at its time.
+    pub restart_plan: RestartPlan,
     /// Parameters that wait for a restart, in Patroni's form.
     pub pending_restart: parking_lot::Mutex<Option<serde_json::Value>>,
     /// Asks for a look at the server now.

@@ -12,7 +12,7 @@ use kornak_dcs::Reach;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{Instrument, error, info, warn};
 
 use crate::context::Context;
 use crate::guard::{Watched, boottime_now};
@@ -182,6 +182,7 @@ impl Driver {
 
     fn tell(&mut self, decision: &Decision, snapshot: &Snapshot) {
         self.cycles += 1;
+        self.ctx.counters.decided(decision);
         let now = (decision.action.clone(), decision.why);
         let same = self.told.as_ref().is_some_and(|(action, why)| {
             *action == now.0 && std::mem::discriminant(why) == std::mem::discriminant(&now.1)
@@ -233,6 +234,7 @@ impl Driver {
         let ctx = Arc::clone(&self.ctx);
         match decision.action.clone() {
             Action::Wait | Action::Lead | Action::Refuse => {}
+            Action::Look => self.ctx.look.notify_one(),
             Action::Bootstrap => self.begin(Job::Bootstrap, jobs::bootstrap(ctx)),
             Action::Clone { from } => self.begin(Job::Clone, jobs::clone(ctx, from)),
             Action::Rejoin { leader } => self.begin(Job::Rejoin, jobs::rejoin(ctx, leader)),
@@ -269,12 +271,15 @@ impl Driver {
             return;
         }
         let ctx = Arc::clone(&self.ctx);
-        let handle = tokio::spawn(async move {
-            let result = work.await;
-            ctx.look.notify_one();
-            ctx.cycle.notify_one();
-            result
-        });
+        let handle = tokio::spawn(
+            async move {
+                let result = work.await;
+                ctx.look.notify_one();
+                ctx.cycle.notify_one();
+                result
+            }
+            .in_current_span(),
+        );
         self.job = Some((job, handle));
     }
 
@@ -283,12 +288,15 @@ impl Driver {
             return;
         }
         let ctx = Arc::clone(&self.ctx);
-        self.errand = Some(tokio::spawn(async move {
-            let result = work.await;
-            ctx.look.notify_one();
-            ctx.cycle.notify_one();
-            result
-        }));
+        self.errand = Some(tokio::spawn(
+            async move {
+                let result = work.await;
+                ctx.look.notify_one();
+                ctx.cycle.notify_one();
+                result
+            }
+            .in_current_span(),
+        ));
     }
 
     fn ask_peers(&mut self) {
@@ -314,6 +322,7 @@ impl Driver {
             match handle.await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
+                    self.ctx.counters.step_failed(job);
                     if job == Job::Promote {
                         self.race_not_before = Some(boottime_now() + BACK_OFF);
                     }
@@ -337,7 +346,7 @@ impl Driver {
                 Ok(Errand::Done(what, Err(error))) => {
                     warn!(what, error = &error as &dyn std::error::Error, "step failed");
                 }
-                Ok(Errand::Done(_, Ok(()))) => {}
+                Ok(Errand::Done(_, Ok(()))) => self.fresh_look().await,
                 Err(error) => error!(error = %error, "step ended unexpectedly"),
             }
         }

@@ -38,6 +38,9 @@ const BROKEN_AFTER: Duration = Duration::from_secs(5);
 /// Between two questions to the other members while nobody leads.
 const RACE_PAUSE: Duration = Duration::from_millis(500);
 
+/// Between two looks of a candidate whose last bytes of WAL are on their way.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+
 /// Chooses the one next step for this node.
 pub fn decide(s: &Snapshot) -> Decision {
     if let Some(job) = s.job {
@@ -278,6 +281,9 @@ fn race(s: &Snapshot, standing: Standing) -> Decision {
         Verdict::Ask => decision(Action::AskPeers, Why::PeersUnknown, s),
         Verdict::Claim(why) => decision(Action::Claim { take_over: false }, why, s),
         Verdict::TakeOver => decision(Action::Claim { take_over: true }, Why::NamedCandidate, s),
+        Verdict::No(why @ Why::CandidateLacksWal { .. }) => {
+            Decision { recheck: LOOK_PAUSE, ..decision(Action::Look, why, s) }
+        }
         Verdict::No(why) => Decision { recheck: RACE_PAUSE, ..wait(s, why) },
     }
 }

@@ -16,7 +16,7 @@ use kornak_cluster::{
 };
 use kornak_dcs::{Compare, DcsError, LeaseId, Op, Txn};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 
 use crate::context::Context;
 use crate::guard::boottime_now;
@@ -156,14 +156,15 @@ async fn begin<'a>(
     }
     let keep_alive = CancellationToken::new();
     let (store, token) = (Arc::clone(&ctx.store), keep_alive.clone());
-    tokio::spawn(async move {
+    let renewals = async move {
         let every = SHORT_LEASE / 5;
         while tokio::time::timeout(every, token.cancelled()).await.is_err() {
             if let Err(error) = store.keep_alive(granted.lease).await {
                 warn!(error = %error, "lease of the handover record not renewed");
             }
         }
-    });
+    };
+    tokio::spawn(renewals.in_current_span());
     Ok(Run { ctx, record, lease: granted.lease, revision: outcome.revision, keep_alive })
 }
 
@@ -306,6 +307,10 @@ impl Run<'_> {
         info!(elapsed_ms = millis(boottime_now().since(began)), lsn = %wal_end, "server stopped");
         if !self.release(cluster, wal_end).await? {
             return self.go_back(HandoverError::RecordChanged).await;
+        }
+        if let Err(error) = ctx.guard.disarm().await {
+            // The server is stopped and the key is given away: nothing is left to guard.
+            warn!(error = &error as &dyn std::error::Error, "the guard stays armed");
         }
         if !self.taken(&candidate).await {
             return self.go_back(HandoverError::NotTaken { candidate }).await;

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, HistoryEntry, Lsn, Status};
+use kornak_cluster::{ClusterState, HandoverPhase, HistoryEntry, Lsn, Status};
 use kornak_dcs::{Compare, DcsError, Op, Txn};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, info, warn};
 
 use crate::context::Context;
 use crate::guard::boottime_now;
@@ -112,6 +112,13 @@ fn leads(ctx: &Context) -> Option<(PrimaryFacts, ClusterState)> {
     let held = ctx.keeper.held().filter(|held| boottime_now() < held.until)?;
     let Server::Primary(facts) = ctx.observed().server.clone() else { return None };
     let cluster = ctx.cluster();
+    let handing_over = cluster
+        .handover
+        .as_ref()
+        .is_some_and(|record| record.leader == ctx.name && record.phase != HandoverPhase::Prepare);
+    if handing_over {
+        return None;
+    }
     let seen = cluster.leader.as_ref().is_some_and(|leader| leader.epoch == held.epoch);
     (seen && ctx.view.borrow().reach == kornak_dcs::Reach::Live).then_some((facts, cluster))
 }
@@ -325,7 +332,7 @@ fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<u64>
     *done = Some(leader.epoch.revision);
     ctx.checkpoint_pending.store(true, std::sync::atomic::Ordering::Relaxed);
     let ctx = Arc::clone(ctx);
-    tokio::spawn(async move {
+    let work = async move {
         if let Err(error) = ctx.postgres.checkpoint().await {
             warn!(
                 error = &error as &dyn std::error::Error,
@@ -334,5 +341,6 @@ fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<u64>
         }
         ctx.checkpoint_pending.store(false, std::sync::atomic::Ordering::Relaxed);
         ctx.cycle.notify_one();
-    });
+    };
+    tokio::spawn(work.in_current_span());
 }

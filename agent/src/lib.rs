@@ -116,16 +116,23 @@ pub async fn start(
         .map_err(|source| RunError::Listen { address: address.clone(), source })?;
     let api = listener.local_addr().map_err(|source| RunError::Listen { address, source })?;
     let (commands_in, mut commands) = mpsc::channel(COMMAND_QUEUE);
-    let first = Instance::new(&settings, &store, guard_program.clone()).await?;
+    let (counters, restart_plan) =
+        (Arc::<metrics::Counters>::default(), api::RestartPlan::default());
+    let make = {
+        let (settings, counters) = (Arc::clone(&settings), Arc::clone(&counters));
+        let restart_plan = restart_plan.clone();
+        async move || {
+            let shown = (Arc::clone(&counters), restart_plan.clone());
+            Instance::new(&settings, &store, guard_program.clone(), shown).await
+        }
+    };
+    let first = make().await?;
     let (views_in, views) = watch::channel(Arc::new(first.first_view()));
     let api_stop = CancellationToken::new();
-    let served = api::serve(
-        listener,
-        views.clone(),
-        commands_in,
-        api::ApiSettings::new(&settings, first.ctx.peers.clone(), boottime_now),
-        api_stop.clone(),
-    );
+    let mut api_settings = api::ApiSettings::new(&settings, first.ctx.peers.clone(), boottime_now);
+    api_settings.counters = Arc::clone(&counters);
+    api_settings.restart_plan = restart_plan.clone();
+    let served = api::serve(listener, views.clone(), commands_in, api_settings, api_stop.clone());
     let span = tracing::info_span!("node", node = %settings.name);
     tokio::spawn(served.instrument(span.clone()));
     let task = tokio::spawn(
@@ -138,7 +145,7 @@ pub async fn start(
                     return Ok(());
                 }
                 warn!("the guard is gone and has taken the server with it, starting anew");
-                instance = Instance::new(&settings, &store, guard_program.clone()).await?;
+                instance = make().await?;
             }
         }
         .instrument(span),
@@ -159,6 +166,7 @@ impl Instance {
         settings: &Arc<AgentSettings>,
         store: &Arc<dyn Dcs>,
         guard_program: Option<PathBuf>,
+        (counters, restart_plan): (Arc<metrics::Counters>, api::RestartPlan),
     ) -> Result<Self, RunError> {
         let mut config = GuardConfig::new(&settings.postgresql.data_dir);
         config.stop_budget = settings.kornak.guard.stop_budget;
@@ -207,6 +215,8 @@ impl Instance {
             observation: observed,
             unproven_failsafe: parking_lot::Mutex::new(None),
             failsafe_active: false.into(),
+            counters,
+            restart_plan,
             checkpoint_pending: false.into(),
             pending_restart: parking_lot::Mutex::new(None),
             look: Arc::new(Notify::new()),

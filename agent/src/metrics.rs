@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::api::health::accepts_writes;
 use crate::api::status::{job, synchrony_flags};
-use crate::ha::{Action, Decision};
+use crate::ha::{Decision, Job};
 use crate::node::NodeView;
 
 /// What is counted since the agent started.
@@ -36,8 +36,8 @@ impl Counters {
     }
 
     /// A step was tried and did not succeed.
-    pub fn step_failed(&self, action: &Action) {
-        *self.failures.lock().entry(words(action, '_')).or_default() += 1;
+    pub fn step_failed(&self, job: Job) {
+        *self.failures.lock().entry(words(&job, '_')).or_default() += 1;
     }
 
     pub(crate) fn answered(&self, status: u16) {

@@ -31,6 +31,8 @@ pub enum Action {
     StartPrimary,
     /// Replicate from this member from now on; no restart.
     Follow { leader: String },
+    /// Look at the server again at once: what is waited for is about to arrive.
+    Look,
     /// Ask the other members where they stand.
     AskPeers,
     /// Create the leader key.

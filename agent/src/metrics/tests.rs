@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::ha::Why;
+use crate::ha::{Action, Job, Why};
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn decisions_are_counted_by_what_and_why() {
         Decision { action: Action::Lead, why: Why::Healthy, recheck: Duration::from_secs(1) };
     counters.decided(&decision);
     counters.decided(&decision);
-    counters.step_failed(&Action::Promote);
+    counters.step_failed(Job::Promote);
     let key = ("lead".to_owned(), "healthy".to_owned());
     assert_eq!(counters.decisions.lock().get(&key), Some(&2));
     assert_eq!(counters.failures.lock().get("promote"), Some(&1));
