@@ -20,7 +20,7 @@ fn the_candidate_needs_the_shutdown_checkpoint() {
     let mut record = handover("a", HandoverPhase::Switch);
     record.wal_end = Some(Lsn(1001));
     let needed = Lsn(1001);
-    check(&switching(record), Action::Wait, Why::CandidateLacksWal { needed });
+    check(&switching(record), Action::Look, Why::CandidateLacksWal { needed });
 }
 
 #[test]
