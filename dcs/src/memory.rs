@@ -13,6 +13,8 @@
 //! so that nothing remembered of an earlier one is taken for its own.
 
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
