@@ -204,6 +204,20 @@ impl Cluster {
         .await;
     }
 
+    /// Waits for a synchronous standby that streams; its name. In asynchronous mode, any standby.
+    ///
+    /// # Panics
+    /// When `limit` has passed.
+    pub async fn sync_standby(&self, limit: Duration) -> String {
+        let wanted = if self.spec.synchronous { "sync_standby" } else { "replica" };
+        until(limit, "a standby that may take over", || async {
+            let members = self.members().await.map_err(|error| format!("{error:#}"))?;
+            let found = members.iter().find(|it| it.role == wanted && it.state == "streaming");
+            found.map(|member| member.name.clone()).ok_or_else(|| format!("{members:?}"))
+        })
+        .await
+    }
+
     /// The watch over who accepts writes.
     pub fn watch_writes(&self) -> WriteWatch {
         let servers: Vec<_> =
