@@ -190,7 +190,7 @@ impl Postgres {
     }
 
     /// Parameters of the command line; a standby's are not below the primary's.
-    async fn controlled(&self, standby: bool) -> Parameters {
+    pub(super) async fn controlled(&self, standby: bool) -> Parameters {
         let primary = if standby { self.controldata().await.ok() } else { None };
         conf::controlled(&self.inner.wanted.lock().dynamic, primary.as_ref())
     }

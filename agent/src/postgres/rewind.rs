@@ -186,11 +186,15 @@ impl Postgres {
         let mut command = self.tool("postgres");
         command.args(["--single", "-D"]).arg(dir);
         command.arg("-c").arg(format!("config_file={}", self.inner.main_conf().display()));
+        // As in its life before: recovery writes them into the control file, where pg_rewind and
+        // standbys look for them.
+        for (name, value) in self.controlled(true).await {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
         for parameter in [
             "archive_mode=on",
             "archive_command=false",
             "shared_preload_libraries=",
-            "max_wal_senders=0",
             "listen_addresses=",
             "synchronous_standby_names=",
             "logging_collector=off",

@@ -1,0 +1,276 @@
+//! The hands, on real servers: a cluster's life from initdb to the return of a lost primary.
+
+mod support;
+
+use std::time::Duration;
+
+use kornak_agent::guard::Fencing;
+use kornak_agent::postgres::{
+    CloneError, ControlState, DataDirState, RewindNeed, SqlError, StartAs, StopMode, Upstream,
+    slot_name_of,
+};
+use kornak_cluster::{ClusterConfig, Lsn, Timeline};
+use rustix::process::Signal;
+use support::{Field, LIMIT, Node, become_guard, kill, until};
+
+#[test]
+fn guard_process() {
+    become_guard();
+}
+
+/// A primary with a standby that streams from it.
+async fn pair(field: &mut Field) -> (Node, Node) {
+    let (a, b) = (field.node("a"), field.node("b"));
+    a.bootstrap().await;
+    a.postgres.create_physical_slot(&slot_name_of("b")).await.unwrap();
+    b.postgres.clone_from(Some(&a.upstream()), false).await.unwrap();
+    let upstream = Upstream { slot: Some("b".to_owned()), ..a.upstream() };
+    b.postgres.start(&StartAs::Standby(Some(upstream))).await.unwrap();
+    b.postgres.wait_ready(LIMIT).await.unwrap();
+    until("b streams", async || b.postgres.status().await.is_ok_and(|s| s.is_streaming())).await;
+    (a, b)
+}
+
+async fn caught_up(primary: &Node, standby: &Node) {
+    let end = primary.postgres.status().await.unwrap().flush_lsn.unwrap();
+    until("the standby has all", async || {
+        let status = standby.postgres.status().await;
+        status.is_ok_and(|status| status.replayed_lsn >= Some(end) && status.is_streaming())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_cloned_and_streams_and_everybody_says_so() {
+    let mut field = Field::new();
+    let (a, b) = pair(&mut field).await;
+    a.execute("CREATE TABLE public.t AS SELECT generate_series(1, 100) AS i").await;
+    caught_up(&a, &b).await;
+    assert_eq!(b.execute("SELECT count(*) FROM public.t").await.as_deref(), Some("100"));
+
+    let primary = a.postgres.status().await.unwrap();
+    assert!(!primary.in_recovery);
+    assert_eq!(primary.timeline, Timeline(1));
+    assert!(primary.insert_lsn >= primary.write_lsn && primary.write_lsn >= primary.flush_lsn);
+    assert_eq!(primary.version / 10_000, 15);
+    let [row] = primary.replication.as_slice() else { panic!("{:?}", primary.replication) };
+    assert_eq!((row.application_name.as_str(), row.state.as_deref()), ("b", Some("streaming")));
+    assert_eq!(row.sync_state.as_deref(), Some("async"));
+    let standby = b.postgres.status().await.unwrap();
+    assert!(standby.in_recovery);
+    assert_eq!(standby.timeline, Timeline(1));
+    assert_eq!(standby.system_identifier, primary.system_identifier);
+    let receiver = standby.receiver.unwrap();
+    assert_eq!(receiver.slot_name.as_deref(), Some("b"));
+    assert_eq!(receiver.sender_port, Some(a.port));
+    assert!(!standby.primary_conninfo.contains("pl'ica"), "no password outside of its file");
+
+    a.postgres.set_synchronous_standby_names(Some("\"b\""), LIMIT).await.unwrap();
+    until("b is synchronous", async || {
+        let rows = a.postgres.status().await.unwrap().replication;
+        rows.first().is_some_and(|row| row.sync_state.as_deref() == Some("sync"))
+    })
+    .await;
+    assert_eq!(a.postgres.status().await.unwrap().synchronous_standby_names, "\"b\"");
+    // The next agent does not change what it was not asked to.
+    a.again().reload().await.unwrap();
+    assert_eq!(a.postgres.status().await.unwrap().synchronous_standby_names, "\"b\"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switchover_needs_no_rewind() {
+    let mut field = Field::new();
+    let (a, b) = pair(&mut field).await;
+    a.execute("CREATE TABLE public.t AS SELECT 1 AS i").await;
+    caught_up(&a, &b).await;
+    let standbys = a.postgres.terminate_walsenders_except(Some("b")).await.unwrap();
+    assert_eq!(standbys, 0);
+    a.postgres.checkpoint().await.unwrap();
+    a.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
+    assert_eq!(a.processes(), 0);
+    let control = a.postgres.controldata().await.unwrap();
+    assert_eq!(control.state, ControlState::ShutDown);
+    let end = control.shutdown_end().unwrap();
+    until("b has the shutdown checkpoint", async || {
+        b.postgres.status().await.unwrap().position() >= end
+    })
+    .await;
+    assert_eq!(b.postgres.status().await.unwrap().position(), end, "and nothing more exists");
+
+    let promoted = b.postgres.promote(Fencing::Unfenced, LIMIT).await.unwrap();
+    assert_eq!(promoted.timeline, Timeline(2));
+    b.execute("INSERT INTO public.t VALUES (2)").await;
+    assert_eq!(a.postgres.rewind_needed(&b.upstream()).await.unwrap(), RewindNeed::No);
+    a.postgres.start(&StartAs::Standby(Some(b.upstream()))).await.unwrap();
+    a.postgres.wait_ready(LIMIT).await.unwrap();
+    caught_up(&b, &a).await;
+    assert_eq!(a.execute("SELECT count(*) FROM public.t").await.as_deref(), Some("2"));
+    assert_eq!(a.postgres.status().await.unwrap().timeline, Timeline(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crashed_primary_that_went_its_own_way_is_rewound_and_streams() {
+    let mut field = Field::new();
+    let (a, b) = pair(&mut field).await;
+    a.execute("CREATE TABLE public.t AS SELECT 1 AS i").await;
+    caught_up(&a, &b).await;
+    b.postgres.promote(Fencing::Unfenced, LIMIT).await.unwrap();
+    b.execute("INSERT INTO public.t VALUES (2)").await;
+    // What nobody else has.
+    a.execute("INSERT INTO public.t SELECT generate_series(10, 1000)").await;
+    let pid = a.postgres.guard().await.unwrap().status().await.unwrap().postmaster.unwrap();
+    kill(pid, Signal::KILL);
+    a.postgres.stop(StopMode::Kill, LIMIT).await.unwrap();
+    assert_eq!(a.postgres.controldata().await.unwrap().state, ControlState::InProduction);
+
+    assert_eq!(a.postgres.rewind_needed(&b.upstream()).await.unwrap(), RewindNeed::Diverged);
+    b.postgres.checkpoint().await.unwrap();
+    a.postgres.rewind(&b.upstream()).await.unwrap();
+    a.postgres.start(&StartAs::Standby(Some(b.upstream()))).await.unwrap();
+    a.postgres.wait_ready(LIMIT).await.unwrap();
+    caught_up(&b, &a).await;
+    assert_eq!(a.execute("SELECT count(*) FROM public.t").await.as_deref(), Some("2"));
+    let conf =
+        std::fs::read_to_string(a.options.settings.data_dir.join("postgresql.conf")).unwrap();
+    assert!(conf.contains(&format!("port={}", b.port)), "it follows b: {conf}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_standby_changes_its_primary_without_a_restart() {
+    let mut field = Field::new();
+    let (a, b) = pair(&mut field).await;
+    let c = field.node("c");
+    c.postgres.clone_from(Some(&a.upstream()), false).await.unwrap();
+    c.postgres.start(&StartAs::Standby(Some(a.upstream()))).await.unwrap();
+    c.postgres.wait_ready(LIMIT).await.unwrap();
+    caught_up(&a, &c).await;
+    let started = c.postgres.status().await.unwrap().postmaster_start_time;
+    a.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
+    b.postgres.promote(Fencing::Unfenced, LIMIT).await.unwrap();
+    c.postgres.follow(Some(&b.upstream())).await.unwrap();
+    b.execute("CREATE TABLE public.t AS SELECT 1 AS i").await;
+    caught_up(&b, &c).await;
+    let status = c.postgres.status().await.unwrap();
+    assert_eq!((status.postmaster_start_time, status.timeline), (started, Timeline(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_tells_what_needs_a_restart() {
+    let mut field = Field::new();
+    let a = field.node("a");
+    a.bootstrap().await;
+    let config = |text: &str| ClusterConfig::parse(text).unwrap();
+    let text = r#"{"postgresql": {"parameters": {"work_mem": "6MB", "max_connections": 120,
+        "shared_buffers": "1GB", "max_files_per_process": 900}}}"#;
+    a.postgres.set_dynamic(&config(text));
+    let mut pending = a.postgres.reload().await.unwrap();
+    pending.sort_by(|left, right| left.name.cmp(&right.name));
+    let names: Vec<_> =
+        pending.iter().map(|p| (p.name.as_str(), p.old.as_str(), p.new.as_str())).collect();
+    assert_eq!(
+        names,
+        [("max_connections", "100", "120"), ("max_files_per_process", "1000", "900")],
+        "the local shared_buffers wins over the store's"
+    );
+    assert_eq!(a.execute("SHOW work_mem").await.as_deref(), Some("6MB"));
+    a.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
+    a.start_primary().await;
+    assert_eq!(a.postgres.pending_restart().await.unwrap(), []);
+    assert_eq!(a.execute("SHOW max_connections").await.as_deref(), Some("120"));
+    assert_eq!(a.execute("SHOW cluster_name").await.as_deref(), Some("demo"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gate_of_a_handover_sees_who_works() {
+    let mut field = Field::new();
+    let a = field.node("a");
+    a.bootstrap().await;
+    assert_eq!(a.postgres.activity().await.unwrap().busy, []);
+    let (client, connection) = a
+        .postgres
+        .local_login("x")
+        .application_name("app")
+        .connect(tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    client.batch_execute("BEGIN; SELECT 1").await.unwrap();
+    let activity = a.postgres.activity().await.unwrap();
+    let [backend] = activity.busy.as_slice() else { panic!("{activity:?}") };
+    assert_eq!(backend.application_name, "app");
+    assert_eq!(backend.state, "idle in transaction");
+    assert!(backend.transaction_ms.is_some() && !backend.works_long);
+    client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(a.postgres.activity().await.unwrap().busy, []);
+    client.batch_execute("BEGIN; SELECT 1").await.unwrap();
+    assert_eq!(a.postgres.terminate_busy().await.unwrap(), 1);
+    until("it has ended", async || a.postgres.activity().await.unwrap().busy.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_are_made_moved_and_dropped_on_both_kinds_of_server() {
+    let mut field = Field::new();
+    let (a, b) = pair(&mut field).await;
+    for node in [&a, &b] {
+        node.postgres.create_physical_slot("spare").await.unwrap();
+        node.postgres.create_physical_slot("spare").await.unwrap();
+    }
+    a.execute("CREATE TABLE public.t AS SELECT generate_series(1, 1000) AS i").await;
+    caught_up(&a, &b).await;
+    let to = b.postgres.status().await.unwrap().replayed_lsn.unwrap();
+    for node in [&a, &b] {
+        node.postgres.advance_slot("spare", to).await.unwrap();
+        node.postgres.advance_slot("spare", Lsn(0x100_0000)).await.unwrap();
+        let slots = node.postgres.slots().await.unwrap();
+        let spare = slots.iter().find(|slot| slot.name == "spare").unwrap();
+        assert_eq!((spare.restart_lsn, spare.kind.as_str()), (Some(to), "physical"));
+        assert!(node.postgres.drop_slot("spare").await.unwrap());
+        assert!(node.postgres.drop_slot("spare").await.unwrap());
+    }
+    assert!(!a.postgres.drop_slot("b").await.unwrap(), "b uses its slot");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_made_here_is_not_touched() {
+    let mut field = Field::new();
+    let a = field.node("a");
+    assert_eq!(a.postgres.data_dir_state().unwrap(), DataDirState::Missing);
+    a.bootstrap().await;
+    assert_eq!(a.postgres.data_dir_state().unwrap(), DataDirState::Cluster { version: 15 });
+    assert!(a.postgres.initdb(&[], &[]).await.is_err());
+    let b = field.node("b");
+    let dir = &b.options.settings.data_dir;
+    std::fs::create_dir(dir).unwrap();
+    assert_eq!(b.postgres.data_dir_state().unwrap(), DataDirState::Empty);
+    std::fs::write(dir.join("letter"), "dear").unwrap();
+    assert_eq!(b.postgres.data_dir_state().unwrap(), DataDirState::Foreign);
+    let refused = b.postgres.clone_from(Some(&a.upstream()), false).await;
+    assert!(matches!(refused, Err(CloneError::NotEmpty { .. })), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(dir.join("letter")).unwrap(), "dear");
+
+    // A copy that fails leaves nothing behind, and can be tried again.
+    let c = field.node("c");
+    let nowhere = Upstream { port: 1, ..a.upstream() };
+    assert!(c.postgres.clone_from(Some(&nowhere), false).await.is_err());
+    assert_eq!(c.postgres.data_dir_state().unwrap(), DataDirState::Empty);
+    c.postgres.clone_from(Some(&a.upstream()), false).await.unwrap();
+    // By name it is replaced.
+    c.postgres.clone_from(Some(&a.upstream()), true).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_answer_says_why() {
+    let mut field = Field::new();
+    let a = field.node("a");
+    assert!(matches!(a.postgres.status().await, Err(SqlError::Refused)));
+    a.bootstrap().await;
+    let pid = a.postgres.guard().await.unwrap().status().await.unwrap().postmaster.unwrap();
+    a.postgres.stop(StopMode::Immediate, LIMIT).await.unwrap();
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(matches!(a.postgres.status().await, Err(SqlError::Refused)));
+    let conf = a.options.settings.data_dir.join("postgresql.base.conf");
+    std::fs::write(&conf, "max_files_per_process = nonsense\n").unwrap();
+    a.postgres.start(&StartAs::Primary(Fencing::Unfenced)).await.unwrap();
+    let error = a.postgres.wait_ready(Duration::from_secs(20)).await.unwrap_err();
+    assert!(error.to_string().contains("ended with code:1"), "{error}");
+}
