@@ -1,1 +1,151 @@
-//! Placeholder of a crate that is being written.
+//! The address that never moves: PostgreSQL sessions over a moving primary.
+//!
+//! # A session's life on one page
+//!
+//! [`serve`] accepts a client on one of its threads. [`login`] takes it from its first byte to its
+//! first ReadyForQuery: TLS, startup packet, the proof of its password (from which the keys are
+//! learnt that log it in anywhere), a server. From then on [`forward`] moves whole buffers between
+//! the two sockets and shows message heads to [`session`], which knows at every byte whether the
+//! session is between transactions, and what it holds. When a transaction is to start, the session
+//! goes through the [`gate`]; with no way to a server, [`client`] waits for one, logs in, restores
+//! what the session held and goes on. When a server is lost, [`session`] says what is true of the
+//! requests in flight.
+//!
+//! Around the sessions: [`topology`] follows the store, [`prover`] proves that a leader accepts
+//! writes, [`handover`] obeys planned switchovers, [`status`] tells people.
+//!
+//! **Invariants.** A proxy holds no opinion about who should be primary. Nothing that may have been
+//! executed is sent again. Connections of an earlier term are never used. Nobody is held by a drain
+//! longer than the record allows, counted on our own clock.
+//!
+//! Not here: agents; the store is the only channel to them.
+
+mod backend;
+mod client;
+pub mod error;
+mod forward;
+mod gate;
+mod login;
+mod metrics;
+mod probe;
+mod prover;
+mod registry;
+mod route;
+mod serve;
+mod session;
+mod shared;
+mod standing;
+mod stream;
+mod tls;
+mod topology;
+mod verifiers;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kornak_config::ProxySettings;
+use kornak_config::proxy::Source;
+use kornak_dcs::Dcs;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use error::{RunError, StartError};
+use probe::Prober;
+use shared::Shared;
+
+/// A proxy that serves.
+#[derive(Debug)]
+pub struct Running {
+    /// Name and address of each listener, in the order of the settings; ports are real ones.
+    pub listeners: Vec<(String, SocketAddr)>,
+    /// Address of the status page, `/metrics` and `/status`; `None` if it is off.
+    pub status: Option<SocketAddr>,
+    /// Ends after `stop` was cancelled and every session is over.
+    pub join: JoinHandle<Result<(), RunError>>,
+}
+
+/// Runs a proxy until `stop` is cancelled.
+pub async fn run(
+    settings: ProxySettings,
+    store: Option<Arc<dyn Dcs>>,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    let running = start(settings, store, stop).await?;
+    running.join.await.map_err(|_| RunError::ThreadEnded)?
+}
+
+/// Starts a proxy: when it returns, every address is bound. `store` is needed if the settings name
+/// one. Must be called inside a tokio runtime, which carries the work beside the sessions.
+pub async fn start(
+    settings: ProxySettings,
+    store: Option<Arc<dyn Dcs>>,
+    stop: CancellationToken,
+) -> Result<Running, StartError> {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = settings.threads.unwrap_or_else(cores).max(1);
+    let server_tls = tls::ServerTls::new(&settings.tls.server)?;
+    let client_tls = tls::acceptor(&settings.tls.client)?;
+    let mut listeners = Vec::new();
+    let mut sockets: Vec<Vec<serve::Bound>> = (0..threads).map(|_| Vec::new()).collect();
+    for (listener, setting) in settings.listeners.iter().enumerate() {
+        let bound = serve::bind(&setting.listen, threads);
+        let (address, copies) = bound.map_err(|source| StartError::Listen {
+            name: setting.name.clone(),
+            listen: setting.listen.clone(),
+            source,
+        })?;
+        listeners.push((setting.name.clone(), address));
+        for (n, socket) in copies.into_iter().enumerate() {
+            if let Some(thread) = sockets.get_mut(n % threads) {
+                thread.push(serve::Bound { listener, socket });
+            }
+        }
+    }
+    let id = settings.name.clone().unwrap_or_else(own_name);
+    let prober = Prober::new(&settings.auth, server_tls);
+    let shared = Arc::new(Shared::new(settings, id, threads, prober, client_tls));
+    learn(&shared, store, &stop)?;
+    tokio::spawn(prover::run(Arc::clone(&shared), stop.clone()));
+    let mut finished = Vec::new();
+    for (lane, sockets) in sockets.into_iter().enumerate() {
+        let thread = serve::spawn_thread(lane, Arc::clone(&shared), sockets, stop.clone());
+        finished.push(thread.map_err(StartError::Thread)?);
+    }
+    tracing::info!(proxy = %shared.id, threads, "proxy serves");
+    let join = tokio::spawn(async move {
+        let mut ended = Ok(());
+        for thread in finished {
+            if thread.await.is_err() {
+                ended = Err(RunError::ThreadEnded);
+            }
+        }
+        ended
+    });
+    Ok(Running { listeners, status: None, join })
+}
+
+fn learn(
+    shared: &Arc<Shared>,
+    store: Option<Arc<dyn Dcs>>,
+    stop: &CancellationToken,
+) -> Result<(), StartError> {
+    match &shared.settings.source {
+        Source::Dcs(_) => {
+            let store = store.ok_or(StartError::NoStore)?;
+            tokio::spawn(topology::follow(Arc::clone(shared), store, stop.clone()));
+        }
+        Source::Static { members } => {
+            let asking =
+                topology::by_asking::run(Arc::clone(shared), members.clone(), stop.clone());
+            tokio::spawn(asking);
+        }
+        Source::Rest { .. } => return Err(StartError::Source("rest")),
+    }
+    Ok(())
+}
+
+/// Host name and process id, and a few random letters: several proxies may run in one process.
+fn own_name() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host}-{}-{:04x}", std::process::id(), rand::random::<u16>())
+}

@@ -1,0 +1,275 @@
+//! Reaching a server: dial, TLS, login, and queries of our own.
+//!
+//! Not here: which server ([`crate::route`]), and what a session does with the connection
+//! ([`crate::forward`]).
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use kornak_protocol::auth::{Binding, ClientAuth, Credentials, LoginError, Step};
+use kornak_protocol::backend::{self, Authentication, BackendKey};
+use kornak_protocol::error::ErrorView;
+use kornak_protocol::frame::{Frame, FrameError, take_frame};
+use kornak_protocol::frontend;
+use kornak_protocol::params::Parameters;
+use kornak_protocol::sqlstate::SqlState;
+use kornak_protocol::startup::{self, ProtocolVersion};
+use kornak_protocol::{DecodeError, EncodeError};
+use tokio::net::TcpStream;
+
+use crate::stream::{self, Leg, Stream, read_more, write_all};
+use crate::tls::ServerTls;
+
+/// Longest message taken from a server outside of the data path: an answer to a query of ours.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
+/// Where a server is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    pub host: String,
+    pub port: u16,
+}
+
+/// Why a server could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// No connection, or it broke before the login was over.
+    #[error("connect to the server")]
+    Io(#[from] io::Error),
+    /// It took too long.
+    #[error("server did not answer in time")]
+    Timeout,
+    /// It refused by an ErrorResponse.
+    #[error("server refused the login: {sqlstate} {message}")]
+    Refused {
+        sqlstate: SqlState,
+        message: String,
+        /// The whole ErrorResponse body, to be passed on.
+        body: Bytes,
+    },
+    /// Our credentials do not do.
+    #[error("log in to the server")]
+    Auth(#[from] LoginError),
+    /// What it says is not PostgreSQL's protocol.
+    #[error("server does not speak the protocol: {what}")]
+    Protocol { what: String },
+    /// TLS is asked for and the server has none, or its certificate will not do.
+    #[error("encrypt the connection to the server: {what}")]
+    Tls { what: String },
+}
+
+impl From<FrameError> for DialError {
+    fn from(error: FrameError) -> Self {
+        Self::Protocol { what: error.to_string() }
+    }
+}
+
+impl From<DecodeError> for DialError {
+    fn from(error: DecodeError) -> Self {
+        Self::Protocol { what: error.to_string() }
+    }
+}
+
+impl From<EncodeError> for DialError {
+    fn from(error: EncodeError) -> Self {
+        Self::Protocol { what: error.to_string() }
+    }
+}
+
+impl DialError {
+    /// Whether the server itself is away or not yet there, so that another, or the same one a
+    /// moment later, may do; otherwise the refusal is meant for this login.
+    pub fn is_about_server(&self) -> bool {
+        match self {
+            Self::Io(_) | Self::Timeout => true,
+            Self::Refused { sqlstate, .. } => sqlstate.class() == *b"57",
+            Self::Auth(_) | Self::Protocol { .. } | Self::Tls { .. } => false,
+        }
+    }
+
+    /// The server's SQLSTATE, if it gave one.
+    pub fn sqlstate(&self) -> Option<SqlState> {
+        match self {
+            Self::Refused { sqlstate, .. } => Some(*sqlstate),
+            _ => None,
+        }
+    }
+}
+
+/// A server connection that has logged in and is idle.
+#[derive(Debug)]
+pub struct Connected {
+    pub stream: Stream,
+    /// What it reported.
+    pub params: Parameters,
+    pub key: Option<BackendKey>,
+    /// Bytes that came behind ReadyForQuery.
+    pub rest: BytesMut,
+}
+
+/// Opens a connection, encrypted if the settings ask for it and the server can.
+pub async fn dial(address: &Address, tls: &ServerTls) -> Result<Stream, DialError> {
+    let tcp = TcpStream::connect((address.host.as_str(), address.port)).await?;
+    stream::tune(&tcp, Leg::Server);
+    tls.encrypt(tcp, &address.host).await
+}
+
+/// Dials and logs in, all within `limit`. `startup` is the whole packet.
+pub async fn connect(
+    address: &Address,
+    tls: &ServerTls,
+    startup: &[u8],
+    user: &[u8],
+    credentials: Credentials,
+    limit: Duration,
+) -> Result<Connected, DialError> {
+    let login = async {
+        let stream = dial(address, tls).await?;
+        log_in(stream, startup, user, credentials).await
+    };
+    tokio::time::timeout(limit, login).await.map_err(|_| DialError::Timeout)?
+}
+
+async fn log_in(
+    mut stream: Stream,
+    startup: &[u8],
+    user: &[u8],
+    credentials: Credentials,
+) -> Result<Connected, DialError> {
+    write_all(&mut stream, startup).await?;
+    let mut auth = ClientAuth::new(user, credentials, rand::random(), Binding::None);
+    if stream.tcp().peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
+        auth = auth.allow_cleartext();
+    }
+    let mut buf = BytesMut::new();
+    let mut params = Parameters::default();
+    let mut key = None;
+    loop {
+        let frame = next_frame(&mut stream, &mut buf).await?;
+        match frame.tag {
+            b'R' => match auth.on(&Authentication::parse(&frame.body)?) {
+                Step::Send(bytes) | Step::Done { send: bytes, .. } => {
+                    if !bytes.is_empty() {
+                        write_all(&mut stream, &bytes).await?;
+                    }
+                }
+                Step::Refuse(error) => return Err(error.into()),
+            },
+            b'S' => {
+                let (name, value) = backend::parameter_status(&frame.body)?;
+                params
+                    .set(name, value)
+                    .map_err(|error| DialError::Protocol { what: error.to_string() })?;
+            }
+            b'K' => key = Some(BackendKey::parse(&frame.body)?),
+            b'Z' => return Ok(Connected { stream, params, key, rest: buf }),
+            b'E' => return Err(refused(frame.body)),
+            b'N' | b'v' => {}
+            tag => return Err(unexpected(tag)),
+        }
+    }
+}
+
+/// The next whole message.
+pub async fn next_frame(stream: &mut Stream, buf: &mut BytesMut) -> Result<Frame, DialError> {
+    loop {
+        if let Some(frame) = take_frame(buf, MAX_ANSWER_BYTES)? {
+            return Ok(frame);
+        }
+        read_more(stream, buf).await?;
+    }
+}
+
+fn refused(body: Bytes) -> DialError {
+    let view = ErrorView::parse_prefix(&body);
+    let message = String::from_utf8_lossy(view.message.unwrap_or_default()).into_owned();
+    DialError::Refused { sqlstate: view.sqlstate(), message, body: body.clone() }
+}
+
+fn unexpected(tag: u8) -> DialError {
+    DialError::Protocol { what: format!("unexpected message {}", tag.escape_ascii()) }
+}
+
+impl Connected {
+    /// A connection over which nothing was said yet.
+    pub fn fresh(stream: Stream) -> Self {
+        Self { stream, params: Parameters::default(), key: None, rest: BytesMut::new() }
+    }
+
+    /// Sends what a session held elsewhere and reads the answers, so many ReadyForQuery; their
+    /// errors are counted, not passed on.
+    pub async fn replay(&mut self, bytes: &[u8], mut owed: usize) -> Result<usize, DialError> {
+        write_all(&mut self.stream, bytes).await?;
+        let mut failed = 0;
+        while owed > 0 {
+            let frame = next_frame(&mut self.stream, &mut self.rest).await?;
+            match frame.tag {
+                b'Z' => owed -= 1,
+                b'E' => failed += 1,
+                b'S' => {
+                    let (name, value) = backend::parameter_status(&frame.body)?;
+                    // More than the bound were refused at login already.
+                    let _ = self.params.set(name, value);
+                }
+                _ => {}
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Runs one statement with text parameters; rows of text values.
+    pub async fn query(
+        &mut self,
+        sql: &str,
+        values: &[Option<&[u8]>],
+    ) -> Result<Vec<Vec<Option<Bytes>>>, DialError> {
+        let mut out = BytesMut::new();
+        frontend::put_parse(b"", sql.as_bytes(), &[], &mut out)?;
+        frontend::put_bind(b"", b"", values, &mut out)?;
+        frontend::put_execute(b"", 0, &mut out)?;
+        frontend::put_sync(&mut out);
+        write_all(&mut self.stream, &out).await?;
+        let mut rows = Vec::new();
+        let mut failure = None;
+        loop {
+            let frame = next_frame(&mut self.stream, &mut self.rest).await?;
+            match frame.tag {
+                b'D' => {
+                    let row = backend::data_row(&frame.body)?;
+                    let owned = |value: Option<&[u8]>| value.map(Bytes::copy_from_slice);
+                    rows.push(row.into_iter().map(owned).collect());
+                }
+                b'E' => failure = Some(refused(frame.body)),
+                b'Z' => return failure.map_or(Ok(rows), Err),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The startup packet of a connection of our own.
+pub fn own_startup(user: &str, database: &str, purpose: &str) -> Result<Bytes, EncodeError> {
+    let mut out = BytesMut::new();
+    let params: [(&[u8], &[u8]); 5] = [
+        (b"user", user.as_bytes()),
+        (b"database", database.as_bytes()),
+        (b"application_name", purpose.as_bytes()),
+        (b"client_encoding", b"UTF8"),
+        (b"options", b"-c search_path=pg_catalog -c statement_timeout=5000"),
+    ];
+    startup::put_startup(ProtocolVersion::V3_0, params, &mut out)?;
+    Ok(out.freeze())
+}
+
+/// Asks a server to cancel what one of its sessions does. Nothing is answered.
+pub async fn cancel(address: &Address, tls: &ServerTls, key: &BackendKey) -> Result<(), DialError> {
+    let mut stream = dial(address, tls).await?;
+    let mut out = BytesMut::new();
+    startup::put_cancel_request(key.pid, &key.key, &mut out)?;
+    write_all(&mut stream, &out).await?;
+    // The server closes when it has sent the signal; closing first could lose the packet.
+    let mut nothing = BytesMut::new();
+    let _ = read_more(&mut stream, &mut nothing).await;
+    Ok(())
+}

@@ -1,0 +1,461 @@
+//! One client's task: moves bytes, and between transactions waits, moves to another server, or ends.
+//!
+//! ```text
+//! forward ── has something to say, no way ──► obtain: gate, route, dial, replay ──► forward
+//!    ├─ server lost ──► tell what is true ([`Session::lose_server`]) ──► forward
+//!    ├─ flagged: recheck the connection, cancel, stop
+//!    └─ client gone, garbage, pinned ──► orderly end
+//! ```
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use kornak_config::proxy::{ListenerSettings, Target};
+use kornak_protocol::auth::Credentials;
+use kornak_protocol::error::ErrorFields;
+use kornak_protocol::frame::{Direction, Scanner};
+use kornak_protocol::frontend;
+use kornak_protocol::sqlstate::{ADMIN_SHUTDOWN, CRASH_SHUTDOWN};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::backend::{self, Address, Connected, DialError};
+use crate::forward::{Conversation, LastWords, Link, Stop};
+use crate::gate::Side;
+use crate::metrics::count;
+use crate::registry::{CancelTarget, Doing, Flags};
+use crate::route::{self, Candidate};
+use crate::session::Aftermath;
+use crate::session::answers::Verdict;
+use crate::shared::Shared;
+use crate::stream::Stream;
+
+/// How long a client may take to read our last words before the socket is closed under it.
+const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
+
+/// Pause before a server is tried again that refused without a change of leadership in sight.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// What is needed to log a session in again.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    pub user: Bytes,
+    /// The startup packet for servers.
+    pub startup: Bytes,
+    pub credentials: Credentials,
+}
+
+/// A server connection for a session, not yet linked.
+#[derive(Debug)]
+pub struct Opened {
+    pub connected: Connected,
+    pub candidate: Candidate,
+    pub address: Address,
+    pub term: u64,
+    pub generation: u64,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum End {
+    /// The client left.
+    Gone,
+    /// With a FATAL of ours.
+    Told(ErrorFields),
+    /// With a message of the server's.
+    Passed(Bytes),
+    /// Without a word.
+    Broken,
+}
+
+/// Which side of the gate a listener's sessions are on before they have a server.
+pub fn side_of(target: &Target) -> Side {
+    match target {
+        Target::Primary | Target::Workers => Side::Leading,
+        Target::Standbys | Target::Any | Target::Member(_) => Side::Following,
+    }
+}
+
+/// Finds a server for a session and logs in, or only dials if there is no identity yet (the client
+/// will be authenticated by the server). Waits as long as it takes: the caller has the deadline.
+pub async fn open(
+    shared: &Shared,
+    listener: &ListenerSettings,
+    identity: Option<&Identity>,
+) -> Result<Opened, DialError> {
+    let mut standings = shared.standings.subscribe();
+    let mut topology = shared.topology.subscribe();
+    let mut refused: Vec<Arc<str>> = Vec::new();
+    loop {
+        let known = Arc::clone(&standings.borrow_and_update());
+        let cluster = Arc::clone(&topology.borrow_and_update());
+        let generation = shared.generation();
+        let Ok(found) = route::candidates(listener, &cluster, &known) else {
+            tokio::select! {
+                _ = standings.changed() => {}
+                _ = topology.changed() => {}
+            }
+            continue;
+        };
+        let fresh: Vec<_> = found.iter().filter(|c| !refused.contains(&c.name)).cloned().collect();
+        let sessions = shared.registry.by_node();
+        let Some(candidate) = route::choose(&fresh, listener.balance, &sessions, shared.dice())
+        else {
+            refused.clear();
+            tokio::time::sleep(RETRY_PAUSE).await;
+            continue;
+        };
+        if candidate.leading && shared.gate.is_closed(Side::Leading) {
+            shared.gate.open(Side::Leading).await;
+            continue;
+        }
+        let term = known.term(candidate.group);
+        let proof = known.proof(candidate.group);
+        let address = Address { host: candidate.node.host.clone(), port: candidate.node.port };
+        match dial(shared, &candidate, &address, identity).await {
+            Ok(connected)
+                if candidate.leading && connected.params.in_hot_standby() == Some(true) =>
+            {
+                tracing::warn!(server = %candidate.name, "leader says that it is a standby");
+                doubt_and_wait(shared, &candidate, proof, &mut standings).await;
+            }
+            Ok(connected) => {
+                count(&shared.metrics.dialled);
+                return Ok(Opened { connected, candidate, address, term, generation });
+            }
+            Err(error) if error.is_about_server() => {
+                count(&shared.metrics.dial_failures);
+                if candidate.leading {
+                    doubt_and_wait(shared, &candidate, proof, &mut standings).await;
+                } else {
+                    refused.push(Arc::clone(&candidate.name));
+                }
+            }
+            Err(error) => {
+                count(&shared.metrics.dial_failures);
+                return Err(error);
+            }
+        }
+    }
+}
+
+async fn dial(
+    shared: &Shared,
+    candidate: &Candidate,
+    address: &Address,
+    identity: Option<&Identity>,
+) -> Result<Connected, DialError> {
+    let queue = shared.queue_of(&candidate.name);
+    // The queue is never closed.
+    let _turn = queue.acquire().await;
+    let limit = shared.settings.limits.connect_timeout;
+    let tls = shared.prober.tls();
+    let Some(identity) = identity else {
+        let dialled = tokio::time::timeout(limit, backend::dial(address, tls)).await;
+        return dialled.map_err(|_| DialError::Timeout)?.map(Connected::fresh);
+    };
+    let credentials = identity.credentials.clone();
+    backend::connect(address, tls, &identity.startup, &identity.user, credentials, limit).await
+}
+
+/// The leader could not be used although it was proven: waits for a newer proof.
+async fn doubt_and_wait(
+    shared: &Shared,
+    candidate: &Candidate,
+    proof: u64,
+    standings: &mut tokio::sync::watch::Receiver<Arc<crate::standing::Standings>>,
+) {
+    shared.doubt(candidate.group, proof);
+    // The sender lives as long as the proxy.
+    let _ = standings.wait_for(|now| now.proof(candidate.group) != proof).await;
+}
+
+/// A session's task, from login to end.
+pub struct Client {
+    pub talk: Conversation,
+    pub identity: Identity,
+    pub listener: Arc<ListenerSettings>,
+    pub scratch: Rc<RefCell<Box<[u8]>>>,
+}
+
+impl Client {
+    /// Takes a fresh server connection.
+    pub fn link(&mut self, opened: Opened) {
+        let Opened { connected, candidate, address, term, generation } = opened;
+        if let Some(key) = connected.key {
+            let target = CancelTarget { address: address.clone(), key };
+            self.talk.handle.set_server(&candidate.name, Some(target));
+        } else {
+            self.talk.handle.set_server(&candidate.name, None);
+        }
+        self.talk.side =
+            if candidate.leading { Side::Leading } else { side_of(&self.listener.target) };
+        self.talk.link = Some(Link {
+            stream: connected.stream,
+            scanner: Scanner::new(Direction::Backend),
+            tail: connected.rest.to_vec(),
+            to_server: BytesMut::new(),
+            node: candidate.name,
+            address,
+            group: candidate.group,
+            leading: candidate.leading,
+            term,
+            generation,
+        });
+    }
+
+    /// Runs the session to its end.
+    pub async fn run(&mut self) -> End {
+        loop {
+            let stop = self.forward().await;
+            let step = match stop {
+                Stop::Wants => self.obtain().await,
+                Stop::ServerLost(words) => self.lost(words).await,
+                Stop::Flagged => self.flagged(),
+                Stop::ClientGone => Err(End::Gone),
+                Stop::ClientGarbage => {
+                    count(&self.talk.shared.metrics.malformed);
+                    Err(self.told(Verdict::Garbage))
+                }
+                Stop::ServerGarbage => self.after_loss(),
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    async fn forward(&mut self) -> Stop {
+        let Self { talk, scratch, .. } = self;
+        let mut moving =
+            std::pin::pin!(std::future::poll_fn(|cx| { talk.poll(cx, &mut scratch.borrow_mut()) }));
+        moving.as_mut().await
+    }
+
+    fn told(&self, verdict: Verdict) -> End {
+        self.talk.shared.metrics.error(verdict.sqlstate());
+        End::Told(verdict.fields())
+    }
+
+    /// The client has spoken: waits for the gate and for a server.
+    async fn obtain(&mut self) -> Result<(), End> {
+        let since = Instant::now();
+        let shared = Arc::clone(&self.talk.shared);
+        let give_up = tokio::time::Instant::now() + shared.settings.limits.hold_timeout;
+        self.drop_stale_link()?;
+        self.talk.handle.set_doing(Doing::Held);
+        let way = loop {
+            let handle = Arc::clone(&self.talk.handle);
+            let (side, linked) = (self.talk.side, self.talk.link.is_some());
+            let opening = async {
+                shared.gate.open(side).await;
+                if linked {
+                    return Ok(None);
+                }
+                open(&shared, &self.listener, Some(&self.identity)).await.map(Some)
+            };
+            let way = tokio::select! {
+                opened = opening => Some(opened),
+                () = handle.flagged() => None,
+                () = tokio::time::sleep_until(give_up) => Some(Err(DialError::Timeout)),
+            };
+            match way {
+                Some(way) => break way,
+                None => {
+                    // A connection that is being opened is given up; it costs one login.
+                    let flags = self.talk.handle.take_flags();
+                    if flags.has(Flags::CANCEL) {
+                        return self.refuse(Verdict::Cancelled);
+                    }
+                    if flags.has(Flags::STOP) || flags.has(Flags::STOP_NOW) {
+                        return Err(self.told(Verdict::Shutdown));
+                    }
+                    self.drop_stale_link()?;
+                }
+            }
+        };
+        shared.metrics.hold.record(since.elapsed());
+        match way {
+            Ok(None) => Ok(()),
+            Ok(Some(opened)) => self.move_to(opened).await,
+            Err(DialError::Timeout) => self.refuse(Verdict::NoServer),
+            Err(error) => Err(self.cannot_move(&error)),
+        }
+    }
+
+    fn refuse(&mut self, verdict: Verdict) -> Result<(), End> {
+        self.talk.handle.set_doing(Doing::Idle);
+        self.talk.refuse_held(verdict).map_err(|_| self.told(Verdict::Garbage))
+    }
+
+    fn cannot_move(&self, error: &DialError) -> End {
+        tracing::warn!(
+            session = self.talk.handle.id,
+            error = error as &dyn std::error::Error,
+            "session cannot log in again"
+        );
+        match error {
+            DialError::Refused { body, .. } => {
+                let mut message = BytesMut::with_capacity(body.len() + 5);
+                message.extend_from_slice(b"E");
+                message.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+                message.extend_from_slice(body);
+                End::Passed(message.freeze())
+            }
+            _ => self.told(Verdict::Ends(None)),
+        }
+    }
+
+    /// Restores what the session held, and tells the client what the new server reports otherwise.
+    async fn move_to(&mut self, mut opened: Opened) -> Result<(), End> {
+        if !self.talk.session.is_clean() {
+            let mut replay = BytesMut::new();
+            let owed = self.talk.session.put_replay(&mut replay);
+            let limit = self.talk.shared.settings.limits.connect_timeout;
+            let replayed =
+                tokio::time::timeout(limit, opened.connected.replay(&replay, owed)).await;
+            match replayed {
+                Ok(Ok(0)) => {}
+                Ok(Ok(failed)) => {
+                    tracing::debug!(
+                        session = self.talk.handle.id,
+                        failed,
+                        "part of a session's state was refused"
+                    );
+                }
+                // The new server broke: the request is still held, the next round finds another.
+                Ok(Err(_)) | Err(_) => return Ok(()),
+            }
+        }
+        self.talk.session.moved(&opened.connected.params, &mut self.talk.to_client);
+        count(&self.talk.shared.metrics.moved);
+        self.link(opened);
+        Ok(())
+    }
+
+    /// A server connection that must not be used any more is closed; between transactions the
+    /// session lives on, unless it is pinned.
+    fn drop_stale_link(&mut self) -> Result<(), End> {
+        if self.talk.link.is_none() || self.talk.may_use_link() {
+            return Ok(());
+        }
+        if !self.talk.is_quiet() {
+            return self.after_loss();
+        }
+        self.check_pin()?;
+        if let Some(link) = self.talk.link.take() {
+            say_good_bye(link.stream);
+        }
+        self.talk.session.detached();
+        self.talk.handle.set_server(&"".into(), None);
+        Ok(())
+    }
+
+    fn check_pin(&self) -> Result<(), End> {
+        match self.talk.session.pinned() {
+            None => Ok(()),
+            Some(pin) => {
+                self.talk.shared.metrics.pinned_closed(pin.as_str());
+                Err(self.told(Verdict::Ends(Some(pin))))
+            }
+        }
+    }
+
+    fn flagged(&mut self) -> Result<(), End> {
+        let flags = self.talk.handle.take_flags();
+        self.talk.handle.set_pin(self.talk.session.pinned());
+        if flags.has(Flags::STOP_NOW) || (flags.has(Flags::STOP) && self.talk.is_quiet()) {
+            return Err(self.told(Verdict::Shutdown));
+        }
+        self.drop_stale_link()
+    }
+
+    /// The server connection is gone. A FATAL that was meant for this session alone is passed on; one
+    /// of a server that goes down is kept from the client (SAFETY.md A15).
+    async fn lost(&mut self, words: Option<LastWords>) -> Result<(), End> {
+        let shared = Arc::clone(&self.talk.shared);
+        if self.talk.session.is_terminated() {
+            return Err(End::Gone);
+        }
+        count(&shared.metrics.servers_lost);
+        if let Some(words) = words {
+            let general = match words.sqlstate {
+                CRASH_SHUTDOWN => true,
+                ADMIN_SHUTDOWN => self.is_server_going(&shared).await,
+                _ => false,
+            };
+            if !general && !words.message.is_empty() {
+                return Err(End::Passed(words.message));
+            }
+        }
+        if let Some(link) = &self.talk.link
+            && link.leading
+        {
+            let proof = shared.standings.borrow().proof(link.group);
+            shared.doubt(link.group, proof);
+        }
+        self.after_loss()
+    }
+
+    async fn is_server_going(&self, shared: &Shared) -> bool {
+        let Some(link) = &self.talk.link else { return true };
+        if !link.is_current(shared) || shared.topology.borrow().handover.is_some() {
+            return true;
+        }
+        shared.prober.is_going_down(&link.address, shared.settings.limits.connect_timeout).await
+    }
+
+    fn after_loss(&mut self) -> Result<(), End> {
+        let pin = self.talk.session.pinned();
+        match self.talk.lose_server() {
+            Aftermath::Lives => Ok(()),
+            Aftermath::Ends(verdict) => {
+                if let Some(pin) = pin {
+                    self.talk.shared.metrics.pinned_closed(pin.as_str());
+                }
+                Err(End::Told(verdict.fields()))
+            }
+            Aftermath::Breaks => Err(End::Broken),
+        }
+    }
+
+    /// Ends the session in order: the last message, what is still to be written, and a moment for
+    /// the client to read it, so that no reset destroys it.
+    pub async fn finish(mut self, end: End) {
+        if let Some(link) = self.talk.link.take() {
+            say_good_bye(link.stream);
+        }
+        let mut out = std::mem::take(&mut self.talk.to_client);
+        match &end {
+            End::Gone => return,
+            End::Broken => {}
+            End::Told(fields) => fields.put(&mut out),
+            End::Passed(message) => out.extend_from_slice(message),
+        }
+        close(self.talk.client, &out).await;
+    }
+}
+
+/// Writes what is left, shuts the write side, and reads until the client closes or time is up.
+pub async fn close(mut client: Stream, out: &[u8]) {
+    let ending = async {
+        client.write_all(out).await?;
+        client.shutdown().await?;
+        let mut nothing = [0u8; 512];
+        while client.read(&mut nothing).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    let _ = tokio::time::timeout(LAST_WORDS_WAIT, ending).await;
+}
+
+/// Terminates a server connection without waiting for anything.
+fn say_good_bye(stream: Stream) {
+    let mut out = BytesMut::new();
+    frontend::put_terminate(&mut out);
+    if let Stream::Plain(tcp) = &stream {
+        // A full socket means that the server is not listening anyway.
+        let _ = tcp.try_write(&out);
+    }
+}

@@ -1,0 +1,577 @@
+//! The fast path: whole buffers go from one socket to the other, and only message heads are looked
+//! at on the way.
+//!
+//! An idle session owns no buffer: every thread has one scratch buffer, borrowed for the length of a
+//! poll. What cannot be written at once is kept, at most one scratch buffer for each direction, and
+//! the other side is not read until it is gone. Bytes of a message that is not yet known well enough
+//! to be judged (a split head) are held back, so that what was forwarded is always accounted for.
+//!
+//! Not here: what to do when the path ends ([`crate::client`]), what messages mean
+//! ([`crate::session`]).
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+use kornak_cluster::GroupId;
+use kornak_protocol::frame::{Direction, Flow, Scanner};
+use kornak_protocol::sqlstate::SqlState;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::backend::Address;
+use crate::gate::{Side, Ticket};
+use crate::registry::{Doing, Handle};
+use crate::session::answers::Verdict;
+use crate::session::{Aftermath, Answered, Heard, Session};
+use crate::shared::Shared;
+use crate::stream::Stream;
+
+/// Bytes of one read. Smaller ones cost system calls, larger ones the cache (FIELD.md §4).
+pub const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// A row that is split at the end of a buffer is held back up to this length, so that a server's
+/// death seldom leaves a client in the middle of a message, where nothing can be said any more.
+const MAX_HELD_ROW_BYTES: usize = 16 * 1024;
+
+/// A server connection of a session.
+#[derive(Debug)]
+pub struct Link {
+    pub stream: Stream,
+    pub scanner: Scanner,
+    /// Bytes from the server that were not passed on yet: the beginning of a message.
+    pub tail: Vec<u8>,
+    /// Bytes for the server that it did not take yet.
+    pub to_server: BytesMut,
+    pub node: Arc<str>,
+    pub address: Address,
+    pub group: GroupId,
+    pub leading: bool,
+    /// Of a leader: the term it was opened in.
+    pub term: u64,
+    /// [`Shared::generation`] when it was last found usable.
+    pub generation: u64,
+}
+
+/// Why client bytes were not forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    /// They are the beginning of a message.
+    Partial,
+    /// The gate, the server connection or an answer is missing.
+    Blocked,
+}
+
+/// Why the path ended.
+#[derive(Debug)]
+pub enum Stop {
+    /// The client has something to say and there is no way to a server now.
+    Wants,
+    /// The server connection is gone; what it said last, if anything.
+    ServerLost(Option<LastWords>),
+    /// The client has left.
+    ClientGone,
+    /// The client's bytes cannot be followed.
+    ClientGarbage,
+    /// The server's bytes cannot be followed.
+    ServerGarbage,
+    /// Somebody wants our attention.
+    Flagged,
+}
+
+/// A FATAL of a server.
+#[derive(Debug, Clone)]
+pub struct LastWords {
+    pub sqlstate: SqlState,
+    /// The whole message.
+    pub message: Bytes,
+}
+
+/// One session with its sockets.
+#[derive(Debug)]
+pub struct Conversation {
+    pub client: Stream,
+    pub to_client: BytesMut,
+    held: BytesMut,
+    held_is: Held,
+    client_scanner: Scanner,
+    /// Bytes of a refused message that are still to come from the client.
+    drop_client: u32,
+    pub session: Session,
+    pub link: Option<Link>,
+    pub ticket: Ticket,
+    pub side: Side,
+    pub handle: Arc<Handle>,
+    pub shared: Arc<Shared>,
+    pub last_heard: Instant,
+}
+
+/// Whether anything was moved.
+type Moved = Result<bool, Stop>;
+
+impl Conversation {
+    /// A session that has just logged in; `read` are bytes that the client has sent since.
+    pub fn new(
+        client: Stream,
+        session: Session,
+        read: BytesMut,
+        side: Side,
+        ticket: Ticket,
+        handle: Arc<Handle>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            client,
+            to_client: BytesMut::new(),
+            held_is: if read.is_empty() { Held::Partial } else { Held::Blocked },
+            held: read,
+            client_scanner: Scanner::new(Direction::Frontend),
+            drop_client: 0,
+            session,
+            link: None,
+            ticket,
+            side,
+            handle,
+            shared,
+            last_heard: Instant::now(),
+        }
+    }
+
+    /// Moves bytes until something has to be decided.
+    pub fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Stop> {
+        self.handle.park(cx.waker());
+        loop {
+            if self.handle.is_flagged() {
+                return Poll::Ready(Stop::Flagged);
+            }
+            let from_server = match self.server_to_client(cx, scratch) {
+                Ok(moved) => moved,
+                Err(stop) => return Poll::Ready(stop),
+            };
+            let from_client = match self.client_to_server(cx, scratch) {
+                Ok(moved) => moved,
+                Err(stop) => return Poll::Ready(stop),
+            };
+            if !from_server && !from_client {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn server_to_client(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Moved {
+        if !flush(&mut self.client, &mut self.to_client, cx).map_err(|_| Stop::ClientGone)? {
+            return Ok(false);
+        }
+        let Some(link) = &mut self.link else { return Ok(false) };
+        let kept = link.tail.len();
+        let Some(free) = keep_front(scratch, &link.tail) else { return Ok(false) };
+        let n = match poll_read(&mut link.stream, cx, free) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(0) | Err(_)) => return Err(Stop::ServerLost(None)),
+            Poll::Ready(Ok(n)) => n,
+        };
+        link.tail.clear();
+        let data = scratch.get(..kept + n).unwrap_or_default();
+        self.pass_to_client(data, cx)?;
+        if self.ticket.is_inside() && self.is_quiet() {
+            self.ticket.leave();
+            self.handle.set_doing(Doing::Idle);
+        }
+        Ok(true)
+    }
+
+    fn pass_to_client(&mut self, data: &[u8], cx: &mut Context<'_>) -> Result<(), Stop> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        let session = &mut self.session;
+        let mut row = None;
+        let mut odd = None;
+        let mut garbage = false;
+        let scanned = link.scanner.scan(data, |seen| {
+            if seen.tag == b'D' {
+                row = if seen.end.is_none() && seen.len as usize <= MAX_HELD_ROW_BYTES {
+                    seen.start
+                } else {
+                    None
+                };
+                return match session.received(&seen) {
+                    Ok(_) => Flow::Pass,
+                    Err(_) => {
+                        garbage = true;
+                        Flow::StopBefore
+                    }
+                };
+            }
+            match session.received(&seen) {
+                Ok(Heard::Pass) => Flow::Pass,
+                Ok(heard) => {
+                    odd = Some((heard, seen.end, Bytes::copy_from_slice(seen.body)));
+                    Flow::StopBefore
+                }
+                Err(error) => {
+                    tracing::warn!(error = %error, "server sent what was not asked for");
+                    garbage = true;
+                    Flow::StopBefore
+                }
+            }
+        });
+        let Ok(at) = scanned else { return Err(Stop::ServerGarbage) };
+        if garbage {
+            return Err(Stop::ServerGarbage);
+        }
+        let mut end = at;
+        if let Some((heard, odd_end, body)) = odd {
+            let before = data.get(..at).unwrap_or_default();
+            let rest = data.get(at..).unwrap_or_default();
+            return self.hear(
+                heard,
+                odd_end.map(|end| end.saturating_sub(at)),
+                &body,
+                before,
+                rest,
+                cx,
+            );
+        }
+        let unshown = link.scanner.unshown();
+        if unshown > 0 {
+            end -= unshown;
+        } else if let Some(start) = row {
+            end = start;
+        }
+        if end < data.len() {
+            link.tail.extend_from_slice(data.get(end..).unwrap_or_default());
+            link.scanner = Scanner::new(Direction::Backend);
+        }
+        let pass = data.get(..end).unwrap_or_default();
+        self.shared.metrics.bytes_out.fetch_add(pass.len() as u64, Relaxed);
+        write(&mut self.client, &mut self.to_client, pass, cx).map_err(|_| Stop::ClientGone)
+    }
+
+    /// A message that is not simply passed on: `rest` begins with it.
+    #[cold]
+    fn hear(
+        &mut self,
+        heard: Heard,
+        len: Option<usize>,
+        body: &[u8],
+        before: &[u8],
+        rest: &[u8],
+        cx: &mut Context<'_>,
+    ) -> Result<(), Stop> {
+        self.to_client.extend_from_slice(before);
+        let Some(link) = &mut self.link else { return Ok(()) };
+        link.scanner = Scanner::new(Direction::Backend);
+        let len = len.unwrap_or(rest.len());
+        let message = rest.get(..len).unwrap_or_default();
+        match heard {
+            Heard::LastWords(sqlstate) => {
+                let whole = message.len() == body.len() + 5;
+                let message = if whole { Bytes::copy_from_slice(message) } else { Bytes::new() };
+                return Err(Stop::ServerLost(Some(LastWords { sqlstate, message })));
+            }
+            Heard::Replace(verdict) => verdict.put(&mut self.to_client),
+            Heard::Precede(verdict) => {
+                verdict.put(&mut self.to_client);
+                self.to_client.extend_from_slice(message);
+            }
+            Heard::Pass => self.to_client.extend_from_slice(message),
+        }
+        let rest = Bytes::copy_from_slice(rest.get(len..).unwrap_or_default());
+        self.pass_to_client(&rest, cx)
+    }
+
+    fn client_to_server(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Moved {
+        if let Some(link) = &mut self.link {
+            // A broken connection shows itself when it is read; its last words are worth waiting for.
+            match flush(&mut link.stream, &mut link.to_server, cx) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(_) => link.to_server.clear(),
+            }
+        }
+        if self.held_is == Held::Blocked && !self.held.is_empty() {
+            let held = self.held.split().freeze();
+            return self.take_from_client(&held, cx);
+        }
+        if self.session.must_wait() || (!self.session.is_open() && !self.to_client.is_empty()) {
+            return Ok(false);
+        }
+        let kept = self.held.len();
+        let Some(free) = keep_front(scratch, &self.held) else { return Ok(false) };
+        let n = match poll_read(&mut self.client, cx, free) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(0) | Err(_)) => return Err(Stop::ClientGone),
+            Poll::Ready(Ok(n)) => n,
+        };
+        self.last_heard = Instant::now();
+        self.held.clear();
+        self.take_from_client(scratch.get(..kept + n).unwrap_or_default(), cx)?;
+        Ok(true)
+    }
+
+    /// Client bytes, beginning at a message or in the middle of one that is being forwarded.
+    fn take_from_client(&mut self, data: &[u8], cx: &mut Context<'_>) -> Moved {
+        let mut data = data;
+        if self.drop_client > 0 {
+            let n = data.len().min(self.drop_client as usize);
+            self.drop_client -= n as u32;
+            data.advance(n);
+        }
+        if data.is_empty() {
+            self.hold(data, Held::Partial);
+            return Ok(true);
+        }
+        if !self.session.is_open() {
+            return self.answer(data);
+        }
+        let was_inside = self.ticket.is_inside();
+        if !was_inside {
+            match data.first() {
+                Some(b'X') => return Err(Stop::ClientGone),
+                _ if data.len() < 5 => {
+                    self.hold(data, Held::Partial);
+                    return Ok(true);
+                }
+                _ => {}
+            }
+            if !self.ticket.enter(self.side) || !self.may_use_link() {
+                self.ticket.leave();
+                self.hold(data, Held::Blocked);
+                return Err(Stop::Wants);
+            }
+            self.handle.set_doing(Doing::Active);
+        }
+        self.pass_to_server(data, !was_inside, cx)
+    }
+
+    fn pass_to_server(&mut self, data: &[u8], first: bool, cx: &mut Context<'_>) -> Moved {
+        let draining = self.shared.gate.is_closed(self.side);
+        let between = |session: &Session, scanner: &Scanner| {
+            draining && scanner.at_boundary() && session.stands_between_batches()
+        };
+        if between(&self.session, &self.client_scanner) {
+            self.hold(data, Held::Blocked);
+            return Ok(false);
+        }
+        let session = &mut self.session;
+        let scanned = self.client_scanner.scan(data, |seen| {
+            let ends = session.forwarded(&seen);
+            if ends && draining { Flow::StopAfter } else { Flow::Pass }
+        });
+        let Ok(at) = scanned else { return Err(Stop::ClientGarbage) };
+        let end = at - self.client_scanner.unshown();
+        if end == data.len() {
+            self.hold(b"", Held::Partial);
+        } else {
+            let rest = data.get(end..).unwrap_or_default();
+            let stopped = at < data.len();
+            self.hold(rest, if stopped { Held::Blocked } else { Held::Partial });
+            if !stopped {
+                self.client_scanner = Scanner::new(Direction::Frontend);
+            }
+        }
+        if end == 0 && first {
+            // Not even one message yet.
+            self.ticket.leave();
+            self.handle.set_doing(Doing::Idle);
+            return Ok(true);
+        }
+        let Some(link) = &mut self.link else { return Err(Stop::ServerLost(None)) };
+        let pass = data.get(..end).unwrap_or_default();
+        self.shared.metrics.bytes_in.fetch_add(pass.len() as u64, Relaxed);
+        // An error shows itself when the connection is read.
+        let _ = write(&mut link.stream, &mut link.to_server, pass, cx);
+        Ok(true)
+    }
+
+    fn hold(&mut self, data: &[u8], why: Held) {
+        self.held.extend_from_slice(data);
+        self.held_is = why;
+        if self.held.is_empty() && self.held.capacity() > 0 {
+            self.held = BytesMut::new();
+        }
+    }
+
+    /// Answers in place of the server.
+    fn answer(&mut self, data: &[u8]) -> Moved {
+        let (session, out) = (&mut self.session, &mut self.to_client);
+        let mut gone = false;
+        let scanned = self.client_scanner.scan(data, |seen| {
+            if seen.tag == b'X' {
+                gone = true;
+                return Flow::StopAfter;
+            }
+            match session.answer(&seen, out) {
+                Answered::Stay => Flow::Pass,
+                Answered::Open => Flow::StopAfter,
+            }
+        });
+        let Ok(at) = scanned else { return Err(Stop::ClientGarbage) };
+        if gone {
+            return Err(Stop::ClientGone);
+        }
+        self.count_errors();
+        self.drop_rest_of_message();
+        let end = at - self.client_scanner.unshown();
+        let stopped = at < data.len();
+        self.client_scanner = Scanner::new(Direction::Frontend);
+        let rest = data.get(end..).unwrap_or_default();
+        self.hold(rest, if stopped { Held::Blocked } else { Held::Partial });
+        if self.session.is_open() {
+            self.handle.set_doing(Doing::Idle);
+        }
+        Ok(true)
+    }
+
+    fn drop_rest_of_message(&mut self) {
+        self.drop_client = self.client_scanner.remaining();
+    }
+
+    /// Refuses the request that is held back.
+    pub fn refuse_held(&mut self, verdict: Verdict) -> Result<(), Stop> {
+        let held = self.held.split().freeze();
+        let (session, out) = (&mut self.session, &mut self.to_client);
+        let mut scanner = Scanner::new(Direction::Frontend);
+        let scanned = scanner.scan(&held, |seen| {
+            session.refuse(&seen, verdict, out);
+            Flow::StopAfter
+        });
+        let Ok(at) = scanned else { return Err(Stop::ClientGarbage) };
+        self.count_errors();
+        self.drop_client = scanner.remaining();
+        let end = at - scanner.unshown();
+        let stopped = at < held.len();
+        let rest = held.get(end..).unwrap_or_default();
+        self.hold(rest, if stopped { Held::Blocked } else { Held::Partial });
+        Ok(())
+    }
+
+    /// Whether the session stands between transactions, to the byte.
+    pub fn is_quiet(&self) -> bool {
+        self.session.is_quiet()
+            && self.client_scanner.at_boundary()
+            && self
+                .link
+                .as_ref()
+                .is_none_or(|link| link.scanner.at_boundary() && link.tail.is_empty())
+    }
+
+    /// Whether the server connection is there and belongs to whoever should serve now.
+    pub fn may_use_link(&mut self) -> bool {
+        let Some(link) = &mut self.link else { return false };
+        let generation = self.shared.generation();
+        if link.generation == generation {
+            return true;
+        }
+        let fits = link.is_current(&self.shared);
+        if fits {
+            link.generation = generation;
+        }
+        fits
+    }
+
+    /// The server connection is gone: tells the client what is true.
+    pub fn lose_server(&mut self) -> Aftermath {
+        let half_told = self.link.take().is_some_and(|link| link.scanner.remaining() > 0);
+        let aftermath = self.session.lose_server(half_told, &mut self.to_client);
+        self.count_errors();
+        self.drop_client += self.client_scanner.remaining();
+        self.client_scanner = Scanner::new(Direction::Frontend);
+        self.ticket.leave();
+        self.handle.set_server(&"".into(), None);
+        let doing = if self.session.is_open() { Doing::Idle } else { Doing::Dead };
+        self.handle.set_doing(doing);
+        aftermath
+    }
+
+    fn count_errors(&mut self) {
+        for verdict in self.session.take_errors() {
+            self.shared.metrics.error(verdict.sqlstate());
+        }
+    }
+}
+
+impl Link {
+    /// Whether the server still has the part for which the connection was opened.
+    pub fn is_current(&self, shared: &Shared) -> bool {
+        if self.leading {
+            return shared.standings.borrow().term(self.group) == self.term;
+        }
+        let topology = shared.topology.borrow();
+        let group = topology.groups.get(&self.group);
+        let leads = group.and_then(|group| group.leader.as_ref());
+        leads.is_none_or(|(name, _)| **name != *self.node)
+    }
+}
+
+/// Puts bytes that were held back in front of the next read.
+fn keep_front<'a>(scratch: &'a mut [u8], kept: &[u8]) -> Option<&'a mut [u8]> {
+    let (front, free) = scratch.split_at_mut_checked(kept.len())?;
+    front.copy_from_slice(kept);
+    (!free.is_empty()).then_some(free)
+}
+
+#[inline]
+fn poll_read(
+    stream: &mut Stream,
+    cx: &mut Context<'_>,
+    free: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let mut buf = ReadBuf::new(free);
+    match Pin::new(stream).poll_read(cx, &mut buf) {
+        Poll::Ready(Ok(())) => Poll::Ready(Ok(buf.filled().len())),
+        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+/// Writes what was kept; whether nothing is left.
+fn flush(stream: &mut Stream, kept: &mut BytesMut, cx: &mut Context<'_>) -> io::Result<bool> {
+    if kept.is_empty() {
+        return Ok(true);
+    }
+    while !kept.is_empty() {
+        match Pin::new(&mut *stream).poll_write(cx, kept) {
+            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(n)) => kept.advance(n),
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => return Ok(false),
+        }
+    }
+    *kept = BytesMut::new();
+    if let Stream::Tls(_) = stream
+        && let Poll::Ready(Err(error)) = Pin::new(stream).poll_flush(cx)
+    {
+        return Err(error);
+    }
+    Ok(true)
+}
+
+/// Writes; what the socket does not take is kept behind what is kept already.
+fn write(
+    stream: &mut Stream,
+    kept: &mut BytesMut,
+    bytes: &[u8],
+    cx: &mut Context<'_>,
+) -> io::Result<()> {
+    let mut rest = bytes;
+    if kept.is_empty() {
+        while !rest.is_empty() {
+            match Pin::new(&mut *stream).poll_write(cx, rest) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(n)) => rest.advance(n),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => break,
+            }
+        }
+        if let Stream::Tls(_) = stream
+            && let Poll::Ready(Err(error)) = Pin::new(&mut *stream).poll_flush(cx)
+        {
+            return Err(error);
+        }
+    }
+    kept.extend_from_slice(rest);
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Every series of the proxy, counted here and printed in Prometheus' text format.
+//!
+//! One instance per proxy, no process-wide recorder: several proxies may share a process. States
+//! of sessions are counted when somebody looks ([`crate::status`]).
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use kornak_protocol::sqlstate::SqlState;
+use parking_lot::Mutex;
+
+/// Bucket bounds in seconds: they double from 1 ms to 33 s. Below is invisible, above every client
+/// has given up.
+const BUCKETS: usize = 16;
+
+/// A histogram of durations.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BUCKETS],
+    count: AtomicU64,
+    micros: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts one.
+    pub fn record(&self, took: Duration) {
+        let mut bound = Duration::from_millis(1);
+        for bucket in &self.buckets {
+            if took <= bound {
+                bucket.fetch_add(1, Relaxed);
+                break;
+            }
+            bound *= 2;
+        }
+        self.count.fetch_add(1, Relaxed);
+        self.micros.fetch_add(took.as_micros() as u64, Relaxed);
+    }
+
+    fn print(&self, name: &str, out: &mut String) {
+        let _ = writeln!(out, "# TYPE {name} histogram");
+        let (mut sum, mut bound) = (0, 0.001);
+        for bucket in &self.buckets {
+            sum += bucket.load(Relaxed);
+            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {sum}");
+            bound *= 2.0;
+        }
+        let count = self.count.load(Relaxed);
+        let seconds = self.micros.load(Relaxed) as f64 / 1e6;
+        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}");
+        let _ = writeln!(out, "{name}_sum {seconds}\n{name}_count {count}");
+    }
+}
+
+/// Counters of one proxy.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// `kornak_proxy_client_connections_total`: accepted connections.
+    pub accepted: AtomicU64,
+    /// `kornak_proxy_logins_total`: sessions that began.
+    pub logins: AtomicU64,
+    /// `kornak_proxy_logins_answered_from_cache_total`: of these without a server.
+    pub cached_logins: AtomicU64,
+    /// `kornak_proxy_login_failures_total`.
+    pub login_failures: AtomicU64,
+    /// `kornak_proxy_login_seconds`: from accept to the end of the login.
+    pub login: Histogram,
+    /// `kornak_proxy_malformed_total`: clients that broke the protocol.
+    pub malformed: AtomicU64,
+    /// `kornak_proxy_server_connections_total`: logins to servers.
+    pub dialled: AtomicU64,
+    /// `kornak_proxy_server_connection_failures_total`.
+    pub dial_failures: AtomicU64,
+    /// `kornak_proxy_servers_lost_total`: server connections that broke under a session.
+    pub servers_lost: AtomicU64,
+    /// `kornak_proxy_sessions_moved_total`: sessions that got another server connection.
+    pub moved: AtomicU64,
+    /// `kornak_proxy_hold_seconds`: time a request was held back.
+    pub hold: Histogram,
+    /// `kornak_proxy_handover_seconds`: time the gate was closed.
+    pub gate: Histogram,
+    /// `kornak_proxy_cancels_total`: cancel requests.
+    pub cancels: AtomicU64,
+    /// `kornak_proxy_panics_total`: sessions ended by a defect of ours.
+    pub panics: AtomicU64,
+    /// `kornak_proxy_bytes_total{direction}`.
+    pub bytes_in: AtomicU64,
+    pub bytes_out: AtomicU64,
+    /// `kornak_proxy_errors_total{sqlstate}`: errors of our own making.
+    errors: Mutex<BTreeMap<[u8; 5], u64>>,
+    /// `kornak_proxy_pinned_closed_total{reason}`: sessions closed because they could not be moved.
+    pinned: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Metrics {
+    /// Counts an error of ours.
+    pub fn error(&self, sqlstate: SqlState) {
+        *self.errors.lock().entry(*sqlstate.as_bytes()).or_insert(0) += 1;
+    }
+
+    /// Counts a session that was closed because of its pin.
+    pub fn pinned_closed(&self, reason: &'static str) {
+        *self.pinned.lock().entry(reason).or_insert(0) += 1;
+    }
+
+    /// Errors of ours by SQLSTATE.
+    pub fn errors(&self) -> BTreeMap<String, u64> {
+        let errors = self.errors.lock();
+        errors.iter().map(|(code, n)| (String::from_utf8_lossy(code).into_owned(), *n)).collect()
+    }
+
+    /// Appends all series.
+    pub fn print(&self, out: &mut String) {
+        let counters: [(&str, &AtomicU64); 12] = [
+            ("client_connections", &self.accepted),
+            ("logins", &self.logins),
+            ("logins_answered_from_cache", &self.cached_logins),
+            ("login_failures", &self.login_failures),
+            ("malformed", &self.malformed),
+            ("server_connections", &self.dialled),
+            ("server_connection_failures", &self.dial_failures),
+            ("servers_lost", &self.servers_lost),
+            ("sessions_moved", &self.moved),
+            ("cancels", &self.cancels),
+            ("panics", &self.panics),
+            ("bytes_in", &self.bytes_in),
+        ];
+        for (name, value) in counters {
+            let value = value.load(Relaxed);
+            if name == "bytes_in" {
+                let out_bytes = self.bytes_out.load(Relaxed);
+                let name = "kornak_proxy_bytes_total";
+                let _ = writeln!(out, "# TYPE {name} counter");
+                let _ = writeln!(out, "{name}{{direction=\"to_server\"}} {value}");
+                let _ = writeln!(out, "{name}{{direction=\"to_client\"}} {out_bytes}");
+                continue;
+            }
+            let name = format!("kornak_proxy_{name}_total");
+            let _ = writeln!(out, "# TYPE {name} counter\n{name} {value}");
+        }
+        self.login.print("kornak_proxy_login_seconds", out);
+        self.hold.print("kornak_proxy_hold_seconds", out);
+        self.gate.print("kornak_proxy_handover_seconds", out);
+        let _ = writeln!(out, "# TYPE kornak_proxy_errors_total counter");
+        for (code, n) in self.errors() {
+            let _ = writeln!(out, "kornak_proxy_errors_total{{sqlstate=\"{code}\"}} {n}");
+        }
+        let _ = writeln!(out, "# TYPE kornak_proxy_pinned_closed_total counter");
+        for (reason, n) in self.pinned.lock().iter() {
+            let _ = writeln!(out, "kornak_proxy_pinned_closed_total{{reason=\"{reason}\"}} {n}");
+        }
+    }
+}
+
+/// Adds one.
+pub fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}

@@ -1,0 +1,145 @@
+//! Asking a server what it is: alive, writable, which run of which cluster.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kornak_cluster::{Lsn, Timeline};
+use kornak_config::proxy::AuthSettings;
+use kornak_protocol::auth::Credentials;
+use kornak_protocol::sqlstate::SqlState;
+use parking_lot::Mutex;
+use secrecy::ExposeSecret;
+use tokio::net::TcpStream;
+use zeroize::Zeroizing;
+
+use crate::backend::{self, Address, Connected, DialError};
+use crate::standing::Instance;
+use crate::tls::ServerTls;
+
+/// `application_name` of connections that ask servers what they are; agents leave it out when they
+/// count who is busy.
+const PROBE_NAME: &str = "kornak proxy";
+
+/// How long one answer to "does this server take logins" serves every session (SAFETY.md A15).
+const EVIDENCE_LASTS: Duration = Duration::from_secs(1);
+
+const LOOK: &str = "SELECT r::text, \
+    CASE WHEN r THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END, \
+    pg_postmaster_start_time()::text, \
+    (SELECT system_identifier::text FROM pg_control_system()), \
+    (CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END)::text \
+    FROM (SELECT pg_is_in_recovery() AS r) AS s";
+
+/// What a server says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    pub in_recovery: bool,
+    pub instance: Instance,
+    /// Written on a primary, replayed on a standby.
+    pub lsn: Option<Lsn>,
+}
+
+/// Asks servers, with the role of `auth.user`.
+#[derive(Debug)]
+pub struct Prober {
+    tls: ServerTls,
+    user: Option<String>,
+    password: Credentials,
+    database: String,
+    evidence: Mutex<HashMap<Address, Arc<tokio::sync::Mutex<Option<(Instant, bool)>>>>>,
+}
+
+impl Prober {
+    /// From `proxy.auth`.
+    pub fn new(auth: &AuthSettings, tls: ServerTls) -> Self {
+        let secret = |p: &secrecy::SecretString| p.expose_secret().as_bytes().to_vec();
+        let password = match &auth.password {
+            Some(password) => Credentials::Password(Zeroizing::new(secret(password))),
+            None => Credentials::None,
+        };
+        Self {
+            tls,
+            user: auth.user.clone(),
+            password,
+            database: auth.database.clone(),
+            evidence: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Whether there is a role to ask with. Without one, a server that takes connections and leads
+    /// by the store counts as proven.
+    pub fn can_ask(&self) -> bool {
+        self.user.is_some()
+    }
+
+    /// TLS of server connections.
+    pub fn tls(&self) -> &ServerTls {
+        &self.tls
+    }
+
+    /// Logs in.
+    pub async fn connect(&self, at: &Address, limit: Duration) -> Result<Connected, DialError> {
+        let user = self.user.as_deref().unwrap_or("postgres");
+        let startup = backend::own_startup(user, &self.database, PROBE_NAME)?;
+        let password = self.password.clone();
+        backend::connect(at, &self.tls, &startup, user.as_bytes(), password, limit).await
+    }
+
+    /// Only whether somebody listens.
+    pub async fn knock(&self, at: &Address, limit: Duration) -> Result<(), DialError> {
+        let dial = TcpStream::connect((at.host.as_str(), at.port));
+        tokio::time::timeout(limit, dial).await.map_err(|_| DialError::Timeout)??;
+        Ok(())
+    }
+
+    /// Asks over a connection that is open.
+    pub async fn look(connected: &mut Connected, limit: Duration) -> Result<Facts, DialError> {
+        let rows = tokio::time::timeout(limit, connected.query(LOOK, &[]));
+        let rows = rows.await.map_err(|_| DialError::Timeout)??;
+        let row = rows.first().map(Vec::as_slice).unwrap_or_default();
+        let text = |n: usize| -> Option<String> {
+            let value: &Bytes = row.get(n)?.as_ref()?;
+            Some(String::from_utf8_lossy(value).into_owned())
+        };
+        let in_recovery = match text(0).as_deref() {
+            Some("true") => true,
+            Some("false") => false,
+            _ => {
+                let what = "no answer to pg_is_in_recovery".to_owned();
+                return Err(DialError::Protocol { what });
+            }
+        };
+        let timeline = text(1).and_then(|hex| u32::from_str_radix(&hex, 16).ok());
+        let instance = Instance {
+            timeline: timeline.map(Timeline),
+            started: text(2),
+            system_identifier: text(3),
+        };
+        Ok(Facts { in_recovery, instance, lsn: text(4).and_then(|lsn| lsn.parse().ok()) })
+    }
+
+    /// Whether the server is going down, as far as one login tells; shared by all sessions.
+    pub async fn is_going_down(&self, at: &Address, limit: Duration) -> bool {
+        let cell = Arc::clone(self.evidence.lock().entry(at.clone()).or_default());
+        let mut known = cell.lock().await;
+        if let Some((when, down)) = *known
+            && when.elapsed() < EVIDENCE_LASTS
+        {
+            return down;
+        }
+        let down = match self.connect(at, limit).await {
+            Ok(_) => false,
+            Err(DialError::Refused { sqlstate, .. }) => is_shutdown(sqlstate),
+            Err(DialError::Io(_) | DialError::Timeout) => true,
+            Err(_) => false,
+        };
+        *known = Some((Instant::now(), down));
+        down
+    }
+}
+
+fn is_shutdown(sqlstate: SqlState) -> bool {
+    sqlstate.class() == *b"57"
+}

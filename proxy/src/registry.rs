@@ -1,0 +1,265 @@
+//! Every session of this proxy: how to wake it, cancel its query, and what it is doing.
+//!
+//! A session parks without timers or channels of its own; whoever wants its attention raises a flag
+//! and wakes its task. Not here: what it does about the flag ([`crate::client`]).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use kornak_protocol::backend::BackendKey;
+use parking_lot::Mutex;
+
+use crate::backend::Address;
+
+/// Wants a session's attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flags(u32);
+
+impl Flags {
+    /// Look whether the server connection may still be used.
+    pub const RECHECK: Self = Self(1);
+    /// The client wants the held query cancelled.
+    pub const CANCEL: Self = Self(2);
+    /// The proxy shuts down: end when idle.
+    pub const STOP: Self = Self(4);
+    /// The proxy shuts down: end now.
+    pub const STOP_NOW: Self = Self(8);
+
+    /// Whether all of `other` are up.
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// What a session is doing, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Doing {
+    Login,
+    Idle,
+    Active,
+    Held,
+    Dead,
+}
+
+impl Doing {
+    /// Every state.
+    pub const ALL: [Self; 5] = [Self::Login, Self::Idle, Self::Active, Self::Held, Self::Dead];
+
+    /// Label of metrics and status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Idle => "idle",
+            Self::Active => "active",
+            Self::Held => "held",
+            Self::Dead => "failed_transaction",
+        }
+    }
+}
+
+/// Where a session's query can be cancelled.
+#[derive(Debug, Clone)]
+pub struct CancelTarget {
+    pub address: Address,
+    pub key: BackendKey,
+}
+
+/// What others see of a session.
+#[derive(Debug)]
+pub struct Handle {
+    pub id: u64,
+    /// Index of its listener.
+    pub listener: usize,
+    pub since: Instant,
+    flags: AtomicU32,
+    waker: AtomicWaker,
+    doing: AtomicU8,
+    pin: AtomicU8,
+    /// Name of its server; empty if none.
+    node: Mutex<Arc<str>>,
+    target: Mutex<Option<CancelTarget>>,
+}
+
+const NO_PIN: u8 = u8::MAX;
+
+impl Handle {
+    /// Remembers the task to wake.
+    #[inline]
+    pub fn park(&self, waker: &std::task::Waker) {
+        self.waker.register(waker);
+    }
+
+    /// Whether any flag is up.
+    #[inline]
+    pub fn is_flagged(&self) -> bool {
+        self.flags.load(Ordering::Acquire) != 0
+    }
+
+    /// Takes the flags down.
+    pub fn take_flags(&self) -> Flags {
+        Flags(self.flags.swap(0, Ordering::AcqRel))
+    }
+
+    /// Raises a flag and wakes the session.
+    pub fn raise(&self, flag: Flags) {
+        self.flags.fetch_or(flag.0, Ordering::AcqRel);
+        self.waker.wake();
+    }
+
+    /// Waits until a flag is up.
+    pub async fn flagged(&self) {
+        std::future::poll_fn(|cx| {
+            self.park(cx.waker());
+            if self.is_flagged() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Shows what it is doing.
+    #[inline]
+    pub fn set_doing(&self, doing: Doing) {
+        self.doing.store(doing as u8, Ordering::Relaxed);
+    }
+
+    /// What it is doing.
+    pub fn doing(&self) -> Doing {
+        let now = self.doing.load(Ordering::Relaxed);
+        Doing::ALL.into_iter().find(|doing| *doing as u8 == now).unwrap_or(Doing::Login)
+    }
+
+    /// Shows why it cannot be moved.
+    pub fn set_pin(&self, pin: Option<crate::session::journal::Pin>) {
+        self.pin.store(pin.map_or(NO_PIN, |pin| pin as u8), Ordering::Relaxed);
+    }
+
+    /// Why it cannot be moved, when last looked at.
+    pub fn pin(&self) -> Option<crate::session::journal::Pin> {
+        let now = self.pin.load(Ordering::Relaxed);
+        crate::session::journal::Pin::ALL.into_iter().find(|pin| *pin as u8 == now)
+    }
+
+    /// Shows which server it is on.
+    pub fn set_server(&self, node: &Arc<str>, target: Option<CancelTarget>) {
+        *self.node.lock() = Arc::clone(node);
+        *self.target.lock() = target;
+    }
+
+    /// Name of its server; empty if none.
+    pub fn node(&self) -> Arc<str> {
+        Arc::clone(&self.node.lock())
+    }
+
+    /// Where its query can be cancelled.
+    pub fn cancel_target(&self) -> Option<CancelTarget> {
+        self.target.lock().clone()
+    }
+}
+
+/// All sessions.
+#[derive(Debug, Default)]
+pub struct Registry {
+    sessions: Mutex<HashMap<u64, Arc<Handle>>>,
+    /// By what their clients show in a cancel request.
+    keys: Mutex<HashMap<(u32, Bytes), Arc<Handle>>>,
+    last_id: AtomicU64,
+}
+
+/// A session's entry; dropped with the session.
+#[derive(Debug)]
+pub struct Entry {
+    registry: Arc<Registry>,
+    handle: Arc<Handle>,
+    key: Option<(u32, Bytes)>,
+}
+
+impl Registry {
+    /// Enters a session, unless there are `limit` already.
+    pub fn enter(self: &Arc<Self>, listener: usize, limit: usize) -> Option<Entry> {
+        let mut sessions = self.sessions.lock();
+        if sessions.len() >= limit {
+            return None;
+        }
+        let handle = Arc::new(Handle {
+            id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
+            listener,
+            since: Instant::now(),
+            flags: AtomicU32::new(0),
+            waker: AtomicWaker::new(),
+            doing: AtomicU8::new(Doing::Login as u8),
+            pin: AtomicU8::new(NO_PIN),
+            node: Mutex::new("".into()),
+            target: Mutex::new(None),
+        });
+        sessions.insert(handle.id, Arc::clone(&handle));
+        Some(Entry { registry: Arc::clone(self), handle, key: None })
+    }
+
+    /// Raises a flag on every session.
+    pub fn raise_all(&self, flag: Flags) {
+        let all: Vec<_> = self.sessions.lock().values().cloned().collect();
+        for handle in all {
+            handle.raise(flag);
+        }
+    }
+
+    /// The session that a cancel request means.
+    pub fn by_key(&self, pid: u32, key: &Bytes) -> Option<Arc<Handle>> {
+        self.keys.lock().get(&(pid, key.clone())).cloned()
+    }
+
+    /// Every session, in no order.
+    pub fn all(&self) -> Vec<Arc<Handle>> {
+        self.sessions.lock().values().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.sessions.lock().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sessions by server, for balancing.
+    pub fn by_node(&self) -> HashMap<Arc<str>, usize> {
+        let mut counts = HashMap::new();
+        for handle in self.sessions.lock().values() {
+            *counts.entry(handle.node()).or_insert(0) += 1;
+        }
+        counts
+    }
+}
+
+impl Entry {
+    /// The session's handle.
+    pub fn handle(&self) -> &Arc<Handle> {
+        &self.handle
+    }
+
+    /// Makes the session known by what its client will show in a cancel request.
+    pub fn set_key(&mut self, pid: u32, key: &Bytes) {
+        let mut keys = self.registry.keys.lock();
+        if let Some(old) = self.key.take() {
+            keys.remove(&old);
+        }
+        let key = (pid, key.clone());
+        keys.insert(key.clone(), Arc::clone(&self.handle));
+        self.key = Some(key);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.registry.sessions.lock().remove(&self.handle.id);
+        if let Some(key) = self.key.take() {
+            self.registry.keys.lock().remove(&key);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Listeners, threads, and one task for each client.
+//!
+//! Every thread is a runtime of its own with its own listening sockets (SO_REUSEPORT): a session
+//! stays where it was accepted, and no two cores share its buffers (FIELD.md §4).
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use futures_util::FutureExt;
+use kornak_config::Listen;
+use kornak_config::proxy::ListenerSettings;
+use kornak_protocol::error::ErrorFields;
+use kornak_protocol::sqlstate::TOO_MANY_CONNECTIONS;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::{Client, End, close, side_of};
+use crate::forward::{Conversation, SCRATCH_BYTES};
+use crate::gate::Ticket;
+use crate::login::{NotAdmitted, login};
+use crate::metrics::count;
+use crate::registry::{Doing, Entry, Flags};
+use crate::shared::Shared;
+use crate::stream::{self, Leg, Stream};
+
+/// Connections the kernel keeps until we accept them.
+const BACKLOG: i32 = 4096;
+
+/// Pause after accept failed for want of file descriptors: others will be closed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// One socket of a listener, for one thread.
+#[derive(Debug)]
+pub struct Bound {
+    pub listener: usize,
+    pub socket: std::net::TcpListener,
+}
+
+/// Binds one address once for each of `copies` threads.
+pub fn bind(
+    listen: &Listen,
+    copies: usize,
+) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
+    let mut first = None;
+    let mut sockets = Vec::new();
+    for host in &listen.hosts {
+        let host = if host == "*" { "0.0.0.0" } else { host };
+        let mut address = (host, listen.port)
+            .to_socket_addrs()?
+            .next()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+        // Without REUSEPORT first: another proxy's port must not be shared by accident.
+        let alone = listening(address, false)?;
+        address = alone.local_addr()?;
+        drop(alone);
+        for _ in 0..copies {
+            sockets.push(listening(address, true)?);
+        }
+        first.get_or_insert(address);
+    }
+    let first = first.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+    Ok((first, sockets))
+}
+
+fn listening(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Starts a thread that serves these sockets until it is told to stop and its sessions have ended.
+pub fn spawn_thread(
+    lane: usize,
+    shared: Arc<Shared>,
+    sockets: Vec<Bound>,
+    stop: CancellationToken,
+) -> io::Result<oneshot::Receiver<()>> {
+    let (done, finished) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(format!("kornak-proxy-{lane}")).spawn(move || {
+        let local = LocalSet::new();
+        local.block_on(&runtime, serve(lane, shared, sockets, stop));
+        // The receiver may have gone away first.
+        let _ = done.send(());
+    })?;
+    Ok(finished)
+}
+
+/// What the sessions of one thread share.
+struct Thread {
+    lane: usize,
+    shared: Arc<Shared>,
+    scratch: Rc<RefCell<Box<[u8]>>>,
+    listeners: Vec<Arc<ListenerSettings>>,
+}
+
+async fn serve(lane: usize, shared: Arc<Shared>, sockets: Vec<Bound>, stop: CancellationToken) {
+    let listeners = shared.settings.listeners.iter().cloned().map(Arc::new).collect();
+    let scratch = Rc::new(RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()));
+    let thread = Rc::new(Thread { lane, shared: Arc::clone(&shared), scratch, listeners });
+    let sessions = tokio_util::task::TaskTracker::new();
+    for Bound { listener, socket } in sockets {
+        match TcpListener::from_std(socket) {
+            Ok(socket) => {
+                let accepting =
+                    accept(Rc::clone(&thread), listener, socket, stop.clone(), sessions.clone());
+                tokio::task::spawn_local(accepting);
+            }
+            Err(error) => tracing::error!(%error, "listener cannot be used"),
+        }
+    }
+    stop.cancelled().await;
+    sessions.close();
+    drain(&shared, &sessions).await;
+}
+
+/// Ends sessions between their transactions, and after `shutdown_timeout` wherever they are.
+async fn drain(shared: &Shared, sessions: &tokio_util::task::TaskTracker) {
+    let give_up = Instant::now() + shared.settings.limits.shutdown_timeout;
+    let mut flag = Flags::STOP;
+    for _ in 0.. {
+        shared.registry.raise_all(flag);
+        let pause = tokio::time::timeout(Duration::from_millis(100), sessions.wait());
+        if pause.await.is_ok() {
+            return;
+        }
+        if Instant::now() >= give_up {
+            if flag == Flags::STOP_NOW {
+                return;
+            }
+            flag = Flags::STOP_NOW;
+        }
+    }
+}
+
+async fn accept(
+    thread: Rc<Thread>,
+    listener: usize,
+    socket: TcpListener,
+    stop: CancellationToken,
+    sessions: tokio_util::task::TaskTracker,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((tcp, _)) => {
+                count(&thread.shared.metrics.accepted);
+                stream::tune(&tcp, Leg::Client);
+                let task = session(Rc::clone(&thread), listener, tcp);
+                let shared = Arc::clone(&thread.shared);
+                sessions.spawn_local(async move {
+                    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                        count(&shared.metrics.panics);
+                        tracing::error!("session ended by a defect");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn session(thread: Rc<Thread>, listener: usize, tcp: TcpStream) {
+    let shared = &thread.shared;
+    let limits = &shared.settings.limits;
+    let Some(entry) = shared.registry.enter(listener, limits.max_clients) else {
+        let fields = ErrorFields::fatal(TOO_MANY_CONNECTIONS, "sorry, too many clients already")
+            .hint("The proxy's limit max_clients is reached.");
+        shared.metrics.error(TOO_MANY_CONNECTIONS);
+        refuse_full(tcp, &fields).await;
+        return;
+    };
+    let Some(settings) = thread.listeners.get(listener) else { return };
+    let began = Instant::now();
+    let mut entry = entry;
+    let login = login(shared, settings, Stream::Plain(tcp), &mut entry);
+    let admitted = match tokio::time::timeout(limits.login_timeout, login).await {
+        Ok(Ok(admitted)) => admitted,
+        Ok(Err(NotAdmitted::Silent)) => return,
+        Ok(Err(NotAdmitted::Refused(stream, message))) => {
+            count(&shared.metrics.login_failures);
+            close(stream, &message).await;
+            return;
+        }
+        Err(_) => {
+            count(&shared.metrics.login_failures);
+            return;
+        }
+    };
+    count(&shared.metrics.logins);
+    shared.metrics.login.record(began.elapsed());
+    converse(&thread, settings, entry, admitted).await;
+}
+
+async fn converse(
+    thread: &Thread,
+    settings: &Arc<ListenerSettings>,
+    entry: Entry,
+    admitted: crate::login::Admitted,
+) {
+    let shared = &thread.shared;
+    let handle = Arc::clone(entry.handle());
+    handle.set_doing(Doing::Idle);
+    handle.set_pin(admitted.session.pinned());
+    let talk = Conversation::new(
+        admitted.stream,
+        admitted.session,
+        admitted.read,
+        side_of(&settings.target),
+        Ticket::new(&shared.gate, thread.lane),
+        handle,
+        Arc::clone(shared),
+    );
+    let mut client = Client {
+        talk,
+        identity: admitted.identity,
+        listener: Arc::clone(settings),
+        scratch: Rc::clone(&thread.scratch),
+    };
+    if let Some(opened) = admitted.opened {
+        client.link(opened);
+    }
+    let end = match shared.settings.limits.client_idle_timeout {
+        None => client.run().await,
+        Some(limit) => run_unless_idle(&mut client, limit).await,
+    };
+    client.finish(end).await;
+    drop(entry);
+}
+
+async fn run_unless_idle(client: &mut Client, limit: Duration) -> End {
+    loop {
+        let heard = client.talk.last_heard;
+        let left = limit.saturating_sub(heard.elapsed());
+        // Dropping the run between two awaits loses nothing: all state is in the client.
+        match tokio::time::timeout(left, client.run()).await {
+            Ok(end) => return end,
+            Err(_) if client.talk.last_heard == heard && client.talk.is_quiet() => {
+                let state = kornak_protocol::sqlstate::IDLE_SESSION_TIMEOUT;
+                let text = "terminating connection due to client_idle_timeout";
+                return End::Told(ErrorFields::fatal(state, text));
+            }
+            Err(_) if client.talk.last_heard == heard => client.talk.last_heard = Instant::now(),
+            Err(_) => {}
+        }
+    }
+}
+
+/// A client that finds the proxy full is told so behind its startup packet, which is not looked at.
+async fn refuse_full(tcp: TcpStream, fields: &ErrorFields) {
+    let mut out = BytesMut::new();
+    fields.put(&mut out);
+    let mut stream = Stream::Plain(tcp);
+    let mut buf = BytesMut::new();
+    let reading = async {
+        loop {
+            stream::read_more(&mut stream, &mut buf).await.ok()?;
+            match kornak_protocol::startup::take_startup(&mut buf) {
+                Ok(Some(kornak_protocol::startup::Startup::Session(_))) => return Some(()),
+                Ok(Some(_)) => stream::write_all(&mut stream, b"N").await.ok()?,
+                Ok(None) => {}
+                Err(_) => return None,
+            }
+        }
+    };
+    if let Ok(Some(())) = tokio::time::timeout(Duration::from_secs(1), reading).await {
+        close(stream, &out).await;
+    }
+}

@@ -1,0 +1,372 @@
+//! One client's conversation, without sockets, clocks or servers: what is forwarded is told to it
+//! message by message, and it says what is true when the server goes away.
+//!
+//! ```text
+//!          ┌──────────── forwarded, received ───────────┐
+//!          ▼                                            │
+//! login ► Open ── server lost ──► Open (nothing was in flight, or it was answered)
+//!          ▲                 ├──► Skipping: the batch had its error, its Sync is still to come
+//!          └── Sync, ROLLBACK└──► Dead: an open transaction was lost; we answer until it is ended
+//! ```
+//! In `Skipping` and `Dead` no server is needed and nothing is forwarded.
+//!
+//! The data path does not go through here byte by byte: [`crate::forward`] passes buffers on and
+//! shows heads only. Not here: waiting, moving, when to give up ([`crate::client`]).
+
+pub mod answers;
+pub mod dead;
+pub mod journal;
+#[cfg(test)]
+mod tests;
+
+use bytes::BytesMut;
+use kornak_protocol::backend;
+use kornak_protocol::error::{ErrorView, Severity};
+use kornak_protocol::frame::Seen;
+use kornak_protocol::frontend;
+use kornak_protocol::params::Parameters;
+use kornak_protocol::pipeline::{Loss, Pipeline, PipelineError, Received, Sent, Unit};
+use kornak_protocol::sqlstate::SqlState;
+use kornak_protocol::txn::{CommandTag, TransactionStatus};
+
+use answers::{Answer, Verdict, put_owed};
+use dead::{After, DeadTransaction};
+use journal::{Journal, Pin};
+
+/// Who answers the client.
+#[derive(Debug)]
+enum Mode {
+    Open,
+    /// Everything up to the next Sync is ignored; it gets ReadyForQuery with this status.
+    Skipping(TransactionStatus),
+    Dead(DeadTransaction),
+}
+
+/// What a server message asks of the shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Pass it on.
+    Pass,
+    /// The server ends this connection; the client must not see it yet.
+    LastWords(SqlState),
+    /// Pass an error on in its place.
+    Replace(Verdict),
+    /// Pass an error on, then it.
+    Precede(Verdict),
+}
+
+/// What a client message in `Skipping` or `Dead` did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answered {
+    /// It was answered or ignored; go on.
+    Stay,
+    /// The session is idle and open again.
+    Open,
+}
+
+/// What becomes of a session whose server was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aftermath {
+    /// It lives on; what it had to be told is in the output.
+    Lives,
+    /// It ends with this error.
+    Ends(Verdict),
+    /// It ends without a word, in the middle of a message.
+    Breaks,
+}
+
+/// One conversation.
+#[derive(Debug)]
+pub struct Session {
+    pipeline: Pipeline,
+    journal: Journal,
+    mode: Mode,
+    /// What the client has been told of its server.
+    told: Parameters,
+    /// A commit is acknowledged that no standby has confirmed (SAFETY.md A13).
+    unconfirmed: bool,
+    /// Errors of ours since they were last counted.
+    errors: Vec<Verdict>,
+}
+
+impl Session {
+    /// A session that has just logged in and was told these parameters.
+    pub fn new(told: Parameters) -> Self {
+        Self {
+            pipeline: Pipeline::new(TransactionStatus::Idle),
+            journal: Journal::default(),
+            mode: Mode::Open,
+            told,
+            unconfirmed: false,
+            errors: Vec::new(),
+        }
+    }
+
+    /// Adds a reason not to move.
+    pub fn pin(&mut self, pin: Pin) {
+        self.journal.pin(pin);
+    }
+
+    /// Why the session cannot be moved.
+    pub fn pinned(&self) -> Option<Pin> {
+        if self.pipeline.is_lost() { Some(Pin::Lost) } else { self.journal.pinned() }
+    }
+
+    /// Whether messages are forwarded, rather than answered here.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        matches!(self.mode, Mode::Open)
+    }
+
+    /// Whether the session is between transactions and owes nothing. The scanners must stand at a
+    /// boundary as well.
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        self.pipeline.movable() && self.is_open()
+    }
+
+    /// Whether the client has said good-bye.
+    pub fn is_terminated(&self) -> bool {
+        self.pipeline.is_terminated()
+    }
+
+    /// Whether the client must not be read before the server has answered.
+    #[inline]
+    pub fn must_wait(&self) -> bool {
+        self.pipeline.must_wait()
+    }
+
+    /// Whether the batches forwarded so far are complete and not all answered: under a closed gate
+    /// nothing more is forwarded until it is known whether a transaction is open.
+    pub fn stands_between_batches(&self) -> bool {
+        self.pipeline.ready_owed() > 0 && !self.pipeline.is_unsynced()
+    }
+
+    /// Whether a transaction block is open or a request in flight.
+    pub fn in_transaction(&self) -> bool {
+        self.pipeline.status() != TransactionStatus::Idle || !self.is_open()
+    }
+
+    /// A client message is forwarded. Answers whether the next ReadyForQuery is owed for it, that
+    /// is, whether a batch ends here.
+    #[inline]
+    pub fn forwarded(&mut self, seen: &Seen<'_>) -> bool {
+        let body = seen.body;
+        let sent = match seen.tag {
+            b'Q' => {
+                let (sql, is_whole) = frontend::query_prefix(body);
+                Sent::Query(self.journal.query(sql, is_whole))
+            }
+            b'P' => match frontend::ParseMessage::parse(body) {
+                Ok(parse) => {
+                    Sent::Parse(self.journal.parse(parse, seen.is_whole().then_some(body)))
+                }
+                Err(_) => self.malformed(Sent::Parse(0)),
+            },
+            b'B' => {
+                match frontend::Bind::parse(body) {
+                    Ok(bind) => self.journal.bind(bind),
+                    Err(_) => self.journal.pin(Pin::Lost),
+                }
+                Sent::Bind(0)
+            }
+            b'E' => match frontend::Execute::parse(body) {
+                Ok(execute) => Sent::Execute(self.journal.execute(execute.portal)),
+                Err(_) => self.malformed(Sent::Execute(UNKNOWN)),
+            },
+            b'C' => match frontend::Target::parse(body) {
+                Ok(target) => Sent::Close(self.journal.close(target)),
+                Err(_) => self.malformed(Sent::Close(0)),
+            },
+            b'D' => Sent::Describe(0),
+            b'S' => Sent::Sync,
+            b'H' => Sent::Flush,
+            b'd' => Sent::CopyData,
+            b'c' => Sent::CopyDone,
+            b'f' => Sent::CopyFail,
+            b'F' => Sent::FunctionCall(UNKNOWN),
+            b'X' => Sent::Terminate,
+            // A password message after the login: the server will refuse it.
+            _ => return false,
+        };
+        self.pipeline.sent(sent);
+        matches!(sent, Sent::Query(_) | Sent::FunctionCall(_) | Sent::Sync)
+    }
+
+    fn malformed(&mut self, sent: Sent) -> Sent {
+        self.journal.pin(Pin::Lost);
+        sent
+    }
+
+    /// A server message arrived.
+    #[inline]
+    pub fn received(&mut self, seen: &Seen<'_>) -> Result<Heard, PipelineError> {
+        match seen.tag {
+            b'E' => {
+                let view = ErrorView::parse_prefix(seen.body);
+                if view.severity().ends_session() {
+                    return Ok(Heard::LastWords(view.sqlstate()));
+                }
+            }
+            b'N' => self.notice(seen.body),
+            b'S' => self.parameter(seen.body),
+            _ => {}
+        }
+        let failed = self.pipeline.error_passed();
+        match self.pipeline.received(seen.tag, seen.body)? {
+            Received::Done(owner) if matches!(seen.tag, b'C' | b'1' | b'3') => {
+                let text = seen.body.strip_suffix(b"\0").unwrap_or(seen.body);
+                let tag = (seen.tag == b'C').then_some(CommandTag(text));
+                self.journal.done(owner, tag);
+                if tag.is_some() && std::mem::take(&mut self.unconfirmed) {
+                    self.errors.push(Verdict::Unknown);
+                    return Ok(Heard::Replace(Verdict::Unknown));
+                }
+            }
+            Received::Ready(status, _) => {
+                self.journal.ready(status, failed);
+                if self.pipeline.movable() {
+                    self.journal.quiet();
+                }
+                if std::mem::take(&mut self.unconfirmed) {
+                    self.errors.push(Verdict::Unknown);
+                    return Ok(Heard::Precede(Verdict::Unknown));
+                }
+            }
+            _ => {}
+        }
+        Ok(Heard::Pass)
+    }
+
+    #[cold]
+    fn notice(&mut self, body: &[u8]) {
+        let view = ErrorView::parse_prefix(body);
+        if view.severity() == Severity::Warning && view.routine == Some(b"SyncRepWaitForLSN") {
+            self.unconfirmed = true;
+        }
+    }
+
+    #[cold]
+    fn parameter(&mut self, body: &[u8]) {
+        if let Ok((name, value)) = backend::parameter_status(body)
+            && self.told.set(name, value).is_err()
+        {
+            self.journal.pin(Pin::TooMuch);
+        }
+    }
+
+    /// The server is gone. `half_told`: the client has received a part of a message that will never
+    /// be whole.
+    pub fn lose_server(&mut self, half_told: bool, out: &mut BytesMut) -> Aftermath {
+        use TransactionStatus::{Failed, Idle};
+        let pipeline = std::mem::replace(&mut self.pipeline, Pipeline::new(Idle));
+        let pinned = if pipeline.is_lost() { Some(Pin::Lost) } else { self.journal.pinned() };
+        self.journal.lost_server();
+        self.unconfirmed = false;
+        if half_told || pipeline.is_terminated() {
+            return Aftermath::Breaks;
+        }
+        if pinned.is_some() || pipeline.copy().is_active() {
+            self.errors.push(Verdict::Ends(pinned));
+            return Aftermath::Ends(Verdict::Ends(pinned));
+        }
+        let in_flight = pipeline.in_flight();
+        let answer = |first, others, status| Answer { first, others, status };
+        let answer = match pipeline.loss() {
+            Loss::Nothing => return Aftermath::Lives,
+            Loss::Retry if !in_flight => {
+                self.mode = Mode::Dead(DeadTransaction::new(false, false));
+                return Aftermath::Lives;
+            }
+            Loss::Harmless => answer(Verdict::NotDone, Verdict::NotDone, Idle),
+            Loss::Retry => answer(Verdict::Retry, Verdict::Dead, Failed),
+            Loss::AlreadyFailed => answer(Verdict::Dead, Verdict::Dead, Failed),
+            Loss::RolledBack => answer(Verdict::Retry, Verdict::NotDone, Idle),
+            Loss::Unknown => answer(Verdict::Unknown, Verdict::Unknown, Idle),
+        };
+        let open = put_owed(&pipeline, answer, out, &mut self.errors);
+        self.mode = match (answer.status, open) {
+            (Idle, false) => Mode::Open,
+            (Idle, true) => Mode::Skipping(Idle),
+            (_, open) => Mode::Dead(DeadTransaction::new(true, open)),
+        };
+        Aftermath::Lives
+    }
+
+    /// Refuses a request that was not forwarded: its first message.
+    pub fn refuse(&mut self, seen: &Seen<'_>, verdict: Verdict, out: &mut BytesMut) {
+        let idle = TransactionStatus::Idle;
+        match seen.tag {
+            b'S' => backend::put_ready_for_query(idle, out),
+            b'H' | b'd' | b'c' | b'f' => {}
+            tag => {
+                verdict.put(out);
+                self.errors.push(verdict);
+                if matches!(tag, b'Q' | b'F') {
+                    backend::put_ready_for_query(idle, out);
+                } else {
+                    self.mode = Mode::Skipping(idle);
+                }
+            }
+        }
+    }
+
+    /// Answers a client message in place of the server.
+    pub fn answer(&mut self, seen: &Seen<'_>, out: &mut BytesMut) -> Answered {
+        let after = match &mut self.mode {
+            Mode::Open => After::Over,
+            Mode::Skipping(status) if seen.tag == b'S' => {
+                backend::put_ready_for_query(*status, out);
+                After::Over
+            }
+            Mode::Skipping(_) => After::Stay,
+            Mode::Dead(dead) => {
+                let (after, error) = dead.on(seen, &mut self.journal, out);
+                self.errors.extend(error);
+                after
+            }
+        };
+        if after == After::Over {
+            self.mode = Mode::Open;
+            return Answered::Open;
+        }
+        Answered::Stay
+    }
+
+    /// What a new server has to be told before anything else; answers how many ReadyForQuery it
+    /// will owe.
+    pub fn put_replay(&self, out: &mut BytesMut) -> usize {
+        self.journal.put_replay(out)
+    }
+
+    /// Whether a new server needs no more than the login.
+    pub fn is_clean(&self) -> bool {
+        self.journal.is_clean()
+    }
+
+    /// The session is on a new server, which reports these parameters: what differs is told.
+    pub fn moved(&mut self, reported: &Parameters, out: &mut BytesMut) {
+        for (name, value) in self.told.diff(reported) {
+            // Both came from a server's message, so they fit into one.
+            let _ = backend::put_parameter_status(name, value, out);
+        }
+        for (name, value) in reported.iter() {
+            if self.told.set(name, value).is_err() {
+                self.journal.pin(Pin::TooMuch);
+            }
+        }
+    }
+
+    /// The server connection was given up while the session was quiet.
+    pub fn detached(&mut self) {
+        self.journal.lost_server();
+    }
+
+    /// Errors of ours since the last call, to be counted.
+    pub fn take_errors(&mut self) -> Vec<Verdict> {
+        std::mem::take(&mut self.errors)
+    }
+}
+
+/// A request of which nothing is known.
+const UNKNOWN: Unit = Unit { fate: kornak_protocol::pipeline::Fate::Unknown, token: 0 };

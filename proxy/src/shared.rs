@@ -1,0 +1,235 @@
+//! What every part of one proxy sees. Nothing here is global: several proxies may share a process.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use kornak_cluster::{GroupId, Topology};
+use kornak_config::ProxySettings;
+use kornak_protocol::params::Parameters;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+use crate::gate::Gate;
+use crate::metrics::Metrics;
+use crate::probe::Prober;
+use crate::registry::{Flags, Registry};
+use crate::standing::{Standing, Standings};
+use crate::verifiers::Verifiers;
+
+/// Logins to one server at once. A mass of sessions that move costs a server 5 to 10 ms each; more
+/// at once would only make each of them slower.
+pub const MAX_LOGINS_PER_SERVER: usize = 64;
+
+/// Kinds of sessions (startup packets) whose parameters are remembered for logins that are answered
+/// while no server is there. An application has a few; 1,024 cost 2 MB.
+const MAX_WELCOMES: usize = 1024;
+
+/// The state of one proxy.
+pub struct Shared {
+    pub settings: ProxySettings,
+    /// Names this proxy in the store and in logs.
+    pub id: String,
+    pub gate: Arc<Gate>,
+    pub registry: Arc<Registry>,
+    pub metrics: Metrics,
+    pub topology: watch::Sender<Arc<Topology>>,
+    pub standings: watch::Sender<Arc<Standings>>,
+    /// What the gate does, for the status page.
+    pub holding: watch::Sender<Holding>,
+    pub prober: Arc<Prober>,
+    pub verifiers: Verifiers,
+    pub client_tls: Option<TlsAcceptor>,
+    /// Grows whenever a connection might have to be given up; sessions look before they start a
+    /// transaction.
+    generation: AtomicU64,
+    /// The proof that was doubted last, by group.
+    doubts: Mutex<HashMap<GroupId, u64>>,
+    doubted: Notify,
+    dialling: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
+    welcomes: Mutex<HashMap<Bytes, (Instant, Parameters)>>,
+    dice: AtomicUsize,
+    /// Why the last thing that a person should know of went wrong.
+    pub trouble: Mutex<HashMap<&'static str, String>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What the gate does.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Holding {
+    /// `open`, `draining`, `switching`, `promoting`.
+    pub phase: &'static str,
+    pub handover: Option<String>,
+    pub attempt: u32,
+    pub acknowledged: bool,
+}
+
+impl Shared {
+    /// A proxy that knows nothing of its cluster yet.
+    pub fn new(
+        settings: ProxySettings,
+        id: String,
+        threads: usize,
+        prober: Prober,
+        client_tls: Option<TlsAcceptor>,
+    ) -> Self {
+        let prober = Arc::new(prober);
+        let verifiers = Verifiers::new(&settings.auth, Arc::clone(&prober));
+        Self {
+            id,
+            gate: Arc::new(Gate::new(threads)),
+            registry: Arc::new(Registry::default()),
+            metrics: Metrics::default(),
+            topology: watch::Sender::new(Arc::new(Topology::default())),
+            standings: watch::Sender::new(Arc::new(Standings::default())),
+            holding: watch::Sender::new(Holding { phase: "open", ..Holding::default() }),
+            prober,
+            verifiers,
+            client_tls,
+            generation: AtomicU64::new(1),
+            doubts: Mutex::new(HashMap::new()),
+            doubted: Notify::new(),
+            dialling: Mutex::new(HashMap::new()),
+            welcomes: Mutex::new(HashMap::new()),
+            dice: AtomicUsize::new(rand::random_range(0..1024)),
+            trouble: Mutex::new(HashMap::new()),
+            settings,
+        }
+    }
+
+    /// The cluster as last seen.
+    pub fn topology(&self) -> Arc<Topology> {
+        Arc::clone(&self.topology.borrow())
+    }
+
+    /// Who serves.
+    pub fn standings(&self) -> Arc<Standings> {
+        Arc::clone(&self.standings.borrow())
+    }
+
+    /// Changes one group's standing; sessions look at their connections if its term ended.
+    pub fn change_standing(&self, group: GroupId, change: impl FnOnce(&mut Standing)) {
+        let mut ended = false;
+        self.standings.send_if_modified(|standings| {
+            let mut next = Standings::clone(standings);
+            let standing = next.0.entry(group).or_default();
+            let before = standing.clone();
+            change(standing);
+            ended = before.term != standing.term;
+            let changed = before != *standing;
+            if changed {
+                *standings = Arc::new(next);
+            }
+            changed
+        });
+        if ended {
+            self.recheck();
+        }
+    }
+
+    /// The cluster has changed.
+    pub fn set_topology(&self, topology: Arc<Topology>) {
+        let mut moved = false;
+        self.topology.send_if_modified(|known| {
+            let leaders = |t: &Topology| -> Vec<_> {
+                t.groups
+                    .iter()
+                    .map(|(id, g)| (*id, g.leader.as_ref().map(|l| l.0.clone())))
+                    .collect()
+            };
+            moved = leaders(known) != leaders(&topology);
+            let changed = **known != *topology;
+            *known = topology;
+            changed
+        });
+        if moved {
+            // A follower may lead now: its sessions belong elsewhere.
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Every session looks whether its server connection may still be used.
+    pub fn recheck(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.registry.raise_all(Flags::RECHECK);
+    }
+
+    /// See [`Shared::recheck`].
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// A session could not use the server that was proven by `proof`.
+    pub fn doubt(&self, group: GroupId, proof: u64) {
+        let mut doubts = self.doubts.lock();
+        let doubt = doubts.entry(group).or_insert(0);
+        if *doubt < proof {
+            *doubt = proof;
+            drop(doubts);
+            self.doubted.notify_waiters();
+        }
+    }
+
+    /// Whether the newest proof of a group is doubted.
+    pub fn is_doubted(&self, group: GroupId) -> bool {
+        let proof = self.standings.borrow().proof(group);
+        self.doubts.lock().get(&group).is_some_and(|doubt| *doubt >= proof)
+    }
+
+    /// Completes at the next doubt.
+    pub fn doubted(&self) -> tokio::sync::futures::Notified<'_> {
+        self.doubted.notified()
+    }
+
+    /// The queue of logins to one server.
+    pub fn queue_of(&self, server: &Arc<str>) -> Arc<Semaphore> {
+        let mut dialling = self.dialling.lock();
+        let queue = dialling.entry(Arc::clone(server));
+        Arc::clone(queue.or_insert_with(|| Arc::new(Semaphore::new(MAX_LOGINS_PER_SERVER))))
+    }
+
+    /// What a session with this startup packet was told at login, if one was lately.
+    pub fn welcome(&self, startup: &Bytes) -> Option<Parameters> {
+        self.welcomes.lock().get(startup).map(|(_, params)| params.clone())
+    }
+
+    /// Remembers it.
+    pub fn remember_welcome(&self, startup: &Bytes, params: &Parameters) {
+        let mut welcomes = self.welcomes.lock();
+        if let Some((when, _)) = welcomes.get(startup)
+            && when.elapsed().as_secs() < 5
+        {
+            return;
+        }
+        if welcomes.len() >= MAX_WELCOMES {
+            let oldest = welcomes.iter().min_by_key(|(_, (when, _))| *when);
+            if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+                welcomes.remove(&key);
+            }
+        }
+        welcomes.insert(startup.clone(), (Instant::now(), params.clone()));
+    }
+
+    /// The next turn, for balancing.
+    pub fn dice(&self) -> usize {
+        self.dice.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Notes a trouble by its place, or that it is over.
+    pub fn set_trouble(&self, place: &'static str, what: Option<String>) {
+        let mut troubles = self.trouble.lock();
+        match what {
+            Some(what) => troubles.insert(place, what),
+            None => troubles.remove(place),
+        };
+    }
+}

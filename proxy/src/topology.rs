@@ -1,0 +1,121 @@
+//! What the proxy knows of its cluster: followed in the store, or asked of the servers.
+//!
+//! Merging is pure and never walks back: a group's leadership is replaced only by one that is not
+//! older. Terms of different stores cannot be compared (a restore, a move to another etcd); then the
+//! store is read linearizably before anything is believed (SAFETY.md A12).
+
+pub mod by_asking;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::topology::Group;
+use kornak_cluster::{GroupId, Scope, Topology};
+use kornak_dcs::keys::{self, Keys};
+use kornak_dcs::{Dcs, Reach, View};
+use tokio_util::sync::CancellationToken;
+
+use crate::shared::Shared;
+
+/// Pause before a linearizable read that failed is made again.
+const READ_PAUSE: Duration = Duration::from_millis(500);
+
+/// What a view of the store does to what is known.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Merged {
+    /// The new truth.
+    Known(Topology),
+    /// It comes from another store: ask it again, linearizably.
+    Doubt,
+}
+
+/// Everything a proxy needs of a view, without looking at what was known before.
+pub fn read(scope: &Scope, view: &View) -> (Topology, Vec<String>) {
+    let mut topology = Topology { revision: view.revision, ..Topology::default() };
+    let mut unreadable = Vec::new();
+    let found = keys::groups(scope, view);
+    let is_citus = found.iter().any(Option::is_some);
+    for group in found.into_iter().filter(|group| group.is_some() == is_citus) {
+        let id = group.unwrap_or(GroupId::COORDINATOR);
+        let scope = Scope { group, ..scope.clone() };
+        let state = Keys::new(&scope).state(view);
+        topology.groups.insert(id, Arc::new(Group::from_state(id, &state)));
+        topology.handover.clone_from(&state.handover);
+        topology.handover_revision = state.handover_revision;
+        unreadable.extend(state.unreadable);
+    }
+    unreadable.sort();
+    unreadable.dedup();
+    (topology, unreadable)
+}
+
+/// Takes a newer reading in, unless a leadership in it is older than the one known. `certain`: it
+/// was read linearizably, so that another store is believed.
+pub fn merge(known: &Topology, mut new: Topology, certain: bool) -> Merged {
+    for (id, group) in &mut new.groups {
+        let Some(before) = known.groups.get(id) else { continue };
+        let (Some((_, old_epoch)), Some((_, epoch))) = (&before.leader, &group.leader) else {
+            continue;
+        };
+        match epoch.is_older_than(*old_epoch) {
+            Some(false) => {}
+            Some(true) => *group = Arc::clone(before),
+            None if certain => {}
+            None => return Merged::Doubt,
+        }
+    }
+    for (id, before) in &known.groups {
+        // A group whose keys have all expired is still there.
+        new.groups
+            .entry(*id)
+            .or_insert_with(|| Arc::new(Group { leader: None, ..Group::clone(before) }));
+    }
+    Merged::Known(new)
+}
+
+/// Follows the store until told to stop.
+pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationToken) {
+    let scope = shared.settings.scope.whole();
+    let root = scope.root();
+    let mut follow = store.follow(&root);
+    let mut named: Vec<String> = Vec::new();
+    loop {
+        let view = follow.current();
+        if view.reach != Reach::Never {
+            let (new, unreadable) = read(&scope, &view);
+            for key in unreadable.iter().filter(|key| !named.contains(key)) {
+                tracing::warn!(%key, "value makes no sense, ignored");
+            }
+            named = unreadable;
+            let lost = view.reach == Reach::Lost;
+            shared.set_trouble("store", lost.then(|| "the store does not answer".to_owned()));
+            match merge(&shared.topology(), new, false) {
+                Merged::Known(topology) => shared.set_topology(Arc::new(topology)),
+                Merged::Doubt => {
+                    if !ask_again(&shared, &store, &scope, &root).await {
+                        tokio::select! {
+                            () = tokio::time::sleep(READ_PAUSE) => continue,
+                            () = stop.cancelled() => return,
+                        }
+                    }
+                }
+            }
+        }
+        tokio::select! {
+            () = follow.changed() => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn ask_again(shared: &Shared, store: &Arc<dyn Dcs>, scope: &Scope, root: &str) -> bool {
+    let Ok(view) = store.range(root).await else { return false };
+    let (new, _) = read(scope, &view);
+    tracing::warn!("the store is another one than before; its leaders have to prove themselves");
+    if let Merged::Known(topology) = merge(&shared.topology(), new, true) {
+        shared.set_topology(Arc::new(topology));
+    }
+    true
+}

@@ -1,0 +1,202 @@
+//! Without a store: roles are found by asking the servers of a list.
+//!
+//! There is no term of leadership to go by, so a new primary is accepted only if it is of the same
+//! cluster and on a higher timeline than the last one, or is the same server; two that both accept
+//! writes on the same timeline leave everything as it was and raise an alarm. Safety sentences 1 and
+//! 5 are not promised in this mode (SAFETY.md A12).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use kornak_cluster::topology::Group;
+use kornak_cluster::{Epoch, GroupId, Lsn, Node, NodeRole, Timeline, Topology};
+use kornak_config::proxy::StaticMember;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::{Address, Connected};
+use crate::probe::{Facts, Prober};
+use crate::shared::Shared;
+
+/// Pause between two rounds while all is well.
+const CALM: Duration = Duration::from_secs(1);
+
+/// Pause while there is no primary.
+const SEEKING: Duration = Duration::from_millis(50);
+
+/// Time for one server's answer.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
+/// What the list of servers shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// This one is primary.
+    Primary(String),
+    /// Nobody accepts writes.
+    Nobody,
+    /// Two of them do, and nothing tells them apart.
+    Ambiguous(String, String),
+}
+
+/// The last primary that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    pub name: String,
+    pub timeline: Option<Timeline>,
+    pub identifier: Option<String>,
+}
+
+/// Finds the primary among what servers say of themselves. Pure.
+pub fn find(said: &BTreeMap<String, Facts>, last: Option<&Accepted>) -> Finding {
+    let eligible = |(name, facts): &(&String, &Facts)| {
+        let Some(last) = last else { return !facts.in_recovery };
+        let higher = match (facts.instance.timeline, last.timeline) {
+            (Some(now), Some(before)) => now > before,
+            _ => false,
+        };
+        let follows = facts.instance.may_follow(last.identifier.as_deref(), last.timeline);
+        !facts.in_recovery && follows && (higher || **name == last.name)
+    };
+    let mut writable: Vec<_> = said.iter().filter(eligible).collect();
+    writable.sort_by_key(|(_, facts)| facts.instance.timeline);
+    match (writable.pop(), writable.pop()) {
+        (Some((a, first)), Some((b, second)))
+            if first.instance.timeline == second.instance.timeline =>
+        {
+            Finding::Ambiguous(a.clone(), b.clone())
+        }
+        (Some((name, _)), _) => Finding::Primary(name.clone()),
+        (None, _) => Finding::Nobody,
+    }
+}
+
+/// Asks the servers until told to stop.
+pub async fn run(shared: Arc<Shared>, members: Vec<StaticMember>, stop: CancellationToken) {
+    if !shared.prober.can_ask() {
+        believe(&shared, &members);
+        return;
+    }
+    let mut askers: Vec<Asker> = members.into_iter().map(Asker::new).collect();
+    let mut last: Option<Accepted> = None;
+    let mut terms = 0;
+    loop {
+        let answers = join_all(askers.iter_mut().map(|asker| asker.ask(&shared.prober))).await;
+        let names = askers.iter().map(|asker| asker.member.name.clone());
+        let said: BTreeMap<String, Facts> =
+            names.zip(answers).filter_map(|(name, facts)| Some((name, facts?))).collect();
+        let finding = find(&said, last.as_ref());
+        let seeking = !matches!(finding, Finding::Primary(_));
+        shared.set_trouble("static", None);
+        match finding {
+            Finding::Primary(name) => {
+                let facts = said.get(&name);
+                let instance = facts.map(|facts| facts.instance.clone()).unwrap_or_default();
+                let (timeline, identifier) = (instance.timeline, instance.system_identifier);
+                let accepted = Accepted { name, timeline, identifier };
+                if last.as_ref() != Some(&accepted) {
+                    terms += 1;
+                    tracing::info!(node = %accepted.name, "found the primary");
+                    last = Some(accepted);
+                }
+            }
+            Finding::Nobody => {}
+            Finding::Ambiguous(a, b) => {
+                let text = format!("both {a} and {b} accept writes on the same timeline");
+                tracing::error!(node = %a, other = %b, "two servers accept writes on one timeline");
+                shared.set_trouble("static", Some(text));
+            }
+        }
+        shared.set_topology(Arc::new(topology(&askers, &said, last.as_ref(), terms)));
+        let pause = if seeking { SEEKING } else { CALM };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shared.doubted() => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+fn topology(
+    askers: &[Asker],
+    said: &BTreeMap<String, Facts>,
+    last: Option<&Accepted>,
+    terms: u64,
+) -> Topology {
+    let leader = last.map(|last| last.name.as_str());
+    let written: Option<Lsn> = leader.and_then(|name| said.get(name)?.lsn);
+    let nodes = askers.iter().map(|Asker { member, .. }| {
+        let facts = said.get(&member.name);
+        let leads = leader == Some(member.name.as_str());
+        let replayed = facts.and_then(|facts| facts.lsn);
+        let lag_bytes = written.zip(replayed).map(|(w, r)| w.bytes_ahead_of(r));
+        let node = node_of(member, leads, facts.is_some(), lag_bytes);
+        (member.name.clone(), node)
+    });
+    let group = Group {
+        nodes: nodes.collect(),
+        leader: leader.map(|name| (name.to_owned(), Epoch { store: 0, revision: terms })),
+        system_identifier: last.and_then(|last| last.identifier.clone()),
+    };
+    let groups = [(GroupId::COORDINATOR, Arc::new(group))].into();
+    Topology { groups, ..Topology::default() }
+}
+
+fn node_of(member: &StaticMember, leads: bool, running: bool, lag_bytes: Option<u64>) -> Node {
+    Node {
+        name: member.name.clone(),
+        group: GroupId::COORDINATOR,
+        host: member.host.clone(),
+        port: member.port,
+        role: if leads { NodeRole::Primary } else { NodeRole::Standby },
+        running,
+        says_primary: leads,
+        lag_bytes,
+        noloadbalance: false,
+        timeline: None,
+        api_base: String::new(),
+    }
+}
+
+/// Nobody may be asked (no `auth.user`): the first member of the list counts as the primary.
+fn believe(shared: &Shared, members: &[StaticMember]) {
+    let nodes = members
+        .iter()
+        .enumerate()
+        .map(|(n, member)| (member.name.clone(), node_of(member, n == 0, true, None)));
+    let leader = members.first().map(|m| (m.name.clone(), Epoch { store: 0, revision: 1 }));
+    let group = Group { nodes: nodes.collect(), leader, system_identifier: None };
+    if members.len() > 1 {
+        let what =
+            "roles cannot be asked for without auth.user: the first member counts as primary";
+        shared.set_trouble("static", Some(what.to_owned()));
+        tracing::warn!("roles cannot be asked for without auth.user");
+    }
+    let groups = [(GroupId::COORDINATOR, Arc::new(group))].into();
+    shared.set_topology(Arc::new(Topology { groups, ..Topology::default() }));
+}
+
+struct Asker {
+    member: StaticMember,
+    connected: Option<Connected>,
+}
+
+impl Asker {
+    fn new(member: StaticMember) -> Self {
+        Self { member, connected: None }
+    }
+
+    async fn ask(&mut self, prober: &Prober) -> Option<Facts> {
+        if let Some(mut connected) = self.connected.take()
+            && let Ok(facts) = Prober::look(&mut connected, LOOK_LIMIT).await
+        {
+            self.connected = Some(connected);
+            return Some(facts);
+        }
+        let at = Address { host: self.member.host.clone(), port: self.member.port };
+        let mut connected = prober.connect(&at, LOOK_LIMIT).await.ok()?;
+        let facts = Prober::look(&mut connected, LOOK_LIMIT).await.ok()?;
+        self.connected = Some(connected);
+        Some(facts)
+    }
+}
