@@ -3,10 +3,11 @@
 //! Data lies in a scratch directory and survives a restart. Elections are fast, for everything is
 //! on one machine: a heartbeat of 50 ms and an election timeout of 500 ms.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use super::port::Port;
@@ -19,8 +20,17 @@ use super::wait::until;
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
+    tls: Option<TlsFiles>,
     // After the members, so that they are gone before their directory.
     scratch: Scratch,
+}
+
+/// PEM files with which members speak TLS to clients, and ask for certificates of theirs.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    pub ca: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Debug)]
@@ -37,6 +47,21 @@ impl Etcd {
     /// # Panics
     /// When that takes more than 30 s.
     pub async fn start(members: usize) -> Result<Self> {
+        let mut etcd = Self::new(members, None);
+        etcd.start_all()?;
+        etcd.healthy(Duration::from_secs(30)).await;
+        Ok(etcd)
+    }
+
+    /// Starts one member that lets only clients with certificates in. Waiting until it answers is
+    /// left to the caller, who has one.
+    pub fn start_with_tls(tls: TlsFiles) -> Result<Self> {
+        let mut etcd = Self::new(1, Some(tls));
+        etcd.start_all()?;
+        Ok(etcd)
+    }
+
+    fn new(members: usize, tls: Option<TlsFiles>) -> Self {
         let members = (0..members)
             .map(|index| Member {
                 name: format!("etcd{index}"),
@@ -45,10 +70,7 @@ impl Etcd {
                 process: None,
             })
             .collect();
-        let mut etcd = Self { members, scratch: Scratch::new("etcd") };
-        etcd.start_all()?;
-        etcd.healthy(Duration::from_secs(30)).await;
-        Ok(etcd)
+        Self { members, tls, scratch: Scratch::new("etcd") }
     }
 
     /// `host:port` of each member's client port.
@@ -80,7 +102,8 @@ impl Etcd {
         if member.process.is_some() {
             return Ok(());
         }
-        let client = format!("http://{}", member.client.address());
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://{}", member.client.address());
         let peer = format!("http://{}", member.peer.address());
         let mut command = Command::new("etcd");
         command
@@ -93,6 +116,10 @@ impl Etcd {
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
             .args(["--logger", "zap", "--log-level", "warn"])
             .current_dir("/");
+        if let Some(tls) = &self.tls {
+            command.arg("--trusted-ca-file").arg(&tls.ca).arg("--client-cert-auth");
+            command.arg("--cert-file").arg(&tls.certificate).arg("--key-file").arg(&tls.key);
+        }
         let log = self.scratch.join(&format!("{}.log", member.name));
         member.process = Some(Process::spawn(&member.name, command, &log)?);
         Ok(())
@@ -137,6 +164,21 @@ impl Etcd {
             })
             .await;
         }
+    }
+
+    /// Runs `etcdctl` against the first member that runs, and answers with what it printed.
+    pub async fn ctl(&self, args: &[&str]) -> Result<String> {
+        let member = self.members.iter().find(|member| member.process.is_some());
+        let endpoint = member.context("no member runs")?.client.address();
+        let output = tokio::process::Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &endpoint])
+            .args(args)
+            .output()
+            .await
+            .context("run etcdctl")?;
+        ensure!(output.status.success(), "etcdctl: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The test has passed, nothing needs to be kept.
