@@ -26,7 +26,7 @@ pub(crate) struct Shown<'a> {
 /// The state in Patroni's words.
 fn state(snapshot: &Snapshot) -> MemberState {
     match (snapshot.job, &snapshot.server) {
-        (Some(Job::Bootstrap), Server::Stopped) => MemberState::Initializing,
+        (Some(Job::Bootstrap), _) => MemberState::Initializing,
         (Some(Job::Clone | Job::Reinitialize), Server::Stopped) => MemberState::CreatingReplica,
         (Some(Job::Restart), Server::Stopped | Server::Starting { .. }) => MemberState::Restarting,
         (Some(Job::Demote), Server::Primary(_)) => MemberState::Stopping,

@@ -90,6 +90,11 @@ impl Driver {
         let mut observed = self.ctx.observation.clone();
         let mut held = self.ctx.keeper.subscribe();
         let mut process = self.ctx.guard.watch();
+        // Nothing may be decided about a data directory that has not been looked at.
+        tokio::select! {
+            () = stop.cancelled() => return End::Stopped,
+            _ = observed.wait_for(|seen| seen.at > kornak_cluster::Moment::default()) => {}
+        }
         loop {
             view.borrow_and_update();
             observed.borrow_and_update();

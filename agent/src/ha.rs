@@ -39,7 +39,7 @@ const BROKEN_AFTER: Duration = Duration::from_secs(5);
 const RACE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Between two looks of a candidate whose last bytes of WAL are on their way.
-const LOOK_PAUSE: Duration = Duration::from_millis(10);
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Chooses the one next step for this node.
 pub fn decide(s: &Snapshot) -> Decision {
@@ -146,7 +146,7 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
             decision(Action::Rejoin { leader: Some(leader.name.clone()) }, Why::ServerDown, s)
         }
         // The key bears our name and is not proven ours: the keeper finds out, or it expires.
-        (Lease::None, Some(_)) => wait(s, Why::LeaseUnproven),
+        (Lease::None, Some(_)) => wait(s, Why::LeaseBeingProven),
         (Lease::None, None) => decision(Action::Rejoin { leader: None }, Why::WaitingForLeader, s),
     }
 }
@@ -206,7 +206,7 @@ fn standby(s: &Snapshot, facts: &StandbyFacts) -> Decision {
         return race(s, standing);
     };
     if leader.name == s.me {
-        return wait(s, Why::LeaseUnproven);
+        return wait(s, Why::LeaseBeingProven);
     }
     follow(s, facts, &leader.name)
 }
@@ -272,7 +272,7 @@ fn primary(s: &Snapshot, facts: &PrimaryFacts) -> Decision {
         }
         _ if paused(s) => wait(s, Why::Paused),
         // The guard, armed by whoever started this primary, bounds how long this may last.
-        _ => wait(s, Why::LeaseUnproven),
+        _ => wait(s, Why::LeaseBeingProven),
     }
 }
 

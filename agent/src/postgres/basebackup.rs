@@ -103,7 +103,7 @@ impl Postgres {
         let replication = &self.settings().replication;
         let mut words = conninfo_words(replication, &passfile, &source.host, source.port);
         // Not the member's name: a copy under way must never pass for a synchronous standby.
-        words.push(("application_name", format!("{} clone", sql::APPLICATION_PREFIX)));
+        words.push(("application_name", format!("{} clone", super::sql::APPLICATION_PREFIX)));
         let given = |name: &str| options.iter().any(|option| option.name == name);
         let mut command = self.tool("pg_basebackup");
         command.arg("-D").arg(dir).arg("--no-password").arg("-d").arg(join_conninfo(&words));

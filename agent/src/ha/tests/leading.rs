@@ -30,10 +30,10 @@ fn a_primary_is_stopped_at_once_when_another_leads() {
 
 #[test]
 fn a_primary_whose_key_is_not_proven_leaves_its_end_to_the_guard() {
-    check(&Snapshot { lease: Lease::None, ..primary() }, Action::Wait, Why::LeaseUnproven);
+    check(&Snapshot { lease: Lease::None, ..primary() }, Action::Wait, Why::LeaseBeingProven);
     let lost = Store::Lost { since: now() };
     let s = Snapshot { lease: Lease::None, store: lost, ..primary() };
-    check(&s, Action::Wait, Why::LeaseUnproven);
+    check(&s, Action::Wait, Why::LeaseBeingProven);
 }
 
 #[test]
@@ -98,8 +98,8 @@ fn a_winner_that_was_frozen_past_its_lease_is_not_promoted() {
 #[test]
 fn a_key_that_bears_our_name_is_no_leadership() {
     // A2.3, A2.5: an acquisition without an answer, or a twin with our name.
-    check(&Snapshot { lease: Lease::None, ..winner() }, Action::Wait, Why::LeaseUnproven);
-    check(&Snapshot { lease: Lease::None, ..crashed_leader() }, Action::Wait, Why::LeaseUnproven);
+    check(&Snapshot { lease: Lease::None, ..winner() }, Action::Wait, Why::LeaseBeingProven);
+    check(&Snapshot { lease: Lease::None, ..crashed_leader() }, Action::Wait, Why::LeaseBeingProven);
 }
 
 #[test]
