@@ -79,6 +79,14 @@ pub fn load_operator(
     loaded(document, Some(settings)).map(|loaded| loaded.settings)
 }
 
+/// Reads one YAML value as this crate reads files: `on` is true, `0600` is octal.
+///
+/// # Errors
+/// What is wrong, with the line.
+pub fn parse_yaml(text: &str) -> Result<serde_json::Value, Problem> {
+    yaml::parse_strictly(text)
+}
+
 /// Which program a file is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

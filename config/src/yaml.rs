@@ -106,6 +106,17 @@ pub(crate) fn parse_value(text: &str) -> Value {
         .map_or_else(|_| Value::from(text), |node| Tree::default().take("", "", node))
 }
 
+/// One value; text that is no YAML is refused.
+pub(crate) fn parse_strictly(text: &str) -> Result<Value, Problem> {
+    serde_saphyr::from_str_with_options::<Option<Node>>(text, options())
+        .map(|node| node.map_or(Value::Null, |node| Tree::default().take("", "", node)))
+        .map_err(|error| Problem {
+            place: Place { source: "YAML".to_owned(), line: error.location().map(|at| at.line()) },
+            key: String::new(),
+            message: first_line(&error),
+        })
+}
+
 /// `a.b` from `a` and `b`.
 pub(crate) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }

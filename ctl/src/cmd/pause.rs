@@ -1,0 +1,87 @@
+//! `kornak pause` and `kornak resume`: maintenance mode, a key of the dynamic configuration.
+
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use clap::Args;
+use hyper::Method;
+use kornak_cluster::GroupId;
+use serde_json::json;
+
+use crate::output::say;
+use crate::target::{Global, Target};
+
+#[derive(Debug, Args)]
+pub struct PauseArgs {
+    cluster_name: Option<String>,
+    #[arg(long, value_parser = super::group)]
+    group: Option<GroupId>,
+    /// Wait until every member has noticed.
+    #[arg(long)]
+    wait: bool,
+}
+
+/// The longest that members may take to notice.
+const NOTICE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Turns maintenance mode on or off.
+///
+/// # Errors
+/// It is on or off already, or no member could be asked.
+pub async fn run(global: &Global, args: &PauseArgs, on: bool) -> anyhow::Result<()> {
+    let target = Target::find(global, args.cluster_name.as_deref())?;
+    let number = args.group.or(target.own_group);
+    let group = target.read_one(number).await?;
+    if group.pause == on {
+        bail!("Cluster is {} paused", if on { "already" } else { "not" });
+    }
+    let body = json!({"pause": on.then_some(true)});
+    let leader = group.leader();
+    let others = group.members.iter().filter(|member| Some(*member) != leader);
+    let mut failed = anyhow!("the cluster has no members");
+    let mut done = false;
+    for member in leader.into_iter().chain(others) {
+        match target.act(member, Method::PATCH, "/config", Some(&body)).await {
+            Ok(answer) if answer.status == 200 => {
+                done = true;
+                break;
+            }
+            Ok(answer) => failed = anyhow!("{}: {}, {}", member.name, answer.status, answer.text()),
+            Err(error) => {
+                failed = anyhow::Error::new(error).context(format!("ask {}", member.name));
+            }
+        }
+    }
+    if !done {
+        return Err(failed);
+    }
+    if args.wait {
+        let word = if on { "pause" } else { "resume" };
+        say(&format!("'{word}' request sent, waiting until it is recognized by all nodes"));
+        wait(&target, number, on).await?;
+    }
+    say(&format!("Success: cluster management is {}", if on { "paused" } else { "resumed" }));
+    Ok(())
+}
+
+async fn wait(target: &Target, number: Option<GroupId>, on: bool) -> anyhow::Result<()> {
+    let noticed = async {
+        loop {
+            let group = target.read_one(number).await?;
+            let mut all = true;
+            for member in &group.members {
+                let status = target.status(member).await;
+                let paused = status.ok().and_then(|status| status.get("pause")?.as_bool());
+                all &= paused.unwrap_or(false) == on;
+            }
+            if all {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    match tokio::time::timeout(NOTICE_LIMIT, noticed).await {
+        Ok(outcome) => outcome,
+        Err(_) => bail!("not every member has noticed within {} s", NOTICE_LIMIT.as_secs()),
+    }
+}

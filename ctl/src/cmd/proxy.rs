@@ -1,0 +1,43 @@
+//! `kornak proxy FILE`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use kornak_config::proxy::Source;
+
+use crate::signals;
+
+#[derive(Debug, Args)]
+pub struct ProxyArgs {
+    /// The proxy's YAML.
+    file: PathBuf,
+}
+
+/// Runs until SIGTERM or SIGINT, then lets running transactions finish.
+///
+/// # Errors
+/// The file is wrong, or the proxy cannot start.
+pub fn run(args: &ProxyArgs) -> anyhow::Result<()> {
+    let environment: Vec<(String, String)> = std::env::vars().collect();
+    let loaded = kornak_config::load_proxy(Some(&args.file), &environment)?;
+    let settings = loaded.settings;
+    crate::logging::start(&settings.log, None)?;
+    for warning in &loaded.warnings {
+        tracing::warn!(why = warning.as_str(), "configuration");
+    }
+    crate::store::install_tls();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let stop = signals::stop_token()?;
+        let store = match &settings.source {
+            Source::Dcs(store) => Some(crate::store::connect(store)?),
+            Source::Static { .. } | Source::Rest { .. } => None,
+        };
+        super::watch_file(Some(args.file.clone()), stop.clone())?;
+        let running = kornak_proxy::start(settings, store, stop).await?;
+        signals::ready();
+        running.join.await??;
+        Ok(())
+    })
+}

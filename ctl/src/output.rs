@@ -1,0 +1,71 @@
+//! What the operator sees, and is asked.
+//!
+//! Written by hand instead of `println!`, which would panic when the reader of a pipe has gone:
+//! `kornak list | head -1` is a normal thing to do. Prompts are click's, for scripts answer them.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use anyhow::bail;
+
+/// One or more lines to standard output; a reader that is gone is no error.
+pub fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}");
+    let _ = out.flush();
+}
+
+/// Clears the screen, if it is one.
+pub fn clear() {
+    let mut out = std::io::stdout().lock();
+    if out.is_terminal() {
+        let _ = write!(out, "\x1b[2J\x1b[1;1H");
+    }
+}
+
+/// Asks for a text; an empty answer means `default`, without one the question comes again.
+///
+/// # Errors
+/// The input has ended.
+pub fn prompt(question: &str, default: Option<&str>) -> anyhow::Result<String> {
+    let shown = default.map_or_else(String::new, |default| format!(" [{default}]"));
+    loop {
+        let answer = ask(&format!("{question}{shown}: "))?;
+        match (answer.is_empty(), default) {
+            (false, _) => return Ok(answer),
+            (true, Some(default)) => return Ok(default.to_owned()),
+            (true, None) => {}
+        }
+    }
+}
+
+/// Asks for yes or no; an empty answer means no.
+///
+/// # Errors
+/// The input has ended.
+pub fn confirm(question: &str) -> anyhow::Result<bool> {
+    loop {
+        match ask(&format!("{question} [y/N]: "))?.to_ascii_lowercase().as_str() {
+            "y" | "yes" => return Ok(true),
+            "" | "n" | "no" => return Ok(false),
+            _ => say("Error: invalid input"),
+        }
+    }
+}
+
+fn ask(question: &str) -> anyhow::Result<String> {
+    {
+        let mut out = std::io::stdout().lock();
+        let _ = write!(out, "{question}");
+        let _ = out.flush();
+    }
+    let mut answer = String::new();
+    if std::io::stdin().lock().read_line(&mut answer)? == 0 {
+        bail!("aborted: no answer to read; --force asks nothing");
+    }
+    Ok(answer.trim().to_owned())
+}
+
+/// What went wrong, to standard error.
+pub fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}

@@ -1,0 +1,349 @@
+//! patronictl's output: the bordered table with the title in its border, JSON, YAML and TSV. Pure.
+//!
+//! Scripts parse this, so columns, order, alignment and wording are Patroni 4.1's.
+
+mod table;
+#[cfg(test)]
+mod tests;
+
+use clap::ValueEnum;
+use kornak_cluster::HistoryEntry;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::view::{ClusterView, GroupView, MemberView, Position};
+pub use table::{Align, Table};
+
+/// `-f`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    #[default]
+    Pretty,
+    Tsv,
+    Json,
+    Yaml,
+    Yml,
+}
+
+impl Format {
+    fn is_for_people(self) -> bool {
+        self == Self::Pretty
+    }
+}
+
+/// Longest explanation of a pending restart that is shown in a table.
+const LONGEST_REASON: usize = 50;
+
+/// Default port of PostgreSQL: hosts are shown without it.
+const USUAL_PORT: u16 = 5432;
+
+/// The list of members, with what is planned below it. `group`: only this group was asked for.
+pub fn members(cluster: &ClusterView, extended: bool, format: Format) -> String {
+    let shown = Shown::new(cluster, extended);
+    let single = cluster.citus && cluster.groups.len() == 1;
+    let mut columns = vec!["Cluster"];
+    if cluster.citus {
+        columns.push("Group");
+    }
+    columns.extend(["Member", "Host", "Role", "State", "TL"]);
+    columns.extend(["Receive LSN", "Receive Lag", "Replay LSN", "Replay Lag"]);
+    columns.extend(shown.pending.then_some("Pending restart"));
+    columns.extend(shown.reason.then_some("Pending restart reason"));
+    columns.extend(shown.scheduled.then_some("Scheduled restart"));
+    columns.extend(shown.tags.then_some("Tags"));
+
+    let rows = cluster.groups.iter().flat_map(|group| {
+        group.members.iter().map(|member| row(cluster, group, member, &shown, &columns, format))
+    });
+    let rows: Vec<Vec<Value>> = rows.collect();
+    match format {
+        Format::Json => python_json(&Value::Array(objects(&columns, &rows))),
+        Format::Yaml | Format::Yml => yaml(&Value::Array(objects(&columns, &rows))),
+        Format::Tsv => tsv(&columns, &rows),
+        Format::Pretty => {
+            let skip = if single { 2 } else { 1 };
+            let mut table = Table::new(title(cluster));
+            for column in columns.iter().skip(skip) {
+                let right = matches!(*column, "Group" | "TL") || column.starts_with("Re");
+                let name = if column.ends_with(" Lag") { "Lag" } else { column };
+                table.column(name, if right { Align::Right } else { Align::Left });
+            }
+            for row in rows {
+                table.row(row.iter().skip(skip).map(plain).collect());
+            }
+            let mut text = table.print();
+            for group in &cluster.groups {
+                let notes = service_info(group);
+                if notes.is_empty() {
+                    continue;
+                }
+                if let (true, false, Some(group)) = (cluster.citus, single, group.group) {
+                    text.push_str(&format!("\nCitus group: {group}"));
+                }
+                text.push_str(&format!("\n {}", notes.join("\n ")));
+            }
+            text
+        }
+    }
+}
+
+/// Which of the optional columns there are: those that somebody needs.
+struct Shown {
+    pending: bool,
+    reason: bool,
+    scheduled: bool,
+    tags: bool,
+    port: bool,
+}
+
+impl Shown {
+    fn new(cluster: &ClusterView, extended: bool) -> Self {
+        let all = || {
+            let members = cluster.groups.iter().flat_map(|group| &group.members);
+            members.filter(|member| !member.host.is_empty())
+        };
+        let any = |has: fn(&MemberView) -> bool| extended || all().any(has);
+        let mut hosts: Vec<&str> = all().map(|member| member.host.as_str()).collect();
+        let count = hosts.len();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let odd = all().any(|member| member.port.is_some_and(|port| port != USUAL_PORT));
+        Self {
+            pending: any(|member| member.pending_restart),
+            reason: any(|member| !member.pending_restart_reason.is_empty()),
+            scheduled: any(|member| member.scheduled_restart.is_some()),
+            tags: any(|member| !member.tags.is_empty()),
+            port: odd || hosts.len() < count,
+        }
+    }
+}
+
+fn row(
+    cluster: &ClusterView,
+    group: &GroupView,
+    member: &MemberView,
+    shown: &Shown,
+    columns: &[&str],
+    format: Format,
+) -> Vec<Value> {
+    let host = match member.port.filter(|_| shown.port && !member.host.is_empty()) {
+        Some(port) => format!("{}:{port}", member.host),
+        None => member.host.clone(),
+    };
+    let lsn = |position: &Option<Position>| position.as_ref().map_or("", |found| &found.lsn).into();
+    let lag = |position: &Option<Position>| match position {
+        None => Value::from(""),
+        Some(Position { lag_bytes: None, .. }) => Value::from("unknown"),
+        Some(Position { lag_bytes: Some(bytes), .. }) => Value::from(megabytes(*bytes)),
+    };
+    let cell = |column: &&str| match *column {
+        "Cluster" => Value::from(cluster.name.as_str()),
+        "Group" => group.group.map_or(0, |group| group.0).into(),
+        "Member" => member.name.as_str().into(),
+        "Host" => host.as_str().into(),
+        "Role" => title_case(&member.role).into(),
+        "State" => member.state.as_str().into(),
+        "TL" => member.timeline.map_or_else(|| "".into(), Value::from),
+        "Receive LSN" => lsn(&member.receive),
+        "Receive Lag" => lag(&member.receive),
+        "Replay LSN" => lsn(&member.replay),
+        "Replay Lag" => lag(&member.replay),
+        "Pending restart" => if member.pending_restart { "*" } else { "" }.into(),
+        "Pending restart reason" => reason(member, format).into(),
+        "Scheduled restart" => member.scheduled_restart.as_deref().unwrap_or_default().into(),
+        "Tags" => tags(member, format),
+        _ => Value::from(""),
+    };
+    columns.iter().map(cell).collect()
+}
+
+/// Rounded as Python rounds: half to even.
+fn megabytes(bytes: u64) -> u64 {
+    (bytes as f64 / 1_048_576.0).round_ties_even() as u64
+}
+
+fn reason(member: &MemberView, format: Format) -> String {
+    let line = |(name, old, new): &(String, String, String)| {
+        let full = format!("{name}: {old}->{new}");
+        if format.is_for_people() && full.chars().count() > LONGEST_REASON {
+            format!("{name}: [hidden - too long]")
+        } else {
+            full
+        }
+    };
+    member.pending_restart_reason.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn tags(member: &MemberView, format: Format) -> Value {
+    let map = &member.tags.0;
+    match format {
+        _ if map.is_empty() => Value::from(""),
+        Format::Json | Format::Yaml | Format::Yml => Value::Object(map.clone()),
+        Format::Pretty => yaml(&Value::Object(map.clone())).into(),
+        Format::Tsv => {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_by_key(|(name, _)| *name);
+            let entries: Vec<String> =
+                entries.iter().map(|(name, value)| format!("{name}: {}", plain(value))).collect();
+            format!("{{{}}}", entries.join(", ")).into()
+        }
+    }
+}
+
+/// `sync_standby` → `Sync Standby`.
+fn title_case(word: &str) -> String {
+    let words = word.split('_').map(|part| {
+        let mut letters = part.chars();
+        letters.next().map_or_else(String::new, |first| {
+            first.to_uppercase().collect::<String>() + letters.as_str()
+        })
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn title(cluster: &ClusterView) -> String {
+    let name = &cluster.name;
+    let identity = |group: &GroupView| match group.initialize.as_deref() {
+        None => "uninitialized".to_owned(),
+        Some("") => "initializing".to_owned(),
+        Some(identifier) => identifier.to_owned(),
+    };
+    match (cluster.citus, cluster.groups.as_slice()) {
+        (false, [group, ..]) => format!(" Cluster: {name} ({}) ", identity(group)),
+        (false, []) => format!(" Cluster: {name} (uninitialized) "),
+        (true, [group]) => {
+            let number = group.group.unwrap_or_default();
+            format!(" Citus cluster: {name} (group: {number}, {}) ", identity(group))
+        }
+        (true, _) => format!(" Citus cluster: {name} "),
+    }
+}
+
+fn service_info(group: &GroupView) -> Vec<String> {
+    let mut notes = Vec::new();
+    if group.pause {
+        notes.push("Maintenance mode: on".to_owned());
+    }
+    if let Some(scheduled) = &group.scheduled {
+        let mut note = format!("Switchover scheduled at: {}", scheduled.at);
+        for (word, name) in [("from", &scheduled.from), ("to", &scheduled.to)] {
+            if let Some(name) = name {
+                note.push_str(&format!("\n{word:>24}: {name}"));
+            }
+        }
+        notes.push(note);
+    }
+    notes
+}
+
+/// The past timelines.
+pub fn history(entries: &[HistoryEntry], format: Format) -> String {
+    let columns = ["TL", "LSN", "Reason", "Timestamp", "New Leader"];
+    let rows: Vec<Vec<Value>> = entries
+        .iter()
+        .map(|entry| {
+            vec![
+                entry.timeline.0.into(),
+                entry.lsn.0.into(),
+                entry.reason.as_str().into(),
+                entry.timestamp.as_deref().unwrap_or_default().into(),
+                entry.new_leader.as_deref().unwrap_or_default().into(),
+            ]
+        })
+        .collect();
+    match format {
+        Format::Json => python_json(&Value::Array(objects(&columns, &rows))),
+        Format::Yaml | Format::Yml => yaml(&Value::Array(objects(&columns, &rows))),
+        Format::Tsv => tsv(&columns, &rows),
+        Format::Pretty => {
+            let mut table = Table::new(String::new());
+            for column in columns {
+                let right = matches!(column, "TL" | "LSN");
+                table.column(column, if right { Align::Right } else { Align::Left });
+            }
+            for row in rows {
+                table.row(row.iter().map(plain).collect());
+            }
+            table.print()
+        }
+    }
+}
+
+/// One object per row; empty values are dropped.
+fn objects(columns: &[&str], rows: &[Vec<Value>]) -> Vec<Value> {
+    let object = |row: &Vec<Value>| {
+        let cells = columns.iter().zip(row).filter(|(_, value)| !plain(value).is_empty());
+        Value::Object(cells.map(|(name, value)| ((*name).to_owned(), value.clone())).collect())
+    };
+    rows.iter().map(object).collect()
+}
+
+fn tsv(columns: &[&str], rows: &[Vec<Value>]) -> String {
+    let mut lines = vec![columns.join("\t")];
+    lines.extend(rows.iter().map(|row| row.iter().map(plain).collect::<Vec<_>>().join("\t")));
+    lines.join("\n")
+}
+
+/// A scalar without quotes.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// YAML as PyYAML dumps it: block style, keys sorted. Without the last line end.
+pub fn yaml(value: &Value) -> String {
+    let text = serde_saphyr::to_string(&sorted(value)).unwrap_or_else(|_| value.to_string());
+    text.trim_end().to_owned()
+}
+
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<(&String, &Value)> = map.iter().collect();
+            entries.sort_by_key(|(key, _)| *key);
+            let entries = entries.into_iter().map(|(key, value)| (key.clone(), sorted(value)));
+            Value::Object(entries.collect::<Map<String, Value>>())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
+        other => other.clone(),
+    }
+}
+
+/// JSON with Python's spaces after `,` and `:`.
+fn python_json(value: &Value) -> String {
+    let mut bytes = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Spaced);
+    match value.serialize(&mut serializer) {
+        Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(_) => value.to_string(),
+    }
+}
+
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}

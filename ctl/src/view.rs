@@ -1,0 +1,247 @@
+//! A cluster as the operator's verbs see it, wherever it was read.
+//!
+//! The words and fields are those of `GET /cluster` (COMPAT: one account for REST and the command
+//! line), so a state read from the store and one read by REST look alike. Pure.
+
+use kornak_cluster::member::MemberRole;
+use kornak_cluster::{ClusterState, GroupId, HistoryEntry, Lsn, Member, SyncMode, Tags};
+use serde_json::{Map, Value};
+
+/// All groups that were asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterView {
+    pub name: String,
+    /// Whether it is a Citus cluster, whose groups have numbers.
+    pub citus: bool,
+    /// In the order of their numbers.
+    pub groups: Vec<GroupView>,
+}
+
+/// One HA group.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GroupView {
+    pub group: Option<GroupId>,
+    /// System identifier, `Some("")` while someone bootstraps.
+    pub initialize: Option<String>,
+    /// By name.
+    pub members: Vec<MemberView>,
+    pub pause: bool,
+    pub scheduled: Option<Scheduled>,
+    pub standby_cluster: bool,
+    pub synchronous: bool,
+    /// The dynamic configuration; `None` if there is none, or it could not be read.
+    pub config: Option<Map<String, Value>>,
+    /// For a change of `config` by compare-and-swap; 0 if it came by REST.
+    pub config_revision: u64,
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct MemberView {
+    pub name: String,
+    /// `leader`, `standby_leader`, `sync_standby`, `quorum_standby`, `replica`.
+    pub role: String,
+    pub state: String,
+    /// REST base, `http://host:port`.
+    pub api: String,
+    /// Without a host a member is listed, but counts for no column.
+    pub host: String,
+    pub port: Option<u16>,
+    pub timeline: Option<u64>,
+    /// `None` on a leader.
+    pub receive: Option<Position>,
+    pub replay: Option<Position>,
+    pub tags: Tags,
+    pub pending_restart: bool,
+    /// Parameter, old and new value.
+    pub pending_restart_reason: Vec<(String, String, String)>,
+    pub scheduled_restart: Option<String>,
+}
+
+/// Where a standby's WAL stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// `X/Y`, or `unknown`.
+    pub lsn: String,
+    /// Bytes behind the leader; `None` if unknown.
+    pub lag_bytes: Option<u64>,
+}
+
+/// A switchover that is to come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scheduled {
+    pub at: String,
+    pub from: Option<String>,
+    pub to: Option<String>,
+}
+
+impl MemberView {
+    pub fn is_leader(&self) -> bool {
+        matches!(self.role.as_str(), "leader" | "standby_leader")
+    }
+
+    fn is_synchronous(&self) -> bool {
+        matches!(self.role.as_str(), "sync_standby" | "quorum_standby")
+    }
+}
+
+impl GroupView {
+    pub fn leader(&self) -> Option<&MemberView> {
+        self.members.iter().find(|member| member.is_leader())
+    }
+
+    pub fn member(&self, name: &str) -> Option<&MemberView> {
+        self.members.iter().find(|member| member.name == name)
+    }
+
+    /// Who may be asked to take over, by name.
+    pub fn candidates(&self) -> Vec<&str> {
+        let may = |member: &&MemberView| !member.is_leader() && !member.tags.nofailover();
+        self.members.iter().filter(may).map(|member| member.name.as_str()).collect()
+    }
+
+    /// In synchronous mode: whether a failover to this member could lose what was acknowledged.
+    pub fn is_unsafe_target(&self, name: &str) -> bool {
+        let known = self.members.iter().any(MemberView::is_synchronous);
+        self.synchronous && known && !self.member(name).is_some_and(MemberView::is_synchronous)
+    }
+
+    /// Reads a group's keys.
+    pub fn from_state(group: Option<GroupId>, state: &ClusterState) -> Self {
+        let config = state.config.as_ref();
+        let request = &state.failover;
+        let members = state.members.iter();
+        Self {
+            group,
+            initialize: state.initialize.clone(),
+            members: members.map(|(name, member)| member_from_state(state, name, member)).collect(),
+            pause: config.is_some_and(|config| config.pause),
+            scheduled: request.scheduled_at.as_ref().map(|at| Scheduled {
+                at: at.clone(),
+                from: request.leader.clone(),
+                to: request.member.clone(),
+            }),
+            standby_cluster: config.is_some_and(|config| {
+                config.raw.get("standby_cluster").is_some_and(Value::is_object)
+            }),
+            synchronous: config.is_some_and(|config| config.synchronous_mode != SyncMode::Off),
+            config: config.map(|config| config.raw.clone()),
+            config_revision: state.config_revision,
+        }
+    }
+
+    /// Reads `GET /cluster`, and what else is known by REST.
+    pub fn from_rest(
+        cluster: &Value,
+        initialize: Option<String>,
+        config: Option<Map<String, Value>>,
+    ) -> Self {
+        let rows = cluster.get("members").and_then(Value::as_array);
+        let mut members: Vec<MemberView> =
+            rows.into_iter().flatten().map(member_from_row).collect();
+        members.sort_by(|a, b| a.name.cmp(&b.name));
+        let scheduled = cluster.get("scheduled_switchover").and_then(|scheduled| {
+            let text = |key| scheduled.get(key).and_then(Value::as_str).map(str::to_owned);
+            Some(Scheduled { at: text("at")?, from: text("from"), to: text("to") })
+        });
+        let parsed = config.clone().map(kornak_cluster::ClusterConfig::from_json);
+        Self {
+            group: None,
+            initialize,
+            pause: cluster.get("pause").and_then(Value::as_bool).unwrap_or(false),
+            scheduled,
+            standby_cluster: members.iter().any(|member| member.role == "standby_leader"),
+            synchronous: parsed.is_some_and(|config| config.synchronous_mode != SyncMode::Off),
+            members,
+            config,
+            config_revision: 0,
+        }
+    }
+}
+
+fn member_from_state(state: &ClusterState, name: &str, member: &Member) -> MemberView {
+    let leads = state.leader.as_ref().is_some_and(|leader| leader.name == name);
+    let mode = state.config.as_ref().map_or(SyncMode::Off, |config| config.synchronous_mode);
+    let in_sync = state.sync.as_ref().is_some_and(|sync| sync.matches(name));
+    let role = match (leads, member.role, mode, in_sync) {
+        (true, MemberRole::StandbyLeader, ..) => "standby_leader",
+        (true, ..) => "leader",
+        (false, _, SyncMode::On, true) => "sync_standby",
+        (false, _, SyncMode::Quorum, true) => "quorum_standby",
+        _ => "replica",
+    };
+    let streams = member.replication_state.as_deref().filter(|_| role != "leader");
+    let end = state.status.as_ref().map(|status| status.optime);
+    let position = |lsn: Option<Lsn>| {
+        (!leads).then(|| Position {
+            lsn: lsn.map_or_else(|| "unknown".to_owned(), |lsn| lsn.to_string()),
+            lag_bytes: end.zip(lsn).map(|(end, lsn)| end.bytes_ahead_of(lsn)),
+        })
+    };
+    MemberView {
+        name: name.to_owned(),
+        role: role.to_owned(),
+        state: streams.unwrap_or(member.state.as_str()).to_owned(),
+        api: member.api_base().to_owned(),
+        host: member.conn_address().map(|(host, _)| host).unwrap_or_default(),
+        port: member.conn_address().map(|(_, port)| port),
+        timeline: member.timeline.map(|timeline| u64::from(timeline.0)),
+        receive: position(member.receive_lsn),
+        replay: position(member.replay_lsn),
+        tags: member.tags.clone(),
+        pending_restart: member.pending_restart,
+        pending_restart_reason: reasons(member.pending_restart_reason.as_ref()),
+        scheduled_restart: member.scheduled_restart.as_ref().and_then(scheduled_restart),
+    }
+}
+
+fn member_from_row(row: &Value) -> MemberView {
+    let text = |key: &str| row.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let position = |lsn: &str, lag: &str| {
+        row.get(lsn).map(|lsn| Position {
+            lsn: lsn.as_str().unwrap_or("unknown").to_owned(),
+            lag_bytes: row.get(lag).and_then(Value::as_u64),
+        })
+    };
+    let api_url = text("api_url");
+    MemberView {
+        name: text("name"),
+        role: text("role"),
+        state: text("state"),
+        api: api_url.strip_suffix("/patroni").unwrap_or(&api_url).to_owned(),
+        host: text("host"),
+        port: row.get("port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok()),
+        timeline: row.get("timeline").and_then(Value::as_u64),
+        receive: position("receive_lsn", "receive_lag"),
+        replay: position("replay_lsn", "replay_lag"),
+        tags: Tags(row.get("tags").and_then(Value::as_object).cloned().unwrap_or_default()),
+        pending_restart: row.get("pending_restart").and_then(Value::as_bool).unwrap_or(false),
+        pending_restart_reason: reasons(row.get("pending_restart_reason")),
+        scheduled_restart: row.get("scheduled_restart").and_then(scheduled_restart),
+    }
+}
+
+fn reasons(value: Option<&Value>) -> Vec<(String, String, String)> {
+    let text = |change: &Value, key: &str| match change.get(key) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => String::new(),
+        Some(other) => other.to_string(),
+    };
+    let entries = value.and_then(Value::as_object).into_iter().flatten();
+    entries
+        .map(|(name, change)| (name.clone(), text(change, "old_value"), text(change, "new_value")))
+        .collect()
+}
+
+fn scheduled_restart(value: &Value) -> Option<String> {
+    let at = value.get("schedule")?.as_str()?;
+    match value.get("postgres_version").and_then(Value::as_str) {
+        Some(version) => Some(format!("{at} if version < {version}")),
+        None => Some(at.to_owned()),
+    }
+}
+
+/// Rows of `GET /history`.
+pub fn history_from_rest(text: &str) -> Vec<HistoryEntry> {
+    HistoryEntry::parse_list(text)
+}
