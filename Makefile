@@ -37,5 +37,5 @@ lint:           ## Check format, clippy and documentation, warnings denied
 
 bench:          ## Compare pgbench direct, through HAProxy, PgBouncer and Kornak
 	scripts/install.sh --tests
-	$(CARGO) build --locked --release -p kornak-ctl
-	benches/load/run.sh --kornak $(TARGET_DIR)/release/kornak $(ARGS)
+	$(CARGO) build --locked --release -p kornak-ctl -p kornak-benches
+	$(TARGET_DIR)/release/kornak-compare $(ARGS)

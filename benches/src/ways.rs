@@ -1,0 +1,192 @@
+//! The ways to the server: directly, through HAProxy, PgBouncer and Kornak.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kornak_tests::run::port::Port;
+use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, connect, program, server_user};
+use kornak_tests::run::process::Process;
+use kornak_tests::run::proxy::Proxy;
+use kornak_tests::run::scratch::Scratch;
+use kornak_tests::run::wait::until;
+
+/// Role, database and password of pgbench.
+pub const APP: &str = "app";
+pub const APP_PASSWORD: &str = "app-password";
+
+/// For pgbench's tables: 10 branches, a million accounts, 150 MB, which fit in memory.
+const SCALE: &str = "10";
+
+/// One way: its name in the table, and where pgbench connects.
+#[derive(Debug, Clone)]
+pub struct Way {
+    pub name: &'static str,
+    pub port: u16,
+    /// A client's prepared statements work (PgBouncer's transaction mode before 1.21: no).
+    pub prepared: bool,
+}
+
+/// Everything that runs; ends when dropped, in this order.
+#[derive(Debug)]
+pub struct Stage {
+    _processes: Vec<Process>,
+    _proxy: Proxy,
+    _server: Postgres,
+    ways: Vec<Way>,
+    _ports: Vec<Port>,
+    scratch: Scratch,
+}
+
+impl Stage {
+    /// Starts the server with pgbench's tables, and all ways to it.
+    pub async fn start() -> Result<Self> {
+        let scratch = Scratch::new("bench");
+        // The disk is not what is compared: no waits for it.
+        let settings = [
+            "max_connections=250",
+            "shared_buffers=256MB",
+            "fsync=off",
+            "synchronous_commit=off",
+            "max_wal_size=4GB",
+            "autovacuum=off",
+        ];
+        let server = Postgres::start(&scratch, "pg", &settings).await?;
+        let admin = server.connect().await.context("connect as superuser")?;
+        admin.batch_execute(&format!("CREATE ROLE {APP} LOGIN PASSWORD '{APP_PASSWORD}'")).await?;
+        admin.batch_execute(&format!("CREATE DATABASE {APP} OWNER {APP}")).await?;
+        let mut init = pgbench(server.port());
+        init.args(["-i", "-q", "-s", SCALE]);
+        let output = kornak_tests::run::cluster::run(init).await?;
+        anyhow::ensure!(
+            output.status.success(),
+            "pgbench -i: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+
+        let [haproxy, session, transaction] = Port::several();
+        let processes = vec![
+            start_haproxy(&scratch, &haproxy, server.port())?,
+            start_pgbouncer(&scratch, "session", &session, server.port())?,
+            start_pgbouncer(&scratch, "transaction", &transaction, server.port())?,
+        ];
+        let head = format!(
+            "scope: bench\nstatic:\n  members: [{{name: a, host: 127.0.0.1, port: {}}}]\nlog: {{level: WARNING}}",
+            server.port()
+        );
+        let auth =
+            format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
+        let proxy = Proxy::start(&scratch, "kornak", &head, &auth).await?;
+        let prepared = pgbouncer_keeps_statements().await;
+        let ways = vec![
+            Way { name: "direct", port: server.port(), prepared: true },
+            Way { name: "HAProxy", port: haproxy.number(), prepared: true },
+            Way { name: "PgBouncer session", port: session.number(), prepared: true },
+            Way { name: "PgBouncer transact.", port: transaction.number(), prepared },
+            Way { name: "Kornak", port: proxy.primary(), prepared: true },
+        ];
+        let ports = vec![haproxy, session, transaction];
+        let stage = Self {
+            _processes: processes,
+            _proxy: proxy,
+            _server: server,
+            ways,
+            _ports: ports,
+            scratch,
+        };
+        for way in &stage.ways {
+            let conninfo = format!(
+                "host=127.0.0.1 port={} user={APP} password={APP_PASSWORD} dbname={APP}",
+                way.port
+            );
+            until(Duration::from_secs(15), &format!("{} serves", way.name), || async {
+                match connect(&conninfo).await {
+                    Ok(client) => client.simple_query("SELECT 1").await.map(drop),
+                    Err(error) => Err(error),
+                }
+                .map_err(|error| error.to_string())
+            })
+            .await;
+        }
+        Ok(stage)
+    }
+
+    pub fn ways(&self) -> &[Way] {
+        &self.ways
+    }
+
+    /// Where scripts may be written.
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// Everything has been measured, nothing needs to be kept.
+    pub fn passed(&mut self) {
+        self.scratch.passed();
+    }
+}
+
+/// pgbench as the application, on this port.
+pub fn pgbench(port: u16) -> Command {
+    let mut command = program("pgbench");
+    command
+        .args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", APP])
+        .env("PGPASSWORD", APP_PASSWORD)
+        .env("PGSSLMODE", "disable")
+        .env("PGGSSENCMODE", "disable")
+        .env("PGDATABASE", APP);
+    command
+}
+
+fn as_server_user(mut command: Command) -> Command {
+    if let Some(user) = server_user() {
+        command.uid(user.uid).gid(user.gid);
+    }
+    command.current_dir("/");
+    command
+}
+
+fn start_haproxy(scratch: &Scratch, port: &Port, server: u16) -> Result<Process> {
+    let file = scratch.join("haproxy.cfg");
+    let text = format!(
+        "global\n  maxconn 1000\ndefaults\n  mode tcp\n  timeout connect 4s\n  timeout client 30m\n  \
+         timeout server 30m\nlisten primary\n  bind {}\n  server a 127.0.0.1:{server}\n",
+        port.address()
+    );
+    fs::write(&file, text).context("write haproxy.cfg")?;
+    let mut command = as_server_user(Command::new("/usr/sbin/haproxy"));
+    command.args(["-db", "-f"]).arg(&file);
+    Process::spawn("HAProxy", command, &scratch.join("haproxy.log"))
+}
+
+fn start_pgbouncer(scratch: &Scratch, mode: &str, port: &Port, server: u16) -> Result<Process> {
+    let home = scratch.server_dir(&format!("pgbouncer-{mode}"));
+    let (file, users) = (home.join("pgbouncer.ini"), home.join("users.txt"));
+    fs::write(&users, format!("\"{APP}\" \"{APP_PASSWORD}\"\n")).context("write users.txt")?;
+    let text = format!(
+        "[databases]\n{APP} = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+         listen_port = {}\nunix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\n\
+         pool_mode = {mode}\nmax_client_conn = 500\ndefault_pool_size = 64\nlog_connections = 0\n\
+         log_disconnections = 0\nserver_tls_sslmode = disable\n",
+        port.number(),
+        users.display()
+    );
+    fs::write(&file, text).context("write pgbouncer.ini")?;
+    let mut command = as_server_user(Command::new("/usr/sbin/pgbouncer"));
+    command.arg("-q").arg(&file);
+    Process::spawn("PgBouncer", command, &scratch.join(&format!("pgbouncer-{mode}.log")))
+}
+
+/// Since 1.21, and only with a limit that is not 0: then the default is 200 from 1.24 on. Taken as
+/// no, unless the release says otherwise.
+async fn pgbouncer_keeps_statements() -> bool {
+    let mut command = Command::new("/usr/sbin/pgbouncer");
+    command.arg("--version");
+    let Ok(output) = kornak_tests::run::cluster::run(command).await else { return false };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let release = text.split_whitespace().nth(1).unwrap_or_default();
+    let mut numbers = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (1, 24)
+}
