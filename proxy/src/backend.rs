@@ -87,14 +87,6 @@ impl DialError {
             Self::Auth(_) | Self::Protocol { .. } | Self::Tls { .. } => false,
         }
     }
-
-    /// The server's SQLSTATE, if it gave one.
-    pub fn sqlstate(&self) -> Option<SqlState> {
-        match self {
-            Self::Refused { sqlstate, .. } => Some(*sqlstate),
-            _ => None,
-        }
-    }
 }
 
 /// A server connection that has logged in and is idle.

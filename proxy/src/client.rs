@@ -88,6 +88,9 @@ pub async fn open(
     let mut standings = shared.standings.subscribe();
     let mut topology = shared.topology.subscribe();
     let mut refused: Vec<Arc<str>> = Vec::new();
+    let mut registered = shared.registered.subscribe();
+    // The sender lives as long as the proxy.
+    let _ = registered.wait_for(|registered| *registered).await;
     loop {
         let known = Arc::clone(&standings.borrow_and_update());
         let cluster = Arc::clone(&topology.borrow_and_update());

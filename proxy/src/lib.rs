@@ -20,25 +20,28 @@
 //!
 //! Not here: agents; the store is the only channel to them.
 
-mod backend;
-mod client;
+pub mod backend;
+pub mod client;
 pub mod error;
-mod forward;
-mod gate;
-mod login;
-mod metrics;
-mod probe;
-mod prover;
-mod registry;
-mod route;
-mod serve;
-mod session;
-mod shared;
-mod standing;
-mod stream;
-mod tls;
-mod topology;
-mod verifiers;
+pub mod forward;
+pub mod gate;
+pub mod handover;
+pub mod hold;
+pub mod login;
+pub mod metrics;
+pub mod probe;
+pub mod prover;
+pub mod registry;
+pub mod route;
+pub mod serve;
+pub mod session;
+pub mod shared;
+pub mod standing;
+pub mod status;
+pub mod stream;
+pub mod tls;
+pub mod topology;
+pub mod verifiers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,6 +49,7 @@ use std::sync::Arc;
 use kornak_config::ProxySettings;
 use kornak_config::proxy::Source;
 use kornak_dcs::Dcs;
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -101,11 +105,28 @@ pub async fn start(
             }
         }
     }
+    let page = match &settings.status {
+        None => None,
+        Some(listen) => {
+            let failed = |source| StartError::Listen {
+                name: "status".to_owned(),
+                listen: listen.clone(),
+                source,
+            };
+            let (address, sockets) = serve::bind(listen, 1).map_err(failed)?;
+            let socket = sockets.into_iter().next().map(TcpListener::from_std);
+            socket.transpose().map_err(failed)?.map(|socket| (address, socket))
+        }
+    };
     let id = settings.name.clone().unwrap_or_else(own_name);
     let prober = Prober::new(&settings.auth, server_tls);
     let shared = Arc::new(Shared::new(settings, id, threads, prober, client_tls));
     learn(&shared, store, &stop)?;
     tokio::spawn(prover::run(Arc::clone(&shared), stop.clone()));
+    let status = page.as_ref().map(|(address, _)| *address);
+    if let Some((_, socket)) = page {
+        tokio::spawn(status::serve(Arc::clone(&shared), socket, stop.clone()));
+    }
     let mut finished = Vec::new();
     for (lane, sockets) in sockets.into_iter().enumerate() {
         let thread = serve::spawn_thread(lane, Arc::clone(&shared), sockets, stop.clone());
@@ -121,7 +142,7 @@ pub async fn start(
         }
         ended
     });
-    Ok(Running { listeners, status: None, join })
+    Ok(Running { listeners, status, join })
 }
 
 fn learn(
@@ -132,6 +153,11 @@ fn learn(
     match &shared.settings.source {
         Source::Dcs(_) => {
             let store = store.ok_or(StartError::NoStore)?;
+            let registering =
+                handover::register(Arc::clone(shared), Arc::clone(&store), stop.clone());
+            tokio::spawn(registering);
+            let obeying = handover::obey(Arc::clone(shared), Arc::clone(&store), stop.clone());
+            tokio::spawn(obeying);
             tokio::spawn(topology::follow(Arc::clone(shared), store, stop.clone()));
         }
         Source::Static { members } => {

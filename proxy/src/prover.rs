@@ -31,6 +31,11 @@ const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
 /// Starts a task for every group that appears.
 pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut registered = shared.registered.subscribe();
+    tokio::select! {
+        _ = registered.wait_for(|registered| *registered) => {}
+        () = stop.cancelled() => return,
+    }
     let mut topology = shared.topology.subscribe();
     let mut known = HashSet::new();
     loop {

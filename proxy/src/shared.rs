@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
 use kornak_cluster::{GroupId, Topology};
 use kornak_config::ProxySettings;
+use kornak_config::proxy::Source;
 use kornak_protocol::params::Parameters;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -40,6 +41,14 @@ pub struct Shared {
     pub standings: watch::Sender<Arc<Standings>>,
     /// What the gate does, for the status page.
     pub holding: watch::Sender<Holding>,
+    /// Server connections may be opened: we are registered, or there is no store to register in.
+    pub registered: watch::Sender<bool>,
+    /// Whether our registration was there when the store was last looked at.
+    pub registration_seen: watch::Sender<bool>,
+    /// The lease of our registration; 0 if it has to be written again.
+    pub lease: AtomicI64,
+    /// Revision of the store in which the registration was written.
+    pub registered_at: AtomicU64,
     pub prober: Arc<Prober>,
     pub verifiers: Verifiers,
     pub client_tls: Option<TlsAcceptor>,
@@ -91,6 +100,10 @@ impl Shared {
             topology: watch::Sender::new(Arc::new(Topology::default())),
             standings: watch::Sender::new(Arc::new(Standings::default())),
             holding: watch::Sender::new(Holding { phase: "open", ..Holding::default() }),
+            registered: watch::Sender::new(!matches!(settings.source, Source::Dcs(_))),
+            registration_seen: watch::Sender::new(true),
+            lease: AtomicI64::new(0),
+            registered_at: AtomicU64::new(0),
             prober,
             verifiers,
             client_tls,
@@ -217,6 +230,11 @@ impl Shared {
             }
         }
         welcomes.insert(startup.clone(), (Instant::now(), params.clone()));
+    }
+
+    /// The lease of our registration, 0 if there is none.
+    pub fn lease(&self) -> i64 {
+        self.lease.load(Ordering::Acquire)
     }
 
     /// The next turn, for balancing.

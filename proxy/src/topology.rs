@@ -9,12 +9,13 @@ pub mod by_asking;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kornak_cluster::topology::Group;
 use kornak_cluster::{GroupId, Scope, Topology};
 use kornak_dcs::keys::{self, Keys};
-use kornak_dcs::{Dcs, Reach, View};
+use kornak_dcs::{Dcs, DcsError, Reach, View};
 use tokio_util::sync::CancellationToken;
 
 use crate::shared::Shared;
@@ -80,6 +81,7 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
     let scope = shared.settings.scope.whole();
     let root = scope.root();
     let mut follow = store.follow(&root);
+    let own_key = Keys::new(&scope).proxy(&shared.id);
     let mut named: Vec<String> = Vec::new();
     loop {
         let view = follow.current();
@@ -90,11 +92,19 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
             }
             named = unreadable;
             let lost = view.reach == Reach::Lost;
+            // What is not seen is not gone.
+            if !lost {
+                let older = view.revision < shared.registered_at.load(Ordering::Acquire);
+                let registered = older || shared.lease() == 0 || view.get(&own_key).is_some();
+                shared
+                    .registration_seen
+                    .send_if_modified(|seen| std::mem::replace(seen, registered) != registered);
+            }
             shared.set_trouble("store", lost.then(|| "the store does not answer".to_owned()));
             match merge(&shared.topology(), new, false) {
                 Merged::Known(topology) => shared.set_topology(Arc::new(topology)),
                 Merged::Doubt => {
-                    if !ask_again(&shared, &store, &scope, &root).await {
+                    if !ask_again(&shared, &store).await {
                         tokio::select! {
                             () = tokio::time::sleep(READ_PAUSE) => continue,
                             () = stop.cancelled() => return,
@@ -110,12 +120,18 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
     }
 }
 
-async fn ask_again(shared: &Shared, store: &Arc<dyn Dcs>, scope: &Scope, root: &str) -> bool {
-    let Ok(view) = store.range(root).await else { return false };
-    let (new, _) = read(scope, &view);
+async fn ask_again(shared: &Shared, store: &Arc<dyn Dcs>) -> bool {
     tracing::warn!("the store is another one than before; its leaders have to prove themselves");
+    read_now(shared, store).await.is_ok()
+}
+
+/// Reads the store linearizably and takes in what it says.
+pub async fn read_now(shared: &Shared, store: &Arc<dyn Dcs>) -> Result<(), DcsError> {
+    let scope = shared.settings.scope.whole();
+    let view = store.range(&scope.root()).await?;
+    let (new, _) = read(&scope, &view);
     if let Merged::Known(topology) = merge(&shared.topology(), new, true) {
         shared.set_topology(Arc::new(topology));
     }
-    true
+    Ok(())
 }

@@ -1,0 +1,231 @@
+//! Obeying planned handovers: registers this proxy, closes and opens the gate as [`crate::hold`]
+//! says, acknowledges.
+//!
+//! A proxy is registered before it opens its first server connection, and reads the record after
+//! that: a leader that has listed the proxies either sees us, or we see its record (SAFETY.md A5).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kornak_cluster::member::KORNAK_RECORDS_VERSION;
+use kornak_cluster::{Ack, GroupId, Moment, ProxyRegistration};
+use kornak_dcs::keys::Keys;
+use kornak_dcs::{Compare, Dcs, DcsError, LeaseId, Op, Txn};
+use tokio_util::sync::CancellationToken;
+
+use crate::gate::Sides;
+use crate::hold::{Attempt, Effect, Facts, Hold, State};
+use crate::shared::{Holding, Shared};
+use crate::topology;
+
+/// Lease of the registration: a proxy that is frozen or cut off blocks handovers no longer than this.
+const LEASE: Duration = Duration::from_secs(10);
+
+/// Pause after the store refused or did not answer.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long the first registration may fail before this proxy serves without one: the leader looks
+/// at its own sessions as well.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Pause before an acknowledgement that was not written is tried again.
+const ACK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Keeps this proxy registered until told to stop.
+pub async fn register(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationToken) {
+    let began = Instant::now();
+    let mut lease = 0;
+    loop {
+        let pause = match step(&shared, &store, &mut lease).await {
+            Ok(pause) => {
+                shared.set_trouble("registration", None);
+                shared.registered.send_replace(true);
+                pause
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "proxy cannot be registered"
+                );
+                shared.set_trouble("registration", Some(error.to_string()));
+                if matches!(error, DcsError::LeaseLost) {
+                    lease = 0;
+                }
+                let refused = matches!(error, DcsError::Denied { .. } | DcsError::Refused { .. });
+                if refused || began.elapsed() > PATIENCE {
+                    shared.registered.send_replace(true);
+                }
+                PAUSE
+            }
+        };
+        let mut seen = shared.registration_seen.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // The key is gone although its lease may live: somebody removed it.
+            _ = seen.wait_for(|seen| !seen), if pause > PAUSE => {
+                shared.registration_seen.send_replace(true);
+                shared.lease.store(0, std::sync::atomic::Ordering::Release);
+            }
+            () = stop.cancelled() => break,
+        }
+    }
+    if lease != 0 {
+        // Best effort: it ends by itself.
+        let _ = tokio::time::timeout(PAUSE, store.revoke(lease)).await;
+    }
+}
+
+/// Renews the lease, or registers anew if there is none.
+async fn step(
+    shared: &Shared,
+    store: &Arc<dyn Dcs>,
+    lease: &mut LeaseId,
+) -> Result<Duration, DcsError> {
+    use std::sync::atomic::Ordering::{Acquire, Release};
+    if *lease != 0 {
+        let ttl = store.keep_alive(*lease).await?.ttl;
+        if shared.lease.load(Acquire) != 0 {
+            return Ok(ttl / 3);
+        }
+    }
+    if *lease == 0 {
+        *lease = store.grant(LEASE).await?.lease;
+    }
+    let keys = Keys::new(&shared.settings.scope.whole());
+    let registration = ProxyRegistration {
+        speaks: vec![KORNAK_RECORDS_VERSION],
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        pid: std::process::id(),
+        status: shared.settings.status.as_ref().map(ToString::to_string),
+    };
+    // A registration is plain data; it always has a JSON form.
+    let value = serde_json::to_string(&registration).unwrap_or_default();
+    let put = Txn::just(Op::put_leased(keys.proxy(&shared.id), value, *lease));
+    let revision = store.txn(put).await?.revision;
+    shared.registered_at.store(revision, Release);
+    let first = !*shared.registered.borrow();
+    if first {
+        topology::read_now(shared, store).await?;
+    }
+    shared.lease.store(*lease, Release);
+    tracing::info!(proxy = %shared.id, "proxy registered");
+    Ok(LEASE / 3)
+}
+
+/// Obeys the record until told to stop.
+pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationToken) {
+    let clock = Instant::now();
+    let now = || Moment::new(clock.elapsed());
+    let mut hold = Hold::default();
+    let mut topology = shared.topology.subscribe();
+    let mut standings = shared.standings.subscribe();
+    loop {
+        let cluster = Arc::clone(&topology.borrow_and_update());
+        let known = Arc::clone(&standings.borrow_and_update());
+        let record = cluster.handover.as_ref();
+        let group = record.and_then(|record| record.group).unwrap_or(GroupId::COORDINATOR);
+        let sides = if cluster.groups.len() > 1 { Sides::ALL } else { Sides::LEADING };
+        let facts = Facts {
+            record,
+            inside: shared.gate.inside(sides),
+            serving: known.serving(group).ok().map(|serving| serving.epoch),
+            proof: known.proof(group),
+            max_hold: shared.settings.limits.max_hold,
+        };
+        let mut effects = Vec::new();
+        hold.on(&facts, now(), &mut effects);
+        let mut retry_ack = false;
+        let closed_now = effects.contains(&Effect::Close);
+        for effect in effects {
+            match effect {
+                Effect::Close => shared.gate.close(sides),
+                Effect::Open(held) => {
+                    shared.gate.close(Sides::NONE);
+                    shared.metrics.gate.record(held);
+                    let held_ms = held.as_millis() as u64;
+                    tracing::info!(elapsed_ms = held_ms, "gate opened");
+                }
+                Effect::Acknowledge(attempt) => {
+                    retry_ack = !acknowledge(
+                        &shared,
+                        &store,
+                        &mut hold,
+                        &attempt,
+                        cluster.handover_revision,
+                    )
+                    .await;
+                }
+            }
+        }
+        show(&shared, &hold);
+        if closed_now {
+            tracing::info!(
+                phase = shared.holding.borrow().phase,
+                inside = shared.gate.inside(sides),
+                "gate closed"
+            );
+            // Look again: nobody may have been inside.
+            continue;
+        }
+        let waiting = matches!(hold.state(), State::Draining { acknowledged: false, .. });
+        let deadline = hold.deadline().map(|at| at.since(now()));
+        tokio::select! {
+            changed = topology.changed() => if changed.is_err() { return },
+            _ = standings.changed() => {}
+            () = shared.gate.empty(sides), if waiting && !retry_ack => {}
+            () = tokio::time::sleep(ACK_PAUSE), if retry_ack => {}
+            () = tokio::time::sleep(deadline.unwrap_or_default()), if deadline.is_some() => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn acknowledge(
+    shared: &Shared,
+    store: &Arc<dyn Dcs>,
+    hold: &mut Hold,
+    attempt: &Attempt,
+    revision: u64,
+) -> bool {
+    let keys = Keys::new(&shared.settings.scope.whole());
+    let ack = Ack { id: attempt.id.clone(), attempt: attempt.number };
+    let value = serde_json::to_string(&ack).unwrap_or_default();
+    let lease = shared.lease.load(std::sync::atomic::Ordering::Acquire);
+    let txn = Txn::just(Op::put_leased(keys.ack(&shared.id), value, lease))
+        .when(Compare::Modified { key: keys.handover(), revision });
+    let written = tokio::time::timeout(PAUSE, store.txn(txn)).await;
+    match written {
+        Ok(Ok(outcome)) => {
+            // If the record has changed meanwhile, the next view says what is wanted now.
+            if outcome.succeeded {
+                hold.acknowledged(attempt);
+            }
+            outcome.succeeded
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "acknowledgement not written");
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+fn show(shared: &Shared, hold: &Hold) {
+    let (phase, attempt, acknowledged) = match hold.state() {
+        State::Open => ("open", None, false),
+        State::Draining { attempt, acknowledged, .. } => ("draining", Some(attempt), *acknowledged),
+        State::Released { attempt, .. } => ("released", Some(attempt), false),
+        State::Switching { attempt, .. } => ("switching", Some(attempt), true),
+    };
+    let holding = Holding {
+        phase,
+        handover: attempt.map(|attempt| attempt.id.clone()),
+        attempt: attempt.map_or(0, |attempt| attempt.number),
+        acknowledged,
+    };
+    shared.holding.send_if_modified(|known| {
+        let changed = *known != holding;
+        *known = holding;
+        changed
+    });
+}

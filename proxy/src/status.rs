@@ -1,0 +1,265 @@
+//! What people and Prometheus see: `/`, `/status` (JSON), `/metrics`.
+//!
+//! Everything is computed when asked for. The page shows no names of roles, no SQL, no secrets.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{Html, IntoResponse, Json};
+use axum::routing::get;
+use kornak_cluster::GroupId;
+use kornak_protocol::sqlstate::SqlState;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::registry::Doing;
+use crate::session::journal::Pin;
+use crate::shared::Shared;
+
+/// The whole status.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub proxy: String,
+    pub version: &'static str,
+    pub scope: String,
+    pub gate: GateStatus,
+    pub groups: BTreeMap<u32, GroupStatus>,
+    pub sessions: SessionStatus,
+    pub errors: BTreeMap<String, u64>,
+    /// What a person should look at, by place.
+    pub trouble: BTreeMap<&'static str, String>,
+}
+
+/// What is held and why.
+#[derive(Debug, Serialize)]
+pub struct GateStatus {
+    pub phase: &'static str,
+    pub handover: Option<String>,
+    pub attempt: u32,
+    pub acknowledged: bool,
+    pub registered: bool,
+}
+
+/// One group of servers.
+#[derive(Debug, Serialize)]
+pub struct GroupStatus {
+    /// By the leader key.
+    pub leader: Option<String>,
+    pub epoch: Option<u64>,
+    /// Proven to accept writes.
+    pub serving: Option<String>,
+    /// Why nobody is.
+    pub why: Option<&'static str>,
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// One server.
+#[derive(Debug, Serialize)]
+pub struct NodeStatus {
+    pub name: String,
+    pub host: String,
+    pub port: u16,
+    pub role: &'static str,
+    pub running: bool,
+    pub lag_bytes: Option<u64>,
+    pub sessions: usize,
+}
+
+/// Sessions, counted.
+#[derive(Debug, Serialize)]
+pub struct SessionStatus {
+    pub total: usize,
+    pub by_state: BTreeMap<&'static str, usize>,
+    pub by_listener: BTreeMap<String, usize>,
+    pub pinned: BTreeMap<&'static str, usize>,
+}
+
+/// Serves the status until told to stop.
+pub async fn serve(shared: Arc<Shared>, socket: TcpListener, stop: CancellationToken) {
+    let router = Router::new()
+        .route("/", get(page))
+        .route("/status", get(async |State(shared): State<Arc<Shared>>| Json(look(&shared))))
+        .route("/metrics", get(metrics))
+        .with_state(shared);
+    let serving = axum::serve(socket, router).with_graceful_shutdown(stop.cancelled_owned());
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "status page ended");
+    }
+}
+
+fn look(shared: &Shared) -> Status {
+    let holding = shared.holding.borrow().clone();
+    let (topology, standings) = (shared.topology(), shared.standings());
+    let by_node = shared.registry.by_node();
+    let groups = topology.groups.iter().map(|(id, group)| {
+        let serving = standings.serving(*id);
+        let leader = group.leader.as_ref();
+        let nodes = group.nodes.values().map(|node| NodeStatus {
+            name: node.name.clone(),
+            host: node.host.clone(),
+            port: node.port,
+            role: if leader.is_some_and(|(name, _)| *name == node.name) {
+                "leader"
+            } else {
+                "replica"
+            },
+            running: node.running,
+            lag_bytes: node.lag_bytes,
+            sessions: by_node.get(node.name.as_str()).copied().unwrap_or(0),
+        });
+        let status = GroupStatus {
+            leader: leader.map(|(name, _)| name.clone()),
+            epoch: leader.map(|(_, epoch)| epoch.revision),
+            serving: serving.ok().map(|serving| serving.name.to_string()),
+            why: serving.err().map(crate::standing::Why::as_str),
+            nodes: nodes.collect(),
+        };
+        (id.0, status)
+    });
+    let registered = *shared.registered.borrow();
+    Status {
+        proxy: shared.id.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        scope: shared.settings.scope.name.clone(),
+        gate: GateStatus {
+            phase: holding.phase,
+            handover: holding.handover,
+            attempt: holding.attempt,
+            acknowledged: holding.acknowledged,
+            registered,
+        },
+        groups: groups.collect(),
+        sessions: sessions(shared),
+        errors: shared.metrics.errors(),
+        trouble: shared.trouble.lock().iter().map(|(k, v)| (*k, v.clone())).collect(),
+    }
+}
+
+fn sessions(shared: &Shared) -> SessionStatus {
+    let mut by_state: BTreeMap<_, _> = Doing::ALL.iter().map(|doing| (doing.as_str(), 0)).collect();
+    let listeners = &shared.settings.listeners;
+    let mut by_listener: BTreeMap<String, usize> =
+        listeners.iter().map(|listener| (listener.name.clone(), 0)).collect();
+    let mut pinned = BTreeMap::new();
+    let all = shared.registry.all();
+    for handle in &all {
+        *by_state.entry(handle.doing().as_str()).or_insert(0) += 1;
+        if let Some(listener) = listeners.get(handle.listener) {
+            *by_listener.entry(listener.name.clone()).or_insert(0) += 1;
+        }
+        if let Some(pin) = handle.pin() {
+            *pinned.entry(Pin::as_str(pin)).or_insert(0) += 1;
+        }
+    }
+    SessionStatus { total: all.len(), by_state, by_listener, pinned }
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let mut out = String::with_capacity(8 * 1024);
+    shared.metrics.print(&mut out);
+    let status = look(&shared);
+    let gauge = |out: &mut String, name: &str| {
+        let _ = writeln!(out, "# TYPE {name} gauge");
+    };
+    gauge(&mut out, "kornak_proxy_sessions");
+    for (state, n) in &status.sessions.by_state {
+        let _ = writeln!(out, "kornak_proxy_sessions{{state=\"{state}\"}} {n}");
+    }
+    gauge(&mut out, "kornak_proxy_listener_sessions");
+    for (listener, n) in &status.sessions.by_listener {
+        let listener = label(listener);
+        let _ = writeln!(out, "kornak_proxy_listener_sessions{{listener=\"{listener}\"}} {n}");
+    }
+    gauge(&mut out, "kornak_proxy_pinned_sessions");
+    for (reason, n) in &status.sessions.pinned {
+        let _ = writeln!(out, "kornak_proxy_pinned_sessions{{reason=\"{reason}\"}} {n}");
+    }
+    gauge(&mut out, "kornak_proxy_gate_closed");
+    let closed = u8::from(!shared.gate.closed().is_empty());
+    let _ = writeln!(out, "kornak_proxy_gate_closed {closed}");
+    gauge(&mut out, "kornak_proxy_group_has_primary");
+    for (group, status) in &status.groups {
+        let up = u8::from(status.serving.is_some());
+        let _ = writeln!(out, "kornak_proxy_group_has_primary{{group=\"{group}\"}} {up}");
+    }
+    gauge(&mut out, "kornak_proxy_node_sessions");
+    for node in status.groups.values().flat_map(|group| &group.nodes) {
+        let (name, n) = (label(&node.name), node.sessions);
+        let _ = writeln!(out, "kornak_proxy_node_sessions{{node=\"{name}\"}} {n}");
+    }
+    let _ = writeln!(out, "# TYPE kornak_proxy_info gauge");
+    let _ = writeln!(out, "kornak_proxy_info{{version=\"{}\"}} 1", status.version);
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out)
+}
+
+/// A label's value, escaped.
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
+    let status = look(&shared);
+    let mut out = String::from(
+        "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=2>\
+         <title>kornak proxy</title><style>body{font:15px system-ui;margin:2em}\
+         td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}\
+         .bad{color:#a00}</style>",
+    );
+    let _ = write!(
+        out,
+        "<h1>{}</h1><p>proxy {} {}, gate {}{}</p>",
+        html(&status.scope),
+        html(&status.proxy),
+        status.version,
+        status.gate.phase,
+        status.gate.handover.as_deref().map_or(String::new(), |id| format!(" for {}", html(id))),
+    );
+    for (place, what) in &status.trouble {
+        let _ = write!(out, "<p class=bad>{place}: {}</p>", html(what));
+    }
+    for (id, group) in &status.groups {
+        if status.groups.len() > 1 || *id != GroupId::COORDINATOR.0 {
+            let _ = write!(out, "<h2>group {id}</h2>");
+        }
+        if let Some(why) = group.why {
+            let _ = write!(out, "<p class=bad>{why}</p>");
+        }
+        out.push_str("<table><tr><th>node<th>address<th>role<th>running<th>lag<th>sessions</tr>");
+        for node in &group.nodes {
+            let _ = write!(
+                out,
+                "<tr><td>{}<td>{}:{}<td>{}<td>{}<td>{}<td>{}</tr>",
+                html(&node.name),
+                html(&node.host),
+                node.port,
+                node.role,
+                node.running,
+                node.lag_bytes.map_or("?".to_owned(), |lag| lag.to_string()),
+                node.sessions
+            );
+        }
+        out.push_str("</table>");
+    }
+    let _ = write!(out, "<h2>{} sessions</h2><p>", status.sessions.total);
+    for (state, n) in &status.sessions.by_state {
+        let _ = write!(out, "{state}: {n} &nbsp; ");
+    }
+    for (reason, n) in &status.sessions.pinned {
+        let _ = write!(out, "pinned by {reason}: {n} &nbsp; ");
+    }
+    for (code, n) in &status.errors {
+        let known = SqlState::from_bytes(code.as_bytes()).is_some();
+        let _ = write!(out, "errors {}: {n} &nbsp; ", if known { code } else { "?" });
+    }
+    out.push_str("</p><p><a href=/metrics>metrics</a> <a href=/status>status</a></p>");
+    Html(out)
+}
+
+fn html(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
