@@ -42,7 +42,7 @@ pub const SILENCE: Duration = Duration::from_secs(5);
 /// How to reach etcd.
 #[derive(Clone)]
 pub struct EtcdSettings {
-    /// `host:port`, at least one.
+    /// `host:port`, at least one. A scheme in front is left out, for [`EtcdSettings::tls`] says it.
     pub endpoints: Vec<String>,
     /// Whether to speak TLS; the endpoints' host names are checked.
     pub tls: bool,
@@ -186,12 +186,12 @@ impl Shared {
                     endpoint::stops_answering(clients.clone(), self.settings.attempt_timeout);
                 let answer = tokio::select! {
                     answer = timeout(limit, call(clients)) => answer,
-                    () = dead => return Err(Failure::Maybe(format!("{endpoint} is silent"))),
+                    () = dead => return Err(Failure::Silent(format!("{endpoint}: no sign of life"))),
                 };
                 match answer {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(error)) => convert::failure(&error),
-                    Err(_) => Failure::Maybe("no answer in time".to_owned()),
+                    Err(_) => Failure::Silent("no answer in time".to_owned()),
                 }
             }
         };
@@ -223,7 +223,7 @@ impl Shared {
             let last = match self.attempt(at, limit, &call).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Definite(error)) => return Err(error),
-                Err(Failure::Maybe(detail)) => {
+                Err(Failure::Maybe(detail) | Failure::Silent(detail)) => {
                     self.leave(at);
                     if repeat == Repeat::IfNotDone {
                         return Err(DcsError::Unknown { detail });
@@ -265,7 +265,7 @@ impl Shared {
             let request = convert::request(txn);
             async move {
                 let mut kv = clients.kv;
-                Ok(convert::outcome(&kv.txn(request).await?))
+                Ok(convert::outcome(txn, &kv.txn(request).await?))
             }
         })
         .await
@@ -303,10 +303,10 @@ impl Shared {
         }
     }
 
-    /// Adds the members that etcd names, once somebody has answered.
-    async fn discover(&self) {
+    /// Adds the members that the endpoint names, if it answers.
+    async fn discover(&self, at: usize) {
         let named = self
-            .run(Repeat::Always, |clients| async move {
+            .attempt(at, self.settings.attempt_timeout, |clients| async move {
                 let mut cluster = clients.cluster;
                 let answer = cluster.member_list().await?;
                 let urls = answer.members().iter().flat_map(|member| member.client_urls().to_vec());
@@ -315,17 +315,17 @@ impl Shared {
             .await;
         let named = match named {
             Ok(named) => named,
-            Err(error) => {
-                debug!(%error, "etcd does not name its members");
+            Err(failure) => {
+                debug!(?failure, "etcd does not name its members");
                 return;
             }
         };
         let mut endpoints = self.endpoints.write();
-        for address in named.iter().filter_map(|url| url.split("://").nth(1)) {
-            let address = address.trim_end_matches('/');
-            if endpoints.iter().all(|known| known.address() != address) {
-                info!(server = address, "etcd names another member");
-                endpoints.push(Arc::new(Endpoint::new(address, self.settings.tls)));
+        for url in named {
+            let found = Endpoint::new(&url, self.settings.tls);
+            if endpoints.iter().all(|known| known.address() != found.address()) {
+                info!(server = %found, "etcd names another member");
+                endpoints.push(Arc::new(found));
             }
         }
     }

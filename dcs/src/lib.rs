@@ -34,7 +34,7 @@ pub trait Dcs: Send + Sync + std::fmt::Debug {
     /// Everything below `prefix`, read linearizably.
     fn range(&self, prefix: &str) -> DcsFuture<'_, View>;
 
-    /// Runs `txn` atomically.
+    /// Runs `txn` atomically, and linearizably even if it only compares.
     fn txn(&self, txn: Txn) -> DcsFuture<'_, TxnOutcome>;
 
     /// A new lease that ends `ttl` after its last renewal. The store may grant another length.

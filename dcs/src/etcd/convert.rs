@@ -1,6 +1,5 @@
 //! Between our words and etcd's: requests, answers, and what a failure means.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use etcd_client::{
@@ -20,6 +19,8 @@ pub(super) enum Failure {
     Stale(String),
     /// It may have been done.
     Maybe(String),
+    /// It may have been done, and the endpoint says nothing at all.
+    Silent(String),
     /// The store has answered, and will not answer otherwise elsewhere.
     Definite(DcsError),
 }
@@ -36,7 +37,7 @@ impl Failure {
     /// A failure while connecting: the request was not sent.
     pub(super) fn before_sending(self) -> Self {
         match self {
-            Self::Maybe(detail) => Self::NotDone(detail),
+            Self::Maybe(detail) | Self::Silent(detail) => Self::NotDone(detail),
             other => other,
         }
     }
@@ -47,12 +48,13 @@ impl Failure {
             Self::NotDone(detail) => Self::NotDone(format!("{endpoint}: {detail}")),
             Self::Stale(detail) => Self::Stale(format!("{endpoint}: {detail}")),
             Self::Maybe(detail) => Self::Maybe(format!("{endpoint}: {detail}")),
+            Self::Silent(detail) => Self::Silent(format!("{endpoint}: {detail}")),
             Self::Definite(error) => Self::Definite(error),
         }
     }
 }
 
-/// gRPC's numbers (https://grpc.io/docs/guides/status-codes/) that etcd uses for refusals.
+/// gRPC's numbers (<https://grpc.io/docs/guides/status-codes/>) that etcd uses for refusals.
 mod code {
     pub(super) const INVALID_ARGUMENT: i32 = 3;
     pub(super) const NOT_FOUND: i32 = 5;
@@ -71,25 +73,25 @@ pub(super) fn failure(error: &Error) -> Failure {
             if let Some(refusal) = refusal(i32::from(status.code()), detail) {
                 return refusal;
             }
+            let cause = root_cause(status);
             if was_not_connected(status) {
-                let cause = root_cause(status);
                 return Failure::NotDone(format!("cannot connect: {cause}"));
             }
-            Failure::Maybe(detail.to_owned())
+            Failure::Maybe(if detail.is_empty() { cause } else { format!("{detail} ({cause})") })
         }
         Error::LeaseKeepAliveError(detail) if detail == "lease not found" => {
             Failure::Definite(DcsError::LeaseLost)
         }
         Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::TransportError(_) => {
             // These come from building a connection.
-            Failure::NotDone(format!("{error}: {}", error.source().map_or("", |_| "see cause")))
+            Failure::NotDone(error.to_string())
         }
         other => Failure::Maybe(other.to_string()),
     }
 }
 
 /// Answers of etcd's own, which say that nothing was done.
-fn refusal(code: i32, detail: &str) -> Option<Failure> {
+pub(super) fn refusal(code: i32, detail: &str) -> Option<Failure> {
     let said = detail.strip_prefix("etcdserver: ")?;
     let has = |part: &str| said.contains(part);
     let failure = match code {
@@ -179,11 +181,32 @@ pub(super) fn seconds(ttl: i64) -> Duration {
     Duration::from_secs(revision(ttl))
 }
 
+/// A transaction in etcd's words.
+///
+/// etcd answers one that has no steps from the asked member's own memory, however old that is; a
+/// read among the steps makes it ask the others first. So one that only compares gets a read, whose
+/// answer [`outcome`] leaves out.
 pub(super) fn request(txn: &Txn) -> EtcdTxn {
     let compares: Vec<EtcdCompare> = txn.compare.iter().flat_map(compare).collect();
-    let then: Vec<TxnOp> = txn.then.iter().map(op).collect();
+    let mut then: Vec<TxnOp> = txn.then.iter().map(op).collect();
+    if let Some(first) = txn.compare.first()
+        && only_compares(txn)
+    {
+        let key = match first {
+            Compare::Created { key, .. }
+            | Compare::Modified { key, .. }
+            | Compare::Lease { key, .. }
+            | Compare::Value { key, .. } => key,
+            Compare::NoneCreatedAfter { prefix, .. } => prefix,
+        };
+        then.push(TxnOp::get(key.as_str(), None));
+    }
     let otherwise: Vec<TxnOp> = txn.otherwise.iter().map(op).collect();
     EtcdTxn::new().when(compares).and_then(then).or_else(otherwise)
+}
+
+fn only_compares(txn: &Txn) -> bool {
+    txn.then.is_empty() && txn.otherwise.is_empty()
 }
 
 fn compare(compare: &Compare) -> Vec<EtcdCompare> {
@@ -229,10 +252,12 @@ fn op(op: &Op) -> TxnOp {
     }
 }
 
-pub(super) fn outcome(answer: &TxnResponse) -> TxnOutcome {
+/// What the answer to [`request`] says.
+pub(super) fn outcome(txn: &Txn, answer: &TxnResponse) -> TxnOutcome {
     let gets = answer
         .op_responses()
         .into_iter()
+        .filter(|_| !only_compares(txn))
         .filter_map(|response| match response {
             TxnOpResponse::Get(mut found) => Some(found.take_kvs().pop().map(key_value)),
             _ => None,

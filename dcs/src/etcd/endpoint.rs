@@ -51,6 +51,7 @@ impl fmt::Debug for Clients {
 
 impl Endpoint {
     pub(super) fn new(address: &str, tls: bool) -> Self {
+        let address = address.rsplit("://").next().unwrap_or(address).trim_end_matches('/');
         let scheme = if tls { "https" } else { "http" };
         Self {
             address: address.to_owned(),

@@ -23,6 +23,9 @@ use crate::{Follow, Reach, View};
 /// Silence after which the prefix is read again. Leaves as much for the reading.
 const QUIET: Duration = Duration::from_millis(2500);
 
+/// How much later than a reading a healthy watch may show the same.
+const LATE: Duration = Duration::from_millis(500);
+
 /// Messages that are put into one view, so that a burst does not cost a copy of the view each.
 const MAX_BURST: usize = 64;
 
@@ -68,13 +71,13 @@ struct Feeder {
 
 impl Feeder {
     async fn run(mut self) {
-        if self.shared.settings.discover {
-            self.shared.discover().await;
-        }
         loop {
             let start = Instant::now();
             match self.open().await {
                 Ok(stream) => {
+                    if self.shared.settings.discover {
+                        self.shared.discover(self.at).await;
+                    }
                     let failure = self.feed(stream).await;
                     self.failures =
                         if start.elapsed() > SHORT_LIFE { 0 } else { self.failures + 1 };
@@ -86,8 +89,8 @@ impl Feeder {
                 }
             }
             self.shared.leave(self.at);
+            self.at = self.shared.current();
             let count = self.shared.endpoints.read().len().max(1);
-            self.at = (self.at + 1) % count;
             if self.failures >= count || self.fed.elapsed() > SILENCE {
                 self.lose();
             }
@@ -160,7 +163,15 @@ impl Feeder {
                 Ok(Err(error)) => return convert::failure(&error),
                 Err(_) => match self.reread(SILENCE - QUIET).await {
                     Ok(false) => {}
-                    Ok(true) => return Failure::Maybe("the watch has missed changes".to_owned()),
+                    // The change may have come just now, then the watch will show it too.
+                    Ok(true) => match timeout(LATE, stream.message()).await {
+                        Ok(Ok(Some(message))) => {
+                            if let Err(failure) = self.apply_burst(&message, &mut stream) {
+                                return failure;
+                            }
+                        }
+                        _ => return Failure::Silent("the watch has missed changes".to_owned()),
+                    },
                     Err(failure) => return failure,
                 },
             }

@@ -58,12 +58,13 @@ impl Shared {
             match self.attempt(at, limit, |_| renew(stream)).await {
                 Ok((stream, renewed)) => return self.renewed(lease, stream, renewed),
                 Err(Failure::Definite(error)) => return Err(error),
-                // The stream ends with its member; a new one tells more.
+                Err(Failure::Silent(detail)) => {
+                    debug!(lease = %convert::hex(lease), detail, "a renewal was not answered");
+                    self.leave(at);
+                }
+                // A stream ends with its member, or with an election: a new one tells more.
                 Err(failure) => {
                     debug!(lease = %convert::hex(lease), ?failure, "a lease's stream has ended");
-                    if matches!(failure, Failure::Maybe(_)) {
-                        self.leave_if_silent(at, &failure);
-                    }
                 }
             }
         }
@@ -90,15 +91,6 @@ impl Shared {
         }
         self.keepers.put_back(lease, stream);
         Ok(renewed)
-    }
-
-    /// A stream that was closed says nothing about its endpoint; one without an answer does.
-    fn leave_if_silent(&self, at: usize, failure: &Failure) {
-        if let Failure::Maybe(detail) = failure
-            && (detail.contains("no answer in time") || detail.contains("silent"))
-        {
-            self.leave(at);
-        }
     }
 }
 
