@@ -230,12 +230,12 @@ mod tests {
             let entering = std::thread::spawn(move || {
                 let mut ticket = Ticket::new(&other, 0);
                 let entered = ticket.enter(Side::Leading);
-                std::mem::drop(entered.then(|| std::mem::ManuallyDrop::new(ticket)));
-                entered
+                // Whoever was let in stays.
+                (entered, ticket)
             });
             gate.close(Sides::LEADING);
             let empty = gate.inside(Sides::LEADING) == 0;
-            let entered = entering.join().unwrap();
+            let (entered, _ticket) = entering.join().unwrap();
             // Whoever was let in is still there: who saw the gate empty must have kept them out,
             // or seen the one who looked at the gate a moment too late.
             assert!(!(empty && entered), "entered a gate that was seen empty");
