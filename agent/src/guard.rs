@@ -26,6 +26,7 @@ mod serve;
 mod spawn;
 pub mod wire;
 
+pub(crate) use client::make_runtime_dir;
 pub use client::{GuardClient, GuardConfig, GuardError, Watched};
 pub use clock::boottime_now;
 pub use kill::{Process, processes_in};

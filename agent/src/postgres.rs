@@ -13,6 +13,7 @@
 
 mod basebackup;
 mod callbacks;
+mod claim;
 mod conf;
 mod controldata;
 mod files;
@@ -20,6 +21,7 @@ mod initdb;
 mod os;
 mod process;
 mod rewind;
+mod script;
 mod slots;
 mod sql;
 mod status;
@@ -40,6 +42,7 @@ use crate::guard::{GuardClient, GuardConfig, GuardError};
 
 pub use basebackup::CloneError;
 pub use callbacks::{CallbackAction, Callbacks};
+pub use claim::Unfinished;
 pub use conf::{Parameters, join_conninfo};
 pub use controldata::{ControlData, ControlState, ParseControlDataError, shutdown_checkpoint_end};
 pub use files::ConfigureError;
@@ -51,6 +54,7 @@ pub use process::{
 pub use rewind::{
     HistoryLine, LeaderPosition, LocalEnd, RewindError, RewindNeed, parse_history, rewind_need,
 };
+pub use script::ScriptError;
 pub use slots::{Slot, slot_name_of};
 pub use sql::{APPLICATION_PREFIX, Sql, SqlError, TextRow, identifier, literal};
 pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus};
@@ -85,6 +89,7 @@ pub struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataDirState {
     Missing,
+    /// Also: a copy that was begun here and not finished.
     Empty,
     /// A cluster of this major version.
     Cluster {
@@ -146,6 +151,8 @@ struct Wanted {
     synchronous_standby_names: Option<Option<String>>,
     /// As above: `None` keeps the file's; `Some(None)` is a standby without a primary.
     upstream: Option<Option<Upstream>>,
+    /// Where a recovery to a point in time ends and what it reads; empty but for such a start.
+    recovery: Parameters,
 }
 
 impl Postgres {
@@ -219,6 +226,7 @@ impl Postgres {
     /// Looks at the data directory. An unreadable one is an error, not an empty one.
     pub fn data_dir_state(&self) -> io::Result<DataDirState> {
         let dir = self.data_dir();
+        let begun_here = self.unfinished() == Some(Unfinished::Copy);
         let mut entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -226,6 +234,9 @@ impl Postgres {
             }
             Err(error) => return Err(error),
         };
+        if begun_here {
+            return Ok(DataDirState::Empty);
+        }
         match fs::read_to_string(dir.join("PG_VERSION")) {
             Ok(version) => {
                 let major = version.trim().split('.').next().and_then(|major| major.parse().ok());

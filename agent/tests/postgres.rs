@@ -1,15 +1,18 @@
 //! The hands, on real servers: a cluster's life from initdb to the return of a lost primary.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step fails the test")]
+
 mod support;
 
 use std::time::Duration;
 
 use kornak_agent::guard::Fencing;
 use kornak_agent::postgres::{
-    CloneError, ControlState, DataDirState, RewindNeed, SqlError, StartAs, StopMode, Upstream,
-    slot_name_of,
+    CloneError, ControlState, DataDirState, RewindNeed, SqlError, StartAs, StartError, StopMode,
+    ToolError, Unfinished, Upstream, slot_name_of,
 };
 use kornak_cluster::{ClusterConfig, Lsn, Timeline};
+use kornak_config::agent::CustomBootstrap;
 use rustix::process::Signal;
 use support::{Field, LIMIT, Node, become_guard, kill, until};
 
@@ -273,4 +276,92 @@ async fn a_server_that_does_not_answer_says_why() {
     a.postgres.start(&StartAs::Primary(Fencing::Unfenced)).await.unwrap();
     let error = a.postgres.wait_ready(Duration::from_secs(20)).await.unwrap_err();
     assert!(error.to_string().contains("ended with code:1"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_tool_left_half_done_is_no_server() {
+    let mut field = Field::new();
+    let (a, b) = (field.node("a"), field.node("b"));
+    a.bootstrap().await;
+    let note = |text: &str| std::fs::write(field.path().join("b.unfinished"), text).unwrap();
+    let dir = &b.options.settings.data_dir;
+    std::fs::create_dir(dir).unwrap();
+    std::fs::write(dir.join("half"), "").unwrap();
+    note("copy\n");
+    assert_eq!(b.postgres.data_dir_state().unwrap(), DataDirState::Empty, "it is ours to remove");
+
+    // Another agent's tool still works.
+    std::fs::create_dir(&b.guard.runtime_dir).unwrap();
+    let mut lock = std::fs::File::options();
+    let lock = lock.append(true).create(true).open(b.guard.runtime_dir.join("tool.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let busy = b.postgres.clone_from(Some(&a.upstream()), false).await;
+    assert!(matches!(busy, Err(CloneError::Tool(ToolError::Busy { .. }))), "{busy:?}");
+    drop(lock);
+    b.postgres.clone_from(Some(&a.upstream()), false).await.unwrap();
+    assert_eq!(b.postgres.unfinished(), None);
+
+    note("rewind\n");
+    let start = b.postgres.start(&StartAs::Standby(Some(a.upstream()))).await;
+    assert!(matches!(start, Err(StartError::Unfinished(Unfinished::Rewind))), "{start:?}");
+    assert_eq!(b.postgres.rewind_needed(&a.upstream()).await.unwrap(), RewindNeed::Diverged);
+    assert!(b.postgres.rewind(&a.upstream()).await.is_err(), "what differed is no longer known");
+    b.postgres.clone_from(Some(&a.upstream()), true).await.unwrap();
+    b.postgres.start(&StartAs::Standby(Some(a.upstream()))).await.unwrap();
+    b.postgres.wait_ready(LIMIT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tool_may_work_while_the_logging_collector_still_writes() {
+    let mut field = Field::new();
+    let a = field.node("a");
+    a.bootstrap().await;
+    a.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
+    let text = r#"{"postgresql": {"parameters": {"logging_collector": "on"}}}"#;
+    a.postgres.set_dynamic(&ClusterConfig::parse(text).unwrap());
+    a.start_primary().await;
+    let before = a.processes();
+    a.postgres.stop(StopMode::Immediate, LIMIT).await.unwrap();
+    assert!(before > 1 && a.processes() <= 1);
+    assert_eq!(a.postgres.local_end().await.unwrap(), None, "only its recovery will tell");
+    a.postgres.recover_from_crash().await.unwrap();
+    let end = a.postgres.local_end().await.unwrap().unwrap();
+    assert_eq!(end.timeline, Timeline(1));
+    until("the collector has ended", async || a.processes() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_made_by_a_command_and_recovers_to_the_end_of_its_archive() {
+    let mut field = Field::new();
+    let (a, b) = (field.node("a"), field.node("b"));
+    a.bootstrap().await;
+    a.execute("CREATE TABLE public.t AS SELECT 1 AS i").await;
+    a.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
+    let source = a.options.settings.data_dir.display().to_string();
+    let target = b.options.settings.data_dir.display().to_string();
+    let method = CustomBootstrap {
+        name: "copy".to_owned(),
+        command: format!("sh -c 'cp -r {source}/. {target}'"),
+        no_params: true,
+        keep_existing_recovery_conf: false,
+        recovery_conf: serde_json::Map::new(),
+    };
+    b.postgres.custom_bootstrap(&method).await.unwrap();
+    let archive = ("restore_command".to_owned(), format!("cp {source}/pg_wal/%f %p"));
+    let start = StartAs::PointInTime(Fencing::Unfenced, Some([archive].into()));
+    b.postgres.start(&start).await.unwrap();
+    b.postgres.wait_ready(LIMIT).await.unwrap();
+    until("recovery is over", async || {
+        b.postgres.status().await.is_ok_and(|status| !status.in_recovery)
+    })
+    .await;
+    assert_eq!(b.postgres.status().await.unwrap().timeline, Timeline(2));
+    assert_eq!(b.execute("SELECT count(*) FROM public.t").await.as_deref(), Some("1"));
+    assert_eq!(
+        b.postgres.connection_url(),
+        format!("postgres://postgres@127.0.0.1:{}/postgres", b.port)
+    );
+    b.postgres.run_script("sh -c 'test -r $PGPASSFILE -a $0 = x'", &["x"], LIMIT).await.unwrap();
+    assert!(b.postgres.run_script("false", &[], LIMIT).await.is_err());
+    assert!(b.postgres.run_script("'", &[], LIMIT).await.is_err());
 }

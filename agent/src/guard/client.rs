@@ -54,7 +54,7 @@ impl GuardConfig {
         let mut runtime_dir = data_dir.as_os_str().to_owned();
         runtime_dir.push(".guard");
         Self {
-            program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("kornak")),
+            program: own_program(),
             data_dir: data_dir.to_owned(),
             runtime_dir: PathBuf::from(runtime_dir),
             stop_budget: Duration::from_secs(1),
@@ -62,6 +62,12 @@ impl GuardConfig {
             jump_grace: None,
         }
     }
+}
+
+/// This program, also after an upgrade has removed it from under us.
+fn own_program() -> PathBuf {
+    let named = std::env::current_exe().ok().filter(|program| program.exists());
+    named.unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
 }
 
 /// Why the guard did not do what it was asked to.
@@ -325,11 +331,16 @@ impl GuardClient {
     }
 }
 
-fn open_runtime_dir(dir: &Path) -> io::Result<File> {
+/// Makes the directory of lock, socket and logs, if need be.
+pub(crate) fn make_runtime_dir(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
+}
+
+fn open_runtime_dir(dir: &Path) -> io::Result<File> {
+    make_runtime_dir(dir)?;
     // An absolute path, for the guard has another working directory.
     File::open(fs::canonicalize(dir)?)
 }

@@ -94,6 +94,18 @@ pub(super) fn kill_once(data_dir: &Path, first: Option<u32>, with_loggers: bool)
     found.iter().filter(|process| !process.logger).count()
 }
 
+/// Counts logging collectors on the data directory; kills them if their time has come.
+pub(super) fn kill_loggers(data_dir: &Path, now: bool) -> usize {
+    let mut found = processes_in(data_dir);
+    found.retain(|process| process.logger);
+    if now {
+        for process in &found {
+            kill(process.pid);
+        }
+    }
+    found.len()
+}
+
 fn kill(pid: u32) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         // It may have ended meanwhile; the next look will tell.

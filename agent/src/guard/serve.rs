@@ -25,7 +25,7 @@ use rustix::time::{
 
 use super::clock::{boottime_now, realtime_now, timespec};
 use super::fence::Fence;
-use super::kill::{is_server_in, kill_once, processes_in};
+use super::kill::{is_server_in, kill_loggers, kill_once, processes_in};
 use super::spawn::{OOM_SCORE, Origin, ignore_requests_to_end, spawn};
 use super::wire::{
     Answer, Command, Exit, GuardStatus, Lines, ServerSignal, StartRequest, VERSION, nanos,
@@ -238,6 +238,13 @@ impl Guard {
         }
         let first = self.postmaster.as_ref().map(|postmaster| postmaster.pid);
         let loggers = self.ending.as_ref().is_some_and(|e| now.since(e.since) >= LOGGER_GRACE);
+        if !late && self.ending.as_ref().is_some_and(|ending| ending.said) {
+            // All were gone: what runs now is a tool's, but for the logging collector.
+            if kill_loggers(&self.real_dir, loggers) == 0 {
+                self.ending = None;
+            }
+            return;
+        }
         let mut left = kill_once(&self.real_dir, first, loggers);
         if late && self.fence.fire() {
             self.say(&Answer::Fired);
@@ -259,7 +266,7 @@ impl Guard {
             ending.said = true;
             self.say(&Answer::Gone);
         }
-        if processes_in(&self.real_dir).is_empty() {
+        if kill_loggers(&self.real_dir, loggers) == 0 {
             self.ending = None;
         }
     }

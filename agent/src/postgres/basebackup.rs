@@ -9,12 +9,13 @@ use kornak_config::agent::{InitdbOption, ReplicaMethod};
 use serde_json::{Map, Value};
 use tracing::{info, warn};
 
+use super::claim::Claim;
 use super::conf::{conninfo_words, join_conninfo, value_text};
 use super::files::ConfigureError;
 use super::initdb::{BootstrapError, empty_dir};
 use super::os::make_private_dir;
 use super::tool::{self, ToolError, split_words};
-use super::{DataDirState, Postgres, Upstream};
+use super::{DataDirState, Postgres, Unfinished, Upstream};
 
 /// Nobody knows how large a database is; a copy that hangs must be seen by a person.
 const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -65,6 +66,7 @@ impl Postgres {
         source: Option<&Upstream>,
         remove: bool,
     ) -> Result<(), CloneError> {
+        let claim = self.inner.claim()?;
         if remove {
             self.remove_data()?;
         }
@@ -72,10 +74,12 @@ impl Postgres {
         for method in &self.settings().create_replica_methods {
             let outcome = match (method, source) {
                 (ReplicaMethod::Basebackup { options }, Some(source)) => {
-                    self.basebackup(source, options).await
+                    self.basebackup(&claim, source, options).await
                 }
                 (ReplicaMethod::Custom { no_leader: true, .. }, _)
-                | (ReplicaMethod::Custom { .. }, Some(_)) => self.custom_copy(method, source).await,
+                | (ReplicaMethod::Custom { .. }, Some(_)) => {
+                    self.custom_copy(&claim, method, source).await
+                }
                 _ => continue,
             };
             match outcome {
@@ -94,11 +98,13 @@ impl Postgres {
 
     async fn basebackup(
         &self,
+        claim: &Claim,
         source: &Upstream,
         options: &[InitdbOption],
     ) -> Result<(), CloneError> {
         let dir = self.data_dir();
         self.prepare_empty_dir(dir)?;
+        self.inner.begin(Unfinished::Copy)?;
         let passfile = self.inner.write_passfile()?;
         let replication = &self.settings().replication;
         let mut words = conninfo_words(replication, &passfile, &source.host, source.port);
@@ -119,15 +125,17 @@ impl Postgres {
                 None => format!("--{}", option.name),
             });
         }
-        let outcome = tool::run(&mut command, COPY_LIMIT).await;
-        if outcome.is_err() {
+        let outcome = tool::run_claimed(&mut command, claim, COPY_LIMIT).await;
+        if let Err(error) = outcome {
             empty_dir(dir);
+            return Err(error.into());
         }
-        Ok(outcome.map(drop)?)
+        Ok(self.inner.finish()?)
     }
 
     async fn custom_copy(
         &self,
+        claim: &Claim,
         method: &ReplicaMethod,
         source: Option<&Upstream>,
     ) -> Result<(), CloneError> {
@@ -138,6 +146,7 @@ impl Postgres {
         let dir = self.data_dir();
         if !keep_data {
             self.prepare_empty_dir(dir)?;
+            self.inner.begin(Unfinished::Copy)?;
         }
         let passfile = self.inner.write_passfile()?;
         let words = split_words(command).filter(|words| !words.is_empty());
@@ -151,13 +160,15 @@ impl Postgres {
         }
         let mut words = words.into_iter();
         let mut run = tool::command(words.next().unwrap_or_default(), self.os_user());
-        let outcome = tool::run(run.args(words).env("PGPASSFILE", passfile), COPY_LIMIT).await;
-        let left = self.data_dir_state();
-        if outcome.is_err() && !keep_data {
-            empty_dir(dir);
+        run.args(words).env("PGPASSFILE", passfile);
+        if let Err(error) = tool::run_claimed(&mut run, claim, COPY_LIMIT).await {
+            if !keep_data {
+                empty_dir(dir);
+            }
+            return Err(error.into());
         }
-        outcome?;
-        match left {
+        self.inner.finish()?;
+        match self.data_dir_state() {
             Ok(DataDirState::Cluster { .. }) => Ok(()),
             _ => Err(CloneError::NothingLeft { method: name.clone() }),
         }
@@ -195,7 +206,7 @@ impl Postgres {
             outcome => outcome.map_err(failed(dir))?,
         }
         warn!("contents of the data directory removed");
-        Ok(())
+        Ok(self.inner.finish()?)
     }
 
     /// Moves the data directory away, to `<data_dir>.failed`, for a person to look at; an older one
@@ -212,11 +223,11 @@ impl Postgres {
         }
         match fs::rename(dir, &aside) {
             Ok(()) => {}
-            // A mount point stays where it is; its contents move into it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(aside),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
         make_private_dir(dir, self.os_user()).map_err(failed)?;
+        self.inner.finish()?;
         Ok(aside)
     }
 }

@@ -63,6 +63,7 @@ impl Inner {
             Some(None) => {}
             None => parameters.extend(before.get_key_value(SYNC).map(owned)),
         }
+        parameters.extend(wanted.recovery.clone());
         if standby {
             let upstream = wanted.upstream.as_ref().and_then(Option::as_ref);
             let passfile = beside(&self.settings, "pgpass");
@@ -149,19 +150,18 @@ impl Inner {
         }
     }
 
-    /// Makes the next start one of a standby or of a primary.
-    pub(super) fn set_signal_file(&self, standby: bool) -> Result<(), ConfigureError> {
-        let dir = &self.settings.data_dir;
-        let standby_signal = dir.join("standby.signal");
-        let path = standby_signal.clone();
-        if standby {
-            write_if_changed(&path, "", 0o600, self.user.as_ref()).map(drop)
-        } else {
-            remove_file(&path)
+    /// Makes the next start one with exactly this signal file; an old request to promote is forgotten.
+    pub(super) fn set_signal_file(&self, wanted: Option<&str>) -> Result<(), ConfigureError> {
+        for name in ["standby.signal", "recovery.signal", "promote"] {
+            let path = self.settings.data_dir.join(name);
+            let outcome = if wanted == Some(name) {
+                write_if_changed(&path, "", 0o600, self.user.as_ref()).map(drop)
+            } else {
+                remove_file(&path)
+            };
+            outcome.map_err(|source| ConfigureError::Write { path, source })?;
         }
-        .and_then(|()| remove_file(&dir.join("recovery.signal")))
-        .and_then(|()| remove_file(&dir.join("promote")))
-        .map_err(|source| ConfigureError::Write { path: standby_signal, source })
+        Ok(())
     }
 
     /// Whether the server is, or will start as, a standby.

@@ -14,9 +14,10 @@ use tracing::info;
 use super::conf::{self, render_lines};
 use super::files::{ConfigureError, beside};
 use super::os::{make_private_dir, write_file};
+use super::script::ScriptError;
 use super::sql::{SqlError, ask, identifier, literal};
 use super::tool::{self, ToolError};
-use super::{DataDirState, Postgres};
+use super::{DataDirState, Postgres, Unfinished};
 
 /// `initdb` writes some 40 MB.
 const INITDB_LIMIT: Duration = Duration::from_secs(300);
@@ -35,6 +36,12 @@ pub enum BootstrapError {
     },
     #[error("initialize the data directory")]
     Initdb(#[from] ToolError),
+    /// A custom method's command could not be run as it is written.
+    #[error("run the custom bootstrap")]
+    Script(#[from] ScriptError),
+    /// A custom method has ended well and left nothing.
+    #[error("the bootstrap method {method} has left no data directory behind")]
+    NothingLeft { method: String },
     #[error("configure the new server")]
     Configure(#[from] ConfigureError),
     #[error("create the roles of the new cluster")]
@@ -50,7 +57,9 @@ impl Postgres {
         hba: &[String],
     ) -> Result<(), BootstrapError> {
         let dir = self.data_dir().to_owned();
+        let claim = self.inner.claim()?;
         self.prepare_empty_dir(&dir)?;
+        self.inner.begin(Unfinished::Copy)?;
         let superuser = &self.settings().superuser;
         let mut command = self.tool("initdb");
         command.arg("-D").arg(&dir).arg("--username").arg(&superuser.username);
@@ -74,7 +83,7 @@ impl Postgres {
                 None => format!("--{}", option.name),
             });
         }
-        let outcome = tool::run(&mut command, INITDB_LIMIT).await;
+        let outcome = tool::run_claimed(&mut command, &claim, INITDB_LIMIT).await;
         if let Some(path) = pwfile {
             let _ = fs::remove_file(path);
         }
@@ -83,15 +92,18 @@ impl Postgres {
             return Err(error.into());
         }
         self.write_first_hba(hba)?;
+        self.inner.finish()?;
         info!("data directory initialized");
         Ok(())
     }
 
-    /// The directory exists, is empty, and belongs to the OS user.
-    pub(super) fn prepare_empty_dir(&self, dir: &Path) -> Result<bool, BootstrapError> {
+    /// The directory exists, is empty, and belongs to the OS user. What an earlier copy left in it is
+    /// removed.
+    pub(super) fn prepare_empty_dir(&self, dir: &Path) -> Result<(), BootstrapError> {
         let failed = |source| BootstrapError::Prepare { path: dir.to_owned(), source };
         match self.data_dir_state().map_err(failed)? {
-            DataDirState::Missing | DataDirState::Empty => {}
+            DataDirState::Missing => {}
+            DataDirState::Empty => empty_dir(dir),
             DataDirState::Cluster { .. } | DataDirState::Foreign => {
                 return Err(BootstrapError::NotEmpty { dir: dir.to_owned() });
             }
@@ -177,6 +189,9 @@ async fn create_role(client: &Client, role: &Credentials, rights: &str) -> Resul
 /// Removes what is in a directory that was empty before.
 pub(super) fn empty_dir(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name() == "lost+found" {
+            continue;
+        }
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
         // What stays is seen by the next attempt, which then refuses.
         let _ =

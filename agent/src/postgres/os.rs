@@ -94,18 +94,19 @@ pub(super) fn remove_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a directory that only PostgreSQL may enter. True if it was not there.
-pub(super) fn make_private_dir(path: &Path, user: Option<&OsUser>) -> io::Result<bool> {
+/// Makes a directory that only PostgreSQL may enter, or makes one that is there such a directory: a
+/// volume that was just mounted belongs to root.
+pub(super) fn make_private_dir(path: &Path, user: Option<&OsUser>) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-        Err(error) => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
     }
     if user.is_some() {
         let (uid, gid) = owner(user);
         chown(path, uid, gid)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
     }
-    Ok(true)
+    Ok(())
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

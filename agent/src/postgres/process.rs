@@ -13,7 +13,8 @@ use tracing::info;
 use super::conf::{self, Parameters};
 use super::files::ConfigureError;
 use super::sql::{SqlError, literal};
-use super::{Postgres, Upstream};
+use super::tool::ToolError;
+use super::{Postgres, Unfinished, Upstream};
 use crate::guard::{
     Exit, Fencing, GuardClient, GuardError, ServerSignal, StartRequest, Watched, boottime_now,
 };
@@ -36,6 +37,9 @@ pub enum StartAs {
     Primary(Fencing),
     /// Replicates, or waits for a primary.
     Standby(Option<Upstream>),
+    /// Replays an archive up to a point and becomes a primary there. The parameters say from where
+    /// and how far; `None`: whoever made the data directory has said so in it.
+    PointInTime(Fencing, Option<Parameters>),
 }
 
 /// Why the server could not be started.
@@ -45,6 +49,12 @@ pub enum StartError {
     Configure(#[from] ConfigureError),
     #[error("start the server")]
     Guard(#[from] GuardError),
+    /// A tool works on the data directory.
+    #[error("see that nobody else works on the data directory")]
+    Busy(#[from] ToolError),
+    /// The data directory is neither the old nor the new one.
+    #[error("a {0:?} of the data directory was not finished: reinitialize this member")]
+    Unfinished(Unfinished),
     /// It ended before it took connections.
     #[error("the server ended with {exit} as it started: see {log}")]
     Exited { exit: Exit, log: PathBuf },
@@ -135,15 +145,17 @@ impl Postgres {
     pub async fn start(&self, start_as: &StartAs) -> Result<u32, StartError> {
         let guard = self.guard().await?;
         let (standby, writable) = match start_as {
-            StartAs::Primary(fencing) => (false, Some(*fencing)),
+            StartAs::Primary(fencing) | StartAs::PointInTime(fencing, _) => (false, Some(*fencing)),
             StartAs::Standby(_) => (true, None),
         };
+        // Held until the postmaster runs: then its own lock file keeps tools away.
+        let _claim = self.inner.claim()?;
+        if let Some(unfinished) = self.unfinished() {
+            return Err(StartError::Unfinished(unfinished));
+        }
         let args = {
             let _writing = self.inner.writing.lock().await;
-            if let StartAs::Standby(upstream) = start_as {
-                self.inner.wanted.lock().upstream = Some(upstream.clone());
-            }
-            self.inner.set_signal_file(standby)?;
+            self.prepare_files(start_as)?;
             self.inner.write_configuration(standby)?;
             self.command_line(standby).await
         };
@@ -171,6 +183,25 @@ impl Postgres {
         let pid = guard.start(request).await?;
         info!(pid, standby, "server started");
         Ok(pid)
+    }
+
+    fn prepare_files(&self, start_as: &StartAs) -> Result<(), ConfigureError> {
+        let mut recovery = Parameters::new();
+        match start_as {
+            StartAs::Primary(_) => self.inner.set_signal_file(None)?,
+            StartAs::Standby(upstream) => {
+                self.inner.wanted.lock().upstream = Some(upstream.clone());
+                self.inner.set_signal_file(Some("standby.signal"))?;
+            }
+            StartAs::PointInTime(_, None) => {}
+            StartAs::PointInTime(_, Some(given)) => {
+                recovery.insert("recovery_target_action".to_owned(), "promote".to_owned());
+                recovery.extend(given.clone());
+                self.inner.set_signal_file(Some("recovery.signal"))?;
+            }
+        }
+        self.inner.wanted.lock().recovery = recovery;
+        Ok(())
     }
 
     /// Arguments of the postmaster.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use kornak_cluster::{Lsn, Timeline};
 use tracing::info;
 
+use super::claim::{Claim, Unfinished};
 use super::conf::{BASE_CONF, MAIN_CONF, conninfo_words, join_conninfo};
 use super::controldata::{ControlData, ControlState};
 use super::files::ConfigureError;
@@ -44,6 +45,12 @@ pub enum RewindError {
     /// The data directory may be half changed: only another rewind or a new copy helps.
     #[error("rewind the data directory")]
     Rewind(#[source] ToolError),
+    /// An earlier rewind was interrupted: nobody knows any more what differs. Only a new copy helps.
+    #[error("an earlier rewind of the data directory was not finished: reinitialize this member")]
+    Unfinished,
+    /// A tool works on the data directory, or what it is about could not be written down.
+    #[error("claim the data directory")]
+    Claim(#[source] ToolError),
     #[error("prepare or restore configuration files")]
     Configure(#[from] ConfigureError),
 }
@@ -177,11 +184,15 @@ impl Postgres {
     /// Replays the log of a server that has crashed, without letting anybody in, so that its end is
     /// known and pg_rewind takes it. The log is kept: nothing is archived.
     pub async fn recover_from_crash(&self) -> Result<(), RewindError> {
+        let claim = self.inner.claim().map_err(RewindError::Claim)?;
+        self.recover_claimed(&claim).await
+    }
+
+    async fn recover_claimed(&self, claim: &Claim) -> Result<(), RewindError> {
         let dir = self.data_dir();
         let signal = dir.join("standby.signal");
         remove_file(&signal)
             .map_err(|source| ConfigureError::Write { path: signal.clone(), source })?;
-        let was_postmaster = dir.join("postmaster.pid");
         let settings = self.settings();
         let mut command = self.tool("postgres");
         command.args(["--single", "-D"]).arg(dir);
@@ -201,37 +212,46 @@ impl Postgres {
         ] {
             command.arg("-c").arg(parameter);
         }
-        let outcome = tool::run(command.arg(&settings.database), RECOVERY_LIMIT).await;
+        let command = command.arg(&settings.database);
+        let outcome = tool::run_claimed(command, claim, RECOVERY_LIMIT).await;
         outcome.map_err(RewindError::Recover)?;
-        // It removes its own lock file; one that is left is of no server.
-        if was_postmaster.exists() {
-            let _ = fs::remove_file(&was_postmaster);
-        }
         info!("server recovered from its crash");
         Ok(())
     }
 
-    /// Whether this node can follow `leader` as it is. Recovers from a crash first, for only then the
-    /// end of the log is known. The server must not run.
+    /// Whether this node can follow `leader` as it is. The server must not run, and is not changed: a
+    /// crash recovery here would add to the log of what may be a fresh copy.
     pub async fn rewind_needed(&self, leader: &Upstream) -> Result<RewindNeed, RewindError> {
-        let local = match self.local_end().await? {
-            Some(local) => local,
-            None => {
-                self.recover_from_crash().await?;
-                match self.local_end().await? {
-                    Some(local) => local,
-                    None => return Ok(RewindNeed::Diverged),
-                }
-            }
+        if self.unfinished().is_some() {
+            return Ok(RewindNeed::Diverged);
+        }
+        if self.is_fresh_copy() {
+            return Ok(RewindNeed::No);
+        }
+        let control = self.controldata().await?;
+        let position = self.leader_position(leader).await?;
+        let need = match LocalEnd::of(&control) {
+            Some(local) => rewind_need(local, &position),
+            // It has crashed as a primary and may have written beyond the fork.
+            None if control.timeline < position.timeline => RewindNeed::Diverged,
+            None => RewindNeed::No,
         };
-        let need = rewind_need(local, &self.leader_position(leader).await?);
-        info!(timeline = %local.timeline, lsn = %local.lsn, ?need, "compared with the leader");
+        info!(timeline = %control.timeline, leader = %position.timeline, ?need, "compared with the leader");
         Ok(need)
+    }
+
+    /// A copy that has not been started yet: its control file tells what its source was doing.
+    fn is_fresh_copy(&self) -> bool {
+        self.data_dir().join("backup_label").exists()
     }
 
     /// Undoes what the leader does not have. The server must not run; it is started as a standby
     /// afterwards. Configuration files stay as they were.
     pub async fn rewind(&self, leader: &Upstream) -> Result<(), RewindError> {
+        let claim = self.inner.claim().map_err(RewindError::Claim)?;
+        if self.unfinished().is_some() {
+            return Err(RewindError::Unfinished);
+        }
         let mut control = self.controldata().await?;
         if !control.checksums && !control.wal_log_hints {
             return Err(RewindError::NotPossible);
@@ -241,7 +261,7 @@ impl Postgres {
             return Err(RewindError::NoCheckpoint(position.timeline));
         }
         if !control.state.is_clean() {
-            self.recover_from_crash().await?;
+            self.recover_claimed(&claim).await?;
             control = self.controldata().await?;
         }
         info!(timeline = %control.timeline, leader = %position.timeline, "rewinding");
@@ -251,20 +271,30 @@ impl Postgres {
         let mut words = conninfo_words(settings.rewind(), &passfile, &leader.host, leader.port);
         words.push(("dbname", settings.database.clone()));
         words.push(("application_name", format!("{} rewind", sql::APPLICATION_PREFIX)));
-        let mut command = self.tool("pg_rewind");
-        command
-            .args(["--no-ensure-shutdown", "--target-pgdata"])
-            .arg(self.data_dir())
-            .arg("--source-server")
-            .arg(join_conninfo(&words));
-        let outcome = tool::run(&mut command, REWIND_LIMIT).await;
+        let source = join_conninfo(&words);
+        // First without touching anything: whatever is wrong shows while nothing is lost yet.
+        let mut rehearsal = self.rewind_command(&source);
+        rehearsal.arg("--dry-run");
+        let rehearsed = tool::run_claimed(&mut rehearsal, &claim, REWIND_LIMIT).await;
+        rehearsed.map_err(RewindError::Rewind)?;
+        self.inner.begin(Unfinished::Rewind).map_err(RewindError::Claim)?;
+        let outcome =
+            tool::run_claimed(&mut self.rewind_command(&source), &claim, REWIND_LIMIT).await;
+        outcome.map_err(RewindError::Rewind)?;
         for (path, text) in kept {
             write_file(&path, &text, 0o600, self.os_user())
                 .map_err(|source| ConfigureError::Write { path, source })?;
         }
-        outcome.map_err(RewindError::Rewind)?;
+        self.inner.finish().map_err(RewindError::Claim)?;
         info!("rewound");
         Ok(())
+    }
+
+    fn rewind_command(&self, source: &str) -> tokio::process::Command {
+        let mut command = self.tool("pg_rewind");
+        command.args(["--no-ensure-shutdown", "--target-pgdata"]).arg(self.data_dir());
+        command.arg("--source-server").arg(source);
+        command
     }
 
     /// Files in the data directory that pg_rewind would take from the leader.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::claim::Claim;
 use super::os::OsUser;
 
 /// Of what a failed program said, as much as a log line can take.
@@ -28,6 +29,16 @@ pub enum ToolError {
     /// It ended with an error.
     #[error("{program} ended with {status}: {told}")]
     Failed { program: PathBuf, status: ExitStatus, told: Told },
+    /// Another one works on the data directory, perhaps started by an earlier agent.
+    #[error("another tool works on the data directory (it holds {lock}): wait until it has ended")]
+    Busy { lock: PathBuf },
+    /// What is being done could not be written down.
+    #[error("claim the data directory with {path}")]
+    Claim {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// It was killed because it took too long.
     #[error("{program} has not ended within {limit:?} and was killed")]
     TimedOut { program: PathBuf, limit: Duration },
@@ -60,6 +71,17 @@ pub(super) fn command(program: impl AsRef<OsStr>, user: Option<&OsUser>) -> Comm
         command.uid(user.uid).gid(user.gid).env("HOME", &user.home).env("USER", &user.name);
     }
     command
+}
+
+/// Runs a program that changes a data directory, under a claim that it keeps until its end.
+pub(super) async fn run_claimed(
+    command: &mut Command,
+    claim: &Claim,
+    limit: Duration,
+) -> Result<String, ToolError> {
+    let program = Path::new(command.as_std().get_program()).to_owned();
+    let stdin = claim.stdin().map_err(|source| ToolError::Spawn { program, source })?;
+    run(command.stdin(stdin), limit).await
 }
 
 /// Runs a program to its end. Returns what it wrote to its standard output.

@@ -2,6 +2,7 @@
 //! test binary, called again.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot begin has failed")]
 
 use std::ffi::OsString;
 use std::fs;

@@ -2,13 +2,13 @@ use serde_json::json;
 
 use super::*;
 
-fn map(value: Value) -> Parameters {
+fn map(value: &Value) -> Parameters {
     parameters(value.as_object())
 }
 
 #[test]
 fn values_are_written_as_postgresql_reads_them() {
-    let given = map(json!({
+    let given = map(&json!({
         "A": true, "b": false, "c": 7, "d": 1.5, "e": "it's", "f": null, "g": [1], "h i": 1,
         "citus.x": "y", "1z": 1,
     }));
@@ -32,7 +32,7 @@ fn nothing_escapes_its_quotes() {
 
 #[test]
 fn what_was_written_is_read_back() {
-    let given = map(json!({"a": "it's", "b": r"C:\x", "c": "", "primary_conninfo": "a=b c='d'"}));
+    let given = map(&json!({"a": "it's", "b": r"C:\x", "c": "", "primary_conninfo": "a=b c='d'"}));
     let text = render(Some(Path::new("postgresql.base.conf")), &given);
     assert!(text.contains("\ninclude 'postgresql.base.conf'\n"), "{text}");
     assert_eq!(read_rendered(&text), given);
@@ -40,7 +40,7 @@ fn what_was_written_is_read_back() {
 
 #[test]
 fn controlled_parameters_are_the_stores_alone() {
-    let dynamic = map(json!({
+    let dynamic = map(&json!({
         "max_connections": 10, "max_wal_senders": "x", "wal_level": "minimal", "hot_standby": "off",
         "wal_log_hints": false, "max_worker_processes": 16, "track_commit_timestamp": "on",
     }));
@@ -58,8 +58,8 @@ fn controlled_parameters_are_the_stores_alone() {
         assert_eq!(chosen[name], value, "{name}");
     }
     let local =
-        map(json!({"max_connections": 500, "work_mem": "8MB", "port": 1, "wal_keep_size": 1}));
-    let filed = filed(&map(json!({"work_mem": "4MB", "jit": "off"})), &local, &Parameters::new());
+        map(&json!({"max_connections": 500, "work_mem": "8MB", "port": 1, "wal_keep_size": 1}));
+    let filed = filed(&map(&json!({"work_mem": "4MB", "jit": "off"})), &local, &Parameters::new());
     assert_eq!(filed.get("max_connections"), None);
     assert_eq!(filed.get("port"), None);
     assert_eq!(filed["work_mem"], "8MB");
@@ -71,8 +71,8 @@ fn controlled_parameters_are_the_stores_alone() {
 #[test]
 fn overrides_win_and_an_explicit_retry_interval_stays() {
     let dynamic =
-        map(json!({"wal_retrieve_retry_interval": "2s", "shared_preload_libraries": "x"}));
-    let overrides = map(json!({"shared_preload_libraries": "citus,x"}));
+        map(&json!({"wal_retrieve_retry_interval": "2s", "shared_preload_libraries": "x"}));
+    let overrides = map(&json!({"shared_preload_libraries": "citus,x"}));
     let filed = filed(&dynamic, &Parameters::new(), &overrides);
     assert_eq!(filed["wal_retrieve_retry_interval"], "2s");
     assert_eq!(filed["shared_preload_libraries"], "citus,x");
