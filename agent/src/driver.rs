@@ -31,6 +31,9 @@ const PEER_TIMEOUT: Duration = Duration::from_millis(1000);
 /// A node whose attempt to lead failed leaves the race to others for so long.
 const BACK_OFF: Duration = Duration::from_secs(5);
 
+/// Between two comparisons of a standby without a stream with its leader.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
+
 /// A handover at shutdown must not take longer than init systems wait.
 const SHUTDOWN_DRAIN: Duration = Duration::from_secs(10);
 
@@ -49,6 +52,8 @@ pub(crate) struct Driver {
     told: Option<(Action, Why)>,
     cycles: u64,
     config_applied: Option<ClusterConfig>,
+    /// When a standby whose stream is broken was last compared with its leader.
+    compared_at: Option<kornak_cluster::Moment>,
 }
 
 /// What an errand brings back.
@@ -77,6 +82,7 @@ impl Driver {
             told: None,
             cycles: 0,
             config_applied: None,
+            compared_at: None,
         }
     }
 
@@ -242,7 +248,11 @@ impl Driver {
             Action::Look => self.ctx.look.notify_one(),
             Action::Bootstrap => self.begin(Job::Bootstrap, jobs::bootstrap(ctx)),
             Action::Clone { from } => self.begin(Job::Clone, jobs::clone(ctx, from)),
-            Action::Rejoin { leader } => self.begin(Job::Rejoin, jobs::rejoin(ctx, leader)),
+            Action::Rejoin { leader } => {
+                if self.may_rejoin(decision.why) {
+                    self.begin(Job::Rejoin, jobs::rejoin(ctx, leader));
+                }
+            }
             Action::StartPrimary => self.begin(Job::StartPrimary, jobs::start_primary(ctx)),
             Action::Promote => self.begin(Job::Promote, jobs::promote(ctx)),
             Action::Demote { immediate } => {
@@ -265,6 +275,20 @@ impl Driver {
                 });
             }
         }
+    }
+
+    /// A stream that does not come up is compared with the leader again and again, at a pace that
+    /// neither of the two servers notices.
+    fn may_rejoin(&mut self, why: Why) -> bool {
+        if why != Why::ReplicationBroken {
+            return true;
+        }
+        let now = boottime_now();
+        let due = self.compared_at.is_none_or(|at| now.since(at) >= COMPARE_EVERY);
+        if due && self.job.is_none() {
+            self.compared_at = Some(now);
+        }
+        due
     }
 
     fn begin(

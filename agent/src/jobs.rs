@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::context::Context;
 use crate::guard::{Fencing, boottime_now};
-use crate::ha::Why;
+use crate::ha::{Server, Why};
 use crate::handover::{self, PROMOTE_LIMIT, SHORT_LEASE, json};
 use crate::lease::ClaimError;
 use crate::postgres::{
@@ -331,6 +331,11 @@ pub async fn claim(ctx: Arc<Context>, take_over: bool) -> Result<(), JobError> {
     if config.synchronous_mode != SyncMode::Off {
         // From now on nobody else has what this node will accept.
         when.push(Compare::Modified { key: ctx.keys.sync(), revision: cluster.sync_revision });
+    }
+    // A primary that takes its own key again has been waiting for the same standbys all along.
+    let goes_on = matches!(ctx.observed().server, Server::Primary(_))
+        && cluster.sync.as_ref().and_then(|sync| sync.leader.as_deref()) == Some(&ctx.name);
+    if config.synchronous_mode != SyncMode::Off && !goes_on {
         also.push(Op::put(ctx.keys.sync(), json(&SyncState::new(&ctx.name, &[]))));
     }
     let record = cluster.handover.clone().filter(|_| take_over);

@@ -34,6 +34,7 @@ pub mod slots;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kornak_config::agent::AgentSettings;
 use kornak_dcs::Dcs;
@@ -139,9 +140,12 @@ pub async fn start(
         async move {
             let mut instance = first;
             loop {
+                let guard = instance.ctx.guard.pid();
                 let end = instance.live(views_in.clone(), &mut commands, &stop).await;
                 if end == End::Stopped {
                     api_stop.cancel();
+                    drop(instance);
+                    wait_for_end(guard).await;
                     return Ok(());
                 }
                 warn!("the guard is gone and has taken the server with it, starting anew");
@@ -151,6 +155,22 @@ pub async fn start(
         .instrument(span),
     );
     Ok(Running { api, views, task })
+}
+
+/// A guard without a server and without an agent is of no use; this bridges the restart of an agent.
+const GUARD_LINGER: Duration = Duration::from_millis(300);
+
+/// Who stops an agent wants nothing of it left, the guard included.
+async fn wait_for_end(process: u32) {
+    let proc = PathBuf::from(format!("/proc/{process}"));
+    let gone = async {
+        while proc.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(GUARD_LINGER + Duration::from_secs(5), gone).await.is_err() {
+        warn!(guard = process, "the guard is still there; it ends when its server does");
+    }
 }
 
 /// One life of an agent: from finding its guard to losing it.
@@ -170,6 +190,7 @@ impl Instance {
     ) -> Result<Self, RunError> {
         let mut config = GuardConfig::new(&settings.postgresql.data_dir);
         config.stop_budget = settings.kornak.guard.stop_budget;
+        config.linger = GUARD_LINGER;
         if let Some(program) = guard_program {
             config.program = program;
         }
@@ -232,7 +253,7 @@ impl Instance {
     }
 
     async fn live(
-        self,
+        &self,
         views: watch::Sender<Arc<NodeView>>,
         commands: &mut mpsc::Receiver<node::Command>,
         stop: &CancellationToken,
@@ -250,7 +271,7 @@ impl Instance {
                 ctx.postgres.clone(),
                 ctx.guard.clone(),
                 Arc::clone(&ctx.look),
-                self.observation,
+                self.observation.clone(),
                 over.clone(),
             )
             .instrument(span.clone()),
