@@ -15,7 +15,7 @@
 //! **Words.** [`wire`] is version 1 of the protocol between the two and is frozen: an agent of one
 //! release must be able to go on with the guard of another.
 //!
-//! No tokio here, except in [`client`], which is the agent's side. Not here: who ought to be primary, and
+//! No tokio here, except in `client`, which is the agent's side. Not here: who ought to be primary, and
 //! how long a lease lasts.
 
 mod client;
