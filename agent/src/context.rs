@@ -10,6 +10,7 @@ use kornak_config::agent::AgentSettings;
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Dcs, View};
 use tokio::sync::{Notify, watch};
+use tracing::warn;
 
 use crate::api::RestartPlan;
 use crate::failsafe::Promises;
@@ -19,7 +20,10 @@ use crate::lease::Keeper;
 use crate::metrics::Counters;
 use crate::observe::Observation;
 use crate::peers::Peers;
-use crate::postgres::Postgres;
+use crate::postgres::{CallbackAction, Callbacks, Postgres};
+
+/// A script that hangs must not keep a server from being stopped for ever.
+const BEFORE_STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Shared by the driver, its jobs, the leader's housekeeping and the failsafe rounds.
 #[derive(Debug)]
@@ -43,6 +47,8 @@ pub struct Context {
     pub failsafe_active: AtomicBool,
     /// Nobody may rewind from here yet.
     pub checkpoint_pending: AtomicBool,
+    /// Tells the operator's commands what has happened.
+    pub callbacks: Callbacks,
     /// What the metrics count.
     pub counters: Arc<Counters>,
     /// A restart that the REST API carries out at its time.
@@ -91,8 +97,20 @@ impl Context {
             .collect();
         *self.pending_restart.lock() =
             (!reasons.is_empty()).then_some(serde_json::Value::Object(reasons));
+        let role = crate::callbacks::role(&self.observed().server);
+        self.callbacks.call(CallbackAction::Reload, role);
         self.cycle.notify_one();
         Ok(())
+    }
+
+    /// Runs the operator's `before_stop`; what it answers changes nothing.
+    pub async fn before_stop(&self) {
+        let Some(command) = &self.settings.postgresql.before_stop else { return };
+        let arguments = ["primary", self.settings.scope.name.as_str()];
+        let ran = self.postgres.run_script(command, &arguments, BEFORE_STOP_LIMIT).await;
+        if let Err(error) = ran {
+            warn!(error = &error as &dyn std::error::Error, "before_stop failed");
+        }
     }
 
     /// This member's slot on a leader; `None` where slots are off.

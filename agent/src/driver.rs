@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, warn};
 
+use crate::callbacks;
 use crate::context::Context;
 use crate::guard::{Watched, boottime_now};
 use crate::ha::{
@@ -52,6 +53,8 @@ pub(crate) struct Driver {
     told: Option<(Action, Why)>,
     cycles: u64,
     config_applied: Option<ClusterConfig>,
+    /// What the callbacks were last told.
+    told_callbacks: callbacks::Told,
     /// When a standby whose stream is broken was last compared with its leader.
     compared_at: Option<kornak_cluster::Moment>,
 }
@@ -83,6 +86,7 @@ impl Driver {
             cycles: 0,
             config_applied: None,
             compared_at: None,
+            told_callbacks: callbacks::Told::default(),
         }
     }
 
@@ -113,6 +117,9 @@ impl Driver {
             self.take_up_again();
             let snapshot = self.look();
             self.apply_config(&snapshot.cluster);
+            for (action, role) in self.told_callbacks.changes(&snapshot.server, snapshot.job) {
+                self.ctx.callbacks.call(action, role);
+            }
             let decision = decide(&snapshot);
             self.tell(&decision, &snapshot);
             self.show(&decision, &snapshot);
@@ -494,6 +501,9 @@ impl Driver {
             if tokio::time::timeout(limit, handle).await.is_err() {
                 warn!("the handover takes too long, stopping without it");
             }
+        }
+        if self.ctx.keeper.held().is_some() {
+            self.ctx.before_stop().await;
         }
         let stopped =
             self.ctx.postgres.stop(crate::postgres::StopMode::Fast, Duration::from_secs(60)).await;

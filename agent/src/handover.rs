@@ -184,6 +184,8 @@ impl Run<'_> {
         };
         let (here, ()) = tokio::join!(ctx.postgres.checkpoint(), there);
         here.map_err(HandoverError::Checkpoint)?;
+        // Not in `switch`: nobody should be held for a script.
+        ctx.before_stop().await;
         ctx.keeper.move_to(SHORT_LEASE).await.map_err(HandoverError::Lease)
     }
 

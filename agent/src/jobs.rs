@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_cluster::{ClusterConfig, ClusterState, HandoverPhase, SyncMode, SyncState};
+use kornak_config::agent::BootstrapMethod;
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::{info, warn};
 
@@ -17,8 +18,8 @@ use crate::handover::{self, PROMOTE_LIMIT, SHORT_LEASE, json};
 use crate::lease::ClaimError;
 use crate::postgres::{
     BootstrapError, CloneError, ConfigureError, ControlDataError, LocalEnd, PromoteError,
-    RewindError, RewindNeed, ServerProcess, SqlError, StartAs, StartError, StopError, StopMode,
-    Upstream, rewind_need,
+    RewindError, RewindNeed, ScriptError, ServerProcess, SqlError, StartAs, StartError, StopError,
+    StopMode, Upstream, rewind_need,
 };
 
 /// How long a server may take to stop in an orderly way before it is killed.
@@ -26,6 +27,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a new or restarted server may take to come up.
 const START_LIMIT: Duration = Duration::from_secs(300);
+
+/// A script that fills a new cluster may take its time.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Why a step failed; the next cycle decides anew from what is then observed.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +42,8 @@ pub enum JobError {
     Configure(#[from] ConfigureError),
     #[error("look at the data directory")]
     ControlData(#[from] ControlDataError),
+    #[error("run a script of the operator's")]
+    Script(#[from] ScriptError),
     #[error("promote")]
     Promote(#[from] PromoteError),
     #[error("compare with the leader")]
@@ -114,11 +120,20 @@ pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
 async fn make_cluster(ctx: &Context, config: &ClusterConfig) -> Result<String, JobError> {
     let bootstrap = &ctx.settings.bootstrap;
     ctx.postgres.set_dynamic(config);
-    ctx.postgres.initdb(&bootstrap.initdb, &bootstrap.pg_hba).await?;
+    match &bootstrap.method {
+        BootstrapMethod::Initdb => {
+            ctx.postgres.initdb(&bootstrap.initdb, &bootstrap.pg_hba).await?;
+        }
+        BootstrapMethod::Custom(method) => ctx.postgres.custom_bootstrap(method).await?,
+    }
     ctx.postgres.prepare_synchronous_standby_names(Some(""));
     ctx.postgres.start(&StartAs::Primary(Fencing::Armed)).await?;
     ctx.postgres.wait_ready(START_LIMIT).await?;
     ctx.postgres.create_roles().await?;
+    if let Some(command) = &bootstrap.post_bootstrap {
+        let url = ctx.postgres.connection_url();
+        ctx.postgres.run_script(command, &[&url], SCRIPT_LIMIT).await?;
+    }
     Ok(ctx.postgres.controldata().await?.system_identifier.to_string())
 }
 
@@ -240,6 +255,14 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
     let began = boottime_now();
     let planned = planned_for(&ctx);
     let limit = if planned { PROMOTE_LIMIT } else { Duration::from_secs(60) };
+    if let Some(command) = &ctx.settings.postgresql.pre_promote {
+        let arguments = ["primary", &ctx.settings.scope.name];
+        if let Err(error) = ctx.postgres.run_script(command, &arguments, limit).await {
+            warn!(error = &error as &dyn std::error::Error, "pre_promote forbids the promotion");
+            give_up(&ctx, planned).await?;
+            return Err(error.into());
+        }
+    }
     info!(planned, "promoting");
     match ctx.postgres.promote(Fencing::Armed, limit).await {
         Ok(promoted) => {

@@ -11,6 +11,7 @@
 
 mod account;
 pub mod api;
+pub mod callbacks;
 pub mod clock;
 mod commands;
 pub mod context;
@@ -202,6 +203,11 @@ impl Instance {
             guard: config.clone(),
         })?;
         let guard = postgres.guard().await?;
+        let callbacks = postgres::Callbacks::new(
+            settings.postgresql.callbacks.clone(),
+            &settings.scope.name,
+            postgres.os_user().cloned(),
+        );
         let keys = Keys::new(&settings.scope);
         let follow = store.follow(keys.root());
         let keeper = Keeper::new(
@@ -236,6 +242,7 @@ impl Instance {
             observation: observed,
             unproven_failsafe: parking_lot::Mutex::new(None),
             failsafe_active: false.into(),
+            callbacks,
             counters,
             restart_plan,
             checkpoint_pending: false.into(),

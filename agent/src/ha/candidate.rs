@@ -41,10 +41,10 @@ pub fn judge(s: &Snapshot, standing: Standing) -> Verdict {
         return verdict;
     }
     let named = named(s);
-    if let Some(why) = held_back(s, standing, named == Some(s.me.as_str())) {
+    let forced = is_forced(s, &s.me);
+    if let Some(why) = held_back(s, standing, named == Some(s.me.as_str()), forced) {
         return Verdict::No(why);
     }
-    let forced = is_forced(s, &s.me);
     if let Some(refusal) = unfit(s, &s.me, standing, forced) {
         return Verdict::No(refusal);
     }
@@ -97,7 +97,7 @@ pub fn promise_binds(s: &Snapshot) -> bool {
 }
 
 /// Reasons that hold against automatic failover only, or against all but the named candidate.
-fn held_back(s: &Snapshot, standing: Standing, named: bool) -> Option<Why> {
+fn held_back(s: &Snapshot, standing: Standing, named: bool, forced: bool) -> Option<Why> {
     let config = s.cluster.config.as_ref();
     if promise_binds(s) {
         return Some(Why::PromisedFailsafe);
@@ -107,9 +107,11 @@ fn held_back(s: &Snapshot, standing: Standing, named: bool) -> Option<Why> {
         return Some(Why::Paused);
     }
     // A leader that cannot reach the store asks the members of this list; whoever is not in it
-    // would not be asked and could race against a legal primary.
+    // would not be asked and could race against a legal primary. Should nobody of the list ever come
+    // back, an operator has to say that its leader is gone.
     let listed = s.cluster.failsafe.as_ref().is_none_or(|list| list.contains_key(&s.me));
-    if config.is_some_and(|config| config.failsafe_mode) && !listed && !standing.primary {
+    if config.is_some_and(|config| config.failsafe_mode) && !listed && !standing.primary && !forced
+    {
         return Some(Why::NotInFailsafeList);
     }
     None

@@ -64,6 +64,11 @@ impl Inner {
             None => parameters.extend(before.get_key_value(SYNC).map(owned)),
         }
         parameters.extend(wanted.recovery.clone());
+        // The command line wins; the file agrees with it, or each reload would complain of initdb's
+        // values in the included original.
+        for (name, value) in conf::controlled(&wanted.dynamic, None) {
+            parameters.entry(name).or_insert(value);
+        }
         if standby {
             let upstream = wanted.upstream.as_ref().and_then(Option::as_ref);
             let passfile = beside(&self.settings, "pgpass");

@@ -99,7 +99,11 @@ fn a_winner_that_was_frozen_past_its_lease_is_not_promoted() {
 fn a_key_that_bears_our_name_is_no_leadership() {
     // A2.3, A2.5: an acquisition without an answer, or a twin with our name.
     check(&Snapshot { lease: Lease::None, ..winner() }, Action::Wait, Why::LeaseBeingProven);
-    check(&Snapshot { lease: Lease::None, ..crashed_leader() }, Action::Wait, Why::LeaseBeingProven);
+    check(
+        &Snapshot { lease: Lease::None, ..crashed_leader() },
+        Action::Wait,
+        Why::LeaseBeingProven,
+    );
 }
 
 #[test]

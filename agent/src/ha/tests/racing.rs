@@ -127,6 +127,8 @@ fn who_would_not_be_asked_by_a_leader_without_the_store_does_not_race() {
     let s = Snapshot { cluster: failsafe(&["b", "c"]), ..orphan() };
     check(&s, Action::Wait, Why::NotInFailsafeList);
     check(&Snapshot { cluster: failsafe(&["a", "b", "c"]), ..orphan() }, CLAIM, Why::MostAdvanced);
+    let forced = with((*failsafe(&["b", "c"])).clone(), |c| c.failover.member = Some("a".into()));
+    check(&Snapshot { cluster: forced, ..orphan() }, CLAIM, Why::NamedCandidate);
     let off = with(led_by(None), |c| c.failsafe = Some(BTreeMap::new()));
     check(&Snapshot { cluster: off, ..orphan() }, CLAIM, Why::MostAdvanced);
 }
