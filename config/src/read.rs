@@ -13,7 +13,7 @@ use crate::log::{LogFormat, LogLevel, LogSettings};
 use crate::section::Section;
 
 /// Top-level keys of Patroni's file that concern Patroni's own process alone.
-const PATRONIS_OWN: &[&str] = &["thread_pool_size", "thread_stack_size", "proxy", "ctl", "dcs_api"];
+const PATRONIS_OWN: &[&str] = &["thread_pool_size", "thread_stack_size", "proxy", "ctl"];
 
 /// Patroni's default namespace.
 const DEFAULT_NAMESPACE: &str = "service";

@@ -3,7 +3,8 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Cancelled by the first SIGTERM or SIGINT. A second one ends the process as it would without us.
+/// Cancelled by the first SIGTERM or SIGINT. More of them change nothing: an orderly end has time
+/// limits of its own, and what it would leave behind otherwise is a running server.
 ///
 /// # Errors
 /// The handlers cannot be installed.

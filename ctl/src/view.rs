@@ -245,3 +245,55 @@ fn scheduled_restart(value: &Value) -> Option<String> {
 pub fn history_from_rest(text: &str) -> Vec<HistoryEntry> {
     HistoryEntry::parse_list(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use kornak_cluster::ClusterConfig;
+
+    use super::*;
+
+    fn state() -> ClusterState {
+        let member = |text: &str| serde_json::from_str::<Member>(text).expect(text);
+        let mut state = ClusterState::default();
+        state.config = ClusterConfig::parse(r#"{"synchronous_mode":"quorum","pause":true}"#);
+        state.sync = serde_json::from_str(r#"{"leader":"a","quorum":1,"sync_standby":"B"}"#).ok();
+        state.status = serde_json::from_str(r#"{"optime":67508248}"#).ok();
+        state.leader = Some(kornak_cluster::Leader {
+            name: "a".to_owned(),
+            lease: 1,
+            epoch: kornak_cluster::Epoch { store: 1, revision: 1 },
+            mod_revision: 1,
+        });
+        for (name, text) in [
+            (
+                "a",
+                r#"{"conn_url":"postgres://h1:5432/postgres","api_url":"http://h1:8008/patroni","state":"running","role":"primary","timeline":3}"#,
+            ),
+            (
+                "b",
+                r#"{"conn_url":"postgres://h2:5432/postgres","api_url":"http://h2:8008/patroni","state":"running","role":"replica","replication_state":"streaming","receive_lsn":67508248,"replay_lsn":66459672,"timeline":3,"tags":{"nofailover":true}}"#,
+            ),
+            (
+                "c",
+                r#"{"conn_url":"postgres://h3:5432/postgres","api_url":"http://h3:8008/patroni","state":"stopped","role":"replica","pending_restart":true,"pending_restart_reason":{"x":{"old_value":"1","new_value":null}},"scheduled_restart":{"schedule":"2099-01-01T00:00:00+00:00","postgres_version":"15.4"}}"#,
+            ),
+        ] {
+            state.members.insert(name.to_owned(), member(text));
+        }
+        state
+    }
+
+    #[test]
+    fn the_store_and_rest_tell_the_same() {
+        let by_store = GroupView::from_state(None, &state());
+        let rest = serde_json::json!({"members": [
+            {"name":"c","role":"replica","state":"stopped","api_url":"http://h3:8008/patroni","host":"h3","port":5432,"pending_restart":true,"pending_restart_reason":{"x":{"old_value":"1","new_value":null}},"scheduled_restart":{"schedule":"2099-01-01T00:00:00+00:00","postgres_version":"15.4"},"receive_lag":"unknown","receive_lsn":"unknown","replay_lag":"unknown","replay_lsn":"unknown","lag":"unknown","lsn":"unknown"},
+            {"name":"a","role":"leader","state":"running","api_url":"http://h1:8008/patroni","host":"h1","port":5432,"timeline":3},
+            {"name":"b","role":"quorum_standby","state":"streaming","api_url":"http://h2:8008/patroni","host":"h2","port":5432,"timeline":3,"tags":{"nofailover":true},"receive_lag":0,"receive_lsn":"0/4061818","replay_lag":1048576,"replay_lsn":"0/3F61818","lag":0,"lsn":"0/4061818"}],
+            "pause": true, "scope": "demo"});
+        let config = state().config.map(|config| config.raw);
+        assert_eq!(GroupView::from_rest(&rest, None, config), by_store);
+        assert_eq!(by_store.candidates(), ["c"]);
+        assert!(by_store.is_unsafe_target("c") && !by_store.is_unsafe_target("b"));
+    }
+}

@@ -283,7 +283,7 @@ async fn report(
         }
         Err(error) if matches!(error, PeerError::Connect(_) | PeerError::Address(_)) => {
             say(&format!(
-                "{stamp} Could not {} using the REST API, falling back to DCS",
+                "{stamp} Could not {} using Patroni api, falling back to DCS",
                 action.word()
             ));
             let request = FailoverRequest {
@@ -300,5 +300,87 @@ async fn report(
         Err(error) => {
             Err(anyhow::Error::new(error).context(format!("{} status unknown", action.title())))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::view::MemberView;
+
+    use super::*;
+
+    fn group(leader: Option<&str>) -> GroupView {
+        let member = |name: &str| MemberView {
+            name: name.to_owned(),
+            role: if leader == Some(name) { "leader" } else { "replica" }.to_owned(),
+            ..MemberView::default()
+        };
+        GroupView { members: ["a", "b", "c"].map(member).into(), ..GroupView::default() }
+    }
+
+    fn forced(leader: Option<&str>, candidate: Option<&str>, at: Option<&str>) -> SwitchoverArgs {
+        SwitchoverArgs {
+            cluster_name: None,
+            group: None,
+            leader: leader.map(str::to_owned),
+            candidate: candidate.map(str::to_owned),
+            scheduled: at.map(str::to_owned),
+            force: true,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_in_patronictls_words() {
+        let whole = group(Some("a"));
+        let paused = GroupView { pause: true, ..group(Some("a")) };
+        let mut alone = group(Some("a"));
+        alone.members.truncate(1);
+        let (switch, fail) = (Action::Switchover, Action::Failover);
+        for (action, group, args, expected) in [
+            (switch, &group(None), forced(None, None, None), "This cluster has no leader"),
+            (
+                switch,
+                &whole,
+                forced(Some("b"), None, None),
+                "Member b is not the leader of cluster demo",
+            ),
+            (switch, &alone, forced(None, None, None), "No candidates found to switchover to"),
+            (
+                switch,
+                &whole,
+                forced(None, Some("a"), None),
+                "Switchover target and source are the same.",
+            ),
+            (
+                switch,
+                &whole,
+                forced(None, Some("x"), None),
+                "Member x does not exist in cluster demo or is tagged as nofailover",
+            ),
+            (
+                switch,
+                &paused,
+                forced(None, Some("b"), Some("2099-01-01")),
+                "Can't schedule switchover in the paused state",
+            ),
+            (
+                fail,
+                &whole,
+                forced(None, None, None),
+                "Failover could be performed only to a specific candidate",
+            ),
+        ] {
+            let refusal = ask(action, &args, "demo", group).err().map(|error| error.to_string());
+            assert_eq!(refusal.as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_forced_switchover_asks_nothing() {
+        let wish = ask(Action::Switchover, &forced(None, None, None), "demo", &group(Some("a")));
+        let wish = wish.expect("nothing is wrong with it");
+        assert_eq!((wish.leader.as_deref(), wish.candidate, wish.at), (Some("a"), None, None));
+        let wish = ask(Action::Failover, &forced(None, Some("b"), None), "demo", &group(None));
+        assert_eq!(wish.expect("nothing is wrong").candidate.as_deref(), Some("b"));
     }
 }
