@@ -156,7 +156,7 @@ async fn log_in(
             }
             b'K' => key = Some(BackendKey::parse(&frame.body)?),
             b'Z' => return Ok(Connected { stream, params, key, rest: buf }),
-            b'E' => return Err(refused(frame.body)),
+            b'E' => return Err(refused(&frame.body)),
             b'N' | b'v' => {}
             tag => return Err(unexpected(tag)),
         }
@@ -173,8 +173,8 @@ pub async fn next_frame(stream: &mut Stream, buf: &mut BytesMut) -> Result<Frame
     }
 }
 
-fn refused(body: Bytes) -> DialError {
-    let view = ErrorView::parse_prefix(&body);
+fn refused(body: &Bytes) -> DialError {
+    let view = ErrorView::parse_prefix(body);
     let message = String::from_utf8_lossy(view.message.unwrap_or_default()).into_owned();
     DialError::Refused { sqlstate: view.sqlstate(), message, body: body.clone() }
 }
@@ -232,7 +232,7 @@ impl Connected {
                     let owned = |value: Option<&[u8]>| value.map(Bytes::copy_from_slice);
                     rows.push(row.into_iter().map(owned).collect());
                 }
-                b'E' => failure = Some(refused(frame.body)),
+                b'E' => failure = Some(refused(&frame.body)),
                 b'Z' => return failure.map_or(Ok(rows), Err),
                 _ => {}
             }

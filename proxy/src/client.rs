@@ -95,19 +95,24 @@ pub async fn open(
         let known = Arc::clone(&standings.borrow_and_update());
         let cluster = Arc::clone(&topology.borrow_and_update());
         let generation = shared.generation();
-        let Ok(found) = route::candidates(listener, &cluster, &known) else {
+        let Ok(found) = route::candidates(listener, &cluster, &known, &refused) else {
+            let pause = async {
+                match refused.is_empty() {
+                    true => std::future::pending().await,
+                    false => tokio::time::sleep(RETRY_PAUSE).await,
+                }
+            };
             tokio::select! {
                 _ = standings.changed() => {}
                 _ = topology.changed() => {}
+                () = pause => refused.clear(),
             }
             continue;
         };
-        let fresh: Vec<_> = found.iter().filter(|c| !refused.contains(&c.name)).cloned().collect();
-        let sessions = shared.registry.by_node();
-        let Some(candidate) = route::choose(&fresh, listener.balance, &sessions, shared.dice())
+        // Counting everybody is for a choice only.
+        let sessions = if found.len() > 1 { shared.registry.by_node() } else { Default::default() };
+        let Some(candidate) = route::choose(&found, listener.balance, &sessions, shared.dice())
         else {
-            refused.clear();
-            tokio::time::sleep(RETRY_PAUSE).await;
             continue;
         };
         if candidate.leading && shared.gate.is_closed(Side::Leading) {
@@ -133,6 +138,10 @@ pub async fn open(
                 if candidate.leading {
                     doubt_and_wait(shared, &candidate, proof, &mut standings).await;
                 } else {
+                    let single = matches!(listener.target, Target::Member(_));
+                    if single {
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                    }
                     refused.push(Arc::clone(&candidate.name));
                 }
             }
@@ -349,7 +358,7 @@ impl Client {
         }
         self.check_pin()?;
         if let Some(link) = self.talk.link.take() {
-            say_good_bye(link.stream);
+            say_good_bye(&link.stream);
         }
         self.talk.session.detached();
         self.talk.handle.set_server(&"".into(), None);
@@ -428,7 +437,7 @@ impl Client {
     /// the client to read it, so that no reset destroys it.
     pub async fn finish(mut self, end: End) {
         if let Some(link) = self.talk.link.take() {
-            say_good_bye(link.stream);
+            say_good_bye(&link.stream);
         }
         let mut out = std::mem::take(&mut self.talk.to_client);
         match &end {
@@ -454,10 +463,10 @@ pub async fn close(mut client: Stream, out: &[u8]) {
 }
 
 /// Terminates a server connection without waiting for anything.
-fn say_good_bye(stream: Stream) {
+fn say_good_bye(stream: &Stream) {
     let mut out = BytesMut::new();
     frontend::put_terminate(&mut out);
-    if let Stream::Plain(tcp) = &stream {
+    if let Stream::Plain(tcp) = stream {
         // A full socket means that the server is not listening anyway.
         let _ = tcp.try_write(&out);
     }

@@ -277,6 +277,7 @@ impl Conversation {
                 self.to_client.extend_from_slice(message);
             }
             Heard::Pass => self.to_client.extend_from_slice(message),
+            Heard::Swallow => {}
         }
         let rest = Bytes::copy_from_slice(rest.get(len..).unwrap_or_default());
         self.pass_to_client(&rest, cx)

@@ -132,6 +132,11 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
             proof: known.proof(group),
             max_hold: shared.settings.limits.max_hold,
         };
+        let asked = record.map_or(Duration::ZERO, |r| Duration::from_millis(r.max_hold_ms));
+        let short = (asked > facts.max_hold).then(|| {
+            format!("limits.max_hold is shorter than the {asked:?} that handovers ask for")
+        });
+        shared.set_trouble("max_hold", short);
         let mut effects = Vec::new();
         hold.on(&facts, now(), &mut effects);
         let mut retry_ack = false;

@@ -140,7 +140,9 @@ impl Hold {
                 self.state = State::Released { attempt: wanted, switched: false };
             }
             State::Draining { attempt, acknowledged, .. } if *attempt == wanted => {
-                if facts.inside == 0 && !acknowledged {
+                // Who may let go before the leader decides must not promise to hold.
+                let holds = facts.max_hold >= Duration::from_millis(record.max_hold_ms);
+                if facts.inside == 0 && !acknowledged && holds {
                     out.push(Effect::Acknowledge(wanted));
                 }
             }

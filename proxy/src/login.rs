@@ -367,7 +367,7 @@ impl Visitor<'_> {
         let side = side_of(&self.listener.target);
         let (topology, standings) = (self.shared.topology(), self.shared.standings());
         self.shared.gate.is_closed(side)
-            || route::candidates(self.listener, &topology, &standings).is_err()
+            || route::candidates(self.listener, &topology, &standings, &[]).is_err()
     }
 
     fn no_server<T>(&self, stream: Stream, error: &DialError) -> Login<T> {

@@ -41,6 +41,9 @@ pub struct Facts {
     pub lsn: Option<Lsn>,
 }
 
+/// When a server was asked last and whether it was going down; locked while somebody asks.
+type Evidence = Arc<tokio::sync::Mutex<Option<(Instant, bool)>>>;
+
 /// Asks servers, with the role of `auth.user`.
 #[derive(Debug)]
 pub struct Prober {
@@ -48,7 +51,7 @@ pub struct Prober {
     user: Option<String>,
     password: Credentials,
     database: String,
-    evidence: Mutex<HashMap<Address, Arc<tokio::sync::Mutex<Option<(Instant, bool)>>>>>,
+    evidence: Mutex<HashMap<Address, Evidence>>,
 }
 
 impl Prober {

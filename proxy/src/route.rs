@@ -18,11 +18,13 @@ pub struct Candidate {
     pub leading: bool,
 }
 
-/// Everybody that the listener's target allows, best class first; or why there is nobody.
+/// Everybody that the listener's target allows, best class first; or why there is nobody. Standbys
+/// that have `refused` are left out.
 pub fn candidates(
     listener: &ListenerSettings,
     topology: &Topology,
     standings: &Standings,
+    refused: &[Arc<str>],
 ) -> Result<Vec<Candidate>, Why> {
     let leader = |group: GroupId| {
         standings.serving(group).map(|serving| Candidate {
@@ -47,6 +49,7 @@ pub fn candidates(
         }
         Target::Standbys | Target::Any => {
             let mut found = followers(listener, topology, standings);
+            found.retain(|candidate| !refused.contains(&candidate.name));
             let fallback = found.is_empty() && listener.fallback_to_primary;
             if listener.target == Target::Any || fallback {
                 match leader(GroupId::COORDINATOR) {
@@ -130,3 +133,6 @@ pub fn choose(
     };
     chosen.cloned()
 }
+
+#[cfg(test)]
+mod tests;

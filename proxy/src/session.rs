@@ -26,7 +26,7 @@ use kornak_protocol::frame::Seen;
 use kornak_protocol::frontend;
 use kornak_protocol::params::Parameters;
 use kornak_protocol::pipeline::{Loss, Pipeline, PipelineError, Received, Sent, Unit};
-use kornak_protocol::sqlstate::SqlState;
+use kornak_protocol::sqlstate::{ADMIN_SHUTDOWN, CRASH_SHUTDOWN, SqlState};
 use kornak_protocol::txn::{CommandTag, TransactionStatus};
 
 use answers::{Answer, Verdict, put_owed};
@@ -53,6 +53,8 @@ pub enum Heard {
     Replace(Verdict),
     /// Pass an error on, then it.
     Precede(Verdict),
+    /// Keep it from the client.
+    Swallow,
 }
 
 /// What a client message in `Skipping` or `Dead` did.
@@ -208,7 +210,7 @@ impl Session {
                     return Ok(Heard::LastWords(view.sqlstate()));
                 }
             }
-            b'N' => self.notice(seen.body),
+            b'N' if self.notice(seen.body) => return Ok(Heard::Swallow),
             b'S' => self.parameter(seen.body),
             _ => {}
         }
@@ -238,12 +240,18 @@ impl Session {
         Ok(Heard::Pass)
     }
 
+    /// Answers whether the notice is about a server that goes down, which the client need not know.
     #[cold]
-    fn notice(&mut self, body: &[u8]) {
+    fn notice(&mut self, body: &[u8]) -> bool {
         let view = ErrorView::parse_prefix(body);
-        if view.severity() == Severity::Warning && view.routine == Some(b"SyncRepWaitForLSN") {
+        if view.severity() != Severity::Warning {
+            return false;
+        }
+        if view.routine == Some(b"SyncRepWaitForLSN") {
             self.unconfirmed = true;
         }
+        matches!(view.sqlstate(), ADMIN_SHUTDOWN | CRASH_SHUTDOWN)
+            && view.routine == Some(b"quickdie")
     }
 
     #[cold]

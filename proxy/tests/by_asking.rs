@@ -49,7 +49,11 @@ async fn clients_outlive_a_failover_that_only_the_servers_tell_of() {
     let errors = account.errors.lock().clone();
     assert_eq!(account.lost.load(std::sync::atomic::Ordering::SeqCst), 0, "{errors:?}");
     assert!(errors.iter().all(|e| ["08007", "40001", "57P03"].contains(&e.as_str())), "{errors:?}");
-    assert_eq!(one(&reader, "SELECT pg_is_in_recovery()").await, "f", "it fell back to the primary");
+    assert_eq!(
+        one(&reader, "SELECT pg_is_in_recovery()").await,
+        "f",
+        "it fell back to the primary"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,7 +166,10 @@ async fn who_may_not_log_in_is_told_so() {
     let mut kept = Vec::new();
     for _ in 0..3 {
         until("a place is free", || async {
-            proxy.page("/metrics").await.contains("kornak_proxy_listener_sessions{listener=\"primary\"} ")
+            proxy
+                .page("/metrics")
+                .await
+                .contains("kornak_proxy_listener_sessions{listener=\"primary\"} ")
         })
         .await;
         kept.push(connect(proxy.port(0)).await.unwrap());
@@ -220,9 +227,8 @@ async fn garbage_after_the_login_ends_the_session() {
     config.user("postgres").password(PASSWORD).dbname("postgres");
     let stream = TcpStream::from_std(socket).unwrap();
     let (client, mut connection) = config.connect_raw(stream, NoTls).await.unwrap();
-    let told = tokio::spawn(async move {
-        std::future::poll_fn(|cx| connection.poll_message(cx)).await
-    });
+    let told =
+        tokio::spawn(async move { std::future::poll_fn(|cx| connection.poll_message(cx)).await });
     garbage.write_all(b"!\0\0\0\x05I").await.unwrap();
     let Some(Err(error)) = told.await.unwrap() else { panic!("no error was told") };
     assert_eq!(code(&error), "08P01");
@@ -251,7 +257,8 @@ async fn a_relayed_login_is_the_servers_affair() {
 async fn wrong_settings_do_not_start_and_wrong_servers_do_no_harm() {
     let scratch = Scratch::new();
     let a = Server::primary(&scratch, "a");
-    let nobody = StaticMember { name: "x".to_owned(), host: "127.0.0.1".to_owned(), port: free_port() };
+    let nobody =
+        StaticMember { name: "x".to_owned(), host: "127.0.0.1".to_owned(), port: free_port() };
     let Source::Static { members: mut list } = members(&[&a]) else { unreachable!() };
     list.push(nobody);
     let proxy = Proxy::start(Source::Static { members: list }, None).await;

@@ -75,7 +75,7 @@ impl Agents {
             leader: from.name.clone(),
             candidate: Some(to.name.clone()),
             epoch: self.epoch().await,
-            max_hold_ms: 3000,
+            max_hold_ms: 1000,
             switch_hold_ms: 5000,
             wal_end: None,
         };

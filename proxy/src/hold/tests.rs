@@ -74,6 +74,7 @@ fn this_proxys_own_limit_is_kept() {
     let limited = Facts { max_hold: Duration::from_millis(200), ..facts(Some(&drain)) };
     step(&mut hold, &limited, 0);
     assert_eq!(hold.deadline(), Some(at(500)));
+    assert_eq!(step(&mut hold, &limited, 10), [], "it does not promise what it will not keep");
 }
 
 #[test]

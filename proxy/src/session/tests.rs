@@ -115,7 +115,10 @@ impl Play {
 
     /// Loses the server; the session lives and is told this.
     fn lives(&mut self, expected: &[&str]) -> &mut Self {
-        assert_eq!(self.lose(), (Aftermath::Lives, expected.iter().map(ToString::to_string).collect()));
+        assert_eq!(
+            self.lose(),
+            (Aftermath::Lives, expected.iter().map(ToString::to_string).collect())
+        );
         self
     }
 
@@ -145,7 +148,11 @@ impl Play {
         let mut list = Vec::new();
         while let Some(frame) = take_frame(&mut out, 1 << 20).unwrap() {
             match frame.tag {
-                b'Q' => list.push(String::from_utf8_lossy(fe::query(&frame.body).unwrap()).into_owned()),
+                b'Q' => {
+                    list.push(
+                        String::from_utf8_lossy(fe::query(&frame.body).unwrap()).into_owned(),
+                    );
+                }
                 b'P' => {
                     let parse = fe::ParseMessage::parse(&frame.body).unwrap();
                     let name = String::from_utf8_lossy(parse.statement).into_owned();
@@ -211,7 +218,9 @@ fn an_open_transaction_with_nothing_in_flight_is_told_with_its_next_request() {
 
 #[test]
 fn a_commit_in_flight_has_an_unknown_outcome_however_it_is_sent() {
-    for sql in ["COMMIT", "END", "UPDATE t SET a = 1; COMMIT", "PREPARE TRANSACTION 'x'", "CALL p()"] {
+    for sql in
+        ["COMMIT", "END", "UPDATE t SET a = 1; COMMIT", "PREPARE TRANSACTION 'x'", "CALL p()"]
+    {
         Play::new().done("BEGIN", "BEGIN", InBlock).query(sql).lives(&["E 08007", "Z I"]);
         Play::new()
             .done("BEGIN", "BEGIN", InBlock)
@@ -343,7 +352,10 @@ fn a_pinned_session_ends_and_is_told_why() {
 fn prepared_statements_move_once_they_are_confirmed() {
     let mut play = Play::new();
     play.execute("s1", Some("SELECT 1")).sync().executed(true, "SELECT 1").ready(Idle);
-    play.client(|out| fe::put_parse(b"s2", b"SELEC", &[], out).unwrap()).sync().failed().ready(Idle);
+    play.client(|out| fe::put_parse(b"s2", b"SELEC", &[], out).unwrap())
+        .sync()
+        .failed()
+        .ready(Idle);
     assert_eq!(play.replay(), ["s1: SELECT 1"]);
     play.client(|out| fe::put_close(Target::Statement(b"s1"), out).unwrap()).sync();
     play.server(be::put_close_complete);
@@ -376,7 +388,8 @@ fn last_words_are_kept_from_the_client() {
 #[test]
 fn a_commit_that_no_standby_confirmed_is_unknown() {
     let notice = |out: &mut BytesMut| {
-        let mut body = b"SWARNING\0VWARNING\0C01000\0Mcanceling wait\0RSyncRepWaitForLSN\0\0".to_vec();
+        let mut body =
+            b"SWARNING\0VWARNING\0C01000\0Mcanceling wait\0RSyncRepWaitForLSN\0\0".to_vec();
         out.extend_from_slice(b"N");
         out.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
         out.extend_from_slice(&std::mem::take(&mut body));
@@ -412,4 +425,16 @@ fn a_held_request_is_refused_with_its_ready_for_query() {
     let parse = |out: &mut BytesMut| fe::put_parse(b"", b"SELECT 1", &[], out).unwrap();
     assert_eq!(refuse(&mut play, &parse), ["E 57P03"]);
     play.says(fe::put_sync, &["Z I"]);
+}
+
+#[test]
+fn the_warning_of_a_server_that_dies_is_kept_from_the_client() {
+    let mut play = Play::new();
+    let heard = play.server(|out| {
+        let body = b"SWARNING\0VWARNING\0C57P02\0Mcrash of another server process\0Rquickdie\0\0";
+        out.extend_from_slice(b"N");
+        out.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+        out.extend_from_slice(body);
+    });
+    assert_eq!(heard, [Heard::Swallow]);
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use kornak_cluster::Scope;
 use kornak_config::proxy::{AuthSettings, ListenerSettings, ProxySettings, Source, Target};
 use kornak_config::{Listen, StoreSettings};
-use kornak_cluster::Scope;
 use kornak_dcs::Dcs;
 use kornak_proxy::Running;
 use parking_lot::Mutex;
@@ -104,7 +104,9 @@ impl Server {
         let data = scratch.dir.path().join(name);
         let source = format!("host=127.0.0.1 port={} user=postgres password={PASSWORD}", self.port);
         let source = source.replace('\'', "\\'");
-        run(tool("pg_basebackup").args(["-R", "-c", "fast", "-X", "stream", "-d", &source, "-D"]).arg(&data));
+        run(tool("pg_basebackup")
+            .args(["-R", "-c", "fast", "-X", "stream", "-d", &source, "-D"])
+            .arg(&data));
         let server = Self { name: name.to_owned(), port: free_port(), data };
         server.start();
         server
@@ -117,7 +119,12 @@ impl Server {
              -c wal_retrieve_retry_interval=100ms",
             self.port
         );
-        run(tool("pg_ctl").args(["start", "-w", "-t", "60", "-s", "-D"]).arg(&self.data).arg("-l").arg(self.log()).args(["-o", &options]));
+        run(tool("pg_ctl")
+            .args(["start", "-w", "-t", "60", "-s", "-D"])
+            .arg(&self.data)
+            .arg("-l")
+            .arg(self.log())
+            .args(["-o", &options]));
     }
 
     fn log(&self) -> PathBuf {
@@ -202,7 +209,8 @@ impl Proxy {
     /// What a path of the status listener answers.
     pub async fn page(&self, path: &str) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(self.running.status.unwrap()).await.unwrap();
+        let mut stream =
+            tokio::net::TcpStream::connect(self.running.status.unwrap()).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -247,7 +255,9 @@ impl Load {
     pub async fn start(port: u16, autocommit: usize, transactions: usize, fresh: usize) -> Self {
         let client = connect(port).await.unwrap();
         client
-            .batch_execute("CREATE TABLE IF NOT EXISTS load (who int, n bigint, PRIMARY KEY (who, n))")
+            .batch_execute(
+                "CREATE TABLE IF NOT EXISTS load (who int, n bigint, PRIMARY KEY (who, n))",
+            )
             .await
             .unwrap();
         let stop = Arc::new(AtomicBool::new(false));
