@@ -1,5 +1,6 @@
 //! A planned switchover between two real servers, with the agents' part played by the test: no
 //! client sees an error.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at what it did not expect")]
 
 mod common;
 

@@ -1,6 +1,7 @@
 //! Real PostgreSQL servers below a scratch directory, a proxy in this process, and clients that
 //! keep an account of what they were told.
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at what it did not expect")]
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
