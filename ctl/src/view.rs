@@ -254,16 +254,18 @@ mod tests {
 
     fn state() -> ClusterState {
         let member = |text: &str| serde_json::from_str::<Member>(text).expect(text);
-        let mut state = ClusterState::default();
-        state.config = ClusterConfig::parse(r#"{"synchronous_mode":"quorum","pause":true}"#);
-        state.sync = serde_json::from_str(r#"{"leader":"a","quorum":1,"sync_standby":"B"}"#).ok();
-        state.status = serde_json::from_str(r#"{"optime":67508248}"#).ok();
-        state.leader = Some(kornak_cluster::Leader {
-            name: "a".to_owned(),
-            lease: 1,
-            epoch: kornak_cluster::Epoch { store: 1, revision: 1 },
-            mod_revision: 1,
-        });
+        let mut state = ClusterState {
+            config: ClusterConfig::parse(r#"{"synchronous_mode":"quorum","pause":true}"#),
+            sync: serde_json::from_str(r#"{"leader":"a","quorum":1,"sync_standby":"B"}"#).ok(),
+            status: serde_json::from_str(r#"{"optime":67508248}"#).ok(),
+            leader: Some(kornak_cluster::Leader {
+                name: "a".to_owned(),
+                lease: 1,
+                epoch: kornak_cluster::Epoch { store: 1, revision: 1 },
+                mod_revision: 1,
+            }),
+            ..ClusterState::default()
+        };
         for (name, text) in [
             (
                 "a",
