@@ -109,12 +109,16 @@ fn held_back(s: &Snapshot, standing: Standing, named: bool, forced: bool) -> Opt
     // A leader that cannot reach the store asks the members of this list; whoever is not in it
     // would not be asked and could race against a legal primary. Should nobody of the list ever come
     // back, an operator has to say that its leader is gone.
-    let listed = s.cluster.failsafe.as_ref().is_none_or(|list| list.contains_key(&s.me));
-    if config.is_some_and(|config| config.failsafe_mode) && !listed && !standing.primary && !forced
-    {
+    if !is_listed(s, &s.me) && !standing.primary && !forced {
         return Some(Why::NotInFailsafeList);
     }
     None
+}
+
+/// Whether a leader without the store would ask this member.
+fn is_listed(s: &Snapshot, name: &str) -> bool {
+    !s.cluster.config.as_ref().is_some_and(|config| config.failsafe_mode)
+        || s.cluster.failsafe.as_ref().is_none_or(|list| list.contains_key(name))
 }
 
 /// The member that a manual request names, if the request is due.
@@ -176,7 +180,9 @@ fn among_peers(s: &Snapshot, standing: Standing, race: &Race, named: Option<&str
     let synchronous = config.is_some_and(|config| config.synchronous_mode != SyncMode::Off);
     let sync = s.cluster.sync.as_ref().filter(|sync| synchronous && !sync.is_empty());
     for (name, peer) in answered() {
-        let rival = !peer.tags.nofailover() && sync.is_none_or(|sync| sync.matches(name));
+        let rival = !peer.tags.nofailover()
+            && sync.is_none_or(|sync| sync.matches(name))
+            && is_listed(s, name);
         if !rival {
             continue;
         }
@@ -203,5 +209,8 @@ fn among_peers(s: &Snapshot, standing: Standing, race: &Race, named: Option<&str
 fn may_lead(s: &Snapshot, name: &str, peer: &Peer) -> bool {
     let standing =
         Standing { position: peer.position, timeline: peer.timeline, primary: peer.primary };
-    !peer.tags.nofailover() && unfit(s, name, standing, is_forced(s, name)).is_none()
+    let forced = is_forced(s, name);
+    !peer.tags.nofailover()
+        && (forced || is_listed(s, name))
+        && unfit(s, name, standing, forced).is_none()
 }

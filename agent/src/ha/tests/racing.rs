@@ -134,6 +134,22 @@ fn who_would_not_be_asked_by_a_leader_without_the_store_does_not_race() {
 }
 
 #[test]
+fn who_may_not_race_is_no_rival_although_it_has_more_or_is_preferred() {
+    // Simulation, asynchronous, seed 585: everybody waited for a preferred member that waited.
+    let cluster = with(led_by(None), |c| {
+        c.config = Some(config(json!({"failsafe_mode": true})));
+        let list = ["a", "b"].map(|name| (name.to_owned(), format!("http://{name}")));
+        c.failsafe = Some(BTreeMap::from(list));
+    });
+    let preferred = Peer { tags: tags(json!({"failover_priority": 2})), ..peer(1000) };
+    for rival in [preferred, peer(2000)] {
+        let race = Some(answers(&[("c", Some(rival))]));
+        let s = Snapshot { cluster: Arc::clone(&cluster), race, ..orphan() };
+        check(&s, CLAIM, Why::MostAdvanced);
+    }
+}
+
+#[test]
 fn who_failed_to_lead_lets_others_try() {
     // A6.3
     let s = Snapshot { race_not_before: Some(now() + seconds(1)), ..orphan() };
