@@ -1,13 +1,16 @@
 //! Why an operation on the store did not succeed, by what the caller can do about it.
 
 /// Failure of one operation. Only [`DcsError::Unreachable`] and the definite refusals promise that
-/// nothing happened; after [`DcsError::Unknown`] a write may have been done.
+/// nothing happened; after [`DcsError::Unknown`] a write may have been done, or *may yet be done*.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DcsError {
     /// No endpoint took the request; nothing was done.
     #[error("no store endpoint could be reached: {detail}")]
     Unreachable { detail: String },
-    /// The request was sent and no answer came; it may have been done.
+    /// The request was sent and no answer came; it may have been done. A linearizable read that does
+    /// not show it proves nothing: the request may lie with a stalled member of the store and be done
+    /// when that wakes up, many seconds later. What must not happen late needs a condition that no
+    /// longer holds by then, such as [`crate::Compare::Modified`].
     #[error("the store did not answer, the outcome is unknown: {detail}")]
     Unknown { detail: String },
     /// The lease has ended or never existed.

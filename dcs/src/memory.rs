@@ -6,8 +6,8 @@
 //! ([`MemoryDcs::manual`]) a run is a function of the calls made. With the real clock one thread
 //! ends leases when they are over; it ends with the store.
 //!
-//! Faults are those of SAFETY.md: unreachable, outcome unknown (done or not), watches that go silent
-//! without an error, a deposed raft leader that still answers renewals, an election.
+//! Faults are those of SAFETY.md: unreachable, outcome unknown (done, not done, or done later), watches
+//! that go silent without an error, a deposed raft leader that still answers renewals, an election.
 //!
 //! Not here: persistence. A store with the real clock has a random cluster id and random lease numbers,
 //! so that nothing remembered of an earlier one is taken for its own.
@@ -42,6 +42,8 @@ pub enum Lost {
     Answer,
     /// The transaction itself was lost.
     Request,
+    /// The transaction lies with a stalled member, and is done at [`MemoryDcs::deliver_late`].
+    Late,
 }
 
 #[derive(Debug)]
@@ -97,6 +99,7 @@ struct Faults {
     silent: bool,
     lose_next_txn: Option<Lost>,
     deposed_term: Option<u64>,
+    late: Vec<Txn>,
 }
 
 impl MemoryDcs {
@@ -168,6 +171,13 @@ impl MemoryDcs {
         self.link.faults.lock().lose_next_txn = Some(lost);
     }
 
+    /// Runs this handle's transactions that were [`Lost::Late`], in order, each as the store is now.
+    /// Their answers go nowhere. Works while the handle is cut off: they are on the other side.
+    pub fn deliver_late(&self) -> Vec<Result<TxnOutcome, DcsError>> {
+        let late = std::mem::take(&mut self.link.faults.lock().late);
+        late.iter().map(|txn| self.operate_beyond(|state, _| state.txn(txn))).collect()
+    }
+
     /// Stops this handle's follows from showing anything new, without an error, as a stalled etcd
     /// member does; everything else works. The etcd implementation notices within
     /// [`crate::etcd::SILENCE`]; here it lasts until it is undone.
@@ -201,6 +211,14 @@ impl MemoryDcs {
         if self.link.faults.lock().cut {
             return Err(DcsError::Unreachable { detail: "cut off".into() });
         }
+        self.operate_beyond(step)
+    }
+
+    /// [`MemoryDcs::operate`] on the far side of a cut.
+    fn operate_beyond<T>(
+        &self,
+        step: impl FnOnce(&mut State, Moment) -> Result<(T, Touched), DcsError>,
+    ) -> Result<T, DcsError> {
         let mut inner = self.store.inner.lock();
         let now = self.store.now(&inner);
         self.store.expire(&mut inner);
@@ -218,6 +236,10 @@ impl MemoryDcs {
         match lost {
             None => self.operate(|state, _| state.txn(txn)),
             Some(Lost::Request) => Err(DcsError::Unknown { detail: "the request was lost".into() }),
+            Some(Lost::Late) => {
+                self.link.faults.lock().late.push(txn.clone());
+                Err(DcsError::Unknown { detail: "the request is on its way".into() })
+            }
             Some(Lost::Answer) => {
                 self.operate(|state, _| state.txn(txn))?;
                 Err(DcsError::Unknown { detail: "the answer was lost".into() })

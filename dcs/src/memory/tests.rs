@@ -69,6 +69,26 @@ async fn an_unknown_outcome_is_a_lost_request_or_a_lost_answer() {
 }
 
 #[tokio::test]
+async fn a_late_transaction_is_done_after_what_came_later_unless_a_condition_prevents_it() {
+    let dcs = MemoryDcs::manual();
+    let well = dcs.new_handle();
+    let written = well.txn(Txn::just(Op::put("/a", "old"))).await.expect("done").revision;
+    let unchanged = Compare::Modified { key: "/a".into(), revision: written };
+    for txn in [Txn::just(Op::put("/b", "late")), Txn::just(Op::put("/a", "late")).when(unchanged)]
+    {
+        dcs.lose_next_txn(Lost::Late);
+        assert!(dcs.txn(txn).await.is_err_and(|error| error.outcome_is_unknown()));
+    }
+    well.txn(Txn::just(Op::put("/a", "new"))).await.expect("done");
+    assert_eq!(well.range("/b").await.expect("read").keys.len(), 0, "it is not there yet");
+    dcs.cut();
+    assert_eq!(dcs.deliver_late().len(), 2);
+    let view = well.range("/").await.expect("read");
+    let values: Vec<&str> = view.keys.values().map(|found| found.value.as_str()).collect();
+    assert_eq!(values, ["new", "late"]);
+}
+
+#[tokio::test]
 async fn a_silent_watch_stays_live_and_shows_nothing_new() {
     let dcs = MemoryDcs::manual();
     let stalled = dcs.new_handle();
