@@ -6,17 +6,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, HandoverPhase, HistoryEntry, Lsn, Status};
+use kornak_cluster::{ClusterState, HandoverPhase, HistoryEntry, Lsn, Status, Unfenced};
 use kornak_dcs::{Compare, DcsError, Op, Txn};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, warn};
 
 use crate::context::Context;
-use crate::guard::boottime_now;
+use crate::guard::{GuardError, boottime_now};
 use crate::ha::sync::{SyncStep, plan};
 use crate::ha::{PrimaryFacts, Server};
 use crate::handover::json;
+use crate::lease::ClaimError;
 use crate::postgres::{
     ConfigureError, ControlDataError, HistoryLine, RewindError, Slot, SqlError, Upstream,
     slot_name_of,
@@ -46,6 +47,10 @@ enum LeadError {
     Configure(#[from] ConfigureError),
     #[error("the control file")]
     ControlData(#[from] ControlDataError),
+    #[error("take the guard out of service")]
+    Guard(#[from] GuardError),
+    #[error("put the guard into service")]
+    Fence(#[from] ClaimError),
     #[error("the leader's timelines")]
     Rewind(#[from] RewindError),
 }
@@ -144,6 +149,7 @@ async fn round(
     cluster: &ClusterState,
     done: &mut Done,
 ) -> Result<bool, LeadError> {
+    fencing(ctx, facts, cluster).await?;
     let settled = synchronous(ctx, facts, cluster).await?;
     let existing = slots(ctx, cluster, &mut done.gone_since).await?;
     identity(ctx, cluster).await?;
@@ -155,6 +161,40 @@ async fn round(
     }
     checkpoint(ctx, cluster, &mut done.checkpointed);
     Ok(settled)
+}
+
+/// In maintenance mode the store must not be needed, so the guard is taken out of service; but first
+/// the store says so, and keeps saying it until the guard is back with a proven lease: while it does,
+/// no Kornak member is promoted automatically.
+async fn fencing(
+    ctx: &Context,
+    facts: &PrimaryFacts,
+    cluster: &ClusterState,
+) -> Result<(), LeadError> {
+    let paused = cluster.config.as_ref().is_some_and(|config| config.pause);
+    let marked = cluster.unfenced.as_ref().is_some_and(|mark| mark.member == ctx.name);
+    let key = ctx.keys.unfenced();
+    let Some(held) = ctx.keeper.held() else { return Ok(()) };
+    let mine = Compare::Lease { key: ctx.keys.leader(), lease: held.lease };
+    if paused && !ctx.keeper.is_unfenced() {
+        let mark = Unfenced {
+            member: ctx.name.clone(),
+            sysid: cluster.initialize.clone().unwrap_or_default(),
+            timeline: facts.timeline,
+        };
+        let outcome = ctx.store.txn(Txn::just(Op::put(&key, json(&mark))).when(mine)).await?;
+        if outcome.succeeded {
+            ctx.keeper.unfence().await?;
+            info!(
+                "maintenance mode: the guard is out of service, nobody is promoted automatically"
+            );
+        }
+    } else if !paused && (marked || ctx.keeper.is_unfenced()) {
+        ctx.keeper.fence().await?;
+        ctx.store.txn(Txn::just(Op::delete(&key)).when(mine)).await?;
+        info!("maintenance mode is over: the guard is back");
+    }
+    Ok(())
 }
 
 async fn synchronous(

@@ -12,6 +12,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kornak_cluster::{Epoch, Moment};
@@ -74,6 +75,8 @@ struct Inner {
     held: watch::Sender<Option<Held>>,
     /// A claim whose outcome is not known yet.
     claiming: watch::Sender<bool>,
+    /// Maintenance mode: the guard is not told deadlines. The store says so in `unfenced`.
+    unfenced: AtomicBool,
     /// A lease granted ahead of a take-over, with the moment its grant was sent.
     ahead: Mutex<Option<Ahead>>,
 }
@@ -106,6 +109,7 @@ impl Keeper {
             gate: Mutex::new(()),
             held: watch::Sender::new(None),
             claiming: watch::Sender::new(false),
+            unfenced: AtomicBool::new(false),
             ahead: Mutex::new(None),
         };
         Self { inner: Arc::new(inner) }
@@ -127,6 +131,24 @@ impl Keeper {
     /// Follows what is held.
     pub fn subscribe(&self) -> watch::Receiver<Option<Held>> {
         self.inner.held.subscribe()
+    }
+
+    /// Whether the guard is out of service for maintenance.
+    pub fn is_unfenced(&self) -> bool {
+        self.inner.unfenced.load(Ordering::Relaxed)
+    }
+
+    /// Takes the guard out of service. The store must name this member in `unfenced` before.
+    pub async fn unfence(&self) -> Result<(), GuardError> {
+        let _gate = self.inner.gate.lock().await;
+        self.inner.unfenced.store(true, Ordering::Relaxed);
+        self.inner.guard.disarm().await
+    }
+
+    /// Puts the guard into service again; on success it is armed with a lease that was proven now.
+    pub async fn fence(&self) -> Result<(), ClaimError> {
+        self.inner.unfenced.store(false, Ordering::Relaxed);
+        self.renew().await
     }
 
     /// Whether an attempt to create the key is open: then no other leader may be promised to stay.
@@ -245,7 +267,9 @@ impl Keeper {
         if boottime_now() >= held.until {
             return Err(ClaimError::TooLate);
         }
-        self.inner.guard.arm(held.until).await.map_err(ClaimError::Guard)?;
+        if !self.is_unfenced() {
+            self.inner.guard.arm(held.until).await.map_err(ClaimError::Guard)?;
+        }
         self.inner.held.send_replace(Some(held));
         Ok(())
     }
