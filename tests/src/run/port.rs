@@ -29,20 +29,37 @@ impl Port {
             let step = NEXT.fetch_add(1, Ordering::Relaxed);
             let offset = (start + u32::from(step)) % u32::from(span);
             let number = RANGE.start + u16::try_from(offset).expect("less than the span");
-            let Ok(claim) = UdpSocket::bind((Ipv4Addr::LOCALHOST, number)) else { continue };
-            // 0.0.0.0 as well: a server of this machine may listen there.
-            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok()
-                && TcpListener::bind((Ipv4Addr::UNSPECIFIED, number)).is_ok();
-            if free {
-                return Self { number, _claim: claim };
+            if let Some(port) = Self::claim(number) {
+                return port;
             }
         }
         panic!("no free port in {RANGE:?}");
     }
 
+    /// `None` if somebody has it.
+    fn claim(number: u16) -> Option<Self> {
+        let claim = UdpSocket::bind((Ipv4Addr::LOCALHOST, number)).ok()?;
+        // 0.0.0.0 as well: a server of this machine may listen there.
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok()
+            && TcpListener::bind((Ipv4Addr::UNSPECIFIED, number)).is_ok();
+        free.then_some(Self { number, _claim: claim })
+    }
+
     /// Claims `N` ports.
     pub fn several<const N: usize>() -> [Self; N] {
         std::array::from_fn(|_| Self::free())
+    }
+
+    /// Claims `count` ports in a row, for a program that is told the first one only.
+    pub fn block(count: u16) -> Vec<Self> {
+        loop {
+            let mut block = vec![Self::free()];
+            let first = block.first().map_or(0, Self::number);
+            block.extend((1..count).map_while(|offset| Self::claim(first + offset)));
+            if block.len() == usize::from(count) {
+                return block;
+            }
+        }
     }
 
     pub fn number(&self) -> u16 {
