@@ -69,6 +69,11 @@ impl Inner {
         for (name, value) in conf::controlled(&wanted.dynamic, None) {
             parameters.entry(name).or_insert(value);
         }
+        // In a primary's file as well, where it means nothing: its absence after a promotion would
+        // count as a change that waits for a restart.
+        parameters
+            .entry("recovery_target_timeline".to_owned())
+            .or_insert_with(|| "latest".to_owned());
         if standby {
             let upstream = wanted.upstream.as_ref().and_then(Option::as_ref);
             let passfile = beside(&self.settings, "pgpass");
