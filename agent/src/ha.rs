@@ -61,12 +61,20 @@ pub fn decide(s: &Snapshot) -> Decision {
 
 /// A step is under way: it is left alone, unless the server has to stop for safety's sake.
 fn while_busy(s: &Snapshot, job: Job) -> Decision {
-    if let (Server::Primary(_), Lease::Mine { until, .. }) = (&s.server, s.lease)
-        && s.now + s.stop_budget >= until
-        && job != Job::Demote
-        && !paused(s)
-    {
-        return decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s);
+    let becoming_writable = matches!(job, Job::StartPrimary | Job::Promote);
+    let runs = !matches!(s.server, Server::Stopped);
+    match (&s.server, s.lease) {
+        _ if paused(s) => {}
+        (Server::Primary(_), Lease::Mine { until, .. })
+            if s.now + s.stop_budget >= until && job != Job::Demote =>
+        {
+            return decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s);
+        }
+        // The key was taken away while the server was on its way.
+        (_, Lease::None) if becoming_writable && runs => {
+            return decision(Action::Demote { immediate: true }, Why::LeaseLost, s);
+        }
+        _ => {}
     }
     wait(s, Why::BusyWith(job))
 }

@@ -292,7 +292,8 @@ async fn history(
     if kept > 0 && list.len() > kept {
         list.drain(..list.len() - kept);
     }
-    ctx.store.txn(Txn::just(Op::put(ctx.keys.history(), HistoryEntry::print_list(&list)))).await?;
+    let put = Txn::just(Op::put(ctx.keys.history(), HistoryEntry::print_list(&list)));
+    ctx.store.txn(while_leading(ctx, put)).await?;
     Ok(())
 }
 
@@ -307,6 +308,12 @@ fn history_entry(line: &HistoryLine) -> HistoryEntry {
     }
 }
 
+/// A write that the store does late, after its answer was lost, must not outlive the leadership.
+fn while_leading(ctx: &Context, txn: Txn) -> Txn {
+    let lease = ctx.keeper.held().map_or(0, |held| held.lease);
+    txn.when(Compare::Lease { key: ctx.keys.leader(), lease })
+}
+
 async fn failsafe(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError> {
     let on = cluster.config.as_ref().is_some_and(|config| config.failsafe_mode);
     let wanted: BTreeMap<String, String> = cluster
@@ -316,7 +323,8 @@ async fn failsafe(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
         .collect();
     if on && cluster.failsafe.as_ref() != Some(&wanted) && !wanted.is_empty() {
         *ctx.unproven_failsafe.lock() = Some(wanted.clone());
-        ctx.store.txn(Txn::just(Op::put(ctx.keys.failsafe(), json(&wanted)))).await?;
+        let put = Txn::just(Op::put(ctx.keys.failsafe(), json(&wanted)));
+        ctx.store.txn(while_leading(ctx, put)).await?;
         *ctx.unproven_failsafe.lock() = None;
     }
     Ok(())
@@ -357,9 +365,8 @@ async fn status(
     if cluster.status.as_ref() == Some(&wanted) {
         return Ok(());
     }
-    let Some(held) = ctx.keeper.held() else { return Ok(()) };
-    let mine = Compare::Lease { key: ctx.keys.leader(), lease: held.lease };
-    ctx.store.txn(Txn::just(Op::put(ctx.keys.status(), json(&wanted))).when(mine)).await?;
+    let put = Txn::just(Op::put(ctx.keys.status(), json(&wanted)));
+    ctx.store.txn(while_leading(ctx, put)).await?;
     Ok(())
 }
 

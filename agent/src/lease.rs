@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use kornak_cluster::{Epoch, Moment};
 use kornak_dcs::keys::Keys;
-use kornak_dcs::lease::fence_at;
+use kornak_dcs::lease::{Unproven, fence_at, leader_checks, prove};
 use kornak_dcs::{Compare, Dcs, DcsError, LeaseId, Op, Txn};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
@@ -283,19 +283,21 @@ impl Keeper {
             Err(error) => return Err(ClaimError::Store(error)),
         };
         let key = self.inner.keys.leader();
-        let txn = Txn::default()
-            .when(Compare::Lease { key: key.clone(), lease: held.lease })
-            .when(Compare::Created { key, revision: held.epoch.revision });
-        let outcome = self.inner.store.txn(txn).await.map_err(ClaimError::Store)?;
-        if !outcome.succeeded {
-            return Err(self.lost("the leader key is not ours"));
+        let compare = leader_checks(&key, held.lease, held.epoch);
+        let checked = self.inner.store.txn(Txn { compare, ..Txn::default() }).await;
+        let checked = checked.map_err(ClaimError::Store)?;
+        match prove(sent, renewed, &checked, self.inner.margin, Some(held.until)) {
+            Ok(until) => {
+                let held = Held { ttl: renewed.ttl, until, proven_at: sent, ..held };
+                self.arm_and_publish(held).await
+            }
+            Err(Unproven::KeyLost) => Err(self.lost("the leader key is not ours")),
+            Err(Unproven::NoTime) => Err(self.lost("the lease has ended")),
+            Err(unproven @ Unproven::TermChanged { .. }) => {
+                debug!(why = %unproven, "a renewal proves nothing");
+                Ok(())
+            }
         }
-        if outcome.raft_term != renewed.raft_term {
-            debug!("the raft leader changed during a renewal, which proves nothing");
-            return Ok(());
-        }
-        let until = fence_at(sent, renewed.ttl, self.inner.margin).max(held.until);
-        self.arm_and_publish(Held { ttl: renewed.ttl, until, proven_at: sent, ..held }).await
     }
 
     fn lost(&self, why: &'static str) -> ClaimError {
@@ -330,9 +332,8 @@ impl Keeper {
         }
         self.remember(base.lease);
         let key = self.inner.keys.leader();
-        let txn = Txn::just(Op::put_leased(&key, &self.inner.me, base.lease))
-            .when(Compare::Lease { key: key.clone(), lease: held.lease })
-            .when(Compare::Created { key, revision: held.epoch.revision });
+        let mut txn = Txn::just(Op::put_leased(&key, &self.inner.me, base.lease));
+        txn.compare = leader_checks(&key, held.lease, held.epoch);
         let moved = match self.inner.store.txn(txn).await {
             Ok(outcome) => outcome.succeeded,
             Err(error) if error.outcome_is_unknown() => {

@@ -195,6 +195,21 @@ fn a_step_under_way_does_not_keep_a_primary_past_its_lease() {
 }
 
 #[test]
+fn a_server_on_its_way_to_be_primary_is_stopped_when_the_key_is_lost() {
+    // Simulation, synchronous, seed 2337: the key was deleted during crash recovery.
+    for job in [Job::StartPrimary, Job::Promote] {
+        for server in
+            [Server::Starting { since: now() }, Server::Standby(standby_facts()), primary().server]
+        {
+            let s = Snapshot { job: Some(job), server, lease: Lease::None, ..primary() };
+            check(&s, STOP_NOW, Why::LeaseLost);
+        }
+        let s = Snapshot { job: Some(job), lease: Lease::None, ..crashed_leader() };
+        check(&s, Action::Wait, Why::BusyWith(job));
+    }
+}
+
+#[test]
 fn maintenance_mode_stops_nothing_and_starts_nothing() {
     // A4: the guard is disarmed, the store is being worked on.
     let paused = with(led_by(Some("a")), |c| c.config = Some(config(json!({"pause": true}))));
