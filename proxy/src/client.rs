@@ -122,7 +122,23 @@ pub async fn open(
         let term = known.term(candidate.group);
         let proof = known.proof(candidate.group);
         let address = Address { host: candidate.node.host.clone(), port: candidate.node.port };
-        match dial(shared, &candidate, &address, identity).await {
+        let dialled = {
+            let mut watching = shared.standings.subscribe();
+            let (leading, group) = (candidate.leading, candidate.group);
+            let ended = async {
+                match leading {
+                    // The sender lives as long as the proxy.
+                    true => drop(watching.wait_for(|now| now.term(group) != term).await),
+                    false => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                dialled = dial(shared, &candidate, &address, identity) => dialled,
+                // Somebody else leads now: a host that vanished may keep us waiting for seconds.
+                () = ended => continue,
+            }
+        };
+        match dialled {
             Ok(connected)
                 if candidate.leading && connected.params.in_hot_standby() == Some(true) =>
             {
@@ -223,8 +239,9 @@ impl Client {
         loop {
             let stop = self.forward().await;
             let step = match stop {
-                Stop::Wants => self.obtain().await,
-                Stop::ServerLost(words) => self.lost(words).await,
+                // Boxed: an idle session keeps no room for it.
+                Stop::Wants => Box::pin(self.obtain()).await,
+                Stop::ServerLost(words) => Box::pin(self.lost(words)).await,
                 Stop::Flagged => self.flagged(),
                 Stop::ClientGone => Err(End::Gone),
                 Stop::ClientGarbage => {
@@ -435,7 +452,7 @@ impl Client {
 
     /// Ends the session in order: the last message, what is still to be written, and a moment for
     /// the client to read it, so that no reset destroys it.
-    pub async fn finish(mut self, end: End) {
+    pub async fn finish(mut self: Box<Self>, end: End) {
         if let Some(link) = self.talk.link.take() {
             say_good_bye(&link.stream);
         }

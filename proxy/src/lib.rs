@@ -31,6 +31,7 @@ pub mod login;
 pub mod metrics;
 pub mod probe;
 pub mod prover;
+pub mod proxy_protocol;
 pub mod registry;
 pub mod route;
 pub mod serve;

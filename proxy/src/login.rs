@@ -34,6 +34,7 @@ use tokio_rustls::TlsStream;
 use crate::backend::{Address, DialError, next_frame};
 use crate::client::{Identity, Opened, open, side_of};
 use crate::metrics::count;
+use crate::proxy_protocol::take_header;
 use crate::registry::Entry;
 use crate::route;
 use crate::session::Session;
@@ -94,6 +95,10 @@ pub async fn login(
     entry: &mut Entry,
 ) -> Login<Admitted> {
     let mut buf = BytesMut::new();
+    let mut stream = stream;
+    if listener.proxy_protocol {
+        take_proxy_header(shared, &mut stream, &mut buf).await?;
+    }
     let (mut stream, message) = take_startup(shared, stream, &mut buf).await?;
     let Some(user) = message.user().map(Bytes::copy_from_slice) else {
         let text = "no PostgreSQL user name specified in startup packet";
@@ -124,6 +129,22 @@ pub async fn login(
         AuthMethod::Scram => {
             let (stream, credentials) = visitor.authenticate(stream, &mut buf).await?;
             visitor.admit(stream, buf, entry, credentials).await
+        }
+    }
+}
+
+async fn take_proxy_header(shared: &Shared, stream: &mut Stream, buf: &mut BytesMut) -> Login<()> {
+    loop {
+        match take_header(buf) {
+            Ok(Some(source)) => {
+                tracing::debug!(?source, "client behind a balancer");
+                return Ok(());
+            }
+            Ok(None) => read_more(stream, buf).await.map_err(silent)?,
+            Err(_) => {
+                count(&shared.metrics.malformed);
+                return Err(NotAdmitted::Silent);
+            }
         }
     }
 }

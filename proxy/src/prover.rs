@@ -65,6 +65,15 @@ enum Wanted {
     Prove { node: Arc<Node>, epoch: Epoch, eagerly: bool },
 }
 
+/// What decides who has to prove itself.
+fn question(
+    cluster: &Topology,
+    group: GroupId,
+) -> (Option<(String, Epoch)>, Option<HandoverPhase>) {
+    let leader = cluster.groups.get(&group).and_then(|group| group.leader.clone());
+    (leader, cluster.handover.as_ref().map(|record| record.phase))
+}
+
 struct GroupProver {
     shared: Arc<Shared>,
     group: GroupId,
@@ -83,6 +92,8 @@ impl GroupProver {
     async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let mut topology = shared.topology.subscribe();
+        let mut changes = shared.topology.subscribe();
+        let group = self.group;
         let mut looks = 0u32;
         loop {
             // Registered before looking, so that no doubt is missed.
@@ -103,7 +114,12 @@ impl GroupProver {
                 }
                 Wanted::Prove { node, epoch, eagerly } => {
                     looks = looks.saturating_add(1);
-                    let proven = self.prove(&node, epoch).await;
+                    let before = question(&cluster, group);
+                    let proven = tokio::select! {
+                        proven = self.prove(&node, epoch) => proven,
+                        // Another leader is named: this one may keep us waiting for seconds.
+                        _ = changes.wait_for(|now| question(now, group) != before) => continue,
+                    };
                     let quick = eagerly && looks < QUICK_LOOKS;
                     match proven {
                         true => Some(Duration::ZERO),

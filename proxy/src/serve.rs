@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::{Client, End, close, side_of};
 use crate::forward::{Conversation, SCRATCH_BYTES};
 use crate::gate::Ticket;
-use crate::login::{NotAdmitted, login};
+use crate::login::{Admitted, NotAdmitted, login};
 use crate::metrics::count;
 use crate::registry::{Doing, Entry, Flags};
 use crate::shared::Shared;
@@ -188,37 +188,59 @@ async fn session(thread: Rc<Thread>, listener: usize, tcp: TcpStream) {
         let fields = ErrorFields::fatal(TOO_MANY_CONNECTIONS, "sorry, too many clients already")
             .hint("The proxy's limit max_clients is reached.");
         shared.metrics.error(TOO_MANY_CONNECTIONS);
-        refuse_full(tcp, &fields).await;
+        Box::pin(refuse_full(tcp, &fields)).await;
         return;
     };
     let Some(settings) = thread.listeners.get(listener) else { return };
-    let began = Instant::now();
     let mut entry = entry;
-    let login = login(shared, settings, Stream::Plain(tcp), &mut entry);
-    let admitted = match tokio::time::timeout(limits.login_timeout, login).await {
-        Ok(Ok(admitted)) => admitted,
-        Ok(Err(NotAdmitted::Silent)) => return,
+    // What is over soon is boxed: an idle session keeps no room for it.
+    let mut client = match Box::pin(admit(&thread, settings, tcp, &mut entry)).await {
+        Some(admitted) => assemble(&thread, settings, &entry, admitted),
+        None => return,
+    };
+    let end = match limits.client_idle_timeout {
+        None => client.run().await,
+        Some(limit) => Box::pin(run_unless_idle(&mut client, limit)).await,
+    };
+    Box::pin(client.finish(end)).await;
+    drop(entry);
+}
+
+async fn admit(
+    thread: &Thread,
+    settings: &ListenerSettings,
+    tcp: TcpStream,
+    entry: &mut Entry,
+) -> Option<Admitted> {
+    let shared = &thread.shared;
+    let began = Instant::now();
+    let login = login(shared, settings, Stream::Plain(tcp), entry);
+    match tokio::time::timeout(shared.settings.limits.login_timeout, login).await {
+        Ok(Ok(admitted)) => {
+            count(&shared.metrics.logins);
+            shared.metrics.login.record(began.elapsed());
+            Some(admitted)
+        }
+        Ok(Err(NotAdmitted::Silent)) => None,
         Ok(Err(NotAdmitted::Refused(stream, message))) => {
             count(&shared.metrics.login_failures);
             close(stream, &message).await;
-            return;
+            None
         }
         Err(_) => {
             count(&shared.metrics.login_failures);
-            return;
+            None
         }
-    };
-    count(&shared.metrics.logins);
-    shared.metrics.login.record(began.elapsed());
-    converse(&thread, settings, entry, admitted).await;
+    }
 }
 
-async fn converse(
+/// Puts a session together, in one box: futures keep a place for every value that they move.
+fn assemble(
     thread: &Thread,
     settings: &Arc<ListenerSettings>,
-    entry: Entry,
-    admitted: crate::login::Admitted,
-) {
+    entry: &Entry,
+    admitted: Admitted,
+) -> Box<Client> {
     let shared = &thread.shared;
     let handle = Arc::clone(entry.handle());
     handle.set_doing(Doing::Idle);
@@ -232,21 +254,16 @@ async fn converse(
         handle,
         Arc::clone(shared),
     );
-    let mut client = Client {
+    let mut client = Box::new(Client {
         talk,
         identity: admitted.identity,
         listener: Arc::clone(settings),
         scratch: Rc::clone(&thread.scratch),
-    };
+    });
     if let Some(opened) = admitted.opened {
         client.link(opened);
     }
-    let end = match shared.settings.limits.client_idle_timeout {
-        None => client.run().await,
-        Some(limit) => run_unless_idle(&mut client, limit).await,
-    };
-    client.finish(end).await;
-    drop(entry);
+    client
 }
 
 async fn run_unless_idle(client: &mut Client, limit: Duration) -> End {
