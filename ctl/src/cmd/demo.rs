@@ -88,7 +88,7 @@ impl Drop for Etcd {
 /// Runs a demo until Ctrl-C.
 ///
 /// # Errors
-/// As [`run`].
+/// A port is taken, a program is missing, or the cluster does not come up.
 pub fn start(args: DemoArgs) -> anyhow::Result<()> {
     let prepared = prepare(&args)?;
     // The terminal is for the person.
@@ -158,7 +158,7 @@ async fn run(args: DemoArgs, prepared: Prepared, stop: CancellationToken) -> any
     let up = progress::until_ready(&nodes, START_LIMIT, &stop).await;
     match up {
         progress::Start::Ready => {
-            let passfile = files::write_passfile(&dir.path, &ports, &secrets)?;
+            let passfile = files::write_passfile(&dir.path, &secrets)?;
             print_welcome(&ports, &passfile, &log, args.nodes);
             progress::tell_changes(&nodes, &stop).await;
         }

@@ -15,13 +15,12 @@ use super::ports::Ports;
 pub(super) struct Secrets {
     superuser: String,
     replication: String,
-    proxy: String,
 }
 
 impl Secrets {
     pub(super) fn new() -> Self {
         let word = || format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
-        Self { superuser: word(), replication: word(), proxy: word() }
+        Self { superuser: word(), replication: word() }
     }
 }
 
@@ -137,11 +136,7 @@ proxy:
 }
 
 /// A password file for the person's psql (/docs/current/libpq-pgpass.html).
-pub(super) fn write_passfile(
-    dir: &Path,
-    _ports: &Ports,
-    secrets: &Secrets,
-) -> anyhow::Result<PathBuf> {
+pub(super) fn write_passfile(dir: &Path, secrets: &Secrets) -> anyhow::Result<PathBuf> {
     let path = dir.join("pgpass");
     secret_file(&path, &format!("127.0.0.1:*:*:postgres:{}\n", secrets.superuser))?;
     Ok(path)
