@@ -160,7 +160,8 @@ impl Wal {
             self.records.iter().zip(&other.records).take_while(|(mine, theirs)| mine == theirs);
         let common = common.count();
         self.truncate(common);
-        self.history = other.history.iter().filter(|(_, begin)| *begin <= common).copied().collect();
+        self.history =
+            other.history.iter().filter(|(_, begin)| *begin <= common).copied().collect();
         self.flushed = common;
     }
 

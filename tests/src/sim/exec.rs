@@ -164,8 +164,12 @@ impl Exec {
         if let Some(process) = self.processes.borrow_mut().get_mut(process.0) {
             process.dead = true;
         }
-        let gone: Vec<Task> =
-            self.tasks.borrow_mut().extract_if(.., |_, task| task.process == process).map(|(_, task)| task).collect();
+        let gone: Vec<Task> = self
+            .tasks
+            .borrow_mut()
+            .extract_if(.., |_, task| task.process == process)
+            .map(|(_, task)| task)
+            .collect();
         drop(gone);
     }
 
@@ -208,7 +212,11 @@ impl Exec {
     }
 
     /// `None` if `work` has not ended after `limit`.
-    pub async fn within<T>(self: &Rc<Self>, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    pub async fn within<T>(
+        self: &Rc<Self>,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         match select(pin!(work), self.sleep(limit)).await {
             Either::Left((value, _)) => Some(value),
             Either::Right(_) => None,
@@ -220,9 +228,8 @@ impl Exec {
     pub fn run(&self, end: Moment, mut after_each: impl FnMut() -> bool) {
         loop {
             loop {
-                let woken = std::mem::take(
-                    &mut *self.woken.lock().unwrap_or_else(PoisonError::into_inner),
-                );
+                let woken =
+                    std::mem::take(&mut *self.woken.lock().unwrap_or_else(PoisonError::into_inner));
                 if woken.is_empty() {
                     break;
                 }

@@ -1,0 +1,162 @@
+//! What agents ask each other: where do you stand, and may I stay.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use kornak_agent::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, promise_length, whom_to_ask};
+use kornak_agent::ha::{Job, Peer, Race, Server};
+use kornak_cluster::Lsn;
+use kornak_dcs::lease::fence_at;
+
+use super::{Agent, handover, keeper};
+use crate::sim::disk::Promise;
+use crate::sim::exec::Reply;
+use crate::sim::host::{end, index_of};
+use crate::sim::net;
+use crate::sim::scenario::Mutation;
+use crate::sim::world::World;
+
+const PEER_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// Hands a request to the agent of a host, as its kernel would: one that is dead resets the
+/// connection, one that is frozen answers when it is thawed.
+fn serve<T: 'static, F: Future<Output = ()> + 'static>(
+    w: &Rc<World>,
+    index: usize,
+    reply: Reply<T>,
+    handler: impl FnOnce(Rc<Agent>, Reply<T>) -> F,
+) {
+    let host = &w.hosts[index];
+    if !host.up.get() {
+        return w.net.lose(reply);
+    }
+    let Some(agent) = host.agent.borrow().clone() else { return };
+    let process = agent.process;
+    w.exec.spawn(process, handler(agent, reply));
+}
+
+/// Asks all other members where they stand.
+pub async fn ask_all(agent: &Rc<Agent>) -> Race {
+    let cluster = agent.cluster();
+    let asked_at = agent.now();
+    let others = cluster.members.keys().filter(|name| *name != agent.name());
+    let answers = others.map(|name| async move {
+        let Some(index) = index_of(&agent.w, name) else { return (name.clone(), None) };
+        let answer = net::call(&agent.w, agent.end(), end(index), PEER_TIMEOUT, move |w, reply| {
+            serve(w, index, reply, |there, reply| async move {
+                there.step().await;
+                if let Some(peer) = stand(&there) {
+                    reply.give(peer);
+                }
+            });
+        });
+        (name.clone(), answer.await)
+    });
+    Race { asked_at, peers: join_all(answers).await.into_iter().collect() }
+}
+
+fn stand(agent: &Agent) -> Option<Peer> {
+    let tags = agent.w.plan.tags[agent.host].clone();
+    match agent.observe() {
+        Server::Standby(facts) => Some(Peer {
+            primary: false,
+            position: facts.position(),
+            timeline: facts.timeline,
+            tags,
+        }),
+        Server::Primary(facts) => {
+            Some(Peer { primary: true, position: facts.lsn, timeline: facts.timeline, tags })
+        }
+        // Who is not running has nothing to race with.
+        _ => None,
+    }
+}
+
+/// The leader's failsafe rounds.
+pub async fn rounds(agent: Rc<Agent>) {
+    loop {
+        agent.sleep(ROUND_EVERY).await;
+        let Some(held) = agent.held.get() else { continue };
+        let leads = matches!(agent.observe(), Server::Primary(_));
+        let unproven = agent.now().since(held.proven_at) > (held.ttl / 3).max(ROUND_EVERY * 2);
+        if leads && unproven {
+            round(&agent, held).await;
+        }
+    }
+}
+
+async fn round(agent: &Rc<Agent>, held: keeper::Held) {
+    let began = agent.now();
+    let cluster = agent.cluster();
+    let unproven = agent.unproven_failsafe.borrow().clone();
+    let Some(list) = whom_to_ask(agent.name(), &cluster, unproven.as_ref()) else { return };
+    agent.step().await;
+    let revision = held.epoch.revision;
+    let asked = list.keys().map(|name| async move {
+        let Some(index) = index_of(&agent.w, name) else { return false };
+        let me = agent.name().to_owned();
+        let answer =
+            net::call(&agent.w, agent.end(), end(index), ROUND_TIMEOUT, move |w, reply| {
+                serve(w, index, reply, |there, reply| async move {
+                    there.step().await;
+                    reply.give(promise(&there, me, revision).await);
+                });
+            });
+        answer.await == Some(true)
+    });
+    let all = join_all(asked).await.into_iter().all(|accepted| accepted);
+    if all {
+        let until = fence_at(began, held.ttl, keeper::margin(agent));
+        let asked: Vec<&String> = list.keys().collect();
+        agent.say(format_args!("{asked:?} confirm this leader"));
+        keeper::extend_by_failsafe(agent, until).await;
+    }
+}
+
+/// Answers a leader that asks to stay. True: the promise is on disk.
+async fn promise(agent: &Rc<Agent>, to: String, revision: u64) -> bool {
+    let careless = agent.w.plan.mutation == Some(Mutation::PromiseWhileClaiming);
+    let leading = agent.held.get().is_some() || matches!(agent.observe(), Server::Primary(_));
+    if !agent.w.plan.failsafe || leading || (agent.claiming.get() && !careless) {
+        return false;
+    }
+    let length = promise_length(agent.w.plan.ttl);
+    let until = agent.now() + length;
+    let boot = agent.machine().clock.borrow().boot;
+    // Between the look above and the word on disk nothing is awaited: the process does one thing.
+    agent.machine().disk.borrow_mut().promise = Some(Promise { to, boot, until, length, revision });
+    agent.say(format_args!("promises not to race until {until}"));
+    agent.cycle.notify();
+    agent.step().await;
+    true
+}
+
+/// An operator asks the leader for a switchover.
+pub fn switch_over(w: &Rc<World>, candidate: Option<String>) {
+    for host in &w.hosts {
+        let Some(agent) = host.agent.borrow().clone() else { continue };
+        if agent.held.get().is_none() {
+            continue;
+        }
+        let there = Rc::clone(&agent);
+        w.exec.spawn(agent.process, async move {
+            there.step().await;
+            let work = handover::hand_over(Rc::clone(&there), candidate);
+            there.begin(Job::Handover, work);
+        });
+        return;
+    }
+}
+
+/// The leader of a handover asks its candidate to prepare.
+pub async fn prepare_candidate(agent: &Rc<Agent>, candidate: usize) {
+    let limit = Duration::from_secs(2);
+    let asked = net::call(&agent.w, agent.end(), end(candidate), limit, move |w, reply| {
+        serve(w, candidate, reply, |there, reply| async move {
+            keeper::grant_ahead(&there, handover::SHORT_LEASE).await;
+            reply.give(Lsn(0));
+        });
+    });
+    asked.await;
+}

@@ -1,0 +1,316 @@
+//! The six sentences of the design, looked at after every event.
+//!
+//! Allowances, each of which the design states: a host that was frozen as a whole may show an old
+//! primary for as long as its guard takes to wake ([`WAKE`]); in synchronous mode such a primary may
+//! not acknowledge anything all the same. An operator who deletes the leader key by hand takes the
+//! proof away from a primary that will notice by the next renewal; until the lease would have ended it
+//! is not counted against it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kornak_cluster::{Epoch, Moment, SyncMode};
+
+use super::disk::{Record, Wal};
+use super::world::World;
+
+/// How long the processes of a thawed host take to run again.
+pub const WAKE: Duration = Duration::from_millis(10);
+
+/// A promise that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Broken {
+    /// 1
+    TwoPrimaries { hosts: Vec<String> },
+    /// 1, in the only form that counts in synchronous mode: an acknowledgement beside another primary.
+    AcknowledgedBesides { host: String, other: String },
+    /// 2
+    PromotedWithoutKey { host: String },
+    /// 3
+    PrimaryPastItsLease { host: String },
+    /// 4
+    LostCommit { host: String, record: Record },
+    /// 4, strict: a commit was acknowledged that one host alone has.
+    AcknowledgedAlone { host: String, record: Record },
+    /// 5
+    ProxyWalkedBack { proxy: usize, from: Epoch, to: Epoch },
+    /// 6
+    SentAgain { record: Record },
+    /// 6, from the server's side.
+    ExecutedTwice { record: Record },
+    /// What a client was told is not so.
+    ToldWrong { record: Record },
+    /// A standby's log goes on with another history than its own.
+    Corrupted { host: String, upstream: String },
+    /// After the last fault was healed nobody could write, or some client could not.
+    NoPrimary,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TwoPrimaries { hosts } => {
+                write!(f, "sentence 1: {} accept writes at the same time", hosts.join(" and "))
+            }
+            Self::AcknowledgedBesides { host, other } => {
+                write!(f, "sentence 1: {host} acknowledged a commit while {other} was primary")
+            }
+            Self::PromotedWithoutKey { host } => {
+                write!(f, "sentence 2: {host} became writable without the leader key")
+            }
+            Self::PrimaryPastItsLease { host } => {
+                write!(f, "sentence 3: {host} accepts writes without a lease or a promise of all")
+            }
+            Self::LostCommit { host, record } => {
+                write!(
+                    f,
+                    "sentence 4: acknowledged commit {record} is not on the new primary {host}"
+                )
+            }
+            Self::AcknowledgedAlone { host, record } => {
+                write!(f, "sentence 4: strict mode acknowledged {record}, which only {host} has")
+            }
+            Self::ProxyWalkedBack { proxy, from, to } => write!(
+                f,
+                "sentence 5: proxy {proxy} moved from epoch {} back to {}",
+                from.revision, to.revision
+            ),
+            Self::SentAgain { record } => {
+                write!(f, "sentence 6: {record} was sent again although it may have been executed")
+            }
+            Self::ExecutedTwice { record } => write!(f, "sentence 6: {record} was executed twice"),
+            Self::ToldWrong { record } => write!(f, "a client was told what is not so of {record}"),
+            Self::Corrupted { host, upstream } => {
+                write!(f, "{host} streams from {upstream} onto a log that is not a part of it")
+            }
+            Self::NoPrimary => write!(f, "liveness: after the last fault not everybody can write"),
+        }
+    }
+}
+
+/// What the checker remembers.
+#[derive(Default)]
+pub struct Checker {
+    broken: Option<Broken>,
+    /// Something has changed that the state checks look at.
+    dirty: bool,
+    acknowledged: BTreeSet<Record>,
+    executed: BTreeSet<Record>,
+    sent: BTreeMap<Record, bool>,
+    routed: BTreeMap<usize, Epoch>,
+    /// An operator deleted the leader key; its lease would have lasted until then.
+    deleted_until: Option<Moment>,
+    pub promotions: u32,
+}
+
+impl Checker {
+    /// The first promise that was broken.
+    pub fn broken(&self) -> Option<&Broken> {
+        self.broken.as_ref()
+    }
+
+    /// Something has changed.
+    pub fn disturbed(&mut self) {
+        self.dirty = true;
+    }
+
+    /// Commits that clients may rely on.
+    pub fn acknowledged_count(&self) -> usize {
+        self.acknowledged.len()
+    }
+
+    /// A promise is broken; the first one counts.
+    pub fn found(&mut self, w: &World, broken: Broken) {
+        if self.broken.is_none() {
+            w.note(format_args!("BROKEN {broken}"));
+            self.broken = Some(broken);
+        }
+    }
+
+    /// An operator deletes the leader key.
+    pub fn key_deleted(&mut self, w: &World) {
+        self.deleted_until = Some(w.exec.now() + w.plan.ttl);
+    }
+
+    /// Looks at the state of everything. False ends the run.
+    pub fn look(&mut self, w: &World) -> bool {
+        if self.broken.is_some() {
+            return false;
+        }
+        if std::mem::take(&mut self.dirty) {
+            let writers: Vec<usize> = (0..w.hosts.len())
+                .filter(|index| {
+                    let host = &w.hosts[*index];
+                    host.alive() && host.server.borrow().may_acknowledge()
+                })
+                .collect();
+            for host in &writers {
+                if !entitled(w, *host) && !self.excused(w, *host) {
+                    tell_why(w);
+                    let host = w.hosts[*host].name.clone();
+                    self.found(w, Broken::PrimaryPastItsLease { host });
+                }
+            }
+            let unexcused = writers.iter().filter(|host| !self.excused(w, **host)).count();
+            if writers.len() > 1 && unexcused > 1 {
+                let hosts = writers.iter().map(|host| w.hosts[*host].name.clone()).collect();
+                self.found(w, Broken::TwoPrimaries { hosts });
+            }
+            if writers.iter().any(|host| self.excused(w, *host)) {
+                // Look again when the excuse may be over.
+                self.dirty = true;
+            }
+        }
+        self.broken.is_none()
+    }
+
+    fn excused(&self, w: &World, host: usize) -> bool {
+        let now = w.exec.now();
+        let woke = w.hosts[host].thawed_at.get();
+        woke.is_some_and(|at| now.since(at) <= WAKE)
+            || self.deleted_until.is_some_and(|until| now <= until)
+    }
+
+    /// A server has become writable.
+    pub fn became_writable(&mut self, w: &Rc<World>, index: usize) {
+        self.promotions += 1;
+        let host = &w.hosts[index];
+        if !entitled(w, index) && !self.excused(w, index) {
+            self.found(w, Broken::PromotedWithoutKey { host: host.name.clone() });
+        }
+        if w.plan.sync != SyncMode::Off && !self.excused(w, index) {
+            self.has_everything(w, index);
+        }
+    }
+
+    /// Every acknowledged commit is on this host.
+    pub fn has_everything(&mut self, w: &World, index: usize) {
+        let there: BTreeSet<Record> =
+            w.hosts[index].disk.borrow().wal.records().iter().copied().collect();
+        if let Some(record) = self.acknowledged.difference(&there).next().copied() {
+            let host = w.hosts[index].name.clone();
+            self.found(w, Broken::LostCommit { host, record });
+        }
+    }
+
+    /// A server executes a client's write.
+    pub fn executed(&mut self, w: &World, _: usize, record: Record) {
+        if !self.executed.insert(record) {
+            self.found(w, Broken::ExecutedTwice { record });
+        }
+    }
+
+    /// A server acknowledges a commit that ends after `needs` records.
+    pub fn acknowledged(&mut self, w: &World, index: usize, record: Record, needs: usize) {
+        self.acknowledged.insert(record);
+        if w.plan.sync == SyncMode::Off {
+            return;
+        }
+        let other = (0..w.hosts.len()).find(|other| {
+            let host = &w.hosts[*other];
+            *other != index && host.alive() && host.server.borrow().is_primary()
+        });
+        let (host, deleted) = (w.hosts[index].name.clone(), self.deleted_until);
+        // A commit that reached the new primary before it was promoted is safe, whoever says so.
+        if let Some(other) = other
+            && deleted.is_none_or(|until| w.exec.now() > until)
+            && !w.hosts[other].disk.borrow().wal.contains(record)
+        {
+            let other = w.hosts[other].name.clone();
+            self.found(w, Broken::AcknowledgedBesides { host: host.clone(), other });
+        }
+        if w.plan.strict {
+            let holders = w.hosts.iter().filter(|host| {
+                let disk = host.disk.borrow();
+                disk.wal.flushed() >= needs && disk.wal.last_of(needs) == Some(record)
+            });
+            if holders.count() < 2 {
+                self.found(w, Broken::AcknowledgedAlone { host, record });
+            }
+        }
+    }
+
+    /// A proxy sends a write to a server.
+    pub fn sent(&mut self, w: &World, record: Record) {
+        if self.sent.insert(record, true) == Some(true) {
+            self.found(w, Broken::SentAgain { record });
+        }
+    }
+
+    /// The server said that it did nothing.
+    pub fn refused(&mut self, record: Record) {
+        self.sent.insert(record, false);
+    }
+
+    /// A client was told that its write is done.
+    pub fn told_done(&mut self, w: &World, record: Record) {
+        if !self.acknowledged.contains(&record) {
+            self.found(w, Broken::ToldWrong { record });
+        }
+    }
+
+    /// A client was told that its write was not done.
+    pub fn told_not_done(&mut self, w: &World, record: Record) {
+        if self.executed.contains(&record) {
+            self.found(w, Broken::ToldWrong { record });
+        }
+    }
+
+    /// A proxy serves this leadership from now on.
+    pub fn routed(&mut self, w: &World, proxy: usize, to: Epoch) {
+        if let Some(from) = self.routed.insert(proxy, to)
+            && to.is_older_than(from) == Some(true)
+        {
+            self.found(w, Broken::ProxyWalkedBack { proxy, from, to });
+        }
+    }
+
+    /// A proxy starts anew; it reads linearizably before it serves, and has no earlier life.
+    pub fn proxy_forgot(&mut self, proxy: usize) {
+        self.routed.remove(&proxy);
+    }
+
+    /// A standby is about to receive from an upstream.
+    pub fn streams(&mut self, w: &World, standby: (usize, &Wal), upstream: (usize, &Wal)) {
+        let (index, mine) = standby;
+        if mine.last() != upstream.1.last_of(mine.len()) {
+            let host = w.hosts[index].name.clone();
+            let upstream = w.hosts[upstream.0].name.clone();
+            self.found(w, Broken::Corrupted { host, upstream });
+        }
+    }
+}
+
+/// For the trace: what the store says, and who has promised what.
+fn tell_why(w: &World) {
+    let truth = w.store.truth();
+    let leader = truth.leader.as_ref().map(|leader| leader.name.as_str());
+    let list = truth.failsafe.as_ref().map(|list| list.keys().cloned().collect::<Vec<_>>());
+    w.note(format_args!("in the store: leader {leader:?}, failsafe {list:?}"));
+    for host in &w.hosts {
+        let promise = host.disk.borrow().promise.clone();
+        w.say(host.index, format_args!("clock {}, promise {promise:?}", host.now(w)));
+    }
+}
+
+/// Whether this host may be primary: the key is its own, or every member that could lead otherwise
+/// has promised not to.
+fn entitled(w: &World, index: usize) -> bool {
+    let truth = w.store.truth();
+    let name = &w.hosts[index].name;
+    if let Some(leader) = &truth.leader {
+        return leader.name == *name;
+    }
+    w.plan.failsafe
+        && w.hosts.iter().filter(|host| host.index != index).all(|host| {
+            let asked = truth.failsafe.as_ref().is_some_and(|list| list.contains_key(&host.name));
+            let disk = host.disk.borrow();
+            let bound = disk.promise.as_ref().is_some_and(|promise| {
+                let boot = host.clock.borrow().boot;
+                promise.to == *name && (promise.boot != boot || host.now(w) < promise.until)
+            });
+            bound || !asked
+        })
+}

@@ -1,0 +1,635 @@
+//! The modelled server: what of PostgreSQL decides about commits: its log, its timelines, who streams
+//! from it, whom commits wait for, and how it starts, stops, crashes and is promoted.
+//!
+//! It is no process of the executor, because its processes do not obey the agent: a stop that was asked
+//! for goes on when the agent dies. Each start gets a number, and what was begun under another number is
+//! forgotten.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use kornak_agent::ha::{Control, DataDir, PrimaryFacts, Server, StandbyFacts, StandbyRow};
+use kornak_cluster::{Lsn, Moment, Timeline};
+
+use super::disk::Record;
+use super::exec::Reply;
+use super::host::{self, end};
+use super::net::End;
+use super::scenario::Mutation;
+use super::world::{SYSID, World};
+
+/// A walsender that hears nothing for so long ends (`wal_sender_timeout`).
+const SENDER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A standby without a stream tries again after so long.
+const RETRY: Duration = Duration::from_millis(400);
+
+/// A standby says where it stands at least this often.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+/// What runs on a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Run {
+    #[default]
+    Down,
+    /// The postmaster is gone, backends are not.
+    Leftovers,
+    Starting,
+    Standby,
+    Promoting,
+    Primary,
+    /// A fast stop is under way.
+    Stopping,
+}
+
+/// Why a server did nothing for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Read-only, starting, stopping or down: certainly not executed.
+    NotPrimary,
+}
+
+/// A server's answer to a write.
+pub type Outcome = Result<(), Refused>;
+
+struct Waiting {
+    needs: usize,
+    record: Record,
+    reply: Option<Reply<Outcome>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sender {
+    flushed: usize,
+    heard: Moment,
+    /// Start number of the standby it serves.
+    of: u32,
+}
+
+/// A server.
+#[derive(Default)]
+pub struct Postgres {
+    pub run: Run,
+    /// Counts starts and ends.
+    number: u32,
+    since: Moment,
+    waiting: Vec<Waiting>,
+    senders: BTreeMap<usize, Sender>,
+    /// Open transactions of sessions, by session.
+    open: BTreeSet<u64>,
+    /// On a standby: since when it has not been streaming.
+    broken_since: Option<Moment>,
+    /// A look at the upstream is due already.
+    receiving: bool,
+    /// Start number of the upstream it streams from.
+    stream: Option<(usize, u32)>,
+}
+
+impl Postgres {
+    /// Runs as primary.
+    pub fn is_primary(&self) -> bool {
+        matches!(self.run, Run::Primary)
+    }
+
+    /// Runs as a standby and streams.
+    pub fn streams(&self) -> bool {
+        self.run == Run::Standby && self.stream.is_some()
+    }
+
+    /// Could give an acknowledgement: accepts writes, or has some under way.
+    pub fn may_acknowledge(&self) -> bool {
+        match self.run {
+            Run::Primary => true,
+            Run::Leftovers => !self.waiting.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// Client backends that are not idle.
+    pub fn busy(&self) -> usize {
+        self.waiting.iter().filter(|waiting| waiting.reply.is_some()).count() + self.open.len()
+    }
+}
+
+fn set(w: &Rc<World>, index: usize, run: Run) {
+    let mut server = w.hosts[index].server.borrow_mut();
+    server.run = run;
+    server.since = w.hosts[index].now(w);
+    drop(server);
+    w.say(index, format_args!("server is {run:?}"));
+    w.checker.borrow_mut().disturbed();
+    if let Some(agent) = w.hosts[index].agent.borrow().as_ref() {
+        agent.cycle.notify();
+    }
+}
+
+/// Whether any process runs on the data directory.
+pub fn any_process(w: &World, index: usize) -> bool {
+    w.hosts[index].server.borrow().run != Run::Down
+}
+
+/// All processes are gone, without a word to anybody (loss of power).
+pub fn vanish(w: &Rc<World>, index: usize) {
+    let mut server = w.hosts[index].server.borrow_mut();
+    for waiting in server.waiting.drain(..) {
+        if let Some(reply) = waiting.reply {
+            w.net.lose(reply);
+        }
+    }
+    let number = server.number + 1;
+    *server = Postgres { number, ..Postgres::default() };
+}
+
+/// SIGKILL of every process.
+pub fn kill_all(w: &Rc<World>, index: usize) {
+    w.hosts[index].disk.borrow_mut().clean = false;
+    end_all(w, index);
+}
+
+fn end_all(w: &Rc<World>, index: usize) {
+    let mut server = w.hosts[index].server.borrow_mut();
+    if server.run == Run::Down {
+        return;
+    }
+    let (number, stream) = (server.number, server.stream);
+    // Dropping the replies is what a reset connection is to its client.
+    *server = Postgres { number: number + 1, ..Postgres::default() };
+    drop(server);
+    set(w, index, Run::Down);
+    if let Some((upstream, _)) = stream {
+        // Its walsender sees the connection end.
+        let there = Rc::clone(w);
+        host::after(w, upstream, w.net.delay(&w.rng), move |_| {
+            let mut server = there.hosts[upstream].server.borrow_mut();
+            if there.net.passes(end(index), end(upstream))
+                && server.senders.get(&index).is_some_and(|sender| sender.of == number)
+            {
+                server.senders.remove(&index);
+            }
+        });
+    }
+}
+
+/// SIGKILL of the postmaster alone: backends go on until they notice.
+pub fn kill_postmaster(w: &Rc<World>, index: usize, linger: Duration) {
+    if matches!(w.hosts[index].server.borrow().run, Run::Down | Run::Leftovers) {
+        return;
+    }
+    w.hosts[index].disk.borrow_mut().clean = false;
+    let was = w.hosts[index].server.borrow().run;
+    if linger.is_zero() || was != Run::Primary {
+        return end_all(w, index);
+    }
+    w.hosts[index].server.borrow_mut().open.clear();
+    set(w, index, Run::Leftovers);
+    let number = w.hosts[index].server.borrow().number;
+    host::after(w, index, linger, move |w| {
+        if w.hosts[index].server.borrow().number == number {
+            end_all(w, index);
+        }
+    });
+}
+
+/// `pg_ctl start`. False if it cannot be begun.
+pub fn start(w: &Rc<World>, index: usize, as_standby: bool) -> bool {
+    let host = &w.hosts[index];
+    if any_process(w, index) || host.disk.borrow().torn {
+        return false;
+    }
+    let allowed = if as_standby {
+        super::guard::permits_standby(w, index)
+    } else {
+        super::guard::permits(w, index)
+    };
+    if !allowed {
+        w.say(index, format_args!("guard refuses to start the server"));
+        return false;
+    }
+    host.disk.borrow_mut().standby_signal = as_standby;
+    let clean = host.disk.borrow().clean;
+    let number = {
+        let mut server = host.server.borrow_mut();
+        let number = server.number + 1;
+        *server = Postgres { number, ..Postgres::default() };
+        number
+    };
+    set(w, index, Run::Starting);
+    let recovery = if clean { w.rng.millis(20, 120) } else { w.rng.millis(50, 2500) };
+    host::after(w, index, recovery, move |w| {
+        if w.hosts[index].server.borrow().number != number {
+            return;
+        }
+        w.hosts[index].disk.borrow_mut().clean = false;
+        if w.hosts[index].disk.borrow().standby_signal {
+            w.hosts[index].disk.borrow_mut().was_primary = false;
+            let now = w.hosts[index].now(w);
+            w.hosts[index].server.borrow_mut().broken_since = Some(now);
+            set(w, index, Run::Standby);
+            receive_soon(w, index, Duration::ZERO);
+        } else {
+            writable(w, index, None);
+        }
+    });
+    true
+}
+
+/// The promote signal. False if there is no standby to promote, or the guard does not permit it.
+pub fn promote(w: &Rc<World>, index: usize) -> bool {
+    let host = &w.hosts[index];
+    if host.server.borrow().run != Run::Standby || !super::guard::permits(w, index) {
+        return false;
+    }
+    set(w, index, Run::Promoting);
+    let number = host.server.borrow().number;
+    let takes = if w.rng.chance(50) { w.rng.millis(300, 3000) } else { w.rng.millis(20, 200) };
+    host::after(w, index, takes, move |w| {
+        if w.hosts[index].server.borrow().number == number {
+            let timeline = w.next_timeline();
+            writable(w, index, Some(timeline));
+        }
+    });
+    true
+}
+
+fn writable(w: &Rc<World>, index: usize, timeline: Option<u32>) {
+    let host = &w.hosts[index];
+    {
+        let mut disk = host.disk.borrow_mut();
+        if let Some(timeline) = timeline {
+            disk.wal.begin_timeline(timeline);
+        }
+        let record = w.next_number();
+        disk.wal.append(record);
+        disk.wal.flush();
+        disk.was_primary = true;
+        disk.clean = false;
+        disk.standby_signal = false;
+    }
+    set(w, index, Run::Primary);
+    let timeline = host.disk.borrow().wal.timeline();
+    w.say(index, format_args!("WRITABLE on timeline {timeline}"));
+    w.checker.borrow_mut().became_writable(w, index);
+}
+
+/// `pg_ctl stop -m fast`: ends clients, writes the shutdown checkpoint, waits for walsenders (all but
+/// `only` are ended first, if it is given).
+pub fn stop_fast(w: &Rc<World>, index: usize, only: Option<usize>) {
+    let host = &w.hosts[index];
+    let run = host.server.borrow().run;
+    match run {
+        Run::Down | Run::Stopping => return,
+        Run::Leftovers | Run::Starting | Run::Promoting => return kill_all(w, index),
+        Run::Standby | Run::Primary => {}
+    }
+    let number = {
+        let mut server = host.server.borrow_mut();
+        server.waiting.clear();
+        server.open.clear();
+        if let Some(only) = only {
+            server.senders.retain(|standby, _| *standby == only);
+        }
+        server.number
+    };
+    set(w, index, Run::Stopping);
+    let checkpoint = w.rng.millis(10, 80);
+    host::after(w, index, checkpoint, move |w| {
+        if w.hosts[index].server.borrow().number != number {
+            return;
+        }
+        if run == Run::Primary {
+            let record = w.next_number();
+            let mut disk = w.hosts[index].disk.borrow_mut();
+            disk.wal.append(record);
+            disk.wal.flush();
+            drop(disk);
+            wake_standbys(w, index);
+        }
+        finish_stop(w, index, number);
+    });
+}
+
+fn finish_stop(w: &Rc<World>, index: usize, number: u32) {
+    if w.hosts[index].server.borrow().number != number {
+        return;
+    }
+    drop_silent_senders(w, index);
+    let end = w.hosts[index].disk.borrow().wal.flushed();
+    let done = w.hosts[index].server.borrow().senders.values().all(|sender| sender.flushed >= end);
+    if done {
+        w.hosts[index].disk.borrow_mut().clean = true;
+        return end_all(w, index);
+    }
+    host::after(w, index, Duration::from_millis(5), move |w| finish_stop(w, index, number));
+}
+
+fn drop_silent_senders(w: &Rc<World>, index: usize) {
+    let now = w.hosts[index].now(w);
+    let mut server = w.hosts[index].server.borrow_mut();
+    server.senders.retain(|_, sender| now.since(sender.heard) < SENDER_TIMEOUT);
+}
+
+/// A client's write: executed and answered, refused, or (the reply dropped) nobody knows.
+pub fn write(w: &Rc<World>, index: usize, record: Record, reply: Reply<Outcome>) {
+    let host = &w.hosts[index];
+    if !host.up.get() {
+        return w.net.lose(reply);
+    }
+    if host.frozen.get() {
+        let later = move |w: &Rc<World>| write(w, index, record, reply);
+        return host::after(w, index, Duration::ZERO, later);
+    }
+    if host.server.borrow().run != Run::Primary {
+        return reply.give(Err(Refused::NotPrimary));
+    }
+    let needs = {
+        let mut disk = host.disk.borrow_mut();
+        disk.wal.append(record);
+        disk.wal.len()
+    };
+    w.checker.borrow_mut().executed(w, index, record);
+    let number = {
+        let mut server = host.server.borrow_mut();
+        server.waiting.push(Waiting { needs, record, reply: Some(reply) });
+        server.number
+    };
+    let fsync = w.rng.between(Duration::from_micros(200), Duration::from_millis(3));
+    host::after(w, index, fsync, move |w| {
+        let server = &w.hosts[index].server;
+        let alive = matches!(server.borrow().run, Run::Primary | Run::Leftovers);
+        if server.borrow().number != number || !alive {
+            return;
+        }
+        w.hosts[index].disk.borrow_mut().wal.flush();
+        wake_standbys(w, index);
+        release(w, index);
+    });
+}
+
+/// A session begins or ends a transaction of several statements. False if refused.
+pub fn transaction(w: &World, index: usize, session: u64, open: bool) -> bool {
+    let host = &w.hosts[index];
+    let mut server = host.server.borrow_mut();
+    if !host.alive() || server.run != Run::Primary {
+        return false;
+    }
+    if open {
+        server.open.insert(session);
+        return true;
+    }
+    server.open.remove(&session)
+}
+
+/// A client's connection is gone: its transaction is rolled back, an answer is not read.
+pub fn disconnect(w: &World, index: usize, session: u64) {
+    w.hosts[index].server.borrow_mut().open.remove(&session);
+}
+
+/// Acknowledges what need not be waited for any longer.
+fn release(w: &Rc<World>, index: usize) {
+    let host = &w.hosts[index];
+    let (flushed, names) = {
+        let disk = host.disk.borrow();
+        (disk.wal.flushed(), Names::parse(&disk.sync_names))
+    };
+    let mut server = host.server.borrow_mut();
+    let senders = server.senders.clone();
+    let mut done = Vec::new();
+    server.waiting.retain_mut(|waiting| {
+        let free = flushed >= waiting.needs && names.satisfied(w, &senders, waiting.needs);
+        if free && let Some(reply) = waiting.reply.take() {
+            done.push((waiting.record, waiting.needs, reply));
+        }
+        !free
+    });
+    drop(server);
+    for (record, needs, reply) in done {
+        w.checker.borrow_mut().acknowledged(w, index, record, needs);
+        reply.give(Ok(()));
+    }
+}
+
+/// `synchronous_standby_names`, as far as Kornak writes them.
+enum Names {
+    Nobody,
+    Anybody,
+    All(Vec<String>),
+}
+
+impl Names {
+    fn parse(text: &str) -> Self {
+        match text {
+            "" => Self::Nobody,
+            "*" => Self::Anybody,
+            list => Self::All(list.split('"').skip(1).step_by(2).map(str::to_owned).collect()),
+        }
+    }
+
+    fn satisfied(&self, w: &World, senders: &BTreeMap<usize, Sender>, needs: usize) -> bool {
+        let has = |index: usize| senders.get(&index).is_some_and(|sender| sender.flushed >= needs);
+        match self {
+            Self::Nobody => true,
+            Self::Anybody => senders.keys().any(|index| has(*index)),
+            Self::All(names) => names.iter().all(|name| host::index_of(w, name).is_some_and(has)),
+        }
+    }
+
+    fn names(&self, name: &str) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Anybody => true,
+            Self::All(names) => names.iter().any(|known| known == name),
+        }
+    }
+}
+
+/// `ALTER SYSTEM SET synchronous_standby_names` and a reload.
+pub fn set_sync_names(w: &Rc<World>, index: usize, names: &str) {
+    w.say(index, format_args!("commits wait for {names:?}"));
+    w.hosts[index].disk.borrow_mut().sync_names = names.to_owned();
+    if w.hosts[index].server.borrow().run == Run::Primary {
+        release(w, index);
+    }
+}
+
+/// `primary_conninfo` and a reload.
+pub fn follow(w: &Rc<World>, index: usize, upstream: Option<usize>) {
+    w.hosts[index].disk.borrow_mut().upstream = upstream;
+    let mut server = w.hosts[index].server.borrow_mut();
+    if server.run == Run::Standby {
+        server.stream = None;
+        server.broken_since.get_or_insert(w.hosts[index].now(w));
+        drop(server);
+        receive_soon(w, index, Duration::from_millis(1));
+    }
+}
+
+fn wake_standbys(w: &Rc<World>, index: usize) {
+    let standbys: Vec<usize> = w.hosts[index].server.borrow().senders.keys().copied().collect();
+    for standby in standbys {
+        receive_soon(w, standby, w.net.delay(&w.rng));
+    }
+}
+
+/// Lets a standby look at its upstream.
+fn receive_soon(w: &Rc<World>, index: usize, delay: Duration) {
+    let number = {
+        let mut server = w.hosts[index].server.borrow_mut();
+        if server.receiving || server.run != Run::Standby {
+            return;
+        }
+        server.receiving = true;
+        server.number
+    };
+    host::after(w, index, delay, move |w| {
+        if w.hosts[index].server.borrow().number != number {
+            return;
+        }
+        w.hosts[index].server.borrow_mut().receiving = false;
+        if w.hosts[index].server.borrow().run == Run::Standby {
+            receive(w, index, number);
+        }
+    });
+}
+
+fn receive(w: &Rc<World>, index: usize, number: u32) {
+    let host = &w.hosts[index];
+    let upstream = host.disk.borrow().upstream.filter(|upstream| *upstream != index);
+    let reachable = upstream.filter(|upstream| {
+        let there = &w.hosts[*upstream];
+        there.alive()
+            && w.net.both(end(index), end(*upstream))
+            && serves(w, *upstream, there.server.borrow().run)
+            && host.disk.borrow().wal.may_follow(&there.disk.borrow().wal)
+    });
+    let Some(upstream) = reachable else {
+        let now = host.now(w);
+        let mut server = host.server.borrow_mut();
+        server.stream = None;
+        server.broken_since.get_or_insert(now);
+        drop(server);
+        return receive_soon(w, index, RETRY);
+    };
+    let from = &w.hosts[upstream];
+    let more = {
+        let theirs = from.disk.borrow();
+        let mut mine = host.disk.borrow_mut();
+        w.checker.borrow_mut().streams(w, (index, &mine.wal), (upstream, &theirs.wal));
+        let more = mine.wal.receive(&theirs.wal);
+        // Now and then the newest part is not on disk yet when the next message comes.
+        if more == 0 || !w.rng.chance(100) {
+            mine.wal.flush();
+        }
+        more
+    };
+    let flushed = host.disk.borrow().wal.flushed();
+    let up_number = from.server.borrow().number;
+    {
+        let mut server = host.server.borrow_mut();
+        server.broken_since = None;
+        server.stream = Some((upstream, up_number));
+    }
+    // The status message travels back.
+    let there = Rc::clone(w);
+    host::after(w, upstream, w.net.delay(&w.rng), move |_| {
+        if !there.net.passes(end(index), end(upstream)) {
+            return;
+        }
+        hear(&there, upstream, up_number, index, number, flushed);
+    });
+    let behind = more > 0 && flushed < host.disk.borrow().wal.len();
+    receive_soon(w, index, if behind { Duration::from_millis(3) } else { STATUS_EVERY });
+}
+
+/// Whether a server in this state sends its log.
+fn serves(w: &World, upstream: usize, run: Run) -> bool {
+    match run {
+        Run::Primary | Run::Leftovers => true,
+        // During a fast stop only to those that were there.
+        Run::Stopping => !w.hosts[upstream].server.borrow().senders.is_empty(),
+        _ => false,
+    }
+}
+
+fn hear(w: &Rc<World>, index: usize, number: u32, from: usize, of: u32, flushed: usize) {
+    let now = w.hosts[index].now(w);
+    {
+        let mut server = w.hosts[index].server.borrow_mut();
+        if server.number != number {
+            return;
+        }
+        let accepts = server.run == Run::Primary;
+        match server.senders.get_mut(&from) {
+            Some(sender) if sender.of == of => {
+                sender.flushed = sender.flushed.max(flushed);
+                sender.heard = now;
+            }
+            _ if accepts => {
+                server.senders.insert(from, Sender { flushed, heard: now, of });
+            }
+            _ => return,
+        }
+    }
+    release(w, index);
+    let end = w.hosts[index].disk.borrow().wal.flushed();
+    if flushed < end {
+        receive_soon(w, from, w.net.delay(&w.rng));
+    }
+}
+
+/// What an agent sees when it looks at its server.
+pub fn look(w: &Rc<World>, index: usize, names_since: Lsn) -> Server {
+    drop_silent_senders(w, index);
+    let host = &w.hosts[index];
+    let server = host.server.borrow();
+    let disk = host.disk.borrow();
+    match server.run {
+        Run::Down => Server::Stopped,
+        Run::Leftovers if w.plan.mutation == Some(Mutation::PostmasterGoneMeansStopped) => {
+            Server::Stopped
+        }
+        Run::Leftovers => Server::Leftovers,
+        Run::Starting => Server::Starting { since: server.since },
+        Run::Stopping => Server::Silent { since: server.since },
+        Run::Standby | Run::Promoting => Server::Standby(StandbyFacts {
+            timeline: Timeline(disk.wal.timeline()),
+            received: disk.wal.end(),
+            replayed: disk.wal.end(),
+            streaming: server.stream.is_some(),
+            upstream: disk.upstream.map(|upstream| (w.hosts[upstream].name.clone(), 5432)),
+            not_streaming_since: server.broken_since,
+        }),
+        Run::Primary => {
+            let names = Names::parse(&disk.sync_names);
+            let rows = server.senders.iter().map(|(standby, sender)| {
+                let application_name = w.hosts[*standby].name.clone();
+                let synchronous = names.names(&application_name);
+                let flush = super::disk::lsn(sender.flushed);
+                StandbyRow { application_name, streaming: true, synchronous, flush }
+            });
+            Server::Primary(PrimaryFacts {
+                timeline: Timeline(disk.wal.timeline()),
+                lsn: disk.wal.end(),
+                standbys: rows.collect(),
+                sync_names: disk.sync_names.clone(),
+                sync_names_since: names_since,
+            })
+        }
+    }
+}
+
+/// What an agent sees in the data directory.
+pub fn control(w: &World, index: usize) -> DataDir {
+    let disk = w.hosts[index].disk.borrow();
+    DataDir::Initialized(Control {
+        system_identifier: SYSID.to_owned(),
+        timeline: Timeline(disk.wal.timeline()),
+        clean: disk.clean,
+        was_primary: disk.was_primary,
+    })
+}
+
+/// The end a client talks to.
+pub fn client_end(index: usize) -> End {
+    end(index)
+}

@@ -1,0 +1,148 @@
+//! What a world is like: drawn from its seed, with some of it pinned by the test.
+
+use std::time::Duration;
+
+use kornak_cluster::{SyncMode, Tags};
+use serde_json::json;
+
+use super::rng::Rng;
+
+/// A promise of the design that is broken on purpose, to see that somebody notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutation {
+    /// The guard is told deadlines and does nothing.
+    GuardNeverFires,
+    /// The guard looks at its deadline once, and never again.
+    GuardIsEdgeTriggered,
+    /// Servers are started and promoted although no guard is armed.
+    GuardPermitsAnything,
+    /// A renewed lease counts as leadership, to its very end.
+    KeepaliveIsProof,
+    /// The postmaster's exit counts as the server's.
+    PostmasterGoneMeansStopped,
+    /// Whoever asks first is promoted, whether the store names it or not.
+    CandidateIgnoresSync,
+    /// A claim does not compare that the synchronous standbys are still those that were read.
+    ClaimOnOldSync,
+    /// Commits stop waiting for a standby before the store stops naming it.
+    NamesBeforeStore,
+    /// A write of the synchronous standbys without an answer counts as not done.
+    OpenSyncWriteIgnored,
+    /// Synchronous standbys are planned from what the store showed before our own last write.
+    PlansFromOldView,
+    /// A promise to a leader without the store is forgotten by a restart.
+    PromiseNotDurable,
+    /// A promise is given by a node that is creating the leader key.
+    PromiseWhileClaiming,
+    /// A promise is forgotten as soon as any leader key shows.
+    PromiseForgottenWhileLeaderShows,
+    /// Members that a leader without the store does not ask race nevertheless.
+    FailsafeListIgnored,
+    /// A leader that rests on its members' word adds a member that has not given it.
+    ListGrowsOverTheMembersHeads,
+    /// A leadership is taken up again although its release was sent.
+    ReleasedLeaseTakenUpAgain,
+    /// A release waits for a renewal that is under way, and is decided around meanwhile.
+    ReleaseWaitsItsTurn,
+    /// A leader whose handover failed takes the key again without looking.
+    GoesBackBlindly,
+    /// A proxy believes any leader key it is shown.
+    ProxyWalksBack,
+    /// A proxy sends a request again when it hears nothing.
+    ProxySendsAgain,
+}
+
+/// The settings of a world.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    pub nodes: usize,
+    pub proxies: usize,
+    /// For each proxy.
+    pub clients: usize,
+    pub sync: SyncMode,
+    pub strict: bool,
+    pub sync_count: u32,
+    pub failsafe: bool,
+    pub ttl: Duration,
+    pub max_lag_bytes: u64,
+    /// For each node.
+    pub tags: Vec<Tags>,
+    /// Faults happen until then.
+    pub faults_until: Duration,
+    /// Mean time between two faults.
+    pub fault_every: Duration,
+    pub mutation: Option<Mutation>,
+}
+
+/// What a test pins of a [`Scenario`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Asynchronous,
+    Synchronous,
+    Strict,
+    /// Any mode, with failsafe mode on and a store that is often away.
+    Failsafe,
+    /// Any mode, with switchovers all the time.
+    Handover,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Asynchronous, Self::Synchronous, Self::Strict, Self::Failsafe, Self::Handover];
+}
+
+impl Scenario {
+    /// Draws the settings.
+    pub fn draw(rng: &Rng, kind: Kind, mutation: Option<Mutation>) -> Self {
+        let nodes = 2 + rng.below(4);
+        let mode = match kind {
+            Kind::Asynchronous => 0,
+            Kind::Synchronous => 1,
+            Kind::Strict => 2,
+            Kind::Failsafe | Kind::Handover => rng.below(3),
+        };
+        let failsafe = kind == Kind::Failsafe || rng.chance(300);
+        // With failsafe mode a promise lasts 20 s, whatever the ttl.
+        let ttl = Duration::from_secs(5 + rng.below(if failsafe { 12 } else { 6 }) as u64);
+        Self {
+            nodes,
+            proxies: 1 + rng.below(2),
+            clients: 1 + rng.below(2),
+            sync: if mode == 0 { SyncMode::Off } else { SyncMode::On },
+            strict: mode == 2,
+            sync_count: 1 + u32::from(rng.chance(250)),
+            failsafe,
+            ttl,
+            max_lag_bytes: 1_048_576,
+            tags: (0..nodes).map(|node| tags(rng, node, nodes)).collect(),
+            faults_until: Duration::from_secs(20 + rng.below(25) as u64),
+            fault_every: rng.millis(700, 6000),
+            mutation,
+        }
+    }
+
+    /// Value of `config`.
+    pub fn config(&self) -> String {
+        let ttl = self.ttl.as_secs();
+        json!({
+            "ttl": ttl, "loop_wait": 1, "retry_timeout": 2,
+            "maximum_lag_on_failover": self.max_lag_bytes,
+            "synchronous_mode": self.sync != SyncMode::Off,
+            "synchronous_mode_strict": self.strict,
+            "synchronous_node_count": self.sync_count,
+            "failsafe_mode": self.failsafe,
+        })
+        .to_string()
+    }
+}
+
+fn tags(rng: &Rng, node: usize, nodes: usize) -> Tags {
+    let value = match rng.below(10) {
+        0 if node == nodes - 1 && nodes > 2 => json!({"nofailover": true}),
+        1 => json!({"failover_priority": 1 + rng.below(3)}),
+        2 if nodes > 2 => json!({"sync_priority": 1 + rng.below(3)}),
+        _ => json!({}),
+    };
+    serde_json::from_value(value).unwrap_or_default()
+}

@@ -1,0 +1,309 @@
+//! A whole cluster in one seed: hosts, store, network, proxies, clients, and who looks at them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt::Arguments;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::{ClusterState, Moment, SyncMode};
+
+use super::checker::{Broken, Checker};
+use super::client::{self, Tally};
+use super::clock::HostClock;
+use super::disk::{Disk, Wal};
+use super::exec::{Exec, ProcessId};
+use super::faults;
+use super::host::{self, Host};
+use super::net::{End, Net};
+use super::proxy::{self, Proxy};
+use super::rng::Rng;
+use super::scenario::{Kind, Mutation, Scenario};
+use super::store::Store;
+use super::trace::Trace;
+
+/// The cluster's system identifier.
+pub const SYSID: &str = "7000000000000000001";
+
+/// After the last fault everybody writes again within this: a promise to a leader without the store
+/// (20 s), then a lease, then a failed attempt or two.
+pub const RECOVERY: Duration = Duration::from_secs(120);
+
+/// What a follower of the store is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stall {
+    /// Nothing at all.
+    Silent,
+    /// Signs of life, and nothing new.
+    Stale,
+}
+
+/// Everything there is.
+pub struct World {
+    pub exec: Rc<Exec>,
+    pub rng: Rng,
+    pub trace: Trace,
+    pub plan: Scenario,
+    pub net: Net,
+    pub store: Store,
+    pub hosts: Vec<Host>,
+    pub proxies: Vec<Proxy>,
+    pub checker: RefCell<Checker>,
+    pub tally: Cell<Tally>,
+    /// Whatever is no process of the cluster: messages on their way, clients, the hand of fate.
+    pub wire: ProcessId,
+    pub stalled: RefCell<BTreeMap<End, Stall>>,
+    faults: Cell<bool>,
+    over: Cell<bool>,
+    numbers: Cell<u64>,
+    timelines: Cell<u32>,
+}
+
+/// How a world went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    pub tally: Tally,
+    pub promotions: u32,
+    pub acknowledged: usize,
+    /// Simulated time.
+    pub lasted: Duration,
+    pub broken: Option<Broken>,
+    /// The end of the story, if it was asked for.
+    pub trace: String,
+}
+
+impl World {
+    fn new(seed: u64, kind: Kind, mutation: Option<Mutation>, tell: bool) -> Rc<Self> {
+        let rng = Rng::new(seed);
+        let plan = Scenario::draw(&rng, kind, mutation);
+        let exec = Exec::new();
+        let wire = exec.process();
+        let idle = exec.process();
+        let first = 1;
+        let hosts = (0..plan.nodes)
+            .map(|index| {
+                let disk = Disk {
+                    wal: Wal::new(first),
+                    standby_signal: false,
+                    upstream: None,
+                    sync_names: String::new(),
+                    clean: true,
+                    was_primary: index == 0,
+                    torn: false,
+                    lease: None,
+                    promise: None,
+                };
+                Host::new(index, disk, HostClock::new(&rng), idle)
+            })
+            .collect();
+        let proxies = (0..plan.proxies).map(|index| Proxy::new(index, idle)).collect();
+        let store = Store::new(plan.nodes);
+        Rc::new(Self {
+            exec,
+            rng,
+            trace: Trace::new(tell),
+            net: Net::default(),
+            store,
+            hosts,
+            proxies,
+            checker: RefCell::default(),
+            tally: Cell::default(),
+            wire,
+            stalled: RefCell::default(),
+            faults: Cell::new(true),
+            over: Cell::new(false),
+            numbers: Cell::new(first + 1),
+            timelines: Cell::new(2),
+            plan,
+        })
+    }
+
+    /// A number that was never used.
+    pub fn next_number(&self) -> u64 {
+        self.numbers.replace(self.numbers.get() + 1)
+    }
+
+    /// A timeline that was never used: two promotions that did not know of each other would take the
+    /// same number in PostgreSQL; docs/safety.md says what this leaves out.
+    pub fn next_timeline(&self) -> u32 {
+        self.timelines.replace(self.timelines.get() + 1)
+    }
+
+    /// Whether things still go wrong.
+    pub fn faults_on(&self) -> bool {
+        self.faults.get()
+    }
+
+    /// A line of a host's story.
+    pub fn say(&self, index: usize, text: Arguments<'_>) {
+        let name = &self.hosts[index].name;
+        self.trace.line(self.exec.now(), format_args!("{name}: {text}"));
+    }
+
+    /// A line of the story.
+    pub fn note(&self, text: Arguments<'_>) {
+        self.trace.line(self.exec.now(), format_args!("-- {text}"));
+    }
+
+    /// The store has changed: whoever follows it will see.
+    pub fn publish(self: &Rc<Self>, state: &Arc<ClusterState>) {
+        if self.store.is_up() {
+            for end in self.followers() {
+                self.send_view(end, state, true);
+            }
+        }
+    }
+
+    fn followers(&self) -> Vec<End> {
+        let hosts = (0..self.hosts.len()).map(End::Host);
+        hosts.chain((0..self.proxies.len()).map(End::Proxy)).collect()
+    }
+
+    fn send_view(self: &Rc<Self>, end: End, state: &Arc<ClusterState>, new: bool) {
+        let stalled = self.stalled.borrow().get(&end).copied();
+        if stalled == Some(Stall::Silent) || (new && stalled.is_some()) {
+            return;
+        }
+        if !self.net.both(end, End::Store) {
+            return;
+        }
+        let (there, state) = (Rc::clone(self), Arc::clone(state));
+        self.exec.after(self.net.delay(&self.rng), move || {
+            if !there.net.both(end, End::Store) {
+                return;
+            }
+            match end {
+                End::Host(index) => {
+                    let agent = there.hosts[index].agent.borrow().clone();
+                    if let Some(agent) = agent {
+                        agent.show(state);
+                    }
+                }
+                End::Proxy(index) => proxy::show(&there, index, state),
+                End::Store => {}
+            }
+        });
+    }
+
+    /// Signs of life, and what was missed; sometimes from a member of the store that lags behind.
+    fn beat(self: &Rc<Self>) {
+        if !self.store.is_up() {
+            return;
+        }
+        for end in self.followers() {
+            let lags = self.faults_on() && self.rng.chance(100);
+            let stale = self.stalled.borrow().contains_key(&end);
+            let back = if lags || stale { 1 + self.rng.below(30) } else { 0 };
+            if let Some(state) = self.store.lagging(back).or_else(|| Some(self.store.truth())) {
+                self.send_view(end, &state, false);
+            }
+        }
+    }
+
+    /// Everything is mended, and nothing breaks any more.
+    pub fn heal(self: &Rc<Self>) {
+        self.note(format_args!("HEALED"));
+        self.faults.set(false);
+        self.net.calm();
+        self.net.heal_all();
+        self.stalled.borrow_mut().clear();
+        self.store.set_up(true);
+        for index in 0..self.hosts.len() {
+            self.store.deposed(index, false);
+            host::thaw(self, index);
+            self.exec.thaw(self.hosts[index].agent_process.get(), Duration::ZERO);
+            if !self.hosts[index].up.get() {
+                host::boot(self, index);
+            }
+            super::agent::start(self, index);
+        }
+        for proxy in &self.proxies {
+            proxy::start(self, proxy.index);
+            self.exec.thaw(proxy.process.get(), Duration::ZERO);
+            proxy.served.set(0);
+        }
+    }
+
+    /// One primary, everybody else follows it, and the clients of every proxy write.
+    fn is_well(&self) -> bool {
+        let primaries = self.hosts.iter().filter(|host| host.server.borrow().is_primary()).count();
+        let following = self.hosts.iter().filter(|host| host.server.borrow().streams()).count();
+        primaries == 1
+            && following + 1 == self.hosts.len()
+            && self.proxies.iter().all(|proxy| proxy.served.get() >= 3)
+    }
+}
+
+async fn beats(w: Rc<World>) {
+    loop {
+        w.exec.sleep(Duration::from_secs(1)).await;
+        w.beat();
+    }
+}
+
+/// Ends the faults, then the world.
+async fn referee(w: Rc<World>) {
+    w.exec.sleep(w.plan.faults_until).await;
+    w.heal();
+    let healed = w.exec.now();
+    while !w.is_well() {
+        if w.exec.now().since(healed) > RECOVERY {
+            w.checker.borrow_mut().found(&w, Broken::NoPrimary);
+            return;
+        }
+        w.exec.sleep(Duration::from_millis(250)).await;
+    }
+    let primary = w.hosts.iter().find(|host| host.server.borrow().is_primary());
+    if let Some(primary) = primary.filter(|_| w.plan.sync != SyncMode::Off) {
+        w.checker.borrow_mut().has_everything(&w, primary.index);
+    }
+    w.over.set(true);
+}
+
+/// Lives through one world.
+pub fn live(seed: u64, kind: Kind, mutation: Option<Mutation>, tell: bool) -> Report {
+    let w = World::new(seed, kind, mutation, tell);
+    w.note(format_args!("seed {seed}, {kind:?}, {:?}", w.plan));
+    let keys = &w.store.keys;
+    let puts = [(keys.initialize(), SYSID.to_owned()), (keys.config(), w.plan.config())];
+    w.store.prepare(&w, &puts);
+    for index in 0..w.hosts.len() {
+        host::boot(&w, index);
+    }
+    let mut session = 0;
+    for index in 0..w.proxies.len() {
+        proxy::start(&w, index);
+        for _ in 0..w.plan.clients {
+            session += 1;
+            w.exec.spawn(w.wire, client::run(Rc::clone(&w), index, session));
+        }
+    }
+    w.exec.spawn(w.wire, beats(Rc::clone(&w)));
+    w.exec.spawn(w.wire, faults::run(Rc::clone(&w), kind));
+    w.exec.spawn(w.wire, referee(Rc::clone(&w)));
+    let end = Moment::new(w.plan.faults_until + RECOVERY + Duration::from_secs(5));
+    w.exec.run(end, || w.checker.borrow_mut().look(&w) && !w.over.get());
+    let report = Report {
+        tally: w.tally.get(),
+        promotions: w.checker.borrow().promotions,
+        acknowledged: w.checker.borrow().acknowledged_count(),
+        lasted: w.exec.now().since_start(),
+        broken: w.checker.borrow().broken().cloned(),
+        trace: w.trace.tell(),
+    };
+    end_world(&w);
+    report
+}
+
+/// Breaks the cycles, so that thousands of worlds fit into memory.
+fn end_world(w: &Rc<World>) {
+    for host in &w.hosts {
+        w.exec.kill(host.agent_process.get());
+        host.forget();
+    }
+    w.net.clear();
+    w.exec.clear();
+    w.net.clear();
+    w.exec.clear();
+}
