@@ -103,19 +103,28 @@ pub async fn hand_over(
     let Some(facts) = primary_facts(ctx) else { return Err(Refusal::NotLeader.into()) };
     let held = ctx.keeper.held().ok_or(Refusal::NotLeader)?;
     let candidate = switchover::candidate(&ctx.name, &cluster, &facts.standbys, facts.lsn, asked)?;
-    let mut run = begin(ctx, &candidate, held.epoch).await?;
-    info!(candidate = %candidate, "handover prepared");
-    let prepared = run.prepare(&cluster).await;
-    let drained = match prepared {
-        Ok(()) => run.drain(drain_timeout, stragglers).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = drained {
-        run.abandon().await;
-        return Err(error);
-    }
+    let mut run = begin(ctx, Some(&candidate), held.epoch).await?;
+    info!(candidate = %candidate, "handover begun");
+    run.until_drained(&cluster, drain_timeout, stragglers).await?;
     run.switch(&cluster).await?;
     Ok(candidate)
+}
+
+/// Restarts the leader's server where it is, with clients held as in a handover.
+pub async fn restart_in_place(ctx: &Context, drain_timeout: Duration) -> Result<(), HandoverError> {
+    let held = ctx.keeper.held().ok_or(Refusal::NotLeader)?;
+    let mut run = begin(ctx, None, held.epoch).await?;
+    info!("restart begun");
+    run.until_drained(&ctx.cluster(), drain_timeout, Stragglers::Terminate).await?;
+    if stop_cleanly(ctx, Duration::from_millis(run.record.switch_hold_ms)).await.is_none() {
+        ctx.postgres
+            .stop(StopMode::Kill, Duration::from_secs(5))
+            .await
+            .map_err(|error| HandoverError::Stuck { why: error.to_string() })?;
+    }
+    let started = crate::jobs::start_in_place(ctx, cluster_start_limit(ctx)).await;
+    run.abandon().await;
+    started.map_err(|error| HandoverError::Stuck { why: error.to_string() })
 }
 
 fn primary_facts(ctx: &Context) -> Option<PrimaryFacts> {
@@ -128,7 +137,7 @@ fn primary_facts(ctx: &Context) -> Option<PrimaryFacts> {
 /// Creates the record on a lease that is kept alive while this handover runs.
 async fn begin<'a>(
     ctx: &'a Context,
-    candidate: &str,
+    candidate: Option<&str>,
     epoch: kornak_cluster::Epoch,
 ) -> Result<Run<'a>, HandoverError> {
     let granted = ctx.store.grant(SHORT_LEASE).await.map_err(HandoverError::Store)?;
@@ -140,7 +149,7 @@ async fn begin<'a>(
         phase: HandoverPhase::Prepare,
         group: ctx.settings.scope.group,
         leader: ctx.name.clone(),
-        candidate: Some(candidate.to_owned()),
+        candidate: candidate.map(str::to_owned),
         epoch,
         max_hold_ms: millis(settings.max_hold),
         switch_hold_ms: millis(settings.switch_hold),
@@ -169,6 +178,24 @@ async fn begin<'a>(
 }
 
 impl Run<'_> {
+    /// From the record to the moment in which nothing runs; or back, as if nothing had been.
+    async fn until_drained(
+        &mut self,
+        cluster: &ClusterState,
+        limit: Duration,
+        stragglers: Stragglers,
+    ) -> Result<(), HandoverError> {
+        let prepared = self.prepare(cluster).await;
+        let drained = match prepared {
+            Ok(()) => self.drain(limit, stragglers).await,
+            Err(error) => Err(error),
+        };
+        if drained.is_err() {
+            self.abandon().await;
+        }
+        drained
+    }
+
     /// Checkpoints on both sides and a short lease, while clients work on.
     async fn prepare(&mut self, cluster: &ClusterState) -> Result<(), HandoverError> {
         let ctx = self.ctx;

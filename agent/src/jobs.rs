@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use crate::context::Context;
 use crate::guard::{Fencing, boottime_now};
 use crate::ha::{Server, Why};
-use crate::handover::{self, PROMOTE_LIMIT, SHORT_LEASE, json};
+use crate::handover::{self, HandoverError, PROMOTE_LIMIT, SHORT_LEASE, json};
 use crate::lease::ClaimError;
 use crate::postgres::{
     BootstrapError, CloneError, ConfigureError, ControlDataError, LocalEnd, PromoteError,
@@ -44,6 +44,8 @@ pub enum JobError {
     ControlData(#[from] ControlDataError),
     #[error("run a script of the operator's")]
     Script(#[from] ScriptError),
+    #[error("restart")]
+    Restart(#[from] HandoverError),
     #[error("promote")]
     Promote(#[from] PromoteError),
     #[error("compare with the leader")]
@@ -400,17 +402,19 @@ pub async fn follow(ctx: Arc<Context>, leader: String) -> Result<(), JobError> {
 
 /// Stops and starts the server in its role.
 pub async fn restart(ctx: Arc<Context>) -> Result<(), JobError> {
-    let leads = ctx.keeper.held().is_some();
-    ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
-    if leads {
-        start_in_place(&ctx, START_LIMIT).await?;
+    if ctx.keeper.held().is_some() {
+        let limit = ctx.settings.kornak.handover.drain_timeout;
+        handover::restart_in_place(&ctx, limit).await?;
     } else {
+        ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
         let cluster = ctx.cluster();
         let leader = cluster.leader.as_ref().filter(|leader| leader.name != ctx.name);
         let upstream =
             leader.map(|leader| upstream_of(&ctx, &cluster, &leader.name)).transpose()?;
         ctx.postgres.start(&StartAs::Standby(upstream)).await?;
+        ctx.postgres.wait_ready(START_LIMIT).await?;
     }
+    ctx.pending_restart.lock().take();
     Ok(())
 }
 
