@@ -9,8 +9,8 @@
 //! Not here: what to do when the path ends ([`crate::client`]), what messages mean
 //! ([`crate::session`]).
 
-use std::io;
-use std::pin::Pin;
+mod io;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
@@ -20,7 +20,6 @@ use bytes::{Buf, Bytes, BytesMut};
 use kornak_cluster::GroupId;
 use kornak_protocol::frame::{Direction, Flow, Scanner};
 use kornak_protocol::sqlstate::SqlState;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::backend::Address;
 use crate::gate::{Side, Ticket};
@@ -29,9 +28,13 @@ use crate::session::answers::Verdict;
 use crate::session::{Aftermath, Answered, Heard, Session};
 use crate::shared::Shared;
 use crate::stream::Stream;
+use io::{flush, keep_front, poll_read, write};
 
 /// Bytes of one read. Smaller ones cost system calls, larger ones the cache (FIELD.md §4).
 pub const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// Longest batch that is kept to be said again.
+const MAX_KEPT_BYTES: usize = 4 * 1024;
 
 /// A row that is split at the end of a buffer is held back up to this length, so that a server's
 /// death seldom leaves a client in the middle of a message, where nothing can be said any more.
@@ -100,6 +103,10 @@ pub struct Conversation {
     client_scanner: Scanner,
     /// Bytes of a refused message that are still to come from the client.
     drop_client: u32,
+    /// What was forwarded since the session was quiet, as long as it is nothing but what changes
+    /// nothing (BEGIN, Parse, Sync) and nothing of its answer was passed on: it may be said again
+    /// to another server.
+    kept: Vec<u8>,
     pub session: Session,
     pub link: Option<Link>,
     pub ticket: Ticket,
@@ -130,6 +137,7 @@ impl Conversation {
             held: read,
             client_scanner: Scanner::new(Direction::Frontend),
             drop_client: 0,
+            kept: Vec::new(),
             session,
             link: None,
             ticket,
@@ -245,6 +253,9 @@ impl Conversation {
             link.scanner = Scanner::new(Direction::Backend);
         }
         let pass = data.get(..end).unwrap_or_default();
+        if !pass.is_empty() && self.kept.capacity() > 0 {
+            self.kept = Vec::new();
+        }
         self.shared.metrics.bytes_out.fetch_add(pass.len() as u64, Relaxed);
         write(&mut self.client, &mut self.to_client, pass, cx).map_err(|_| Stop::ClientGone)
     }
@@ -260,6 +271,9 @@ impl Conversation {
         rest: &[u8],
         cx: &mut Context<'_>,
     ) -> Result<(), Stop> {
+        if !before.is_empty() {
+            self.kept.clear();
+        }
         self.to_client.extend_from_slice(before);
         let Some(link) = &mut self.link else { return Ok(()) };
         link.scanner = Scanner::new(Direction::Backend);
@@ -379,8 +393,16 @@ impl Conversation {
             self.handle.set_doing(Doing::Idle);
             return Ok(true);
         }
-        let Some(link) = &mut self.link else { return Err(Stop::ServerLost(None)) };
         let pass = data.get(..end).unwrap_or_default();
+        let harmless = (first || !self.kept.is_empty())
+            && self.kept.len() + pass.len() <= MAX_KEPT_BYTES
+            && self.client_scanner.at_boundary()
+            && self.session.is_harmless();
+        match harmless {
+            true => self.kept.extend_from_slice(pass),
+            false => self.kept.clear(),
+        }
+        let Some(link) = &mut self.link else { return Err(Stop::ServerLost(None)) };
         self.shared.metrics.bytes_in.fetch_add(pass.len() as u64, Relaxed);
         // An error shows itself when the connection is read.
         let _ = write(&mut link.stream, &mut link.to_server, pass, cx);
@@ -476,6 +498,11 @@ impl Conversation {
     /// The server connection is gone: tells the client what is true.
     pub fn lose_server(&mut self) -> Aftermath {
         let half_told = self.link.take().is_some_and(|link| link.scanner.remaining() > 0);
+        if !self.kept.is_empty() && self.session.forget_harmless() {
+            self.say_again();
+            return Aftermath::Lives;
+        }
+        self.kept.clear();
         let aftermath = self.session.lose_server(half_told, &mut self.to_client);
         self.count_errors();
         self.drop_client += self.client_scanner.remaining();
@@ -485,6 +512,17 @@ impl Conversation {
         let doing = if self.session.is_open() { Doing::Idle } else { Doing::Dead };
         self.handle.set_doing(doing);
         aftermath
+    }
+
+    /// Puts back what was forwarded and changed nothing.
+    fn say_again(&mut self) {
+        let mut held = BytesMut::from(&*std::mem::take(&mut self.kept));
+        held.extend_from_slice(&self.held);
+        self.held = held;
+        self.held_is = Held::Blocked;
+        self.client_scanner = Scanner::new(Direction::Frontend);
+        self.ticket.leave();
+        self.handle.set_server(&"".into(), None);
     }
 
     fn count_errors(&mut self) {
@@ -505,74 +543,4 @@ impl Link {
         let leads = group.and_then(|group| group.leader.as_ref());
         leads.is_none_or(|(name, _)| **name != *self.node)
     }
-}
-
-/// Puts bytes that were held back in front of the next read.
-fn keep_front<'a>(scratch: &'a mut [u8], kept: &[u8]) -> Option<&'a mut [u8]> {
-    let (front, free) = scratch.split_at_mut_checked(kept.len())?;
-    front.copy_from_slice(kept);
-    (!free.is_empty()).then_some(free)
-}
-
-#[inline]
-fn poll_read(
-    stream: &mut Stream,
-    cx: &mut Context<'_>,
-    free: &mut [u8],
-) -> Poll<io::Result<usize>> {
-    let mut buf = ReadBuf::new(free);
-    match Pin::new(stream).poll_read(cx, &mut buf) {
-        Poll::Ready(Ok(())) => Poll::Ready(Ok(buf.filled().len())),
-        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-        Poll::Pending => Poll::Pending,
-    }
-}
-
-/// Writes what was kept; whether nothing is left.
-fn flush(stream: &mut Stream, kept: &mut BytesMut, cx: &mut Context<'_>) -> io::Result<bool> {
-    if kept.is_empty() {
-        return Ok(true);
-    }
-    while !kept.is_empty() {
-        match Pin::new(&mut *stream).poll_write(cx, kept) {
-            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-            Poll::Ready(Ok(n)) => kept.advance(n),
-            Poll::Ready(Err(error)) => return Err(error),
-            Poll::Pending => return Ok(false),
-        }
-    }
-    *kept = BytesMut::new();
-    if let Stream::Tls(_) = stream
-        && let Poll::Ready(Err(error)) = Pin::new(stream).poll_flush(cx)
-    {
-        return Err(error);
-    }
-    Ok(true)
-}
-
-/// Writes; what the socket does not take is kept behind what is kept already.
-fn write(
-    stream: &mut Stream,
-    kept: &mut BytesMut,
-    bytes: &[u8],
-    cx: &mut Context<'_>,
-) -> io::Result<()> {
-    let mut rest = bytes;
-    if kept.is_empty() {
-        while !rest.is_empty() {
-            match Pin::new(&mut *stream).poll_write(cx, rest) {
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(n)) => rest.advance(n),
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => break,
-            }
-        }
-        if let Stream::Tls(_) = stream
-            && let Poll::Ready(Err(error)) = Pin::new(&mut *stream).poll_flush(cx)
-        {
-            return Err(error);
-        }
-    }
-    kept.extend_from_slice(rest);
-    Ok(())
 }

@@ -263,6 +263,25 @@ impl Session {
         }
     }
 
+    /// Whether all that is in flight changes nothing, whether it was done or not: BEGIN, Parse,
+    /// Describe, Sync.
+    #[inline]
+    pub fn is_harmless(&self) -> bool {
+        self.pipeline.loss() == Loss::Harmless && !self.pipeline.answered()
+    }
+
+    /// The server is gone and nothing of what is in flight was answered to the client: if it is
+    /// harmless and the session may move, it is forgotten, to be forwarded again.
+    pub fn forget_harmless(&mut self) -> bool {
+        let movable = self.pinned().is_none() && !self.pipeline.is_terminated();
+        if !movable || self.pipeline.loss() != Loss::Harmless {
+            return false;
+        }
+        self.pipeline = Pipeline::new(TransactionStatus::Idle);
+        self.journal.lost_server();
+        true
+    }
+
     /// The server is gone. `half_told`: the client has received a part of a message that will never
     /// be whole.
     pub fn lose_server(&mut self, half_told: bool, out: &mut BytesMut) -> Aftermath {

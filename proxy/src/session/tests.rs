@@ -438,3 +438,19 @@ fn the_warning_of_a_server_that_dies_is_kept_from_the_client() {
     });
     assert_eq!(heard, [Heard::Swallow]);
 }
+
+#[test]
+fn only_what_changes_nothing_may_be_said_again() {
+    let again = |play: &mut Play| play.0.is_harmless() && play.0.forget_harmless();
+    assert!(again(Play::new().query("BEGIN")));
+    assert!(again(Play::new().execute("", Some("BEGIN")).sync()));
+    assert!(again(
+        Play::new().client(|out| fe::put_parse(b"s", b"DELETE FROM t", &[], out).unwrap()).sync()
+    ));
+    assert!(!again(Play::new().query("SELECT 1")));
+    assert!(!again(Play::new().query("BEGIN; DELETE FROM t")));
+    assert!(!again(Play::new().query("BEGIN").query("DELETE FROM t")));
+    assert!(!again(Play::new().execute("", Some("BEGIN")).sync().executed(true, "BEGIN")));
+    assert!(!again(Play::new().done("BEGIN", "BEGIN", InBlock).query("SELECT 1")));
+    assert!(!again(Play::new().done("LISTEN x", "LISTEN", Idle).query("BEGIN")), "pinned");
+}
