@@ -7,6 +7,8 @@
 //!    └─ client gone, garbage, pinned ──► orderly end
 //! ```
 
+mod ahead;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -279,11 +281,15 @@ impl Client {
             let handle = Arc::clone(&self.talk.handle);
             let (side, linked) = (self.talk.side, self.talk.link.is_some());
             let opening = async {
-                shared.gate.open(side).await;
                 if linked {
+                    shared.gate.open(side).await;
                     return Ok(None);
                 }
-                open(&shared, &self.listener, Some(&self.identity)).await.map(Some)
+                let opened = ahead::open(&shared, &self.listener, &self.identity, side).await;
+                match opened {
+                    Some(opened) => Ok(Some(opened)),
+                    None => open(&shared, &self.listener, Some(&self.identity)).await.map(Some),
+                }
             };
             let way = tokio::select! {
                 opened = opening => Some(opened),
