@@ -219,6 +219,7 @@ fn start_etcd(dir: &Path, ports: &Ports) -> anyhow::Result<Etcd> {
     let client = format!("http://127.0.0.1:{}", ports.etcd_client());
     let peer = format!("http://127.0.0.1:{}", ports.etcd_peer());
     let log = std::fs::File::create(dir.join("etcd.log"))?;
+    use std::os::unix::process::CommandExt;
     let child = std::process::Command::new("etcd")
         .arg("--data-dir")
         .arg(dir.join("etcd"))
@@ -226,6 +227,8 @@ fn start_etcd(dir: &Path, ports: &Ports) -> anyhow::Result<Etcd> {
         .args(["--advertise-client-urls", &client, "--listen-peer-urls", &peer])
         .args(["--initial-advertise-peer-urls", &peer])
         .args(["--initial-cluster", &format!("demo={peer}")])
+        // Ctrl-C is for the demo, which still needs the store to stop in order.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
