@@ -124,6 +124,7 @@ impl Checker {
     /// A promise is broken; the first one counts.
     pub fn found(&mut self, w: &World, broken: Broken) {
         if self.broken.is_none() {
+            tell_why(w);
             w.note(format_args!("BROKEN {broken}"));
             self.broken = Some(broken);
         }
@@ -148,7 +149,6 @@ impl Checker {
                 .collect();
             for host in &writers {
                 if !entitled(w, *host) && !self.excused(w, *host) {
-                    tell_why(w);
                     let host = w.hosts[*host].name.clone();
                     self.found(w, Broken::PrimaryPastItsLease { host });
                 }
@@ -215,6 +215,7 @@ impl Checker {
         let (host, deleted) = (w.hosts[index].name.clone(), self.deleted_until);
         // A commit that reached the new primary before it was promoted is safe, whoever says so.
         if let Some(other) = other
+            && !entitled(w, index)
             && deleted.is_none_or(|until| w.exec.now() > until)
             && !w.hosts[other].disk.borrow().wal.contains(record)
         {
@@ -292,6 +293,13 @@ fn tell_why(w: &World) {
     for host in &w.hosts {
         let promise = host.disk.borrow().promise.clone();
         w.say(host.index, format_args!("clock {}, promise {promise:?}", host.now(w)));
+        // The one that is just changing cannot be looked at.
+        if let Ok(server) = host.server.try_borrow() {
+            w.say(host.index, format_args!("{}", server.describe()));
+        }
+    }
+    for proxy in &w.proxies {
+        w.note(format_args!("proxy {}: {}", proxy.index, proxy.describe()));
     }
 }
 

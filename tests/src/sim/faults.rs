@@ -206,7 +206,10 @@ fn happen(w: &Rc<World>, fault: Fault) {
         FreezeAgent => {
             w.exec.freeze(w.hosts[at].agent_process.get());
             later(w, lasts, move |w| {
-                w.exec.thaw(w.hosts[at].agent_process.get(), Duration::ZERO);
+                // A host that is frozen as a whole wakes as a whole.
+                if !w.hosts[at].frozen.get() {
+                    w.exec.thaw(w.hosts[at].agent_process.get(), Duration::ZERO);
+                }
             });
         }
         FreezeHost => {

@@ -47,10 +47,10 @@ pub fn arm(w: &Rc<World>, index: usize, deadline: Moment) -> bool {
         return false;
     }
     host.guard.replace(Guard::Armed { fire_at });
-    let delay = host.clock.borrow().until(fire_at, w.exec.now());
     let there = Rc::clone(w);
     w.exec.spawn(host.guard_process.get(), async move {
-        there.exec.sleep(delay).await;
+        let clock = *there.hosts[index].clock.borrow();
+        there.exec.sleep(clock.until(fire_at, there.exec.now())).await;
         look(&there, index);
     });
     now < fire_at

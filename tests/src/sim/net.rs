@@ -26,8 +26,8 @@ pub struct Net {
     cuts: RefCell<BTreeMap<(End, End), u32>>,
     /// Unanswered questions whose asker must not learn that nobody will answer.
     lost: RefCell<Vec<Box<dyn Any>>>,
-    /// Messages are never slow any more.
-    calm: Cell<bool>,
+    /// How many times as often as usual messages are slow; 0: never.
+    slowness: Cell<usize>,
 }
 
 impl Net {
@@ -62,20 +62,21 @@ impl Net {
         self.cuts.borrow_mut().clear();
     }
 
-    /// No more slow messages.
-    pub fn calm(&self) {
-        self.calm.set(true);
+    /// Messages are slow so many times as often as usual; 0 is never.
+    pub fn set_slowness(&self, times: usize) {
+        self.slowness.set(times);
     }
 
     /// How long a message takes: mostly a millisecond, sometimes seconds.
     pub fn delay(&self, rng: &Rng) -> Duration {
-        let fate = rng.below(1000);
-        let slow = if self.calm.get() { 0 } else { fate };
-        match slow {
-            997.. => rng.millis(400, 4000),
-            980.. => rng.millis(30, 400),
-            900.. => rng.millis(2, 30),
-            _ => rng.between(Duration::from_micros(100), Duration::from_millis(2)),
+        let fate = rng.below(1000) / self.slowness.get().max(1);
+        if self.slowness.get() == 0 || fate >= 100 {
+            return rng.between(Duration::from_micros(100), Duration::from_millis(2));
+        }
+        match fate {
+            0..3 => rng.millis(400, 4000),
+            3..20 => rng.millis(30, 400),
+            _ => rng.millis(2, 30),
         }
     }
 

@@ -5,19 +5,22 @@
 //! for goes on when the agent dies. Each start gets a number, and what was begun under another number is
 //! forgotten.
 
+mod look;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use kornak_agent::ha::{Control, DataDir, PrimaryFacts, Server, StandbyFacts, StandbyRow};
-use kornak_cluster::{Lsn, Moment, Timeline};
+use kornak_cluster::Moment;
+
+use look::Names;
+pub use look::{control, look};
 
 use super::disk::Record;
 use super::exec::Reply;
 use super::host::{self, end};
 use super::net::End;
-use super::scenario::Mutation;
-use super::world::{SYSID, World};
+use super::world::World;
 
 /// A walsender that hears nothing for so long ends (`wal_sender_timeout`).
 const SENDER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -90,6 +93,14 @@ impl Postgres {
     /// Runs as primary.
     pub fn is_primary(&self) -> bool {
         matches!(self.run, Run::Primary)
+    }
+
+    /// For the trace.
+    pub fn describe(&self) -> String {
+        format!(
+            "server {:?}, stream {:?}, broken since {:?}, looks {}",
+            self.run, self.stream, self.broken_since, self.receiving
+        )
     }
 
     /// Runs as a standby and streams.
@@ -409,40 +420,6 @@ fn release(w: &Rc<World>, index: usize) {
     }
 }
 
-/// `synchronous_standby_names`, as far as Kornak writes them.
-enum Names {
-    Nobody,
-    Anybody,
-    All(Vec<String>),
-}
-
-impl Names {
-    fn parse(text: &str) -> Self {
-        match text {
-            "" => Self::Nobody,
-            "*" => Self::Anybody,
-            list => Self::All(list.split('"').skip(1).step_by(2).map(str::to_owned).collect()),
-        }
-    }
-
-    fn satisfied(&self, w: &World, senders: &BTreeMap<usize, Sender>, needs: usize) -> bool {
-        let has = |index: usize| senders.get(&index).is_some_and(|sender| sender.flushed >= needs);
-        match self {
-            Self::Nobody => true,
-            Self::Anybody => senders.keys().any(|index| has(*index)),
-            Self::All(names) => names.iter().all(|name| host::index_of(w, name).is_some_and(has)),
-        }
-    }
-
-    fn names(&self, name: &str) -> bool {
-        match self {
-            Self::Nobody => false,
-            Self::Anybody => true,
-            Self::All(names) => names.iter().any(|known| known == name),
-        }
-    }
-}
-
 /// `ALTER SYSTEM SET synchronous_standby_names` and a reload.
 pub fn set_sync_names(w: &Rc<World>, index: usize, names: &str) {
     w.say(index, format_args!("commits wait for {names:?}"));
@@ -575,58 +552,6 @@ fn hear(w: &Rc<World>, index: usize, number: u32, from: usize, of: u32, flushed:
     if flushed < end {
         receive_soon(w, from, w.net.delay(&w.rng));
     }
-}
-
-/// What an agent sees when it looks at its server.
-pub fn look(w: &Rc<World>, index: usize, names_since: Lsn) -> Server {
-    drop_silent_senders(w, index);
-    let host = &w.hosts[index];
-    let server = host.server.borrow();
-    let disk = host.disk.borrow();
-    match server.run {
-        Run::Down => Server::Stopped,
-        Run::Leftovers if w.plan.mutation == Some(Mutation::PostmasterGoneMeansStopped) => {
-            Server::Stopped
-        }
-        Run::Leftovers => Server::Leftovers,
-        Run::Starting => Server::Starting { since: server.since },
-        Run::Stopping => Server::Silent { since: server.since },
-        Run::Standby | Run::Promoting => Server::Standby(StandbyFacts {
-            timeline: Timeline(disk.wal.timeline()),
-            received: disk.wal.end(),
-            replayed: disk.wal.end(),
-            streaming: server.stream.is_some(),
-            upstream: disk.upstream.map(|upstream| (w.hosts[upstream].name.clone(), 5432)),
-            not_streaming_since: server.broken_since,
-        }),
-        Run::Primary => {
-            let names = Names::parse(&disk.sync_names);
-            let rows = server.senders.iter().map(|(standby, sender)| {
-                let application_name = w.hosts[*standby].name.clone();
-                let synchronous = names.names(&application_name);
-                let flush = super::disk::lsn(sender.flushed);
-                StandbyRow { application_name, streaming: true, synchronous, flush }
-            });
-            Server::Primary(PrimaryFacts {
-                timeline: Timeline(disk.wal.timeline()),
-                lsn: disk.wal.end(),
-                standbys: rows.collect(),
-                sync_names: disk.sync_names.clone(),
-                sync_names_since: names_since,
-            })
-        }
-    }
-}
-
-/// What an agent sees in the data directory.
-pub fn control(w: &World, index: usize) -> DataDir {
-    let disk = w.hosts[index].disk.borrow();
-    DataDir::Initialized(Control {
-        system_identifier: SYSID.to_owned(),
-        timeline: Timeline(disk.wal.timeline()),
-        clean: disk.clean,
-        was_primary: disk.was_primary,
-    })
 }
 
 /// The end a client talks to.

@@ -61,7 +61,7 @@ pub struct Proxy {
     pub served: Cell<u32>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     registered: bool,
     revision: u64,
@@ -86,6 +86,14 @@ impl Proxy {
             state: RefCell::default(),
             changed: Notify::default(),
             served: Cell::new(0),
+        }
+    }
+
+    /// For the trace.
+    pub fn describe(&self) -> String {
+        match self.state.try_borrow() {
+            Ok(state) => format!("served {}, {state:?}", self.served.get()),
+            Err(_) => "just changing".to_owned(),
         }
     }
 }

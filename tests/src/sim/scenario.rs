@@ -32,8 +32,6 @@ pub enum Mutation {
     PlansFromOldView,
     /// A promise to a leader without the store is forgotten by a restart.
     PromiseNotDurable,
-    /// A promise is given by a node that is creating the leader key.
-    PromiseWhileClaiming,
     /// A promise is forgotten as soon as any leader key shows.
     PromiseForgottenWhileLeaderShows,
     /// Members that a leader without the store does not ask race nevertheless.
@@ -65,6 +63,8 @@ pub struct Scenario {
     pub failsafe: bool,
     pub ttl: Duration,
     pub max_lag_bytes: u64,
+    /// How many times as often as usual messages are slow.
+    pub slowness: usize,
     /// For each node.
     pub tags: Vec<Tags>,
     /// Faults happen until then.
@@ -115,6 +115,7 @@ impl Scenario {
             failsafe,
             ttl,
             max_lag_bytes: 1_048_576,
+            slowness: if rng.chance(250) { 8 } else { 1 },
             tags: (0..nodes).map(|node| tags(rng, node, nodes)).collect(),
             faults_until: Duration::from_secs(20 + rng.below(25) as u64),
             fault_every: rng.millis(700, 6000),

@@ -205,7 +205,7 @@ impl World {
     pub fn heal(self: &Rc<Self>) {
         self.note(format_args!("HEALED"));
         self.faults.set(false);
-        self.net.calm();
+        self.net.set_slowness(0);
         self.net.heal_all();
         self.stalled.borrow_mut().clear();
         self.store.set_up(true);
@@ -264,6 +264,7 @@ async fn referee(w: Rc<World>) {
 /// Lives through one world.
 pub fn live(seed: u64, kind: Kind, mutation: Option<Mutation>, tell: bool) -> Report {
     let w = World::new(seed, kind, mutation, tell);
+    w.net.set_slowness(w.plan.slowness);
     w.note(format_args!("seed {seed}, {kind:?}, {:?}", w.plan));
     let keys = &w.store.keys;
     let puts = [(keys.initialize(), SYSID.to_owned()), (keys.config(), w.plan.config())];

@@ -204,7 +204,7 @@ pub async fn publish(agent: Rc<Agent>) {
     let ttl = agent.w.plan.ttl;
     let mut lease = None;
     let mut renewed_at = agent.now();
-    let mut written: Option<Member> = None;
+    let mut written: Option<(Member, u64)> = None;
     loop {
         let every = (ttl / 4).clamp(Duration::from_millis(300), Duration::from_secs(5));
         if lease.is_none() {
@@ -221,12 +221,17 @@ pub async fn publish(agent: Rc<Agent>) {
             }
         }
         let member = account(&agent);
-        let shown = agent.cluster().members.contains_key(agent.name());
-        if let Some(lease) = lease
-            && (written.as_ref() != Some(&member) || !shown)
-        {
+        let cluster = agent.cluster();
+        // Deleted by somebody, or overwritten by an older put of ours that was done late.
+        let shown = cluster.members.get(agent.name()) == Some(&member);
+        let due = match &written {
+            Some((text, revision)) => *text != member || (!shown && cluster.revision >= *revision),
+            None => true,
+        };
+        if let Some(lease) = lease.filter(|_| due) {
             let txn = Txn::just(Op::put_leased(&key, json(&member), lease));
-            written = store::txn(&agent.w, agent.end(), txn).await.ok().map(|_| member);
+            let put = store::txn(&agent.w, agent.end(), txn).await;
+            written = put.ok().map(|outcome| (member, outcome.revision));
         }
         let seen = agent.cycle.version();
         select(agent.cycle.changed_since(seen), agent.w.exec.sleep(every)).await;

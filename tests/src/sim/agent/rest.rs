@@ -14,7 +14,6 @@ use crate::sim::disk::Promise;
 use crate::sim::exec::Reply;
 use crate::sim::host::{end, index_of};
 use crate::sim::net;
-use crate::sim::scenario::Mutation;
 use crate::sim::world::World;
 
 const PEER_TIMEOUT: Duration = Duration::from_millis(1000);
@@ -116,9 +115,8 @@ async fn round(agent: &Rc<Agent>, held: keeper::Held) {
 
 /// Answers a leader that asks to stay. True: the promise is on disk.
 async fn promise(agent: &Rc<Agent>, to: String, revision: u64) -> bool {
-    let careless = agent.w.plan.mutation == Some(Mutation::PromiseWhileClaiming);
     let leading = agent.held.get().is_some() || matches!(agent.observe(), Server::Primary(_));
-    if !agent.w.plan.failsafe || leading || (agent.claiming.get() && !careless) {
+    if !agent.w.plan.failsafe || leading || agent.claiming.get() {
         return false;
     }
     let length = promise_length(agent.w.plan.ttl);

@@ -1,0 +1,103 @@
+//! What a server shows: to its agent, and to commits that wait.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use kornak_agent::ha::{Control, DataDir, PrimaryFacts, Server, StandbyFacts, StandbyRow};
+use kornak_cluster::{Lsn, Timeline};
+
+use super::{Run, Sender, drop_silent_senders};
+use crate::sim::host;
+use crate::sim::scenario::Mutation;
+use crate::sim::world::{SYSID, World};
+
+/// `synchronous_standby_names`, as far as Kornak writes them.
+pub(super) enum Names {
+    Nobody,
+    Anybody,
+    All(Vec<String>),
+}
+
+impl Names {
+    pub(super) fn parse(text: &str) -> Self {
+        match text {
+            "" => Self::Nobody,
+            "*" => Self::Anybody,
+            list => Self::All(list.split('"').skip(1).step_by(2).map(str::to_owned).collect()),
+        }
+    }
+
+    pub(super) fn satisfied(
+        &self,
+        w: &World,
+        senders: &BTreeMap<usize, Sender>,
+        needs: usize,
+    ) -> bool {
+        let has = |index: usize| senders.get(&index).is_some_and(|sender| sender.flushed >= needs);
+        match self {
+            Self::Nobody => true,
+            Self::Anybody => senders.keys().any(|index| has(*index)),
+            Self::All(names) => names.iter().all(|name| host::index_of(w, name).is_some_and(has)),
+        }
+    }
+
+    pub(super) fn names(&self, name: &str) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Anybody => true,
+            Self::All(names) => names.iter().any(|known| known == name),
+        }
+    }
+}
+
+/// What an agent sees when it looks at its server.
+pub fn look(w: &Rc<World>, index: usize, names_since: Lsn) -> Server {
+    drop_silent_senders(w, index);
+    let host = &w.hosts[index];
+    let server = host.server.borrow();
+    let disk = host.disk.borrow();
+    match server.run {
+        Run::Down => Server::Stopped,
+        Run::Leftovers if w.plan.mutation == Some(Mutation::PostmasterGoneMeansStopped) => {
+            Server::Stopped
+        }
+        Run::Leftovers => Server::Leftovers,
+        Run::Starting => Server::Starting { since: server.since },
+        Run::Stopping => Server::Silent { since: server.since },
+        Run::Standby | Run::Promoting => Server::Standby(StandbyFacts {
+            timeline: Timeline(disk.wal.timeline()),
+            received: disk.wal.end(),
+            replayed: disk.wal.end(),
+            streaming: server.stream.is_some(),
+            upstream: disk.upstream.map(|upstream| (w.hosts[upstream].name.clone(), 5432)),
+            not_streaming_since: server.broken_since,
+        }),
+        Run::Primary => {
+            let names = Names::parse(&disk.sync_names);
+            let rows = server.senders.iter().map(|(standby, sender)| {
+                let application_name = w.hosts[*standby].name.clone();
+                let synchronous = names.names(&application_name);
+                let flush = crate::sim::disk::lsn(sender.flushed);
+                StandbyRow { application_name, streaming: true, synchronous, flush }
+            });
+            Server::Primary(PrimaryFacts {
+                timeline: Timeline(disk.wal.timeline()),
+                lsn: disk.wal.end(),
+                standbys: rows.collect(),
+                sync_names: disk.sync_names.clone(),
+                sync_names_since: names_since,
+            })
+        }
+    }
+}
+
+/// What an agent sees in the data directory.
+pub fn control(w: &World, index: usize) -> DataDir {
+    let disk = w.hosts[index].disk.borrow();
+    DataDir::Initialized(Control {
+        system_identifier: SYSID.to_owned(),
+        timeline: Timeline(disk.wal.timeline()),
+        clean: disk.clean,
+        was_primary: disk.was_primary,
+    })
+}
