@@ -104,3 +104,46 @@ async fn a_lost_node_is_replaced_within_the_lease_and_returns_as_a_standby() -> 
     cluster.passed();
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_was_stopped_or_lost_whole_comes_back_with_all_it_had() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterSpec { name: "whole", ..Default::default() }).await?;
+    let load = Load::start(&LoadSpec::mixed(&cluster.app())).await?;
+    load.flows(20, Duration::from_secs(30)).await;
+    let report = load.stop().await;
+
+    // In order, as a maintenance window does it, the leader last.
+    let leader = cluster.leader().await?;
+    let mut names: Vec<String> = cluster.nodes.iter().map(|it| it.name().to_owned()).collect();
+    names.sort_by_key(|name| *name == leader);
+    for name in &names {
+        cluster.node_mut(name)?.stop_agent(Duration::from_secs(60)).await;
+    }
+    let began = Instant::now();
+    for name in &names {
+        cluster.node_mut(name)?.start_agent()?;
+    }
+    cluster.healthy(Duration::from_secs(60)).await;
+    println!("stopped in order; healthy {:.1?} after the start", began.elapsed());
+    let verdict = report.verify(&cluster.app_on_leader().await?).await?;
+    assert!(verdict.is_clean(), "{verdict}");
+
+    // All at once, the store as well, as a loss of power does it.
+    for node in &mut cluster.nodes {
+        node.kill_all();
+    }
+    cluster.etcd.kill_all();
+    let began = Instant::now();
+    cluster.etcd.start_all()?;
+    for node in &mut cluster.nodes {
+        node.start_agent()?;
+    }
+    cluster.healthy(Duration::from_secs(90)).await;
+    println!("lost at once; healthy {:.1?} after the start", began.elapsed());
+    let verdict = report.verify(&cluster.app_on_leader().await?).await?;
+    assert!(verdict.is_clean(), "{verdict}");
+    // The proxy has found its way back by itself.
+    cluster.proxy.ready(&cluster.app(), Duration::from_secs(20)).await;
+    cluster.passed();
+    Ok(())
+}

@@ -195,11 +195,20 @@ impl Cluster {
             let streaming = count(&|it| it.role != "leader" && it.state == "streaming");
             let synchronous = count(&|it| it.role == "sync_standby");
             let wanted = usize::from(self.spec.synchronous && self.spec.nodes > 1);
-            if leaders == 1 && streaming == self.spec.nodes - 1 && synchronous >= wanted {
-                Ok(())
-            } else {
-                Err(format!("{members:?}"))
+            if leaders != 1 || streaming != self.spec.nodes - 1 || synchronous < wanted {
+                return Err(format!("{members:?}"));
             }
+            // What the store remembers may outlive a server for as long as a lease.
+            for member in &members {
+                let node = self.node(&member.name).map_err(|error| format!("{error:#}"))?;
+                let client = node.connect().await.map_err(|error| describe(&error))?;
+                let row = client.query_one("SELECT pg_is_in_recovery()", &[]).await;
+                let in_recovery: bool = row.map_err(|error| describe(&error))?.get(0);
+                if in_recovery == (member.role == "leader") {
+                    return Err(format!("{} in recovery: {in_recovery}; {members:?}", member.name));
+                }
+            }
+            Ok(())
         })
         .await;
     }
