@@ -11,6 +11,8 @@ use std::time::Duration;
 use kornak_protocol::sqlstate::SqlState;
 use parking_lot::Mutex;
 
+use crate::status::Status;
+
 /// Bucket bounds in seconds: they double from 1 ms to 33 s. Below is invisible, above every client
 /// has given up.
 const BUCKETS: usize = 16;
@@ -112,33 +114,27 @@ impl Metrics {
 
     /// Appends all series.
     pub fn print(&self, out: &mut String) {
-        let counters: [(&str, &AtomicU64); 12] = [
-            ("client_connections", &self.accepted),
-            ("logins", &self.logins),
-            ("logins_answered_from_cache", &self.cached_logins),
-            ("login_failures", &self.login_failures),
-            ("malformed", &self.malformed),
-            ("server_connections", &self.dialled),
-            ("server_connection_failures", &self.dial_failures),
-            ("servers_lost", &self.servers_lost),
-            ("sessions_moved", &self.moved),
-            ("cancels", &self.cancels),
-            ("panics", &self.panics),
-            ("bytes_in", &self.bytes_in),
+        let counters: [(&str, &AtomicU64); 11] = [
+            ("kornak_proxy_client_connections_total", &self.accepted),
+            ("kornak_proxy_logins_total", &self.logins),
+            ("kornak_proxy_logins_answered_from_cache_total", &self.cached_logins),
+            ("kornak_proxy_login_failures_total", &self.login_failures),
+            ("kornak_proxy_malformed_total", &self.malformed),
+            ("kornak_proxy_server_connections_total", &self.dialled),
+            ("kornak_proxy_server_connection_failures_total", &self.dial_failures),
+            ("kornak_proxy_servers_lost_total", &self.servers_lost),
+            ("kornak_proxy_sessions_moved_total", &self.moved),
+            ("kornak_proxy_cancels_total", &self.cancels),
+            ("kornak_proxy_panics_total", &self.panics),
         ];
         for (name, value) in counters {
-            let value = value.load(Relaxed);
-            if name == "bytes_in" {
-                let out_bytes = self.bytes_out.load(Relaxed);
-                let name = "kornak_proxy_bytes_total";
-                let _ = writeln!(out, "# TYPE {name} counter");
-                let _ = writeln!(out, "{name}{{direction=\"to_server\"}} {value}");
-                let _ = writeln!(out, "{name}{{direction=\"to_client\"}} {out_bytes}");
-                continue;
-            }
-            let name = format!("kornak_proxy_{name}_total");
-            let _ = writeln!(out, "# TYPE {name} counter\n{name} {value}");
+            let _ = writeln!(out, "# TYPE {name} counter\n{name} {}", value.load(Relaxed));
         }
+        let name = "kornak_proxy_bytes_total";
+        let (to_server, to_client) = (self.bytes_in.load(Relaxed), self.bytes_out.load(Relaxed));
+        let _ = writeln!(out, "# TYPE {name} counter");
+        let _ = writeln!(out, "{name}{{direction=\"to_server\"}} {to_server}");
+        let _ = writeln!(out, "{name}{{direction=\"to_client\"}} {to_client}");
         self.login.print("kornak_proxy_login_seconds", out);
         self.hold.print("kornak_proxy_hold_seconds", out);
         self.gate.print("kornak_proxy_handover_seconds", out);
@@ -151,6 +147,45 @@ impl Metrics {
             let _ = writeln!(out, "kornak_proxy_pinned_closed_total{{reason=\"{reason}\"}} {n}");
         }
     }
+}
+
+/// Appends the series that are counted when somebody looks.
+pub fn print_status(status: &Status, out: &mut String) {
+    let mut gauge = |name: &str, label: &str, values: &mut dyn Iterator<Item = (&str, f64)>| {
+        let _ = writeln!(out, "# TYPE {name} gauge");
+        for (of, value) in values {
+            let of = of.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = match label {
+                "" => writeln!(out, "{name} {value}"),
+                label => writeln!(out, "{name}{{{label}=\"{of}\"}} {value}"),
+            };
+        }
+    };
+    let sessions = &status.sessions;
+    let mut states = sessions.by_state.iter().map(|(state, n)| (*state, *n as f64));
+    gauge("kornak_proxy_sessions", "state", &mut states);
+    let mut listeners = sessions.by_listener.iter().map(|(name, n)| (name.as_str(), *n as f64));
+    gauge("kornak_proxy_listener_sessions", "listener", &mut listeners);
+    let mut pinned = sessions.pinned.iter().map(|(reason, n)| (*reason, *n as f64));
+    gauge("kornak_proxy_pinned_sessions", "reason", &mut pinned);
+    let nodes = status.groups.values().flat_map(|group| &group.nodes);
+    let mut by_node = nodes.map(|node| (node.name.as_str(), node.sessions as f64));
+    gauge("kornak_proxy_node_sessions", "node", &mut by_node);
+    let flag = |up: bool| f64::from(u8::from(up));
+    let groups: Vec<(String, f64)> = status
+        .groups
+        .iter()
+        .map(|(id, group)| (id.to_string(), flag(group.serving.is_some())))
+        .collect();
+    let mut primaries = groups.iter().map(|(id, up)| (id.as_str(), *up));
+    gauge("kornak_proxy_group_has_primary", "group", &mut primaries);
+    let one = |value: bool| std::iter::once(("", flag(value)));
+    gauge("kornak_proxy_gate_closed", "", &mut one(status.gate.closed));
+    gauge("kornak_proxy_registered", "", &mut one(status.gate.registered));
+    let troubles: f64 = status.trouble.len() as f64;
+    gauge("kornak_proxy_troubles", "", &mut std::iter::once(("", troubles)));
+    let mut version = std::iter::once((status.version, 1.0));
+    gauge("kornak_proxy_info", "version", &mut version);
 }
 
 /// Adds one.

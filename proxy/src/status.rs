@@ -17,6 +17,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics;
 use crate::registry::Doing;
 use crate::session::journal::Pin;
 use crate::shared::Shared;
@@ -43,6 +44,8 @@ pub struct GateStatus {
     pub attempt: u32,
     pub acknowledged: bool,
     pub registered: bool,
+    /// New transactions of some sessions wait.
+    pub closed: bool,
 }
 
 /// One group of servers.
@@ -84,7 +87,7 @@ pub async fn serve(shared: Arc<Shared>, socket: TcpListener, stop: CancellationT
     let router = Router::new()
         .route("/", get(page))
         .route("/status", get(async |State(shared): State<Arc<Shared>>| Json(look(&shared))))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(series))
         .with_state(shared);
     let serving = axum::serve(socket, router).with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = serving.await {
@@ -132,6 +135,7 @@ fn look(shared: &Shared) -> Status {
             attempt: holding.attempt,
             acknowledged: holding.acknowledged,
             registered,
+            closed: !shared.gate.closed().is_empty(),
         },
         groups: groups.collect(),
         sessions: sessions(shared),
@@ -159,47 +163,11 @@ fn sessions(shared: &Shared) -> SessionStatus {
     SessionStatus { total: all.len(), by_state, by_listener, pinned }
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+async fn series(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let mut out = String::with_capacity(8 * 1024);
     shared.metrics.print(&mut out);
-    let status = look(&shared);
-    let gauge = |out: &mut String, name: &str| {
-        let _ = writeln!(out, "# TYPE {name} gauge");
-    };
-    gauge(&mut out, "kornak_proxy_sessions");
-    for (state, n) in &status.sessions.by_state {
-        let _ = writeln!(out, "kornak_proxy_sessions{{state=\"{state}\"}} {n}");
-    }
-    gauge(&mut out, "kornak_proxy_listener_sessions");
-    for (listener, n) in &status.sessions.by_listener {
-        let listener = label(listener);
-        let _ = writeln!(out, "kornak_proxy_listener_sessions{{listener=\"{listener}\"}} {n}");
-    }
-    gauge(&mut out, "kornak_proxy_pinned_sessions");
-    for (reason, n) in &status.sessions.pinned {
-        let _ = writeln!(out, "kornak_proxy_pinned_sessions{{reason=\"{reason}\"}} {n}");
-    }
-    gauge(&mut out, "kornak_proxy_gate_closed");
-    let closed = u8::from(!shared.gate.closed().is_empty());
-    let _ = writeln!(out, "kornak_proxy_gate_closed {closed}");
-    gauge(&mut out, "kornak_proxy_group_has_primary");
-    for (group, status) in &status.groups {
-        let up = u8::from(status.serving.is_some());
-        let _ = writeln!(out, "kornak_proxy_group_has_primary{{group=\"{group}\"}} {up}");
-    }
-    gauge(&mut out, "kornak_proxy_node_sessions");
-    for node in status.groups.values().flat_map(|group| &group.nodes) {
-        let (name, n) = (label(&node.name), node.sessions);
-        let _ = writeln!(out, "kornak_proxy_node_sessions{{node=\"{name}\"}} {n}");
-    }
-    let _ = writeln!(out, "# TYPE kornak_proxy_info gauge");
-    let _ = writeln!(out, "kornak_proxy_info{{version=\"{}\"}} 1", status.version);
+    metrics::print_status(&look(&shared), &mut out);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out)
-}
-
-/// A label's value, escaped.
-fn label(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
