@@ -259,8 +259,10 @@ impl Visitor<'_> {
         mut stream: Stream,
         buf: &mut BytesMut,
     ) -> Login<(Stream, Credentials)> {
-        let known = match self.verifier().await {
+        let found = tokio::time::timeout(self.patience(), self.verifier()).await;
+        let known = match found.unwrap_or(Err(DialError::Timeout)) {
             Ok(known) => known,
+            Err(error) if error.is_about_server() => return self.no_server(stream, &error),
             Err(error) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
@@ -356,7 +358,7 @@ impl Visitor<'_> {
         let identity = Identity { user, startup, credentials };
         let welcome = self.shared.welcome(&self.startup);
         let opened = match &welcome {
-            None => open(self.shared, self.listener, Some(&identity)).await.map(Some),
+            None => self.open(Some(&identity)).await.map(Some),
             Some(_) if self.must_wait() => Ok(None),
             Some(_) => {
                 let opening = open(self.shared, self.listener, Some(&identity));
@@ -381,6 +383,17 @@ impl Visitor<'_> {
             None => welcome.unwrap_or_default(),
         };
         self.greet(stream, read, entry, identity, params, opened).await
+    }
+
+    /// Finds a server, or says so while there is still time to tell the client.
+    async fn open(&self, identity: Option<&Identity>) -> Result<Opened, DialError> {
+        let opening = open(self.shared, self.listener, identity);
+        tokio::time::timeout(self.patience(), opening).await.map_err(|_| DialError::Timeout)?
+    }
+
+    fn patience(&self) -> Duration {
+        let limits = &self.shared.settings.limits;
+        limits.hold_timeout.min(limits.login_timeout.mul_f32(0.9))
     }
 
     /// Whether nobody could serve the session at this moment.
@@ -449,7 +462,7 @@ impl Visitor<'_> {
         mut buf: BytesMut,
         entry: &mut Entry,
     ) -> Login<Admitted> {
-        let mut opened = match open(self.shared, self.listener, None).await {
+        let mut opened = match self.open(None).await {
             Ok(opened) => opened,
             Err(error) => return self.no_server(stream, &error),
         };

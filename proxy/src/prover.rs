@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_cluster::{Epoch, GroupId, HandoverPhase, Node, Timeline, Topology};
+use kornak_protocol::sqlstate::TOO_MANY_CONNECTIONS;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Address, Connected, DialError};
@@ -206,6 +207,21 @@ impl GroupProver {
     async fn prove(&mut self, node: &Arc<Node>, epoch: Epoch) -> bool {
         let facts = match self.look(node).await {
             Ok(facts) => facts,
+            // Full, and alive: who has proven itself in this term goes on.
+            Err(DialError::Refused { sqlstate: TOO_MANY_CONNECTIONS, .. })
+                if self
+                    .shared
+                    .standings()
+                    .serving(self.group)
+                    .is_ok_and(|s| *s.name == *node.name) =>
+            {
+                let serving = self.shared.standings().serving(self.group).ok().cloned();
+                if let Some(serving) = serving {
+                    let serving = Serving { epoch, ..Serving::clone(&serving) };
+                    self.shared.change_standing(self.group, |s| s.prove(serving));
+                }
+                return true;
+            }
             Err(error) => {
                 tracing::debug!(node = %node.name, error = &error as &dyn std::error::Error, "leader does not answer");
                 let trouble = (!error.is_about_server()).then(|| error.to_string());

@@ -285,3 +285,15 @@ async fn wrong_settings_do_not_start_and_wrong_servers_do_no_harm() {
     until("the session has ended", || async { client.is_closed() }).await;
     proxy.running.join.await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_that_no_server_takes_is_told_so() {
+    let nobody =
+        StaticMember { name: "x".to_owned(), host: "127.0.0.1".to_owned(), port: free_port() };
+    let proxy = Proxy::start_with(Source::Static { members: vec![nobody] }, None, |settings| {
+        settings.limits.hold_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let error = connect(proxy.port(0)).await.map(drop).unwrap_err();
+    assert_eq!(code(&error), "57P03");
+}
