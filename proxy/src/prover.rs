@@ -225,7 +225,9 @@ impl GroupProver {
             Err(error) => {
                 tracing::debug!(node = %node.name, error = &error as &dyn std::error::Error, "leader does not answer");
                 let trouble = (!error.is_about_server()).then(|| error.to_string());
-                self.shared.set_trouble("leader", trouble);
+                if self.shared.set_trouble("leader", trouble) {
+                    tracing::error!(node = %node.name, error = &error as &dyn std::error::Error, "leader refuses the proxy's own login");
+                }
                 self.shared.change_standing(self.group, |s| s.withdraw(Why::Silent, false));
                 return false;
             }

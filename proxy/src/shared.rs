@@ -242,12 +242,16 @@ impl Shared {
         self.dice.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Notes a trouble by its place, or that it is over.
-    pub fn set_trouble(&self, place: &'static str, what: Option<String>) {
+    /// Notes a trouble by its place, or that it is over. Answers whether it is a new one, to be
+    /// logged.
+    pub fn set_trouble(&self, place: &'static str, what: Option<String>) -> bool {
         let mut troubles = self.trouble.lock();
-        match what {
-            Some(what) => troubles.insert(place, what),
-            None => troubles.remove(place),
+        let Some(what) = what else {
+            troubles.remove(place);
+            return false;
         };
+        let is_new = troubles.get(place) != Some(&what);
+        troubles.insert(place, what);
+        is_new
     }
 }

@@ -15,7 +15,7 @@ use kornak_cluster::{Epoch, GroupId, Lsn, Node, NodeRole, Timeline, Topology};
 use kornak_config::proxy::StaticMember;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Address, Connected};
+use crate::backend::{Address, Connected, DialError};
 use crate::probe::{Facts, Prober};
 use crate::shared::Shared;
 
@@ -82,9 +82,22 @@ pub async fn run(shared: Arc<Shared>, members: Vec<StaticMember>, stop: Cancella
     let mut terms = 0;
     loop {
         let answers = join_all(askers.iter_mut().map(|asker| asker.ask(&shared.prober))).await;
-        let names = askers.iter().map(|asker| asker.member.name.clone());
-        let said: BTreeMap<String, Facts> =
-            names.zip(answers).filter_map(|(name, facts)| Some((name, facts?))).collect();
+        let mut said = BTreeMap::new();
+        let mut refusal = None;
+        for (asker, answer) in askers.iter_mut().zip(answers) {
+            asker.answers = answer.as_ref().err().is_none_or(|error| !error.is_about_server());
+            match answer {
+                Ok(facts) => drop(said.insert(asker.member.name.clone(), facts)),
+                Err(error) if asker.answers => {
+                    refusal = Some(format!("{}: {error}", asker.member.name));
+                }
+                Err(_) => {}
+            }
+        }
+        if shared.set_trouble("servers", refusal.clone()) {
+            let why = refusal.unwrap_or_default();
+            tracing::error!(%why, "a server refuses the proxy's own login");
+        }
         let finding = find(&said, last.as_ref());
         let seeking = !matches!(finding, Finding::Primary(_));
         shared.set_trouble("static", None);
@@ -125,12 +138,12 @@ fn topology(
 ) -> Topology {
     let leader = last.map(|last| last.name.as_str());
     let written: Option<Lsn> = leader.and_then(|name| said.get(name)?.lsn);
-    let nodes = askers.iter().map(|Asker { member, .. }| {
+    let nodes = askers.iter().map(|Asker { member, answers, .. }| {
         let facts = said.get(&member.name);
         let leads = leader == Some(member.name.as_str());
         let replayed = facts.and_then(|facts| facts.lsn);
         let lag_bytes = written.zip(replayed).map(|(w, r)| w.bytes_ahead_of(r));
-        let node = node_of(member, leads, facts.is_some(), lag_bytes);
+        let node = node_of(member, leads, *answers, lag_bytes);
         (member.name.clone(), node)
     });
     let group = Group {
@@ -179,24 +192,26 @@ fn believe(shared: &Shared, members: &[StaticMember]) {
 struct Asker {
     member: StaticMember,
     connected: Option<Connected>,
+    /// It answered when asked last, be it by a refusal.
+    answers: bool,
 }
 
 impl Asker {
     fn new(member: StaticMember) -> Self {
-        Self { member, connected: None }
+        Self { member, connected: None, answers: false }
     }
 
-    async fn ask(&mut self, prober: &Prober) -> Option<Facts> {
+    async fn ask(&mut self, prober: &Prober) -> Result<Facts, DialError> {
         if let Some(mut connected) = self.connected.take()
             && let Ok(facts) = Prober::look(&mut connected, LOOK_LIMIT).await
         {
             self.connected = Some(connected);
-            return Some(facts);
+            return Ok(facts);
         }
         let at = Address { host: self.member.host.clone(), port: self.member.port };
-        let mut connected = prober.connect(&at, LOOK_LIMIT).await.ok()?;
-        let facts = Prober::look(&mut connected, LOOK_LIMIT).await.ok()?;
+        let mut connected = prober.connect(&at, LOOK_LIMIT).await?;
+        let facts = Prober::look(&mut connected, LOOK_LIMIT).await?;
         self.connected = Some(connected);
-        Some(facts)
+        Ok(facts)
     }
 }
