@@ -7,7 +7,7 @@ use std::time::Duration;
 use kornak_cluster::Moment;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::guard::{GuardClient, Watched, boottime_now};
 use crate::ha::{Control, DataDir, PrimaryFacts, Server, StandbyFacts, StandbyRow};
@@ -98,8 +98,15 @@ async fn look(
                 (Server::Starting { since: since(&before.server, now) }, None)
             }
             Err(error) => {
-                if !matches!(before.server, Server::Silent { .. }) {
-                    debug!(error = &error as &dyn std::error::Error, "the server gives no answer");
+                let told = matches!(before.server, Server::Silent { .. });
+                let error_text = &error as &dyn std::error::Error;
+                match &error {
+                    // Time mends the others; this one waits for a person.
+                    SqlError::Login(_) if !told => {
+                        warn!(error = error_text, "the server does not let the agent in");
+                    }
+                    _ if !told => debug!(error = error_text, "the server gives no answer"),
+                    _ => {}
                 }
                 (Server::Silent { since: since(&before.server, now) }, None)
             }

@@ -124,7 +124,7 @@ struct Prepared {
 async fn run(args: DemoArgs, prepared: Prepared, stop: CancellationToken) -> anyhow::Result<()> {
     let Prepared { ports, dir, log } = prepared;
     let bin_dir = files::postgres_bin_dir()?;
-    let secrets = Secrets::new();
+    let secrets = Secrets::of(&dir.path)?;
     let _note = files::leave_note(&dir.path, &ports)?;
     println!("Starting {} nodes below {}", args.nodes, dir.path.display());
     let (store, _etcd): (Arc<dyn Dcs>, _) = match args.dcs {

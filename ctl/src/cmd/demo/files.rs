@@ -11,16 +11,28 @@ use serde_json::json;
 
 use super::ports::Ports;
 
-/// Passwords of this run.
+/// Passwords of this cluster: a directory that is kept keeps them as well.
 pub(super) struct Secrets {
     superuser: String,
     replication: String,
 }
 
 impl Secrets {
-    pub(super) fn new() -> Self {
+    /// Those of the cluster that lies in `dir`, or new ones, which are noted there.
+    pub(super) fn of(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join("passwords");
+        if let Ok(text) = fs::read_to_string(&path)
+            && let Some((superuser, replication)) = text.trim().split_once(' ')
+        {
+            return Ok(Self {
+                superuser: superuser.to_owned(),
+                replication: replication.to_owned(),
+            });
+        }
         let word = || format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
-        Self { superuser: word(), replication: word() }
+        let secrets = Self { superuser: word(), replication: word() };
+        secret_file(&path, &format!("{} {}\n", secrets.superuser, secrets.replication))?;
+        Ok(secrets)
     }
 }
 
