@@ -69,7 +69,11 @@ pub fn tell(seed: u64, kind: Kind) {
     }
 }
 
-/// The first seed, of at most `limit`, that shows that a promise was broken on purpose.
-pub fn caught(mutation: Mutation, kind: Kind, limit: u64) -> Option<(u64, Broken)> {
-    (0..limit).find_map(|seed| Some((seed, live(seed, kind, Some(mutation), false).broken?)))
+/// The first of these seeds that shows that a promise was broken on purpose.
+pub fn caught(
+    mutation: Mutation,
+    kind: Kind,
+    mut seeds: impl Iterator<Item = u64>,
+) -> Option<(u64, Broken)> {
+    seeds.find_map(|seed| Some((seed, live(seed, kind, Some(mutation), false).broken?)))
 }

@@ -180,9 +180,10 @@ impl Agent {
 
     /// The next instruction: a moment in which anything may happen to the process.
     pub async fn step(&self) {
-        let pause = match self.w.rng.below(1000) {
-            0..4 if self.w.faults_on() => self.w.rng.millis(20, 1500),
-            _ => self.w.rng.between(Duration::from_micros(20), Duration::from_micros(400)),
+        let pause = if self.w.faults_on() && self.w.rng.chance(self.w.plan.stalls_per_mille) {
+            self.w.rng.millis(20, 3000)
+        } else {
+            self.w.rng.between(Duration::from_micros(20), Duration::from_micros(400))
         };
         self.w.exec.sleep(pause).await;
     }

@@ -31,11 +31,12 @@ enum Fault {
     KillProxy,
     FreezeProxy,
     Switchover,
+    Ambush,
     DeleteLeaderKey,
 }
 
 use Fault::{
-    CutHosts, CutProxy, CutStore, CutStoreOneWay, DeleteLeaderKey, Election, FreezeAgent,
+    Ambush, CutHosts, CutProxy, CutStore, CutStoreOneWay, DeleteLeaderKey, Election, FreezeAgent,
     FreezeHost, FreezeProxy, Isolate, KillAgent, KillGuard, KillPostmaster, KillProxy, LosePower,
     StoreAway, Switchover, WatchStalls,
 };
@@ -96,6 +97,7 @@ const STORE: &[Fault] = &[
 ];
 
 const PLANNED: &[Fault] = &[
+    Ambush,
     Switchover,
     Switchover,
     Switchover,
@@ -117,11 +119,30 @@ const PLANNED: &[Fault] = &[
     CutProxy,
 ];
 
+const CHURN: &[Fault] = &[
+    KillPostmaster,
+    KillPostmaster,
+    CutHosts,
+    CutHosts,
+    CutHosts,
+    WatchStalls,
+    WatchStalls,
+    KillAgent,
+    CutStoreOneWay,
+    FreezeAgent,
+    LosePower,
+    KillGuard,
+    Switchover,
+    Isolate,
+    Election,
+];
+
 /// Lets things go wrong until it is time to stop.
 pub async fn run(w: Rc<World>, kind: Kind) {
     let list = match kind {
         Kind::Failsafe => STORE,
         Kind::Handover => PLANNED,
+        Kind::Churn => CHURN,
         _ => ANY,
     };
     w.exec.sleep(Duration::from_secs(3)).await;
@@ -260,6 +281,9 @@ fn happen(w: &Rc<World>, fault: Fault) {
             let name = w.hosts[w.rng.below(w.hosts.len())].name.clone();
             rest::switch_over(w, w.rng.chance(500).then_some(name));
         }
+        Ambush => {
+            w.exec.spawn(w.wire, ambush(Rc::clone(w)));
+        }
         DeleteLeaderKey => {
             w.checker.borrow_mut().key_deleted(w);
             w.store.delete_leader_key(w);
@@ -287,6 +311,43 @@ fn proxy_fault(w: &Rc<World>, fault: Fault, at: usize, lasts: Duration) {
                 w.exec.thaw(w.proxies[index].process.get(), Duration::ZERO);
             });
         }
+    }
+}
+
+/// A switchover in which the old leader sleeps from its release on, and wakes when the new one has
+/// led, acknowledged commits, and died.
+async fn ambush(w: Rc<World>) {
+    rest::switch_over(&w, None);
+    let mut released = None;
+    for _ in 0..3000 {
+        w.exec.sleep(Duration::from_millis(2)).await;
+        let truth = w.store.truth();
+        let record = truth.handover.as_ref().filter(|record| record.wal_end.is_some());
+        released = record.map(|record| (record.leader.clone(), record.candidate.clone()));
+        if released.is_some() || !w.faults_on() {
+            break;
+        }
+    }
+    let Some((old, Some(new))) = released else { return };
+    let (Some(old), Some(new)) = (host::index_of(&w, &old), host::index_of(&w, &new)) else {
+        return;
+    };
+    host::freeze(&w, old);
+    w.exec.sleep(Duration::from_secs(3)).await;
+    if !w.faults_on() || !w.hosts[new].server.borrow().is_primary() {
+        return host::thaw(&w, old);
+    }
+    host::lose_power(&w, new);
+    for _ in 0..200 {
+        w.exec.sleep(Duration::from_millis(100)).await;
+        if w.store.truth().leader.is_none() || !w.faults_on() {
+            break;
+        }
+    }
+    host::thaw(&w, old);
+    w.exec.sleep(Duration::from_secs(4)).await;
+    if !w.hosts[new].up.get() {
+        host::boot(&w, new);
     }
 }
 

@@ -39,6 +39,10 @@ impl Guard {
 pub fn arm(w: &Rc<World>, index: usize, deadline: Moment) -> bool {
     let host = &w.hosts[index];
     let now = host.now(w);
+    let too_late = w.plan.mutation == Some(Mutation::GuardArmedTooLate);
+    if too_late && !host.server.borrow().is_primary() {
+        return true;
+    }
     if host.guard.borrow().late(now) {
         return false;
     }
@@ -69,7 +73,8 @@ pub fn disarm(w: &Rc<World>, index: usize) -> bool {
 /// Whether a server may be started or promoted to be writable.
 pub fn permits(w: &World, index: usize) -> bool {
     let host = &w.hosts[index];
-    if w.plan.mutation == Some(Mutation::GuardPermitsAnything) {
+    let careless = [Mutation::GuardArmedTooLate, Mutation::GuardIsEdgeTriggered];
+    if w.plan.mutation.is_some_and(|mutation| careless.contains(&mutation)) {
         return true;
     }
     matches!(*host.guard.borrow(), Guard::Armed { .. }) && !host.guard.borrow().late(host.now(w))

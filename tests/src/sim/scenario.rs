@@ -12,10 +12,10 @@ use super::rng::Rng;
 pub enum Mutation {
     /// The guard is told deadlines and does nothing.
     GuardNeverFires,
-    /// The guard looks at its deadline once, and never again.
+    /// The guard looks at its deadline once, and never again; it refuses nothing.
     GuardIsEdgeTriggered,
-    /// Servers are started and promoted although no guard is armed.
-    GuardPermitsAnything,
+    /// The guard is armed by the first renewal after the server has become writable.
+    GuardArmedTooLate,
     /// A renewed lease counts as leadership, to its very end.
     KeepaliveIsProof,
     /// The postmaster's exit counts as the server's.
@@ -63,6 +63,8 @@ pub struct Scenario {
     pub failsafe: bool,
     pub ttl: Duration,
     pub max_lag_bytes: u64,
+    /// How often an agent stalls between two instructions.
+    pub stalls_per_mille: u64,
     /// How many times as often as usual messages are slow.
     pub slowness: usize,
     /// For each node.
@@ -84,22 +86,32 @@ pub enum Kind {
     Failsafe,
     /// Any mode, with switchovers all the time.
     Handover,
+    /// Synchronous standbys come and go, the store is slow, and agents stall between instructions.
+    Churn,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Asynchronous, Self::Synchronous, Self::Strict, Self::Failsafe, Self::Handover];
+    pub const ALL: [Self; 6] = [
+        Self::Asynchronous,
+        Self::Synchronous,
+        Self::Strict,
+        Self::Failsafe,
+        Self::Handover,
+        Self::Churn,
+    ];
 }
 
 impl Scenario {
     /// Draws the settings.
     pub fn draw(rng: &Rng, kind: Kind, mutation: Option<Mutation>) -> Self {
-        let nodes = 2 + rng.below(4);
+        let churn = kind == Kind::Churn;
+        let nodes = if churn { 3 + rng.below(3) } else { 2 + rng.below(4) };
         let mode = match kind {
             Kind::Asynchronous => 0,
             Kind::Synchronous => 1,
             Kind::Strict => 2,
+            Kind::Churn => 1 + rng.below(2),
             Kind::Failsafe | Kind::Handover => rng.below(3),
         };
         let failsafe = kind == Kind::Failsafe || rng.chance(300);
@@ -115,10 +127,15 @@ impl Scenario {
             failsafe,
             ttl,
             max_lag_bytes: 1_048_576,
-            slowness: if rng.chance(250) { 8 } else { 1 },
+            slowness: match rng.below(4) {
+                0 => 8,
+                1 if churn => 30,
+                _ => 1,
+            },
             tags: (0..nodes).map(|node| tags(rng, node, nodes)).collect(),
             faults_until: Duration::from_secs(20 + rng.below(25) as u64),
-            fault_every: rng.millis(700, 6000),
+            fault_every: if churn { rng.millis(300, 1500) } else { rng.millis(700, 6000) },
+            stalls_per_mille: if churn { 25 } else { 4 },
             mutation,
         }
     }

@@ -223,24 +223,36 @@ pub async fn move_to(agent: &Rc<Agent>, ttl: Duration) -> Result<(), ClaimError>
     }
     agent.machine().disk.borrow_mut().lease = Some(base.lease);
     agent.step().await;
-    let key = agent.w.store.keys.leader();
-    let mut txn = Txn::just(Op::put_leased(&key, agent.name(), base.lease));
-    txn.compare = leader_checks(&key, held.lease, held.epoch);
-    let moved = match store::txn(&agent.w, agent.end(), txn).await {
-        Ok(outcome) => outcome.succeeded,
-        Err(error) if error.outcome_is_unknown() => {
-            let (state, _) = store::read(&agent.w, agent.end()).await?;
-            state.leader.as_ref().is_some_and(|leader| leader.lease == base.lease)
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if !moved {
-        drop_lease(agent, base.lease);
-        return Err(lost(agent));
-    }
+    move_key(agent, held, base.lease).await?;
     drop_lease(agent, held.lease);
     let held = Held { lease: base.lease, ttl: base.ttl, until, proven_at: base.sent, ..held };
     arm_and_publish(agent, held, given_up).await
+}
+
+/// Hangs the key on another lease. Without an answer it is asked again, until it is known: the first
+/// request may still be done, and then the key lives only as long as the new lease does.
+async fn move_key(agent: &Rc<Agent>, held: Held, to: LeaseId) -> Result<(), ClaimError> {
+    let key = agent.w.store.keys.leader();
+    let mut txn = Txn::just(Op::put_leased(&key, agent.name(), to));
+    txn.compare = leader_checks(&key, held.lease, held.epoch);
+    for _ in 0..3 {
+        match store::txn(&agent.w, agent.end(), txn.clone()).await {
+            Ok(outcome) if outcome.succeeded => return Ok(()),
+            Ok(_) => break,
+            Err(_) => {}
+        }
+        agent.sleep(RETRY).await;
+    }
+    if let Ok((state, _)) = store::read(&agent.w, agent.end()).await
+        && state.leader.as_ref().is_some_and(|leader| leader.lease == to)
+    {
+        return Ok(());
+    }
+    // The guard knows the nearer of both deadlines, and will not hear of another. Neither lease is
+    // ended before its time, for the key may hang on either.
+    give_up(agent);
+    agent.say(format_args!("does not know on which lease the key hangs"));
+    Err(ClaimError::Lost)
 }
 
 /// From now on nothing is held, whatever becomes of the key: told before the first wait of a release,
@@ -331,7 +343,12 @@ pub fn take_up_again_if_ours(agent: &Rc<Agent>) {
     });
 }
 
+/// Ends a lease. It is forgotten first: the revocation may be done seconds later, and must not end a
+/// leadership that was taken up again meanwhile.
 fn drop_lease(agent: &Rc<Agent>, lease: LeaseId) {
+    if agent.w.plan.mutation != Some(Mutation::ReleasedLeaseTakenUpAgain) {
+        agent.machine().disk.borrow_mut().lease.take_if(|remembered| *remembered == lease);
+    }
     let there = Rc::clone(agent);
     agent.w.exec.spawn(agent.process, async move {
         store::revoke(&there.w, there.end(), lease).await.ok();

@@ -99,7 +99,8 @@ async fn synchronous(
         SyncStep::Publish(sync) => {
             if agent.w.plan.mutation == Some(Mutation::NamesBeforeStore) {
                 // The wrong order: commits stop waiting before the store stops naming.
-                let names = kornak_agent::ha::sync::names_for(&sync.standbys(), false);
+                let names =
+                    kornak_agent::ha::sync::names_for(&sync.standbys(), agent.w.plan.strict);
                 postgres::set_sync_names(&agent.w, agent.host, &names);
                 agent.step().await;
             }
