@@ -38,6 +38,12 @@ const TAKE_OVER_LIMIT: Duration = Duration::from_secs(1);
 /// For the candidate to become writable, after which it gives up by itself.
 pub const PROMOTE_LIMIT: Duration = Duration::from_secs(5);
 
+/// For a look at the server that was asked for.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// A standby is armed within two seconds of streaming.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// While a drain runs, the server is asked this often who still works.
 const POLL: Duration = Duration::from_millis(3);
 
@@ -99,15 +105,49 @@ pub async fn hand_over(
     drain_timeout: Duration,
     stragglers: Stragglers,
 ) -> Result<String, HandoverError> {
-    let cluster = ctx.cluster();
-    let Some(facts) = primary_facts(ctx) else { return Err(Refusal::NotLeader.into()) };
     let held = ctx.keeper.held().ok_or(Refusal::NotLeader)?;
-    let candidate = switchover::candidate(&ctx.name, &cluster, &facts.standbys, facts.lsn, asked)?;
+    let (cluster, candidate) = choose(ctx, asked).await?;
     let mut run = begin(ctx, Some(&candidate), held.epoch).await?;
     info!(candidate = %candidate, "handover begun");
     run.until_drained(&cluster, drain_timeout, stragglers).await?;
     run.switch(&cluster).await?;
     Ok(candidate)
+}
+
+/// Chooses the candidate from a look that is made for it. A standby that runs and is not armed yet is
+/// waited for a little: what an operator has just seen as streaming should not be refused.
+async fn choose(
+    ctx: &Context,
+    asked: Option<&str>,
+) -> Result<(ClusterState, String), HandoverError> {
+    let began = boottime_now();
+    loop {
+        let looked = boottime_now();
+        let mut observed = ctx.observation.clone();
+        ctx.look.notify_one();
+        let fresh = observed.wait_for(|seen| seen.at >= looked);
+        if tokio::time::timeout(LOOK_LIMIT, fresh).await.is_err() {
+            warn!("the server gives no fresh answer about its standbys");
+        }
+        let cluster = ctx.cluster();
+        let Some(facts) = primary_facts(ctx) else { return Err(Refusal::NotLeader.into()) };
+        let refusal =
+            match switchover::candidate(&ctx.name, &cluster, &facts.standbys, facts.lsn, asked) {
+                Ok(candidate) => return Ok((cluster, candidate)),
+                Err(refusal) => refusal,
+            };
+        let may_pass = matches!(
+            refusal,
+            Refusal::NotSynchronous | Refusal::NoneFit | Refusal::NotStreaming { .. }
+        );
+        let others_run = cluster.members.iter().any(|(name, member)| {
+            *name != ctx.name && member.state == kornak_cluster::MemberState::Running
+        });
+        if !may_pass || !others_run || boottime_now().since(began) >= PATIENCE {
+            return Err(refusal.into());
+        }
+        tokio::time::sleep(PATIENCE / 15).await;
+    }
 }
 
 /// Restarts the leader's server where it is, with clients held as in a handover.
