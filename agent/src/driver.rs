@@ -152,9 +152,6 @@ impl Driver {
         let cluster = Arc::new(self.ctx.keys.state(&view));
         if cluster.leader.is_some() {
             self.race = None;
-            if store == Store::Live {
-                self.ctx.promises.forget();
-            }
         }
         let observation = self.ctx.observed();
         Snapshot {
@@ -277,9 +274,13 @@ impl Driver {
             }),
             Action::Release => {
                 self.race_not_before = Some(boottime_now() + BACK_OFF);
-                self.run_errand(async move {
-                    Errand::Done("release the leader key", jobs::release(ctx).await)
-                });
+                if self.errand.is_none()
+                    && let Some(held) = ctx.keeper.let_go()
+                {
+                    self.run_errand(async move {
+                        Errand::Done("release the leader key", jobs::release(ctx, held).await)
+                    });
+                }
             }
         }
     }

@@ -33,7 +33,8 @@ pub struct Promise {
     pub length_ms: u64,
 }
 
-/// Keeps the promise of this node.
+/// Keeps the promise of this node. It ends with its time and not before: a leader key that shows up
+/// meanwhile may be the one of the leader that it was given to.
 #[derive(Debug, Clone)]
 pub struct Promises {
     path: PathBuf,
@@ -81,15 +82,6 @@ impl Promises {
     /// Whether a promise is in force.
     pub fn in_force(&self, now: Moment) -> bool {
         self.until().is_some_and(|until| now < until)
-    }
-
-    /// The store shows a newer leadership: the promise has served its purpose.
-    pub fn forget(&self) {
-        let mut current = self.current.lock();
-        if current.take().is_some() {
-            // A file that stays only delays a race after a restart.
-            let _ = std::fs::remove_file(&self.path);
-        }
     }
 }
 
@@ -148,8 +140,6 @@ mod tests {
         assert!(restarted.in_force(at(20_999)) && !restarted.in_force(at(21_000)));
         let rebooted = Promises::load(path.clone(), "boot-2".into(), at(500));
         assert!(rebooted.in_force(at(20_499)) && !rebooted.in_force(at(20_500)));
-        rebooted.forget();
-        assert!(!Promises::load(path, "boot-2".into(), at(0)).in_force(at(0)));
     }
 
     #[test]

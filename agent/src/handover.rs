@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use kornak_cluster::{
     ClusterState, FailoverRequest, Handover, HandoverPhase, Lsn, Moment, ProxyRegistration,
-    SyncMode, SyncState,
 };
 use kornak_dcs::{Compare, DcsError, LeaseId, Op, Txn};
 use tokio_util::sync::CancellationToken;
@@ -463,15 +462,14 @@ impl Run<'_> {
         warn!(why = %because, "handover failed, starting in place");
         if ctx.keeper.held().is_none() {
             let cluster = ctx.cluster();
+            // `sync` still names this node and its standbys; a candidate that took the key has
+            // changed the record, and then there is no way back.
             let mut also = vec![Op::delete(ctx.keys.handover())];
-            if cluster.config.as_ref().is_some_and(|c| c.synchronous_mode != SyncMode::Off) {
-                let candidate = self.record.candidate.clone();
-                let standbys: Vec<String> = candidate.into_iter().collect();
-                let sync = SyncState::new(&ctx.name, &standbys);
-                also.push(Op::put(ctx.keys.sync(), json(&sync)));
-            }
+            let as_released =
+                Compare::Value { key: ctx.keys.handover(), value: json(&self.record) };
             also.extend(cluster_failover_cleared(ctx, &cluster));
-            let claimed = ctx.keeper.claim(cluster.store, SHORT_LEASE, Vec::new(), |_| also).await;
+            let claimed =
+                ctx.keeper.claim(cluster.store, SHORT_LEASE, vec![as_released], |_| also).await;
             if let Err(error) = claimed {
                 return Err(HandoverError::Stuck { why: error.to_string() });
             }

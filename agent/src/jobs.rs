@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::guard::{Fencing, boottime_now};
 use crate::ha::{Server, Why};
 use crate::handover::{self, HandoverError, PROMOTE_LIMIT, SHORT_LEASE, json};
-use crate::lease::ClaimError;
+use crate::lease::{ClaimError, Held};
 use crate::postgres::{
     BootstrapError, CloneError, ConfigureError, ControlDataError, LocalEnd, PromoteError,
     RewindError, RewindNeed, ScriptError, ServerProcess, SqlError, StartAs, StartError, StopError,
@@ -265,6 +265,10 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
             return Err(error.into());
         }
     }
+    if !planned {
+        // The guard may have been disarmed since the claim, by a start as a standby.
+        ctx.keeper.renew().await?;
+    }
     info!(planned, "promoting");
     match ctx.postgres.promote(Fencing::Armed, limit).await {
         Ok(promoted) => {
@@ -339,10 +343,10 @@ pub async fn demote(ctx: Arc<Context>, immediate: bool, why: Why) -> Result<(), 
         ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
     }
     ctx.guard.disarm().await?;
-    if ctx.keeper.held().is_some() {
+    if let Some(held) = ctx.keeper.let_go() {
         // Unproven: the store may well be away, and must not hold the rest up.
         let keeper = ctx.keeper.clone();
-        tokio::spawn(async move { keeper.release(Vec::new(), Vec::new()).await });
+        tokio::spawn(async move { keeper.release_held(held, Vec::new(), Vec::new()).await });
     }
     Ok(())
 }
@@ -383,10 +387,10 @@ pub async fn claim(ctx: Arc<Context>, take_over: bool) -> Result<(), JobError> {
 }
 
 /// Gives the key up with a server that is down.
-pub async fn release(ctx: Arc<Context>) -> Result<(), JobError> {
+pub async fn release(ctx: Arc<Context>, held: Held) -> Result<(), JobError> {
     let cluster = ctx.cluster();
     let also = handover::cluster_failover_cleared(&ctx, &cluster);
-    ctx.keeper.release(Vec::new(), also).await?;
+    ctx.keeper.release_held(held, Vec::new(), also).await?;
     ctx.guard.disarm().await?;
     Ok(())
 }

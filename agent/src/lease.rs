@@ -12,7 +12,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use kornak_cluster::{Epoch, Moment};
@@ -72,6 +72,8 @@ struct Inner {
     file: PathBuf,
     /// Serializes operations on the key.
     gate: Mutex<()>,
+    /// Grows when leadership is let go or lost: what began before may not publish it again.
+    generation: AtomicU64,
     held: watch::Sender<Option<Held>>,
     /// A claim whose outcome is not known yet.
     claiming: watch::Sender<bool>,
@@ -107,6 +109,7 @@ impl Keeper {
             margin,
             file,
             gate: Mutex::new(()),
+            generation: AtomicU64::new(0),
             held: watch::Sender::new(None),
             claiming: watch::Sender::new(false),
             unfenced: AtomicBool::new(false),
@@ -210,6 +213,7 @@ impl Keeper {
         when: Vec<Compare>,
         also: impl FnOnce(LeaseId) -> Vec<Op>,
     ) -> Result<Epoch, ClaimError> {
+        let generation = self.generation();
         let ahead = self.inner.ahead.lock().await.take();
         let usable = ahead.filter(|a| boottime_now().since(a.sent) < a.ttl / 2);
         let base = match usable {
@@ -243,7 +247,7 @@ impl Keeper {
         let until = fence_at(base.sent, base.ttl, self.inner.margin);
         let held = Held { lease: base.lease, ttl: base.ttl, epoch, until, proven_at: base.sent };
         if raft_term == base.raft_term {
-            self.arm_and_publish(held).await?;
+            self.arm_and_publish(held, generation).await?;
         } else {
             // Another raft leader may count the lease from its own election: prove it anew.
             self.prove(held).await?;
@@ -263,19 +267,40 @@ impl Keeper {
         Ok(found.map(|found| (found.create_revision, view.raft_term)))
     }
 
-    async fn arm_and_publish(&self, held: Held) -> Result<(), ClaimError> {
+    fn generation(&self) -> u64 {
+        self.inner.generation.load(Ordering::SeqCst)
+    }
+
+    /// Arms the guard; one that has fired is put into service again, which it allows only with no
+    /// process of the server left.
+    async fn arm(&self, until: Moment) -> Result<(), GuardError> {
+        if self.inner.guard.arm(until).await.is_ok() {
+            return Ok(());
+        }
+        self.inner.guard.disarm().await?;
+        self.inner.guard.arm(until).await
+    }
+
+    async fn arm_and_publish(&self, held: Held, generation: u64) -> Result<(), ClaimError> {
         if boottime_now() >= held.until {
             return Err(ClaimError::TooLate);
         }
         if !self.is_unfenced() {
-            self.inner.guard.arm(held.until).await.map_err(ClaimError::Guard)?;
+            self.arm(held.until).await.map_err(ClaimError::Guard)?;
         }
-        self.inner.held.send_replace(Some(held));
-        Ok(())
+        let published = self.inner.held.send_if_modified(|shown| {
+            let current = self.generation() == generation;
+            if current {
+                *shown = Some(held);
+            }
+            current
+        });
+        if published { Ok(()) } else { Err(ClaimError::Lost) }
     }
 
     /// One renewal with its proof.
     async fn prove(&self, held: Held) -> Result<(), ClaimError> {
+        let generation = self.generation();
         let sent = boottime_now();
         let renewed = match self.inner.store.keep_alive(held.lease).await {
             Ok(renewed) => renewed,
@@ -289,7 +314,7 @@ impl Keeper {
         match prove(sent, renewed, &checked, self.inner.margin, Some(held.until)) {
             Ok(until) => {
                 let held = Held { ttl: renewed.ttl, until, proven_at: sent, ..held };
-                self.arm_and_publish(held).await
+                self.arm_and_publish(held, generation).await
             }
             Err(Unproven::KeyLost) => Err(self.lost("the leader key is not ours")),
             Err(Unproven::NoTime) => Err(self.lost("the lease has ended")),
@@ -301,6 +326,7 @@ impl Keeper {
     }
 
     fn lost(&self, why: &'static str) -> ClaimError {
+        self.inner.generation.fetch_add(1, Ordering::SeqCst);
         if self.inner.held.send_replace(None).is_some() {
             warn!(why, "leadership lost");
         }
@@ -320,6 +346,7 @@ impl Keeper {
     /// before a planned stop, so that dying in the middle costs seconds; the regular one after it.
     pub async fn move_to(&self, ttl: Duration) -> Result<(), ClaimError> {
         let _gate = self.inner.gate.lock().await;
+        let generation = self.generation();
         let Some(held) = self.held() else { return Err(ClaimError::Lost) };
         if held.ttl == ttl {
             return Ok(());
@@ -328,7 +355,7 @@ impl Keeper {
         let until = fence_at(base.sent, base.ttl, self.inner.margin);
         if until < held.until {
             // The guard must know the shorter deadline before the store does.
-            self.inner.guard.arm(until).await.map_err(ClaimError::Guard)?;
+            self.arm(until).await.map_err(ClaimError::Guard)?;
         }
         self.remember(base.lease);
         let key = self.inner.keys.leader();
@@ -347,22 +374,44 @@ impl Keeper {
         }
         self.drop_lease(held.lease);
         let held = Held { lease: base.lease, ttl: base.ttl, until, proven_at: base.sent, ..held };
-        self.arm_and_publish(held).await
+        self.arm_and_publish(held, generation).await
+    }
+
+    /// Holds nothing from this moment on, before the store is told: nothing may be started or proven
+    /// on the strength of a leadership that is being given away.
+    pub fn let_go(&self) -> Option<Held> {
+        self.inner.generation.fetch_add(1, Ordering::SeqCst);
+        let held = self.inner.held.send_replace(None);
+        if held.is_some() {
+            self.forget();
+        }
+        held
     }
 
     /// Deletes the leader key if it is ours, together with `also` and only if `when` holds. Nothing
     /// is held afterwards, whatever the answer: an unknown outcome counts as released. `Ok(false)`
     /// means that the store refused.
     pub async fn release(&self, when: Vec<Compare>, also: Vec<Op>) -> Result<bool, DcsError> {
+        match self.let_go() {
+            Some(held) => self.release_held(held, when, also).await,
+            None => Ok(true),
+        }
+    }
+
+    /// The second half of [`Keeper::release`], for what [`Keeper::let_go`] returned.
+    pub async fn release_held(
+        &self,
+        held: Held,
+        when: Vec<Compare>,
+        also: Vec<Op>,
+    ) -> Result<bool, DcsError> {
         let _gate = self.inner.gate.lock().await;
-        let Some(held) = self.inner.held.send_replace(None) else { return Ok(true) };
         let key = self.inner.keys.leader();
         let mut txn = Txn::just(Op::delete(&key)).when(Compare::Lease { key, lease: held.lease });
         txn.compare.extend(when);
         txn.then.extend(also);
         let outcome = self.inner.store.txn(txn).await?;
         if outcome.succeeded {
-            self.forget();
             self.drop_lease(held.lease);
             info!("leader key released");
         }
@@ -371,9 +420,10 @@ impl Keeper {
 
     /// While the store is away: every member has confirmed this leader, so it may stay until then.
     pub async fn extend_by_failsafe(&self, until: Moment) {
+        let generation = self.generation();
         let Some(held) = self.held() else { return };
         if until > held.until
-            && let Err(error) = self.arm_and_publish(Held { until, ..held }).await
+            && let Err(error) = self.arm_and_publish(Held { until, ..held }, generation).await
         {
             warn!(error = &error as &dyn std::error::Error, "failsafe could not extend the lease");
         }

@@ -29,6 +29,8 @@ struct Publisher {
     ttl: Duration,
     renewed_at: Instant,
     written: Option<String>,
+    /// Revision of the last write.
+    written_at: u64,
 }
 
 /// Keeps the member key equal to `account` until `stop`, then takes it away if `account` says that
@@ -48,6 +50,7 @@ pub async fn run(
         ttl: Duration::ZERO,
         renewed_at: Instant::now(),
         written: None,
+        written_at: 0,
     };
     let mut failing = false;
     loop {
@@ -111,9 +114,14 @@ impl Publisher {
         let seen = view.get(&self.key);
         let vanished = self.written.is_some()
             && view.reach == kornak_dcs::Reach::Live
-            && seen.is_none_or(|seen| seen.lease != lease);
+            && view.revision >= self.written_at
+            && seen.is_none_or(|seen| {
+                // A write that the store did late may have put an older account over ours.
+                seen.lease != lease || self.written.as_ref() != Some(&seen.value)
+            });
         if self.written.as_deref() != Some(&text) || vanished {
-            self.store.txn(Txn::just(Op::put_leased(&self.key, &text, lease))).await?;
+            let put = Txn::just(Op::put_leased(&self.key, &text, lease));
+            self.written_at = self.store.txn(put).await?.revision;
             self.written = Some(text);
         }
         Ok(())
