@@ -316,12 +316,17 @@ fn while_leading(ctx: &Context, txn: Txn) -> Txn {
 
 async fn failsafe(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError> {
     let on = cluster.config.as_ref().is_some_and(|config| config.failsafe_mode);
-    let wanted: BTreeMap<String, String> = cluster
+    let mut wanted: BTreeMap<String, String> = cluster
         .members
         .iter()
         .map(|(name, member)| (name.clone(), member.api_url.clone()))
         .collect();
-    if on && cluster.failsafe.as_ref() != Some(&wanted) && !wanted.is_empty() {
+    // Who is not named does not race, and the leader's own member key may be late.
+    wanted
+        .entry(ctx.name.clone())
+        .or_insert_with(|| format!("{}/patroni", ctx.settings.restapi.base_url()));
+    let rests_on_members = ctx.failsafe_active.load(std::sync::atomic::Ordering::Relaxed);
+    if on && !rests_on_members && cluster.failsafe.as_ref() != Some(&wanted) && !wanted.is_empty() {
         *ctx.unproven_failsafe.lock() = Some(wanted.clone());
         let put = Txn::just(Op::put(ctx.keys.failsafe(), json(&wanted)));
         ctx.store.txn(while_leading(ctx, put)).await?;
