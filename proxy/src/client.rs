@@ -412,7 +412,9 @@ impl Client {
     async fn lost(&mut self, words: Option<LastWords>) -> Result<(), End> {
         let shared = Arc::clone(&self.talk.shared);
         if self.talk.session.is_terminated() {
-            return Err(End::Gone);
+            // It has said good-bye behind its last request, and gets what is answered to that.
+            let words = words.map(|words| words.message).unwrap_or_default();
+            return Err(if words.is_empty() { End::Broken } else { End::Passed(words) });
         }
         count(&shared.metrics.servers_lost);
         if let Some(words) = words {

@@ -7,6 +7,8 @@
 
 #![expect(clippy::panic, reason = "a test ends in a panic, and these are its hands")]
 
+pub mod differential;
 pub mod load;
 pub mod run;
 pub mod sim;
+pub mod talk;

@@ -1,0 +1,208 @@
+//! A client that speaks the protocol message by message: it sees every byte a server sends, and can
+//! send what no driver would.
+//!
+//! Not here: TLS, and any opinion about what should be answered.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::{Bytes, BytesMut};
+use kornak_protocol::auth::{Binding, ClientAuth, Credentials, Step};
+use kornak_protocol::backend::{self, Authentication, BackendKey};
+use kornak_protocol::error::ErrorView;
+use kornak_protocol::frame::{Frame, take_frame};
+use kornak_protocol::frontend;
+use kornak_protocol::startup::{self, ProtocolVersion};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Longest message that is taken: more than any test sends for.
+const LONGEST: usize = 64 << 20;
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where and as whom to log in.
+#[derive(Debug, Clone)]
+pub struct Login {
+    pub port: u16,
+    pub user: String,
+    pub password: String,
+    pub database: String,
+    /// Further parameters of the startup packet.
+    pub params: Vec<(String, String)>,
+}
+
+impl Login {
+    /// Without further parameters.
+    pub fn new(port: u16, user: &str, password: &str, database: &str) -> Self {
+        let own = str::to_owned;
+        let (user, password, database) = (own(user), own(password), own(database));
+        Self { port, user, password, database, params: Vec::new() }
+    }
+
+    /// With one more parameter.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.params.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Talker {
+    stream: TcpStream,
+    inbox: BytesMut,
+    port: u16,
+    /// What BackendKeyData said.
+    pub key: BackendKey,
+    /// The parameters that were reported at login, in their order.
+    pub reported: Vec<(String, String)>,
+}
+
+impl Talker {
+    /// Logs in.
+    pub async fn login(login: &Login) -> Result<Self> {
+        tokio::time::timeout(PATIENCE, Self::log_in(login)).await.context("no answer to a login")?
+    }
+
+    async fn log_in(login: &Login) -> Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", login.port)).await.context("connect")?;
+        stream.set_nodelay(true)?;
+        let key = BackendKey { pid: 0, key: Bytes::new() };
+        let (inbox, reported) = (BytesMut::new(), Vec::new());
+        let mut talker = Self { stream, inbox, port: login.port, key, reported };
+        let mut out = BytesMut::new();
+        let own = [("user", login.user.as_str()), ("database", login.database.as_str())];
+        let more = login.params.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let params = own.into_iter().chain(more).map(|(n, v)| (n.as_bytes(), v.as_bytes()));
+        startup::put_startup(ProtocolVersion::V3_0, params, &mut out)?;
+        talker.send(&out).await?;
+        let password = Credentials::Password(login.password.clone().into_bytes().into());
+        let mut auth =
+            ClientAuth::new(login.user.as_bytes(), password, rand::random(), Binding::None);
+        loop {
+            let frame = talker.next().await?.context("closed during the login")?;
+            match frame.tag {
+                b'R' => match auth.on(&Authentication::parse(&frame.body)?) {
+                    Step::Send(bytes) | Step::Done { send: bytes, .. } => {
+                        talker.send(&bytes).await?;
+                    }
+                    Step::Refuse(error) => return Err(error.into()),
+                },
+                b'S' => {
+                    let (name, value) = backend::parameter_status(&frame.body)?;
+                    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+                    talker.reported.push((text(name), text(value)));
+                }
+                b'K' => talker.key = BackendKey::parse(&frame.body)?,
+                b'Z' => return Ok(talker),
+                _ => bail!("login refused: {}", show(&frame)),
+            }
+        }
+    }
+
+    /// Writes.
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream.write_all(bytes).await.context("write")
+    }
+
+    /// Sends a simple query.
+    pub async fn query(&mut self, sql: &str) -> Result<()> {
+        let mut out = BytesMut::new();
+        frontend::put_query(sql.as_bytes(), &mut out)?;
+        self.send(&out).await
+    }
+
+    /// The next message, or `None` after an orderly end.
+    pub async fn next(&mut self) -> Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = take_frame(&mut self.inbox, LONGEST)? {
+                return Ok(Some(frame));
+            }
+            if self.stream.read_buf(&mut self.inbox).await.context("read")? == 0 {
+                anyhow::ensure!(self.inbox.is_empty(), "closed in the middle of a message");
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Messages up to so many ReadyForQuery, or to the end of the connection, in short words
+    /// ([`show`]). ParameterStatus is left out.
+    pub async fn told(&mut self, ready: usize) -> Result<Vec<String>> {
+        let mut told = Vec::new();
+        let mut left = ready;
+        while left > 0 {
+            let next = tokio::time::timeout(PATIENCE, self.next()).await;
+            let next = next.with_context(|| format!("no answer after {told:?}"))?;
+            let Some(frame) = next.with_context(|| format!("after {told:?}"))? else {
+                told.push("closed".to_owned());
+                break;
+            };
+            left -= usize::from(frame.tag == b'Z');
+            if frame.tag != b'S' {
+                told.push(show(&frame));
+            }
+        }
+        Ok(told)
+    }
+
+    /// Sends a simple query and collects what is answered to it.
+    pub async fn ask(&mut self, sql: &str) -> Result<Vec<String>> {
+        self.query(sql).await?;
+        self.told(1).await
+    }
+
+    /// The single value of a query.
+    pub async fn value(&mut self, sql: &str) -> Result<String> {
+        let told = self.ask(sql).await?;
+        let rows: Vec<_> = told.iter().filter_map(|it| it.strip_prefix("D ")).collect();
+        match rows.as_slice() {
+            [row] => Ok((*row).to_owned()),
+            _ => bail!("{sql}: {told:?}"),
+        }
+    }
+
+    /// Asks the other side to cancel what this connection does, and waits until it has passed the
+    /// request on.
+    pub async fn cancel(&self) -> Result<()> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+        let mut out = BytesMut::new();
+        startup::put_cancel_request(self.key.pid, &self.key.key, &mut out)?;
+        stream.write_all(&out).await?;
+        let mut nothing = [0; 16];
+        // The other side closes; a reset is as good.
+        let _ = tokio::time::timeout(PATIENCE, stream.read(&mut nothing)).await?;
+        Ok(())
+    }
+}
+
+/// A message in short: its tag, and what matters of it (SQLSTATE, status, command tag, values).
+pub fn show(frame: &Frame) -> String {
+    let tag = char::from(frame.tag);
+    let text = || {
+        let body = frame.body.strip_suffix(b"\0").unwrap_or(&frame.body);
+        String::from_utf8_lossy(body).into_owned()
+    };
+    match frame.tag {
+        b'E' | b'N' => {
+            let view = ErrorView::parse_prefix(&frame.body);
+            let message = String::from_utf8_lossy(view.message.unwrap_or_default()).into_owned();
+            let fatal = if view.severity().ends_session() { " FATAL" } else { "" };
+            match frame.tag {
+                b'E' => format!("E {}{fatal}", view.sqlstate()),
+                _ => format!("N {message}"),
+            }
+        }
+        b'C' | b'Z' => format!("{tag} {}", text()),
+        b'D' => {
+            let row = backend::data_row(&frame.body).unwrap_or_default();
+            let value = |it: Option<&[u8]>| match it {
+                Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                None => "null".to_owned(),
+            };
+            format!("D {}", row.into_iter().map(value).collect::<Vec<_>>().join("|"))
+        }
+        _ => tag.to_string(),
+    }
+}
