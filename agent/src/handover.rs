@@ -332,6 +332,7 @@ impl Run<'_> {
                 () = tokio::time::sleep(POLL) => {}
             }
         }
+        self.judge_again()?;
         let Some(held) = ctx.keeper.held() else {
             return Err(HandoverError::Lease(ClaimError::Lost));
         };
@@ -357,6 +358,21 @@ impl Run<'_> {
             return Ok(false);
         }
         Ok(true)
+    }
+
+    /// Who was fit when the handover began may have lost its stream since.
+    fn judge_again(&self) -> Result<(), HandoverError> {
+        let Some(candidate) = self.record.candidate.as_deref() else { return Ok(()) };
+        let ctx = self.ctx;
+        let facts = primary_facts(ctx).ok_or(Refusal::NotLeader)?;
+        switchover::candidate(
+            &ctx.name,
+            &ctx.cluster(),
+            &facts.standbys,
+            facts.lsn,
+            Some(candidate),
+        )?;
+        Ok(())
     }
 
     /// Stops the server, releases the key, and waits until the candidate has it. From here on every

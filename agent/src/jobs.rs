@@ -321,7 +321,10 @@ async fn give_up(ctx: &Context, planned: bool) -> Result<(), JobError> {
     let record = cluster.handover.as_ref().filter(|_| planned);
     let synchronous =
         cluster.config.as_ref().is_some_and(|config| config.synchronous_mode != SyncMode::Off);
-    if let (Some(record), true) = (record, synchronous) {
+    // Once the control file says so, the server may have taken a commit that nobody else has.
+    let never_writable =
+        ctx.postgres.controldata().await.is_ok_and(|control| control.state.is_recovery());
+    if let (Some(record), true) = (record, synchronous && never_writable) {
         let sync = SyncState::new(&record.leader, std::slice::from_ref(&ctx.name));
         also.push(Op::put(ctx.keys.sync(), json(&sync)));
     }

@@ -55,9 +55,25 @@ enum LeadError {
     Rewind(#[from] RewindError),
 }
 
+/// What is known of our own writes of `sync`.
+#[derive(Debug)]
+struct SyncWrites {
+    /// One without an answer, or one of an earlier life of this agent, may be done late.
+    open: bool,
+    /// What is read is older than our last write until it shows this revision.
+    seen_from: u64,
+}
+
+impl Default for SyncWrites {
+    fn default() -> Self {
+        Self { open: true, seen_from: 0 }
+    }
+}
+
 /// What need not be done again.
 #[derive(Debug, Default)]
 struct Done {
+    sync_writes: SyncWrites,
     /// Leadership (its key's creation) after which the checkpoint was begun.
     checkpointed: Option<u64>,
     /// `status` changes with every commit, and is written once in [`EVERY`].
@@ -150,7 +166,7 @@ async fn round(
     done: &mut Done,
 ) -> Result<bool, LeadError> {
     fencing(ctx, facts, cluster).await?;
-    let settled = synchronous(ctx, facts, cluster).await?;
+    let settled = synchronous(ctx, facts, cluster, &mut done.sync_writes).await?;
     let existing = slots(ctx, cluster, &mut done.gone_since).await?;
     identity(ctx, cluster).await?;
     history(ctx, facts, cluster).await?;
@@ -201,8 +217,18 @@ async fn synchronous(
     ctx: &Context,
     facts: &PrimaryFacts,
     cluster: &ClusterState,
+    writes: &mut SyncWrites,
 ) -> Result<bool, LeadError> {
-    match plan(&ctx.name, cluster, facts) {
+    if cluster.revision < writes.seen_from {
+        return Ok(false);
+    }
+    let mut step = plan(&ctx.name, cluster, facts);
+    // The open write could name a standby that commits stop waiting for now. A write that succeeds
+    // changes the revision that it compares, so it will not be done any more.
+    if writes.open && matches!(step, SyncStep::SetNames(_)) {
+        step = SyncStep::Publish(cluster.sync.clone().unwrap_or_default());
+    }
+    match step {
         SyncStep::Settled => Ok(true),
         SyncStep::Publish(sync) => {
             let key = ctx.keys.sync();
@@ -212,7 +238,16 @@ async fn synchronous(
             );
             let txn = Txn::just(Op::put(&key, json(&sync)))
                 .when(Compare::Modified { key, revision: cluster.sync_revision });
-            ctx.store.txn(txn).await?;
+            match ctx.store.txn(while_leading(ctx, txn)).await {
+                Ok(outcome) => {
+                    writes.open &= !outcome.succeeded;
+                    writes.seen_from = outcome.revision;
+                }
+                Err(error) => {
+                    writes.open |= error.outcome_is_unknown();
+                    return Err(error.into());
+                }
+            }
             Ok(false)
         }
         SyncStep::SetNames(names) => {

@@ -29,6 +29,10 @@ use crate::ha::Lease;
 /// Between two tries while renewals fail.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// A move of the key is asked for so often before it is given up as unknown; with [`RETRY`] between
+/// them that is well within the short lease that it moves to.
+const MOVE_TRIES: u32 = 3;
+
 /// A leadership that is ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
@@ -358,23 +362,33 @@ impl Keeper {
             self.arm(until).await.map_err(ClaimError::Guard)?;
         }
         self.remember(base.lease);
-        let key = self.inner.keys.leader();
-        let mut txn = Txn::just(Op::put_leased(&key, &self.inner.me, base.lease));
-        txn.compare = leader_checks(&key, held.lease, held.epoch);
-        let moved = match self.inner.store.txn(txn).await {
-            Ok(outcome) => outcome.succeeded,
-            Err(error) if error.outcome_is_unknown() => {
-                self.find_out(base.lease).await.map_err(ClaimError::Store)?.is_some()
-            }
-            Err(error) => return Err(ClaimError::Store(error)),
-        };
-        if !moved {
-            self.drop_lease(base.lease);
-            return Err(self.lost("the leader key is not ours"));
-        }
+        self.move_key(held, base.lease).await?;
         self.drop_lease(held.lease);
         let held = Held { lease: base.lease, ttl: base.ttl, until, proven_at: base.sent, ..held };
         self.arm_and_publish(held, generation).await
+    }
+
+    /// Hangs the key on another lease. Without an answer it is asked again until it is known, for the
+    /// first request may still be done, and then the key lives only as long as the new lease does.
+    async fn move_key(&self, held: Held, to: LeaseId) -> Result<(), ClaimError> {
+        let key = self.inner.keys.leader();
+        let mut txn = Txn::just(Op::put_leased(&key, &self.inner.me, to));
+        txn.compare = leader_checks(&key, held.lease, held.epoch);
+        for _ in 0..MOVE_TRIES {
+            match self.inner.store.txn(txn.clone()).await {
+                Ok(outcome) if outcome.succeeded => return Ok(()),
+                Ok(_) => break,
+                Err(error) => debug!(error = %error, "a move of the leader key has no answer"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        if matches!(self.find_out(to).await, Ok(Some(_))) {
+            return Ok(());
+        }
+        // The guard knows the nearer of both deadlines. Neither lease is ended before its time, for
+        // the key may hang on either.
+        self.forget();
+        Err(self.lost("it is not known on which lease the leader key hangs"))
     }
 
     /// Holds nothing from this moment on, before the store is told: nothing may be started or proven
@@ -407,7 +421,8 @@ impl Keeper {
     ) -> Result<bool, DcsError> {
         let _gate = self.inner.gate.lock().await;
         let key = self.inner.keys.leader();
-        let mut txn = Txn::just(Op::delete(&key)).when(Compare::Lease { key, lease: held.lease });
+        let mut txn = Txn::just(Op::delete(&key));
+        txn.compare = leader_checks(&key, held.lease, held.epoch);
         txn.compare.extend(when);
         txn.then.extend(also);
         let outcome = self.inner.store.txn(txn).await?;
@@ -432,10 +447,11 @@ impl Keeper {
     /// Takes a leadership up again after a restart of the agent, if the key still hangs on the lease
     /// that this data directory remembers.
     pub async fn take_up_again(&self, lease: LeaseId, epoch: Epoch) -> Result<(), ClaimError> {
-        if self.remembered() != Some(lease) {
+        let _gate = self.inner.gate.lock().await;
+        // It may have been given up, or taken up, since the look that led here.
+        if self.held().is_some() || self.remembered() != Some(lease) {
             return Err(ClaimError::Lost);
         }
-        let _gate = self.inner.gate.lock().await;
         let start = Moment::default();
         let held = Held { lease, ttl: Duration::ZERO, epoch, until: start, proven_at: start };
         self.prove(held).await?;
@@ -458,7 +474,12 @@ impl Keeper {
         let _ = std::fs::remove_file(&self.inner.file);
     }
 
+    /// Ends a lease. It is forgotten first: the revocation may be done seconds later, and must not end
+    /// a leadership that was taken up again meanwhile.
     fn drop_lease(&self, lease: LeaseId) {
+        if self.remembered() == Some(lease) {
+            self.forget();
+        }
         let store = Arc::clone(&self.inner.store);
         // Nobody waits for it: a lease that is not revoked expires by itself.
         tokio::spawn(async move {

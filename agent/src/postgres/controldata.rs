@@ -42,6 +42,12 @@ impl ControlState {
         matches!(self, Self::ShutDown | Self::ShutDownInRecovery)
     }
 
+    /// It was certainly not writable when it last ran: the server writes `in production` before it
+    /// takes its first commit (`StartupXLOG`).
+    pub fn is_recovery(self) -> bool {
+        matches!(self, Self::InArchiveRecovery | Self::ShutDownInRecovery)
+    }
+
     /// It was writable when it last ran.
     pub fn was_primary(self) -> bool {
         matches!(
@@ -207,6 +213,15 @@ Data page checksum version:           0
         ] {
             let state = ControlState::parse(text);
             assert_eq!((state.is_clean(), state.was_primary()), (clean, primary), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_recovery_proves_that_nothing_was_written() {
+        let never_writable = |text| ControlState::parse(text).is_recovery();
+        assert!(never_writable("in archive recovery") && never_writable("shut down in recovery"));
+        for text in ["in production", "shut down", "in crash recovery", "starting up", "hovering"] {
+            assert!(!never_writable(text), "{text}");
         }
     }
 
