@@ -161,9 +161,9 @@ pub async fn restart_in_place(ctx: &Context, drain_timeout: Duration) -> Result<
             .await
             .map_err(|error| HandoverError::Stuck { why: error.to_string() })?;
     }
-    let started = crate::jobs::start_in_place(ctx, cluster_start_limit(ctx)).await;
+    let started = start_again(ctx).await;
     run.abandon().await;
-    started.map_err(|error| HandoverError::Stuck { why: error.to_string() })
+    started
 }
 
 fn primary_facts(ctx: &Context) -> Option<PrimaryFacts> {
@@ -493,13 +493,9 @@ impl Run<'_> {
         if let Err(error) = ctx.postgres.stop(StopMode::Kill, Duration::from_secs(5)).await {
             return Err(HandoverError::Stuck { why: error.to_string() });
         }
-        let limit = cluster_start_limit(ctx);
-        let started = crate::jobs::start_in_place(ctx, limit).await;
+        let started = start_again(ctx).await;
         self.abandon().await;
-        match started {
-            Ok(()) => Err(because),
-            Err(error) => Err(HandoverError::Stuck { why: error.to_string() }),
-        }
+        started.and(Err(because))
     }
 
     /// Removes the record and takes the regular lease again.
@@ -556,8 +552,12 @@ async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<Lsn> {
     }
 }
 
-fn cluster_start_limit(ctx: &Context) -> Duration {
-    ctx.cluster().config.unwrap_or_default().primary_start_timeout
+/// What fails here is tried again by the next cycle.
+async fn start_again(ctx: &Context) -> Result<(), HandoverError> {
+    let limit = ctx.cluster().config.unwrap_or_default().primary_start_timeout;
+    let stuck = |why: String| HandoverError::Stuck { why };
+    crate::jobs::stand_alone(ctx).await.map_err(|error| stuck(error.to_string()))?;
+    crate::jobs::start_in_place(ctx, limit).await.map_err(|error| stuck(error.to_string()))
 }
 
 /// Clears a manual request that has been carried out or given up; the key is never deleted.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kornak_cluster::{ClusterConfig, ClusterState, HandoverPhase, SyncMode, SyncState};
 use kornak_config::agent::BootstrapMethod;
+use kornak_dcs::lease::leader_checks;
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::{info, warn};
 
@@ -60,6 +61,8 @@ pub enum JobError {
     Claim(#[from] ClaimError),
     #[error("the store refused")]
     Store(#[from] kornak_dcs::DcsError),
+    #[error("the synchronous standbys in the store have changed meanwhile")]
+    SyncChanged,
     #[error("{member} is not known in the store")]
     NoMember { member: String },
     #[error("the guard")]
@@ -234,6 +237,7 @@ async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Res
 /// armed the guard.
 pub async fn start_primary(ctx: Arc<Context>) -> Result<(), JobError> {
     let limit = ctx.cluster().config.clone().unwrap_or_default().primary_start_timeout;
+    stand_alone(&ctx).await?;
     info!("starting the leader's server in place");
     let Err(error) = start_in_place(&ctx, limit).await else { return Ok(()) };
     warn!(
@@ -246,10 +250,29 @@ pub async fn start_primary(ctx: Arc<Context>) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Starts the server as primary and waits until it takes connections.
+/// Starts the server as primary, after [`stand_alone`], and waits until it takes connections.
 pub async fn start_in_place(ctx: &Context, limit: Duration) -> Result<(), StartError> {
     ctx.postgres.start(&StartAs::Primary(Fencing::Armed)).await?;
     ctx.postgres.wait_ready(limit).await
+}
+
+/// A server that starts again shows commits that no standby may have and nobody was told of. A
+/// failover would take back what somebody has read, so the standbys are named again only when they
+/// have all of it (SAFETY scenario A13).
+pub async fn stand_alone(ctx: &Context) -> Result<(), JobError> {
+    let cluster = ctx.cluster();
+    let synchronous =
+        cluster.config.as_ref().is_some_and(|config| config.synchronous_mode != SyncMode::Off);
+    let named = cluster.sync.as_ref().is_some_and(|sync| !sync.standbys().is_empty());
+    if !synchronous || !named {
+        return Ok(());
+    }
+    let held = ctx.keeper.held().ok_or(ClaimError::Lost)?;
+    let (leader, key) = (ctx.keys.leader(), ctx.keys.sync());
+    let mut txn = Txn::just(Op::put(&key, json(&SyncState::new(&ctx.name, &[]))));
+    txn.compare = leader_checks(&leader, held.lease, held.epoch);
+    txn.compare.push(Compare::Modified { key, revision: cluster.sync_revision });
+    if ctx.store.txn(txn).await?.succeeded { Ok(()) } else { Err(JobError::SyncChanged) }
 }
 
 /// The key is ours and proven: make the server primary.

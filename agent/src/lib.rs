@@ -203,6 +203,12 @@ impl Instance {
             guard: config.clone(),
         })?;
         let guard = postgres.guard().await?;
+        if guard.locked_kib() == Some(0) {
+            warn!(
+                "the guard's memory could not be locked: a disk that hangs might keep it from \
+                 stopping the server; raise the limit (LimitMEMLOCK=infinity in the unit)"
+            );
+        }
         let callbacks = postgres::Callbacks::new(
             settings.postgresql.callbacks.clone(),
             &settings.scope.name,

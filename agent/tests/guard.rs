@@ -209,6 +209,18 @@ async fn a_standby_is_not_promoted_after_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guard_needs_no_disk_to_act() {
+    let mut field = Field::new();
+    let node = field.node("a");
+    let guard = node.postgres.guard().await.unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", guard.pid())).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let resident: u64 = resident.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    let locked = guard.locked_kib().unwrap();
+    assert!(locked >= resident / 2, "{locked} KiB of {resident} are locked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guard_that_nobody_needs_ends_itself() {
     let mut field = Field::new();
     let node = field.node_with("a", |guard| guard.linger = Duration::from_millis(300));

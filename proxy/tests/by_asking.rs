@@ -118,6 +118,7 @@ async fn without_a_server_a_query_fails_and_the_connection_stays() {
         settings.limits.hold_timeout = Duration::from_millis(300);
     })
     .await;
+    until("the server is found", || async { connect(proxy.port(0)).await.is_ok() }).await;
     let client = connect(proxy.port(0)).await.unwrap();
     let statement = client.prepare("SELECT 1").await.unwrap();
     a.stop("immediate");

@@ -229,6 +229,14 @@ impl GuardClient {
         self.pid
     }
 
+    /// Memory of the guard that cannot be paged out, in KiB (`VmLck` of proc(5)). With 0 a disk that
+    /// hangs could keep the guard from acting. `None`: the guard is gone.
+    pub fn locked_kib(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:"))?;
+        locked.trim().strip_suffix("kB")?.trim().parse().ok()
+    }
+
     /// What becomes of the postmaster; changes within milliseconds.
     pub fn watch(&self) -> watch::Receiver<Watched> {
         self.watched.subscribe()

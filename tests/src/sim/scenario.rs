@@ -30,6 +30,8 @@ pub enum Mutation {
     OpenSyncWriteIgnored,
     /// Synchronous standbys are planned from what the store showed before our own last write.
     PlansFromOldView,
+    /// A crashed primary starts in place while the store names its standbys as before.
+    StartsBesideItsStandbys,
     /// A promise to a leader without the store is forgotten by a restart.
     PromiseNotDurable,
     /// A promise is forgotten as soon as any leader key shows.

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kornak_cluster::{Handover, HandoverPhase, SyncMode, SyncState};
+use kornak_dcs::lease::leader_checks;
 use kornak_dcs::{Compare, Op, Txn};
 
 use super::Agent;
@@ -122,8 +123,28 @@ async fn rewind(agent: &Agent, upstream: usize) {
     (disk.torn, disk.was_primary, disk.clean) = (false, false, true);
 }
 
+/// A server that starts again shows commits that no standby may have: the store names them again only
+/// when they have everything.
+async fn stand_alone(agent: &Rc<Agent>) -> bool {
+    let cluster = agent.cluster();
+    let named = cluster.sync.as_ref().is_some_and(|sync| !sync.standbys().is_empty());
+    let careless = agent.w.plan.mutation == Some(Mutation::StartsBesideItsStandbys);
+    if agent.w.plan.sync == SyncMode::Off || !named || careless {
+        return true;
+    }
+    let Some(held) = agent.held.get() else { return false };
+    let (leader, key) = (agent.w.store.keys.leader(), agent.w.store.keys.sync());
+    let mut txn = Txn::just(Op::put(&key, json(&SyncState::new(agent.name(), &[]))));
+    txn.compare = leader_checks(&leader, held.lease, held.epoch);
+    txn.compare.push(Compare::Modified { key, revision: cluster.sync_revision });
+    store::txn(&agent.w, agent.end(), txn).await.is_ok_and(|outcome| outcome.succeeded)
+}
+
 /// Starts the leader's server where it is.
 pub async fn start_primary(agent: Rc<Agent>) {
+    if !stand_alone(&agent).await {
+        return agent.sleep(Duration::from_millis(500)).await;
+    }
     agent.step().await;
     if postgres::start(&agent.w, agent.host, false) {
         reaches(&agent, &[Run::Primary, Run::Down], STOP_LIMIT).await;
