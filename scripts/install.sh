@@ -13,7 +13,7 @@ usage() {
   cat <<TEXT
 usage: scripts/install.sh [--tests]
 
-  --tests   also etcd, HAProxy and PgBouncer, which the tests and benchmarks start
+  --tests   also etcd, HAProxy, PgBouncer and openssl, which the tests and benchmarks start
 
 Needs root or sudo only if a package is missing. Rust $rust_wanted or newer is required as well;
 it is installed through rustup if rustup is there.
@@ -51,6 +51,7 @@ list_missing() {
     need etcd-server has_command etcd
     need etcd-client has_command etcdctl
     need haproxy has_command haproxy
+    need openssl has_command openssl
     need pgbouncer has_command pgbouncer
   fi
 }

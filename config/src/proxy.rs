@@ -135,14 +135,17 @@ pub struct ClientTls {
     pub key: Option<PathBuf>,
     /// Authorities of client certificates.
     pub ca: Option<PathBuf>,
+    /// What these have revoked.
+    pub crl: Option<PathBuf>,
     /// Clients without TLS are refused.
     pub required: bool,
 }
 
-/// libpq's `sslmode` towards servers (/docs/current/libpq-ssl.html), without `allow`.
+/// libpq's `sslmode` towards servers (/docs/current/libpq-ssl.html).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SslMode {
     Disable,
+    Allow,
     #[default]
     Prefer,
     Require,
@@ -154,8 +157,10 @@ pub enum SslMode {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerSideTls {
     pub sslmode: SslMode,
-    /// PEM files.
+    /// PEM files. With authorities the chain is checked in every mode that has TLS, as in libpq.
     pub ca: Option<PathBuf>,
+    /// What these have revoked.
+    pub crl: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
 }

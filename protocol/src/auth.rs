@@ -248,6 +248,34 @@ pub enum LoginError {
     Refused,
 }
 
+/// How a server had us prove who we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Not at all: `trust`, a certificate, the name of the operating system's user.
+    Nothing,
+    /// The password in clear text.
+    Password,
+    /// A hash of it.
+    Md5,
+    /// SCRAM-SHA-256.
+    Scram,
+    /// SCRAM-SHA-256-PLUS, bound to the server's certificate.
+    ScramPlus,
+}
+
+impl Method {
+    /// For logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Password => "password",
+            Self::Md5 => "md5",
+            Self::Scram => scram::MECHANISM,
+            Self::ScramPlus => scram::MECHANISM_PLUS,
+        }
+    }
+}
+
 /// The side that logs in to a server.
 pub struct ClientAuth {
     user: Vec<u8>,
@@ -255,6 +283,7 @@ pub struct ClientAuth {
     nonce: [u8; NONCE_BYTES],
     binding: Binding,
     cleartext_allowed: bool,
+    method: Method,
     state: ClientState,
 }
 
@@ -283,7 +312,13 @@ impl ClientAuth {
     ) -> Self {
         let user = user.to_vec();
         let state = ClientState::Start;
-        Self { user, credentials, nonce, binding, cleartext_allowed: false, state }
+        let method = Method::Nothing;
+        Self { user, credentials, nonce, binding, cleartext_allowed: false, method, state }
+    }
+
+    /// What the server has asked for so far.
+    pub fn method(&self) -> Method {
+        self.method
     }
 
     /// Permits the password to be sent in clear text: over TLS, or a socket of this machine.
@@ -296,6 +331,15 @@ impl ClientAuth {
     /// An Authentication message came.
     pub fn on(&mut self, message: &Authentication<'_>) -> Step<(), LoginError> {
         let mut out = BytesMut::new();
+        match message {
+            Authentication::Cleartext => self.method = Method::Password,
+            Authentication::Md5 { .. } => self.method = Method::Md5,
+            Authentication::Sasl(offered) if self.binds(*offered) => {
+                self.method = Method::ScramPlus;
+            }
+            Authentication::Sasl(_) => self.method = Method::Scram,
+            _ => {}
+        }
         let state = std::mem::replace(&mut self.state, ClientState::Over);
         match self.next(state, message, &mut out) {
             Ok(ClientState::Over) => Step::Done { send: out.freeze(), learnt: () },
@@ -369,13 +413,16 @@ impl ClientAuth {
         Ok(ClientState::Answered)
     }
 
+    fn binds(&self, offered: backend::Mechanisms<'_>) -> bool {
+        offered.contains(scram::MECHANISM_PLUS) && self.binding != Binding::None
+    }
+
     fn begin_sasl(
         &self,
         offered: backend::Mechanisms<'_>,
         out: &mut BytesMut,
     ) -> Result<ClientState, LoginError> {
-        let plus_offered = offered.contains(scram::MECHANISM_PLUS);
-        let plus = plus_offered && self.binding != Binding::None;
+        let plus = self.binds(offered);
         let mechanism = match plus {
             true => scram::MECHANISM_PLUS,
             false if offered.contains(scram::MECHANISM) => scram::MECHANISM,

@@ -7,7 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use kornak_protocol::auth::{Binding, ClientAuth, Credentials, LoginError, Step};
+use kornak_protocol::auth::{ClientAuth, Credentials, LoginError, Method, Step};
 use kornak_protocol::backend::{self, Authentication, BackendKey};
 use kornak_protocol::error::ErrorView;
 use kornak_protocol::frame::{Frame, FrameError, take_frame};
@@ -19,7 +19,7 @@ use kornak_protocol::{DecodeError, EncodeError};
 use tokio::net::TcpStream;
 
 use crate::stream::{self, Leg, Stream, read_more, write_all};
-use crate::tls::ServerTls;
+use crate::tls::{self, Attempt, ServerTls};
 
 /// Longest message taken from a server outside of the data path: an answer to a query of ours.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -87,6 +87,16 @@ impl DialError {
             Self::Auth(_) | Self::Protocol { .. } | Self::Tls { .. } => false,
         }
     }
+
+    /// Whether the other kind of connection, under TLS or in the clear, may fare better.
+    /// `pg_hba.conf` refuses with class 28.
+    pub fn is_about_encryption(&self) -> bool {
+        match self {
+            Self::Tls { .. } => true,
+            Self::Refused { sqlstate, .. } => sqlstate.class() == *b"28",
+            _ => false,
+        }
+    }
 }
 
 /// A server connection that has logged in and is idle.
@@ -96,15 +106,26 @@ pub struct Connected {
     /// What it reported.
     pub params: Parameters,
     pub key: Option<BackendKey>,
+    /// How it had us prove who we are.
+    pub method: Method,
     /// Bytes that came behind ReadyForQuery.
     pub rest: BytesMut,
 }
 
-/// Opens a connection, encrypted if the settings ask for it and the server can.
-pub async fn dial(address: &Address, tls: &ServerTls) -> Result<Stream, DialError> {
+/// Opens a connection, encrypted as one rung of the ladder says.
+pub async fn dial_as(
+    address: &Address,
+    tls: &ServerTls,
+    attempt: Attempt,
+) -> Result<Stream, DialError> {
     let tcp = TcpStream::connect((address.host.as_str(), address.port)).await?;
     stream::tune(&tcp, Leg::Server);
-    tls.encrypt(tcp, &address.host).await
+    tls.encrypt(tcp, &address.host, attempt).await
+}
+
+/// Opens a connection, encrypted if the settings ask for it and the server can.
+pub async fn dial(address: &Address, tls: &ServerTls) -> Result<Stream, DialError> {
+    up_the_ladder(tls, |attempt| dial_as(address, tls, attempt)).await
 }
 
 /// Dials and logs in, all within `limit`. `startup` is the whole packet.
@@ -116,11 +137,33 @@ pub async fn connect(
     credentials: Credentials,
     limit: Duration,
 ) -> Result<Connected, DialError> {
-    let login = async {
-        let stream = dial(address, tls).await?;
-        log_in(stream, startup, user, credentials).await
-    };
+    let login = up_the_ladder(tls, |attempt| {
+        let credentials = credentials.clone();
+        async move {
+            let stream = dial_as(address, tls, attempt).await?;
+            log_in(stream, startup, user, credentials).await
+        }
+    });
     tokio::time::timeout(limit, login).await.map_err(|_| DialError::Timeout)?
+}
+
+/// Tries what `sslmode` allows, as libpq does: after a failed handshake, or a refusal before the
+/// login was over, `prefer` tries again in the clear and `allow` under TLS. The first refusal is
+/// the one that is told.
+async fn up_the_ladder<T, F: Future<Output = Result<T, DialError>>>(
+    tls: &ServerTls,
+    mut climb: impl FnMut(Attempt) -> F,
+) -> Result<T, DialError> {
+    let mut first = None;
+    for attempt in tls.attempts() {
+        match climb(*attempt).await {
+            Err(error) if error.is_about_encryption() => {
+                first.get_or_insert(error);
+            }
+            done => return done,
+        }
+    }
+    Err(first.unwrap_or(DialError::Timeout))
 }
 
 async fn log_in(
@@ -130,8 +173,9 @@ async fn log_in(
     credentials: Credentials,
 ) -> Result<Connected, DialError> {
     write_all(&mut stream, startup).await?;
-    let mut auth = ClientAuth::new(user, credentials, rand::random(), Binding::None);
-    if stream.tcp().peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
+    let binding = tls::binding_of_server(&stream);
+    let mut auth = ClientAuth::new(user, credentials, rand::random(), binding);
+    if stream.may_carry_passwords() {
         auth = auth.allow_cleartext();
     }
     let mut buf = BytesMut::new();
@@ -155,7 +199,11 @@ async fn log_in(
                     .map_err(|error| DialError::Protocol { what: error.to_string() })?;
             }
             b'K' => key = Some(BackendKey::parse(&frame.body)?),
-            b'Z' => return Ok(Connected { stream, params, key, rest: buf }),
+            b'Z' => {
+                let method = auth.method();
+                tracing::debug!(method = method.as_str(), "logged in to a server");
+                return Ok(Connected { stream, params, key, method, rest: buf });
+            }
             b'E' => return Err(refused(&frame.body)),
             b'N' | b'v' => {}
             tag => return Err(unexpected(tag)),
@@ -186,7 +234,8 @@ fn unexpected(tag: u8) -> DialError {
 impl Connected {
     /// A connection over which nothing was said yet.
     pub fn fresh(stream: Stream) -> Self {
-        Self { stream, params: Parameters::default(), key: None, rest: BytesMut::new() }
+        let (params, rest) = (Parameters::default(), BytesMut::new());
+        Self { stream, params, key: None, method: Method::Nothing, rest }
     }
 
     /// Sends what a session held elsewhere and reads the answers, so many ReadyForQuery; their

@@ -380,8 +380,8 @@ impl Client {
             return self.after_loss();
         }
         self.check_pin()?;
-        if let Some(link) = self.talk.link.take() {
-            say_good_bye(&link.stream);
+        if let Some(mut link) = self.talk.link.take() {
+            say_good_bye(&mut link.stream);
         }
         self.talk.session.detached();
         self.talk.handle.set_server(&"".into(), None);
@@ -461,8 +461,8 @@ impl Client {
     /// Ends the session in order: the last message, what is still to be written, and a moment for
     /// the client to read it, so that no reset destroys it.
     pub async fn finish(mut self: Box<Self>, end: End) {
-        if let Some(link) = self.talk.link.take() {
-            say_good_bye(&link.stream);
+        if let Some(mut link) = self.talk.link.take() {
+            say_good_bye(&mut link.stream);
         }
         let mut out = std::mem::take(&mut self.talk.to_client);
         match &end {
@@ -488,11 +488,8 @@ pub async fn close(mut client: Stream, out: &[u8]) {
 }
 
 /// Terminates a server connection without waiting for anything.
-fn say_good_bye(stream: &Stream) {
+fn say_good_bye(stream: &mut Stream) {
     let mut out = BytesMut::new();
     frontend::put_terminate(&mut out);
-    if let Stream::Plain(tcp) = stream {
-        // A full socket means that the server is not listening anyway.
-        let _ = tcp.try_write(&out);
-    }
+    stream.say_last(&out);
 }

@@ -21,6 +21,8 @@
 //! Not here: agents; the store is the only channel to them.
 
 pub mod backend;
+pub mod cancel;
+pub mod certificates;
 pub mod client;
 pub mod error;
 pub mod forward;
@@ -48,9 +50,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use kornak_config::ProxySettings;
-use kornak_config::proxy::Source;
+use kornak_config::proxy::{ProxyTls, Source};
 use kornak_dcs::Dcs;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -67,6 +70,22 @@ pub struct Running {
     pub status: Option<SocketAddr>,
     /// Ends after `stop` was cancelled and every session is over.
     pub join: JoinHandle<Result<(), RunError>>,
+    /// Takes changed settings.
+    pub reloader: Reloader,
+}
+
+/// Gives a running proxy its settings anew.
+#[derive(Debug)]
+pub struct Reloader {
+    tls: watch::Sender<ProxyTls>,
+}
+
+impl Reloader {
+    /// Takes what can change while sessions live: `tls`, whose files are read again even if the
+    /// settings are the same. The rest takes effect with the next start.
+    pub fn reload(&self, settings: &ProxySettings) {
+        self.tls.send_replace(settings.tls.clone());
+    }
 }
 
 /// Runs a proxy until `stop` is cancelled.
@@ -89,7 +108,7 @@ pub async fn start(
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = settings.threads.unwrap_or_else(cores).max(1);
     let server_tls = tls::ServerTls::new(&settings.tls.server)?;
-    let client_tls = tls::acceptor(&settings.tls.client)?;
+    let client_tls = tls::ClientSide::new(&settings.tls.client)?;
     let mut listeners = Vec::new();
     let mut sockets: Vec<Vec<serve::Bound>> = (0..threads).map(|_| Vec::new()).collect();
     for (listener, setting) in settings.listeners.iter().enumerate() {
@@ -124,6 +143,8 @@ pub async fn start(
     let shared = Arc::new(Shared::new(settings, id, threads, prober, client_tls));
     learn(&shared, store, &stop)?;
     tokio::spawn(prover::run(Arc::clone(&shared), stop.clone()));
+    let (tls, named) = watch::channel(shared.settings.tls.clone());
+    tokio::spawn(certificates::follow(Arc::clone(&shared), named, stop.clone()));
     let status = page.as_ref().map(|(address, _)| *address);
     if let Some((_, socket)) = page {
         tokio::spawn(status::serve(Arc::clone(&shared), socket, stop.clone()));
@@ -143,7 +164,7 @@ pub async fn start(
         }
         ended
     });
-    Ok(Running { listeners, status, join })
+    Ok(Running { listeners, status, join, reloader: Reloader { tls } })
 }
 
 fn learn(

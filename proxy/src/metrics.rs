@@ -70,6 +70,8 @@ pub struct Metrics {
     pub login: Histogram,
     /// `kornak_proxy_malformed_total`: clients that broke the protocol.
     pub malformed: AtomicU64,
+    /// `kornak_proxy_tls_failures_total`: TLS handshakes of clients that failed.
+    pub tls_failures: AtomicU64,
     /// `kornak_proxy_server_connections_total`: logins to servers.
     pub dialled: AtomicU64,
     /// `kornak_proxy_server_connection_failures_total`.
@@ -114,12 +116,13 @@ impl Metrics {
 
     /// Appends all series.
     pub fn print(&self, out: &mut String) {
-        let counters: [(&str, &AtomicU64); 11] = [
+        let counters: [(&str, &AtomicU64); 12] = [
             ("kornak_proxy_client_connections_total", &self.accepted),
             ("kornak_proxy_logins_total", &self.logins),
             ("kornak_proxy_logins_answered_from_cache_total", &self.cached_logins),
             ("kornak_proxy_login_failures_total", &self.login_failures),
             ("kornak_proxy_malformed_total", &self.malformed),
+            ("kornak_proxy_tls_failures_total", &self.tls_failures),
             ("kornak_proxy_server_connections_total", &self.dialled),
             ("kornak_proxy_server_connection_failures_total", &self.dial_failures),
             ("kornak_proxy_servers_lost_total", &self.servers_lost),

@@ -48,6 +48,21 @@ pub fn take_header(buf: &mut BytesMut) -> Result<Option<Option<IpAddr>>, NoHeade
     }
 }
 
+/// How many bytes are surely missing behind these, which [`take_header`] wants more of: reading no
+/// more than that never takes a byte of what follows the header.
+pub fn missing(buf: &[u8]) -> usize {
+    match buf.len() {
+        // The shortest header of either version is longer.
+        len @ 0..12 => 12 - len,
+        _ if !buf.starts_with(V2_SIGNATURE) => 1,
+        len @ 12..16 => 16 - len,
+        len => {
+            let rest = buf.get(14..16).and_then(|two| two.try_into().ok());
+            (16 + usize::from(u16::from_be_bytes(rest.unwrap_or_default()))).saturating_sub(len)
+        }
+    }
+}
+
 fn take_v2(buf: &mut BytesMut) -> Result<Option<Option<IpAddr>>, NoHeader> {
     let Some(&[command, family, high, low]) = buf.get(12..16) else { return Ok(None) };
     let len = usize::from(u16::from_be_bytes([high, low]));
@@ -107,6 +122,23 @@ mod tests {
         let v2 = [&V2_SIGNATURE[..], &[0x21, 0x11, 0, 12, 10, 1]].concat();
         for cut in 0..v2.len() {
             assert_eq!(take(&v2[..cut]).0, Ok(None), "{cut}");
+        }
+    }
+
+    #[test]
+    fn reading_what_is_missing_takes_nothing_of_what_follows() {
+        let v2 = [&V2_SIGNATURE[..], &[0x21, 0x11, 0, 12, 10, 1, 2, 3, 10, 0, 0, 1, 1, 2, 3, 4]];
+        for header in
+            [&b"PROXY TCP4 10.1.2.3 10.0.0.1 5 6\r\n"[..], b"PROXY UNKNOWN\r\n", &v2.concat()]
+        {
+            let mut taken = BytesMut::new();
+            let mut source = [header, b"\x16rest"].concat();
+            while let Ok(None) = take_header(&mut taken) {
+                let n = missing(&taken);
+                assert!(n > 0);
+                taken.extend_from_slice(&source.drain(..n).collect::<Vec<_>>());
+            }
+            assert_eq!((taken.len(), source.as_slice()), (0, &b"\x16rest"[..]));
         }
     }
 

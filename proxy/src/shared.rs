@@ -12,13 +12,13 @@ use kornak_config::proxy::Source;
 use kornak_protocol::params::Parameters;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio_rustls::TlsAcceptor;
 
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::probe::Prober;
 use crate::registry::{Flags, Registry};
 use crate::standing::{Standing, Standings};
+use crate::tls::ClientSide;
 use crate::verifiers::Verifiers;
 
 /// Logins to one server at once. A mass of sessions that move costs a server 5 to 10 ms each; more
@@ -51,7 +51,7 @@ pub struct Shared {
     pub registered_at: AtomicU64,
     pub prober: Arc<Prober>,
     pub verifiers: Verifiers,
-    pub client_tls: Option<TlsAcceptor>,
+    pub client_tls: ClientSide,
     /// Grows whenever a connection might have to be given up; sessions look before they start a
     /// transaction.
     generation: AtomicU64,
@@ -88,7 +88,7 @@ impl Shared {
         id: String,
         threads: usize,
         prober: Prober,
-        client_tls: Option<TlsAcceptor>,
+        client_tls: ClientSide,
     ) -> Self {
         let prober = Arc::new(prober);
         let verifiers = Verifiers::new(&settings.auth, Arc::clone(&prober));

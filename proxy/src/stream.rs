@@ -60,6 +60,34 @@ impl Stream {
             Self::Tls(stream) => stream.get_ref().0,
         }
     }
+
+    /// Says a last thing without waiting for anything: a peer that is not listening misses it.
+    pub fn say_last(&mut self, bytes: &[u8]) {
+        use futures_util::FutureExt;
+        use tokio::io::AsyncWriteExt;
+        let saying = async {
+            self.write_all(bytes).await?;
+            self.flush().await
+        };
+        let _ = saying.now_or_never();
+    }
+
+    /// Whether a password in clear text would meet no stranger: under TLS, or on this machine.
+    pub fn may_carry_passwords(&self) -> bool {
+        let here = || self.tcp().peer_addr().is_ok_and(|peer| peer.ip().is_loopback());
+        matches!(self, Self::Tls(_)) || here()
+    }
+
+    /// The certificate that the client has shown, if it has; it was verified in the handshake.
+    pub fn client_certificate(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tls(stream) => {
+                let shown = stream.get_ref().1.peer_certificates()?.first()?;
+                Some(shown.as_ref())
+            }
+            Self::Plain(_) => None,
+        }
+    }
 }
 
 impl AsyncRead for Stream {
@@ -109,6 +137,21 @@ pub async fn read_more(stream: &mut Stream, buf: &mut bytes::BytesMut) -> io::Re
     use tokio::io::AsyncReadExt;
     buf.reserve(1024);
     match stream.read_buf(buf).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Reads at least one byte and at most `most`, behind what `buf` has.
+pub async fn read_at_most(
+    stream: &mut Stream,
+    buf: &mut bytes::BytesMut,
+    most: usize,
+) -> io::Result<()> {
+    use bytes::BufMut;
+    use tokio::io::AsyncReadExt;
+    buf.reserve(most);
+    match stream.read_buf(&mut buf.limit(most)).await? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(()),
     }

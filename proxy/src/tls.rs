@@ -1,30 +1,43 @@
 //! TLS on both legs, by rustls.
 //!
-//! Towards servers with libpq's `sslmode` (`/docs/current/libpq-ssl.html`). Not here: SCRAM channel
-//! binding, which needs the certificate's hash on the leg it binds.
+//! Towards servers libpq's `sslmode` ladder (`/docs/current/libpq-ssl.html`), towards clients what
+//! PostgreSQL does with `ssl = on`. Either side's files can be read again while it runs. Sessions are
+//! never resumed, as PostgreSQL resumes none: what a certificate is trusted for is decided anew each
+//! time.
 
-use std::path::Path;
+mod binding;
+mod chain;
+pub mod names;
+mod verify;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use kornak_config::proxy::{ClientTls, ServerSideTls, SslMode};
+use kornak_config::proxy::{ClientTls, ProxyTls, ServerSideTls, SslMode};
+use kornak_protocol::auth::Binding;
 use kornak_protocol::startup::put_ssl_request;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName,
+    SubjectPublicKeyInfoDer,
+};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::backend::DialError;
 use crate::stream::Stream;
+use verify::{Authorities, OfClients, OfServers};
 
 /// What PostgreSQL calls itself in ALPN.
-const ALPN: &[u8] = b"postgresql";
+pub const ALPN: &[u8] = b"postgresql";
 
 /// Why certificates or keys cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +45,9 @@ pub enum TlsError {
     /// A PEM file cannot be read.
     #[error("read {path}: {what}")]
     File { path: String, what: String },
+    /// The key is not that of the certificate.
+    #[error("the key in {key} does not belong to the certificate in {cert}")]
+    OtherKey { cert: String, key: String },
     /// What is in it will not do.
     #[error("use the certificates")]
     Use(#[from] rustls::Error),
@@ -44,180 +60,303 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
+fn file_error(path: &Path, what: &dyn std::fmt::Display) -> TlsError {
+    TlsError::File { path: path.display().to_string(), what: what.to_string() }
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    read.map_err(|error| file_error(path, &error.to_string()))
-}
-
-fn file_error(path: &Path, what: &str) -> TlsError {
-    TlsError::File { path: path.display().to_string(), what: what.to_owned() }
-}
-
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| file_error(path, &error.to_string()))
-}
-
-fn authorities(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
-    let mut store = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        store.add(certificate)?;
+    let found: Vec<_> = read.map_err(|error| file_error(path, &error))?;
+    match found.is_empty() {
+        true => Err(file_error(path, &"there is no certificate in it")),
+        false => Ok(found),
     }
-    Ok(Arc::new(store))
 }
 
-/// Accepts TLS of clients, if there is a certificate.
-pub fn acceptor(settings: &ClientTls) -> Result<Option<TlsAcceptor>, TlsError> {
-    let (Some(cert), Some(key_file)) = (&settings.cert, &settings.key) else { return Ok(None) };
+fn authorities(ca: &Path, crl: Option<&Path>) -> Result<Authorities, TlsError> {
+    let revoked = match crl {
+        None => Vec::new(),
+        Some(crl) => {
+            let read = CertificateRevocationListDer::pem_file_iter(crl);
+            let found = read.and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            found.map_err(|error| file_error(crl, &error))?
+        }
+    };
+    Authorities::new(certificates(ca)?, revoked)
+}
+
+/// A certificate with its chain and key. rustls's own way would refuse certificates of version 1.
+fn certified(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
+    let chain = certificates(cert)?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+        let text = std::fs::read_to_string(key).unwrap_or_default();
+        match text.contains("ENCRYPTED") {
+            true => file_error(key, &"the key is encrypted; `openssl pkey` writes it without"),
+            false => file_error(key, &error),
+        }
+    })?;
+    warn_if_open(key);
+    let key_of = provider().key_provider.load_private_key(private)?;
+    let first = chain.first().ok_or_else(|| file_error(cert, &"there is no certificate in it"))?;
+    let parsed = names::parse(first).map_err(|error| file_error(cert, &error))?;
+    let theirs = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
+    if key_of.public_key().is_some_and(|ours| ours != theirs) {
+        let (cert, key) = (cert.display().to_string(), key.display().to_string());
+        return Err(TlsError::OtherKey { cert, key });
+    }
+    Ok(CertifiedKey::new(chain, key_of))
+}
+
+fn warn_if_open(key: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(key).map_or(0, |it| it.permissions().mode());
+    if mode & 0o007 != 0 {
+        let key = key.display();
+        tracing::warn!(%key, "every user of this host can reach the private key; chmod o= mends it");
+    }
+}
+
+/// Accepts TLS of clients with the certificate that is in force.
+pub struct ClientSide {
+    current: ArcSwap<Accepting>,
+}
+
+impl std::fmt::Debug for ClientSide {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClientSide")
+    }
+}
+
+struct Accepting {
+    /// `None`: clients are served in the clear.
+    acceptor: Option<TlsAcceptor>,
+    binding: Binding,
+    required: bool,
+}
+
+/// A client under TLS.
+#[derive(Debug)]
+pub struct Accepted {
+    pub stream: Stream,
+    /// What SCRAM binds to.
+    pub binding: Binding,
+    /// It has agreed on PostgreSQL's protocol, as direct TLS demands.
+    pub has_alpn: bool,
+}
+
+impl ClientSide {
+    /// Reads what the settings name; without a certificate there is no TLS.
+    pub fn new(settings: &ClientTls) -> Result<Self, TlsError> {
+        Ok(Self { current: ArcSwap::from_pointee(accepting(settings)?) })
+    }
+
+    /// Reads the files again. On an error what was in force stays so.
+    pub fn reload(&self, settings: &ClientTls) -> Result<(), TlsError> {
+        self.current.store(Arc::new(accepting(settings)?));
+        Ok(())
+    }
+
+    /// Whether there is a certificate to show.
+    pub fn is_on(&self) -> bool {
+        self.current.load().acceptor.is_some()
+    }
+
+    /// Whether clients in the clear are refused.
+    pub fn is_required(&self) -> bool {
+        self.current.load().required
+    }
+
+    /// The handshake; `None` if it fails or there is no certificate.
+    pub async fn accept(&self, tcp: TcpStream) -> Option<Accepted> {
+        let current = self.current.load_full();
+        match current.acceptor.as_ref()?.accept(tcp).await {
+            Ok(tls) => {
+                let has_alpn = tls.get_ref().1.alpn_protocol() == Some(ALPN);
+                let stream = Stream::Tls(Box::new(TlsStream::Server(tls)));
+                Some(Accepted { stream, binding: current.binding.clone(), has_alpn })
+            }
+            Err(error) => {
+                tracing::info!(%error, "TLS handshake of a client failed");
+                None
+            }
+        }
+    }
+}
+
+fn accepting(settings: &ClientTls) -> Result<Accepting, TlsError> {
+    let required = settings.required;
+    let (Some(cert), Some(key)) = (&settings.cert, &settings.key) else {
+        return Ok(Accepting { acceptor: None, binding: Binding::None, required });
+    };
+    let certified = certified(cert, key)?;
+    let binding = certified.cert.first().map_or(Binding::None, |own| binding::of_certificate(own));
     let builder =
         ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = match &settings.ca {
         Some(ca) => {
-            let verifier =
-                WebPkiClientVerifier::builder_with_provider(authorities(ca)?, provider())
-                    .allow_unauthenticated()
-                    .build()
-                    .map_err(|error| TlsError::Authorities { what: error.to_string() })?;
-            builder.with_client_cert_verifier(verifier)
+            let authorities = authorities(ca, settings.crl.as_deref())?;
+            builder.with_client_cert_verifier(Arc::new(OfClients::new(authorities, provider())?))
         }
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_single_cert(certificates(cert)?, key(key_file)?)?;
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(Some(TlsAcceptor::from(Arc::new(config))))
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    let acceptor = Some(TlsAcceptor::from(Arc::new(config)));
+    Ok(Accepting { acceptor, binding, required })
+}
+
+/// One rung of libpq's ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// In the clear.
+    Plain,
+    /// Under TLS, or in the clear if the server has none.
+    IfOffered,
+    /// Under TLS.
+    Tls,
 }
 
 /// How server connections are encrypted.
-#[derive(Clone)]
+#[derive(Debug)]
 pub struct ServerTls {
-    mode: SslMode,
-    connector: TlsConnector,
+    current: ArcSwap<Connecting>,
 }
 
-impl std::fmt::Debug for ServerTls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServerTls").field("mode", &self.mode).finish_non_exhaustive()
-    }
+#[derive(Debug)]
+struct Connecting {
+    mode: SslMode,
+    config: Arc<ClientConfig>,
 }
 
 impl ServerTls {
     /// Reads what the settings name.
     pub fn new(settings: &ServerSideTls) -> Result<Self, TlsError> {
-        let builder = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?;
-        let verifier = Arc::new(Verifier::new(settings)?);
-        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-        let mut config = match (&settings.cert, &settings.key) {
-            (Some(cert), Some(key_file)) => {
-                builder.with_client_auth_cert(certificates(cert)?, key(key_file)?)?
-            }
-            _ => builder.with_no_client_auth(),
-        };
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Self { mode: settings.sslmode, connector: TlsConnector::from(Arc::new(config)) })
+        Ok(Self { current: ArcSwap::from_pointee(connecting(settings)?) })
     }
 
-    /// Asks the server for TLS, as `sslmode` says.
-    pub async fn encrypt(&self, mut tcp: TcpStream, host: &str) -> Result<Stream, DialError> {
-        if self.mode == SslMode::Disable {
+    /// Reads the files again. On an error what was in force stays so.
+    pub fn reload(&self, settings: &ServerSideTls) -> Result<(), TlsError> {
+        self.current.store(Arc::new(connecting(settings)?));
+        Ok(())
+    }
+
+    /// What to try, in this order, while the server refuses for a reason that another encryption
+    /// may mend.
+    pub fn attempts(&self) -> &'static [Attempt] {
+        match self.current.load().mode {
+            SslMode::Disable => &[Attempt::Plain],
+            SslMode::Allow => &[Attempt::Plain, Attempt::Tls],
+            SslMode::Prefer => &[Attempt::IfOffered, Attempt::Plain],
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[Attempt::Tls],
+        }
+    }
+
+    /// Encrypts a fresh connection to `host`.
+    pub async fn encrypt(
+        &self,
+        mut tcp: TcpStream,
+        host: &str,
+        attempt: Attempt,
+    ) -> Result<Stream, DialError> {
+        if attempt == Attempt::Plain {
             return Ok(Stream::Plain(tcp));
         }
         let mut request = BytesMut::new();
         put_ssl_request(&mut request);
         tcp.write_all(&request).await?;
+        // One byte and no more: what follows it must come through TLS (CVE-2021-23222).
         match tcp.read_u8().await? {
             b'S' => {}
-            b'N' if self.mode == SslMode::Prefer => return Ok(Stream::Plain(tcp)),
-            b'N' => return Err(DialError::Tls { what: "server has no TLS".to_owned() }),
+            b'N' if attempt == Attempt::IfOffered => return Ok(Stream::Plain(tcp)),
+            b'N' => return Err(tls_error(&"the server has no TLS")),
             other => {
-                let what = format!("unexpected answer {}", other.escape_ascii());
-                return Err(DialError::Tls { what });
+                let answer = other.escape_ascii();
+                return Err(tls_error(&format!(
+                    "unexpected answer {answer} to the request for TLS"
+                )));
             }
         }
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|error| DialError::Tls { what: error.to_string() })?;
-        let tls = self.connector.connect(name, tcp).await;
-        let tls = tls.map_err(|error| DialError::Tls { what: error.to_string() })?;
+        let current = self.current.load_full();
+        let name = match ServerName::try_from(host.to_owned()) {
+            Ok(name) => name,
+            Err(error) if current.mode == SslMode::VerifyFull => return Err(tls_error(&error)),
+            // Nobody looks at it.
+            Err(_) => ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()),
+        };
+        let connector = TlsConnector::from(Arc::clone(&current.config));
+        let tls = connector.connect(name, tcp).await;
+        let tls = tls.map_err(|error| tls_error(&explain(&error)))?;
         Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))
     }
 }
 
-/// libpq's rules: without a CA file any certificate will do, `verify-ca` looks at the chain,
-/// `verify-full` at the name as well.
-#[derive(Debug)]
-struct Verifier {
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    name: bool,
-    provider: Arc<CryptoProvider>,
+fn tls_error(what: &dyn std::fmt::Display) -> DialError {
+    DialError::Tls { what: what.to_string() }
 }
 
-impl Verifier {
-    fn new(settings: &ServerSideTls) -> Result<Self, TlsError> {
-        let provider = provider();
-        let verified = matches!(settings.sslmode, SslMode::VerifyCa | SslMode::VerifyFull);
-        let chain = match &settings.ca {
-            Some(ca) if verified => Some(
-                WebPkiServerVerifier::builder_with_provider(
-                    authorities(ca)?,
-                    Arc::clone(&provider),
-                )
-                .build()
-                .map_err(|error| TlsError::Authorities { what: error.to_string() })?,
-            ),
-            None if verified => {
-                let what = "sslmode asks for verification and there is no ca file".to_owned();
-                return Err(TlsError::Authorities { what });
-            }
-            _ => None,
-        };
-        Ok(Self { chain, name: settings.sslmode == SslMode::VerifyFull, provider })
-    }
+/// Puts what a person can do about it behind rustls's words.
+fn explain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let hint = if text.contains("NotValidForName") {
+        "the certificate is for another host; sslmode verify-ca does not look at the name"
+    } else if text.contains("UnknownIssuer") || text.contains("no chain leads") {
+        "the certificate was not issued by an authority of tls.server.ca"
+    } else if text.contains("Expired") || text.contains("NotValidYet") {
+        "look at the certificate's dates and at this host's clock"
+    } else {
+        return text;
+    };
+    format!("{text} ({hint})")
 }
 
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp, now) {
-            Ok(verified) => Ok(verified),
-            Err(rustls::Error::InvalidCertificate(
-                rustls::CertificateError::NotValidForName
-                | rustls::CertificateError::NotValidForNameContext { .. },
-            )) if !self.name => Ok(ServerCertVerified::assertion()),
-            Err(error) => Err(error),
-        }?;
-        if self.name {
-            verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+fn connecting(settings: &ServerSideTls) -> Result<Connecting, TlsError> {
+    let verifies = matches!(settings.sslmode, SslMode::VerifyCa | SslMode::VerifyFull);
+    let authorities = match &settings.ca {
+        // As in libpq, a file that is there is used in every mode.
+        Some(ca) => Some(authorities(ca, settings.crl.as_deref())?),
+        None if verifies => {
+            let what = "sslmode asks for verification and there is no ca file".to_owned();
+            return Err(TlsError::Authorities { what });
         }
-        Ok(ServerCertVerified::assertion())
-    }
+        None => None,
+    };
+    let by_name = settings.sslmode == SslMode::VerifyFull;
+    let verifier = Arc::new(OfServers::new(authorities, by_name, provider())?);
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = match (&settings.cert, &settings.key) {
+        (Some(cert), Some(key)) => {
+            let own = SingleCertAndKey::from(certified(cert, key)?);
+            builder.with_client_cert_resolver(Arc::new(own))
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(Connecting { mode: settings.sslmode, config: Arc::new(config) })
+}
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
+/// What SCRAM binds to on a connection that we opened.
+pub fn binding_of_server(stream: &Stream) -> Binding {
+    let Stream::Tls(tls) = stream else { return Binding::None };
+    let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    shown.map_or(Binding::None, |certificate| binding::of_certificate(certificate))
+}
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+/// Every file that the settings name, to be watched.
+pub fn files(ProxyTls { client, server }: &ProxyTls) -> Vec<PathBuf> {
+    let all = [
+        &client.cert,
+        &client.key,
+        &client.ca,
+        &client.crl,
+        &server.cert,
+        &server.key,
+        &server.ca,
+        &server.crl,
+    ];
+    all.into_iter().flatten().cloned().collect()
 }

@@ -5,6 +5,7 @@
 //! run as root: then the servers run as the OS user `postgres`, as Kornak's own do.
 
 pub mod agent;
+pub mod certificates;
 pub mod cluster;
 pub mod etcd;
 pub mod kornak;
@@ -12,6 +13,7 @@ pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod psql;
 pub mod rest;
 pub mod scratch;
 pub mod wait;

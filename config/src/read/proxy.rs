@@ -14,7 +14,7 @@ use crate::proxy::{
 };
 use crate::section::Section;
 
-/// Reads everything. `base` is the folder that a relative `password_file` starts from.
+/// Reads everything. `base` is the folder that relative files start from.
 pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
     let known = [
         "scope",
@@ -61,7 +61,7 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
         listeners: listeners(&section),
         status: status(&section),
         auth: auth(&section.section("auth"), base),
-        tls: tls(&section.section("tls")),
+        tls: tls(&section.section("tls"), base),
         limits: limits(&section.section("limits")),
         threads: section.count("threads", 1..=1024).and_then(|count| usize::try_from(count).ok()),
         log: super::log(root),
@@ -273,15 +273,20 @@ fn password_file(section: &Section<'_>, base: &Path) -> Option<SecretString> {
     }
 }
 
-fn tls(section: &Section<'_>) -> ProxyTls {
+fn tls(section: &Section<'_>, base: &Path) -> ProxyTls {
+    let file = |side: &Section<'_>, key: &str| side.path(key).map(|path| base.join(path));
     section.only(&["client", "server"]);
     let (client, server) = (section.section("client"), section.section("server"));
-    client.only(&["cert", "key", "ca", "required"]);
-    server.only(&["sslmode", "ca", "cert", "key"]);
+    client.only(&["cert", "key", "ca", "crl", "required"]);
+    server.only(&["sslmode", "ca", "crl", "cert", "key"]);
+    for side in [&client, &server].into_iter().filter(|side| side.has("crl") && !side.has("ca")) {
+        side.expected("ca", "the authorities that the revocation list is of");
+    }
     both(&client);
     both(&server);
     let modes = [
         ("disable", SslMode::Disable),
+        ("allow", SslMode::Allow),
         ("prefer", SslMode::Prefer),
         ("require", SslMode::Require),
         ("verify-ca", SslMode::VerifyCa),
@@ -292,21 +297,26 @@ fn tls(section: &Section<'_>) -> ProxyTls {
         server.expected("ca", "the authority that server certificates are checked against");
     }
     let required = client.flag("required").unwrap_or(false);
+    if client.has("ca") && !client.has("cert") {
+        client.expected("cert", "a certificate: clients show theirs only under TLS");
+    }
     if required && !client.has("cert") {
         client.expected("cert", "a certificate, because TLS is required");
     }
     ProxyTls {
         client: ClientTls {
-            cert: client.path("cert"),
-            key: client.path("key"),
-            ca: client.path("ca"),
+            cert: file(&client, "cert"),
+            key: file(&client, "key"),
+            ca: file(&client, "ca"),
+            crl: file(&client, "crl"),
             required,
         },
         server: ServerSideTls {
             sslmode,
-            ca: server.path("ca"),
-            cert: server.path("cert"),
-            key: server.path("key"),
+            ca: file(&server, "ca"),
+            crl: file(&server, "crl"),
+            cert: file(&server, "cert"),
+            key: file(&server, "key"),
         },
     }
 }

@@ -34,10 +34,32 @@ pub fn run(args: &ProxyArgs) -> anyhow::Result<()> {
             Source::Dcs(store) => Some(crate::store::connect(store)?),
             Source::Static { .. } | Source::Rest { .. } => None,
         };
-        super::watch_file(Some(args.file.clone()), stop.clone())?;
-        let running = kornak_proxy::start(settings, store, stop).await?;
+        let running = kornak_proxy::start(settings, store, stop.clone()).await?;
+        let (file, reloader) = (args.file.clone(), running.reloader);
+        signals::on_hangup(stop, move || reload(&file, &reloader))?;
         signals::ready();
         running.join.await??;
         Ok(())
     })
+}
+
+/// Answers SIGHUP: takes what can change while sessions live. A wrong file changes nothing.
+fn reload(file: &std::path::Path, reloader: &kornak_proxy::Reloader) {
+    let environment: Vec<(String, String)> = std::env::vars().collect();
+    match kornak_config::load_proxy(Some(file), &environment) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                tracing::warn!(why = warning.as_str(), "configuration");
+            }
+            reloader.reload(&loaded.settings);
+            tracing::info!(
+                "configuration was read again: certificates are in force now, \
+                 the rest takes effect with the next start"
+            );
+        }
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "configuration is wrong, the old one stays in force");
+        }
+    }
 }

@@ -30,30 +30,31 @@ pub(super) fn poll_read(
     }
 }
 
-/// Writes what was kept; whether nothing is left.
+/// Writes what was kept, here and inside of TLS; whether nothing is left.
 pub(super) fn flush(
     stream: &mut Stream,
     kept: &mut BytesMut,
     cx: &mut Context<'_>,
 ) -> io::Result<bool> {
-    if kept.is_empty() {
-        return Ok(true);
-    }
-    while !kept.is_empty() {
-        match Pin::new(&mut *stream).poll_write(cx, kept) {
-            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-            Poll::Ready(Ok(n)) => kept.advance(n),
-            Poll::Ready(Err(error)) => return Err(error),
-            Poll::Pending => return Ok(false),
+    if !kept.is_empty() {
+        while !kept.is_empty() {
+            match Pin::new(&mut *stream).poll_write(cx, kept) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(n)) => kept.advance(n),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(false),
+            }
         }
+        *kept = BytesMut::new();
     }
-    *kept = BytesMut::new();
-    if let Stream::Tls(_) = stream
-        && let Poll::Ready(Err(error)) = Pin::new(stream).poll_flush(cx)
-    {
-        return Err(error);
+    // TLS has taken bytes that a full socket has not: they wait for us as well.
+    match stream {
+        Stream::Plain(_) => Ok(true),
+        Stream::Tls(_) => match Pin::new(stream).poll_flush(cx) {
+            Poll::Ready(flushed) => flushed.map(|()| true),
+            Poll::Pending => Ok(false),
+        },
     }
-    Ok(true)
 }
 
 /// Writes; what the socket does not take is kept behind what is kept already.
@@ -81,4 +82,81 @@ pub(super) fn write(
     }
     kept.extend_from_slice(rest);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::Waker;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use rustls::{ClientConfig, RootCertStore, ServerConfig};
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+    use super::*;
+
+    /// Our end and the peer's.
+    async fn pair() -> (Stream, tokio_rustls::client::TlsStream<TcpStream>) {
+        let key = KeyPair::generate().unwrap();
+        let made = CertificateParams::new(["peer".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let cert = CertificateDer::from(made.der().to_vec());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![cert.clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(cert).unwrap();
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (ours, _) = listener.accept().await.unwrap();
+        let connector = TlsConnector::from(Arc::new(client));
+        let acceptor = TlsAcceptor::from(Arc::new(server));
+        let (theirs, ours) = tokio::join!(
+            connector.connect("peer".try_into().unwrap(), theirs),
+            acceptor.accept(ours)
+        );
+        (Stream::Tls(Box::new(TlsStream::Server(ours.unwrap()))), theirs.unwrap())
+    }
+
+    fn is_stuck(stream: &Stream) -> bool {
+        let Stream::Tls(tls) = stream else { return false };
+        tls.get_ref().1.wants_write()
+    }
+
+    #[tokio::test]
+    async fn what_tls_has_taken_and_a_full_socket_has_not_is_flushed_as_well() {
+        let (mut ours, mut theirs) = pair().await;
+        let (mut kept, mut sent) = (BytesMut::new(), 0);
+        let mut cx = Context::from_waker(Waker::noop());
+        while !is_stuck(&ours) {
+            write(&mut ours, &mut kept, &[7; 4096], &mut cx).unwrap();
+            sent += 4096;
+        }
+        assert!(kept.is_empty(), "all of it is inside of TLS");
+        let reading = async {
+            let mut all = vec![0; sent];
+            theirs.read_exact(&mut all).await.unwrap();
+        };
+        let flushing = std::future::poll_fn(|cx| match flush(&mut ours, &mut kept, cx) {
+            Ok(true) => Poll::Ready(()),
+            Ok(false) => Poll::Pending,
+            Err(error) => panic!("{error}"),
+        });
+        tokio::join!(reading, flushing);
+        assert!(!is_stuck(&ours));
+    }
 }

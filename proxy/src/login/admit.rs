@@ -1,0 +1,136 @@
+//! Who has proved itself gets a server, or an answer from memory, and its first ReadyForQuery.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use kornak_protocol::auth::Credentials;
+use kornak_protocol::backend::{self, BackendKey};
+use kornak_protocol::error::ErrorFields;
+use kornak_protocol::params::Parameters;
+use kornak_protocol::sqlstate::CANNOT_CONNECT_NOW;
+use kornak_protocol::startup::ProtocolVersion;
+use kornak_protocol::txn::TransactionStatus;
+
+use super::{Admitted, Login, NotAdmitted, Visitor, refuse, silent};
+use crate::backend::DialError;
+use crate::client::{Identity, Opened, open, side_of};
+use crate::metrics::count;
+use crate::registry::Entry;
+use crate::route;
+use crate::session::Session;
+use crate::session::journal::Pin;
+use crate::stream::{Stream, write_all};
+
+/// How long a login waits for a server before it is answered from memory.
+const WELCOME_PATIENCE: Duration = Duration::from_millis(500);
+
+impl Visitor<'_> {
+    /// The client is who it says: finds it a server, or answers from memory.
+    pub(super) async fn admit(
+        &self,
+        stream: Stream,
+        read: BytesMut,
+        entry: &mut Entry,
+        credentials: Credentials,
+    ) -> Login<Admitted> {
+        let (user, startup) = (self.user.clone(), self.startup.clone());
+        let identity = Identity { user, startup, credentials };
+        let welcome = self.shared.welcome(&self.startup);
+        let opened = match &welcome {
+            None => self.open(Some(&identity)).await.map(Some),
+            Some(_) if self.must_wait() => Ok(None),
+            Some(_) => {
+                let opening = open(self.shared, self.listener, Some(&identity));
+                match tokio::time::timeout(WELCOME_PATIENCE, opening).await {
+                    Ok(opened) => opened.map(Some),
+                    Err(_) => Ok(None),
+                }
+            }
+        };
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => return self.no_server(stream, &error),
+        };
+        if opened.is_none() {
+            count(&self.shared.metrics.cached_logins);
+        }
+        let params = match &opened {
+            Some(opened) => {
+                self.shared.remember_welcome(&self.startup, &opened.connected.params);
+                opened.connected.params.clone()
+            }
+            None => welcome.unwrap_or_default(),
+        };
+        self.greet(stream, read, entry, identity, params, opened).await
+    }
+
+    /// Finds a server, or says so while there is still time to tell the client.
+    pub(super) async fn open(&self, identity: Option<&Identity>) -> Result<Opened, DialError> {
+        let opening = open(self.shared, self.listener, identity);
+        tokio::time::timeout(self.patience(), opening).await.map_err(|_| DialError::Timeout)?
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        let limits = &self.shared.settings.limits;
+        limits.hold_timeout.min(limits.login_timeout.mul_f32(0.9))
+    }
+
+    /// Whether nobody could serve the session at this moment.
+    fn must_wait(&self) -> bool {
+        let side = side_of(&self.listener.target);
+        let (topology, standings) = (self.shared.topology(), self.shared.standings());
+        self.shared.gate.is_closed(side)
+            || route::candidates(self.listener, &topology, &standings, &[]).is_err()
+    }
+
+    pub(super) fn no_server<T>(&self, stream: Stream, error: &DialError) -> Login<T> {
+        tracing::info!(error = error as &dyn std::error::Error, "no server for a login");
+        match error {
+            DialError::Refused { body, .. } => {
+                let mut out = BytesMut::with_capacity(body.len() + 5);
+                out.extend_from_slice(b"E");
+                out.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+                out.extend_from_slice(body);
+                Err(NotAdmitted::Refused(stream, out.freeze()))
+            }
+            _ => {
+                let fields = ErrorFields::fatal(CANNOT_CONNECT_NOW, "no server takes the login")
+                    .hint("See the proxy's log.");
+                refuse(stream, &fields)
+            }
+        }
+    }
+
+    pub(super) async fn greet(
+        &self,
+        mut stream: Stream,
+        read: BytesMut,
+        entry: &mut Entry,
+        identity: Identity,
+        params: Parameters,
+        opened: Option<Opened>,
+    ) -> Login<Admitted> {
+        let pid = opened.as_ref().and_then(|opened| opened.connected.key.as_ref());
+        let key = self.new_key(pid.map_or_else(|| rand::random::<u32>() >> 1, |key| key.pid));
+        entry.set_key(key.pid, &key.key);
+        let mut out = BytesMut::new();
+        backend::put_authentication_ok(&mut out);
+        if params.put(&mut out).and_then(|()| key.put(&mut out)).is_err() {
+            return Err(NotAdmitted::Silent);
+        }
+        backend::put_ready_for_query(TransactionStatus::Idle, &mut out);
+        write_all(&mut stream, &out).await.map_err(silent)?;
+        let mut session = Session::new(params);
+        if self.replication {
+            session.pin(Pin::Replication);
+        }
+        Ok(Admitted { stream, read, identity, session, opened })
+    }
+
+    /// The real process id and a secret of our own: the client shows it to us, not to the server.
+    pub(super) fn new_key(&self, pid: u32) -> BackendKey {
+        let secret: [u8; 32] = rand::random();
+        let len = if self.version >= ProtocolVersion::V3_2 { 32 } else { 4 };
+        BackendKey { pid, key: Bytes::copy_from_slice(secret.get(..len).unwrap_or_default()) }
+    }
+}

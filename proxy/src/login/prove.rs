@@ -1,0 +1,116 @@
+//! Has the client prove who it is, against what the servers have stored of its role's password.
+
+use bytes::BytesMut;
+use kornak_protocol::auth::{Credentials, Refusal, ServerAuth, Step, StoredPassword};
+use kornak_protocol::error::ErrorFields;
+use kornak_protocol::sqlstate::{INTERNAL_ERROR, PROTOCOL_VIOLATION};
+
+use super::{Login, NotAdmitted, Visitor, client_frame, refuse, silent};
+use crate::backend::{Address, DialError};
+use crate::metrics::count;
+use crate::stream::{Stream, write_all};
+
+/// Pause before servers are asked again for a verifier.
+const ASK_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+impl Visitor<'_> {
+    /// Asks the client for a proof that its role's verifier accepts.
+    pub(super) async fn authenticate(
+        &self,
+        mut stream: Stream,
+        buf: &mut BytesMut,
+    ) -> Login<(Stream, Credentials)> {
+        let found = tokio::time::timeout(self.patience(), self.verifier()).await;
+        let known = match found.unwrap_or(Err(DialError::Timeout)) {
+            Ok(known) => known,
+            Err(error) if error.is_about_server() => return self.no_server(stream, &error),
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "verifier cannot be asked for"
+                );
+                self.shared.set_trouble("auth", Some(error.to_string()));
+                let text = "passwords cannot be checked at the moment";
+                let fields = ErrorFields::fatal(INTERNAL_ERROR, text)
+                    .hint("The proxy's own login on the servers fails; see its log.");
+                return refuse(stream, &fields);
+            }
+        };
+        self.shared.set_trouble("auth", None);
+        let mut auth = match known.stored {
+            Some(StoredPassword::Scram(verifier)) => {
+                ServerAuth::scram(verifier, rand::random(), self.binding.clone())
+            }
+            Some(StoredPassword::Md5(secret)) => ServerAuth::Md5 { secret, salt: rand::random() },
+            None => {
+                let mock = self.shared.verifiers.mock(&self.user);
+                ServerAuth::scram(mock, rand::random(), self.binding.clone())
+            }
+        };
+        let mut out = BytesMut::new();
+        if auth.request(&mut out).is_err() {
+            return Err(NotAdmitted::Silent);
+        }
+        write_all(&mut stream, &out).await.map_err(silent)?;
+        loop {
+            let frame = client_frame(self.shared, &mut stream, buf).await?;
+            if frame.tag != b'p' {
+                count(&self.shared.metrics.malformed);
+                let text = "expected an authentication message";
+                return refuse(stream, &ErrorFields::fatal(PROTOCOL_VIOLATION, text));
+            }
+            match auth.on(&frame.body) {
+                Step::Send(bytes) => write_all(&mut stream, &bytes).await.map_err(silent)?,
+                Step::Done { send, learnt } => {
+                    write_all(&mut stream, &send).await.map_err(silent)?;
+                    return Ok((stream, learnt));
+                }
+                Step::Refuse(refusal) => return self.wrong(stream, refusal, known.is_fresh).await,
+            }
+        }
+    }
+
+    pub(super) async fn wrong<T>(
+        &self,
+        stream: Stream,
+        refusal: Refusal,
+        is_fresh: bool,
+    ) -> Login<T> {
+        if refusal == Refusal::WrongPassword && !is_fresh {
+            // The password may have been changed: the next attempt meets the new verifier.
+            let _ = self.shared.verifiers.find(&self.user, true, &self.servers()).await;
+        }
+        let role = self.user.escape_ascii();
+        tracing::info!(client = %self.peer, %role, why = %refusal, "login refused");
+        refuse(stream, &refusal.fields(&self.user))
+    }
+
+    pub(super) async fn verifier(&self) -> Result<crate::verifiers::Known, DialError> {
+        loop {
+            let servers = self.servers();
+            match self.shared.verifiers.find(&self.user, false, &servers).await {
+                Err(error) if error.is_about_server() => tokio::time::sleep(ASK_PAUSE).await,
+                found => return found,
+            }
+        }
+    }
+
+    /// Servers that know verifiers, the leader first.
+    pub(super) fn servers(&self) -> Vec<Address> {
+        let address =
+            |node: &kornak_cluster::Node| Address { host: node.host.clone(), port: node.port };
+        let standings = self.shared.standings();
+        let topology = self.shared.topology();
+        let groups = topology.groups.keys();
+        let leaders = groups.filter_map(|group| standings.serving(*group).ok());
+        let mut servers: Vec<Address> = leaders.map(|serving| address(&serving.node)).collect();
+        let nodes = topology.groups.values().flat_map(|group| group.nodes.values());
+        for node in nodes.filter(|node| node.running) {
+            let found = address(node);
+            if !servers.contains(&found) {
+                servers.push(found);
+            }
+        }
+        servers
+    }
+}
