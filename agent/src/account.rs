@@ -44,8 +44,11 @@ fn state(snapshot: &Snapshot) -> MemberState {
 
 fn role(snapshot: &Snapshot) -> MemberRole {
     let mine = matches!(snapshot.lease, Lease::Mine { .. });
+    let config = snapshot.cluster.config.as_ref();
+    let standby_cluster = config.is_some_and(|config| config.standby_cluster.is_some());
     match (&snapshot.server, &snapshot.data) {
         (Server::Primary(_), _) => MemberRole::Primary,
+        (Server::Standby(_), _) if mine && standby_cluster => MemberRole::StandbyLeader,
         (Server::Standby(_), _) if snapshot.job == Some(Job::Promote) => MemberRole::Promoted,
         (Server::Standby(_), _) => MemberRole::Replica,
         (_, DataDir::Initialized(control)) if mine && control.was_primary => MemberRole::Primary,

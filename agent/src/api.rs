@@ -322,8 +322,9 @@ impl Api {
             _ if view.holds_lock => unavailable("I am the leader, can not reinitialize"),
             None => unavailable("Cluster has no leader, can not reinitialize"),
             Some(_) => {
-                let force = body.get("force").and_then(Value::as_bool).unwrap_or(false);
-                let command = |answer| Command::Reinitialize { force, answer };
+                let flag = |name| body.get(name).and_then(Value::as_bool).unwrap_or(false);
+                let (force, from_leader) = (flag("force"), flag("from_leader"));
+                let command = |answer| Command::Reinitialize { force, from_leader, answer };
                 self.carry_out(command, StatusCode::OK, None).await
             }
         }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::context::Context;
-use crate::driver::Driver;
+use crate::driver::{Asked, Driver};
 use crate::failsafe::promise_length;
 use crate::guard::boottime_now;
 use crate::ha::{Job, Server};
@@ -24,11 +24,11 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
     match command {
         Command::Switchover { candidate, answer } => {
             let limit = ctx.settings.kornak.handover.drain_timeout;
-            driver.hand_over(candidate, limit, Stragglers::Abort, Some(answer));
+            driver.hand_over(candidate, limit, Stragglers::Abort, Asked::Rest(answer));
         }
         Command::Failover { candidate, answer } => failover(driver, candidate, answer),
-        Command::Restart { answer, .. } => {
-            let work = jobs::restart(Arc::clone(&ctx));
+        Command::Restart { timeout, answer } => {
+            let work = jobs::restart(Arc::clone(&ctx), timeout);
             as_job(driver, Job::Restart, work, "restarted successfully", answer);
         }
         Command::Reload { answer } => {
@@ -37,7 +37,9 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
                 Ok("reload scheduled".to_owned())
             });
         }
-        Command::Reinitialize { answer, .. } => reinitialize(driver, answer),
+        Command::Reinitialize { force, from_leader, answer } => {
+            reinitialize(driver, force, from_leader, answer);
+        }
         Command::Configure { change, replace, answer } => {
             tokio::spawn(async move {
                 // Who asked may have gone.
@@ -109,7 +111,7 @@ fn failover(driver: &mut Driver, candidate: String, answer: oneshot::Sender<Comm
     let ctx = Arc::clone(&driver.ctx);
     if ctx.keeper.held().is_some() {
         let limit = ctx.settings.kornak.handover.drain_timeout;
-        driver.hand_over(Some(candidate), limit, Stragglers::Terminate, Some(answer));
+        driver.hand_over(Some(candidate), limit, Stragglers::Terminate, Asked::Rest(answer));
         return;
     }
     spawn_answer(answer, async move {
@@ -149,21 +151,33 @@ async fn wait_for_leader(ctx: &Context, candidate: &str) -> CommandResult {
     }
 }
 
-fn reinitialize(driver: &mut Driver, answer: oneshot::Sender<CommandResult>) {
+/// `force` takes the place of whatever else is under way: a copy that hangs, a rewind that fails again
+/// and again. `from_leader` copies from nobody but the leader.
+fn reinitialize(
+    driver: &mut Driver,
+    force: bool,
+    from_leader: bool,
+    answer: oneshot::Sender<CommandResult>,
+) {
     let ctx = Arc::clone(&driver.ctx);
     let refused = if ctx.keeper.held().is_some() {
         Some("I am the leader, can not reinitialize".to_owned())
     } else if ctx.cluster().leader.is_none() {
         Some("Cluster has no leader, can not reinitialize".to_owned())
     } else {
-        driver.busy_with().map(|busy| format!("{} already in progress", busy.as_str()))
+        let busy = driver.busy_with().filter(|_| !force);
+        busy.map(|busy| format!("{} already in progress", busy.as_str()))
     };
     if let Some(text) = refused {
         let _ = answer.send(Err(CommandError::NotPossible(text)));
         return;
     }
-    info!("reinitializing this member as asked");
-    driver.start_job(Job::Reinitialize, jobs::reinitialize(ctx));
+    if let Some(busy) = driver.busy_with() {
+        warn!(job = busy.as_str(), "given up for the reinitialization that was asked for");
+        driver.abort();
+    }
+    info!(from_leader, "reinitializing this member as asked");
+    driver.start_job(Job::Reinitialize, jobs::reinitialize(ctx, from_leader));
     let _ = answer.send(Ok("reinitialize started".to_owned()));
 }
 

@@ -53,6 +53,10 @@ pub struct Context {
     pub counters: Arc<Counters>,
     /// A restart that the REST API carries out at its time.
     pub restart_plan: RestartPlan,
+    /// Logical slots that this standby has to copy from the leader, for which it is restarted.
+    pub slots_to_copy: parking_lot::Mutex<Vec<String>>,
+    /// What was last said of a slot.
+    pub slot_complaint: parking_lot::Mutex<Option<String>>,
     /// Parameters that wait for a restart, in Patroni's form.
     pub pending_restart: parking_lot::Mutex<Option<serde_json::Value>>,
     /// Asks for a look at the server now.

@@ -4,6 +4,9 @@
 //! A step that takes long is a job, one at a time; a step that asks somebody is an errand, one at a
 //! time as well. Neither keeps the loop from looking.
 
+mod collect;
+mod planned;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,14 +20,11 @@ use tracing::{Instrument, error, info, warn};
 use crate::callbacks;
 use crate::context::Context;
 use crate::guard::{Watched, boottime_now};
-use crate::ha::{
-    Action, DataDir, Decision, Job, Lease, Race, Server, Snapshot, Store, Why, decide,
-};
-use crate::handover::{self, Stragglers};
+use crate::ha::{Action, DataDir, Decision, Job, Race, Snapshot, Store, Why, decide};
 use crate::jobs::{self, JobError};
-use crate::lease::ClaimError;
-use crate::node::{Command, CommandError, CommandResult, NodeView};
+use crate::node::{Command, NodeView};
 use crate::publish::Account;
+pub(crate) use planned::Asked;
 
 /// For the members to answer in a race.
 const PEER_TIMEOUT: Duration = Duration::from_millis(1000);
@@ -34,9 +34,6 @@ const BACK_OFF: Duration = Duration::from_secs(5);
 
 /// Between two comparisons of a standby without a stream with its leader.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
-
-/// A handover at shutdown must not take longer than init systems wait.
-const SHUTDOWN_DRAIN: Duration = Duration::from_secs(10);
 
 /// What the loop holds on to between cycles: running steps and answers that came back, nothing that
 /// the next agent after a crash would miss.
@@ -124,6 +121,7 @@ impl Driver {
             self.tell(&decision, &snapshot);
             self.show(&decision, &snapshot);
             self.apply(&decision);
+            let pause = self.requested(&snapshot, &decision);
             tokio::select! {
                 () = stop.cancelled() => return self.shut_down().await,
                 Some(command) = commands.recv() => self.obey(command).await,
@@ -132,7 +130,7 @@ impl Driver {
                 _ = held.changed() => {}
                 _ = process.changed() => {}
                 () = self.ctx.cycle.notified() => {}
-                () = tokio::time::sleep(decision.recheck) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
@@ -167,6 +165,7 @@ impl Driver {
             race: self.race.clone(),
             promise_until: self.ctx.promises.until(),
             race_not_before: self.race_not_before,
+            clones_alone: self.ctx.settings.postgresql.clones_alone(),
             stop_budget: self.ctx.settings.kornak.guard.stop_budget,
         }
     }
@@ -248,6 +247,12 @@ impl Driver {
     fn apply(&mut self, decision: &Decision) {
         let ctx = Arc::clone(&self.ctx);
         match decision.action.clone() {
+            Action::Wait if decision.why == Why::AlreadyFollows => {
+                let missing = std::mem::take(&mut *self.ctx.slots_to_copy.lock());
+                if !missing.is_empty() {
+                    self.begin(Job::Restart, jobs::copy_slots(ctx, missing));
+                }
+            }
             Action::Wait | Action::Lead | Action::Refuse => {}
             Action::Look => self.ctx.look.notify_one(),
             Action::Bootstrap => self.begin(Job::Bootstrap, jobs::bootstrap(ctx)),
@@ -269,9 +274,11 @@ impl Driver {
             Action::Claim { take_over } => {
                 self.run_errand(async move { Errand::Claimed(jobs::claim(ctx, take_over).await) });
             }
-            Action::Follow { leader } => self.run_errand(async move {
-                Errand::Done("follow the leader", jobs::follow(ctx, leader).await)
+            Action::Follow { upstream } => self.run_errand(async move {
+                Errand::Done("follow the leader", jobs::follow(ctx, upstream).await)
             }),
+            Action::DemoteCluster => self.begin(Job::Demote, jobs::demote_cluster(ctx)),
+            Action::CloneWithoutLeader => self.begin(Job::Clone, jobs::clone_without_leader(ctx)),
             Action::Release => {
                 self.race_not_before = Some(boottime_now() + BACK_OFF);
                 if self.errand.is_none()
@@ -347,188 +354,10 @@ impl Driver {
         });
     }
 
-    fn abort(&mut self) {
+    pub(crate) fn abort(&mut self) {
         if let Some((_, handle)) = self.job.take() {
             handle.abort();
         }
-    }
-
-    /// Takes in what jobs and errands have brought back.
-    async fn collect(&mut self) {
-        if let Some((job, handle)) = self.job.take_if(|(_, handle)| handle.is_finished()) {
-            match handle.await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    self.ctx.counters.step_failed(job);
-                    if job == Job::Promote {
-                        self.race_not_before = Some(boottime_now() + BACK_OFF);
-                    }
-                    warn!(
-                        job = job.as_str(),
-                        error = &error as &dyn std::error::Error,
-                        "step failed"
-                    );
-                    self.pause_after_failure();
-                }
-                Err(error) => error!(job = job.as_str(), error = %error, "step ended unexpectedly"),
-            }
-            self.told = None;
-            // What the job has changed must be seen before anything is decided from it.
-            self.fresh_look().await;
-        }
-        if let Some(handle) = self.errand.take_if(|handle| handle.is_finished()) {
-            match handle.await {
-                Ok(Errand::Race(race)) => self.race = Some(race),
-                Ok(Errand::Claimed(result)) => self.claimed(result),
-                Ok(Errand::Done(what, Err(error))) => {
-                    warn!(what, error = &error as &dyn std::error::Error, "step failed");
-                }
-                Ok(Errand::Done(_, Ok(()))) => self.fresh_look().await,
-                Err(error) => error!(error = %error, "step ended unexpectedly"),
-            }
-        }
-    }
-
-    fn claimed(&mut self, result: Result<(), JobError>) {
-        match result {
-            Ok(()) => {}
-            Err(JobError::Claim(ClaimError::Lost)) => info!("another node was faster"),
-            Err(error) => {
-                warn!(error = &error as &dyn std::error::Error, "could not claim the leader key");
-                self.race_not_before = Some(boottime_now() + Duration::from_secs(1));
-            }
-        }
-    }
-
-    /// A step that fails at once must not be tried in a tight loop.
-    fn pause_after_failure(&mut self) {
-        let until = tokio::time::sleep(Duration::from_millis(500));
-        let ctx = Arc::clone(&self.ctx);
-        self.errand.get_or_insert_with(|| {
-            tokio::spawn(async move {
-                until.await;
-                ctx.cycle.notify_one();
-                Errand::Done("pause", Ok(()))
-            })
-        });
-    }
-
-    async fn fresh_look(&self) {
-        let asked = boottime_now();
-        let mut observed = self.ctx.observation.clone();
-        self.ctx.look.notify_one();
-        let seen = observed.wait_for(|observation| observation.at >= asked);
-        // A look that hangs shows as an old observation, which is what it is.
-        let _ = tokio::time::timeout(Duration::from_secs(3), seen).await;
-    }
-
-    /// After a restart of the agent: the key bears our name, and its lease is noted on our disk.
-    fn take_up_again(&mut self) {
-        if self.ctx.keeper.held().is_some() || self.job.is_some() {
-            return;
-        }
-        let cluster = self.ctx.cluster();
-        let Some(leader) = cluster.leader.filter(|leader| leader.name == self.ctx.name) else {
-            return;
-        };
-        let ctx = Arc::clone(&self.ctx);
-        self.run_errand(async move {
-            let taken = ctx.keeper.take_up_again(leader.lease, leader.epoch).await;
-            match taken {
-                // Not ours: it expires, and is raced for as any other.
-                Err(ClaimError::Lost) => {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    Errand::Done("take the leadership up again", Ok(()))
-                }
-                taken => {
-                    Errand::Done("take the leadership up again", taken.map_err(JobError::Claim))
-                }
-            }
-        });
-    }
-
-    /// Starts a planned handover as a job.
-    pub(crate) fn hand_over(
-        &mut self,
-        candidate: Option<String>,
-        limit: Duration,
-        stragglers: Stragglers,
-        answer: Option<tokio::sync::oneshot::Sender<CommandResult>>,
-    ) {
-        if self.job.is_some() || !matches!(self.ctx.keeper.fact(), Lease::Mine { .. }) {
-            let text = match &self.job {
-                Some((job, _)) => format!("{} already in progress", job.as_str()),
-                None => "this node does not lead".to_owned(),
-            };
-            if let Some(answer) = answer {
-                // Who asked may have gone; there is nobody else to tell.
-                let _ = answer.send(Err(CommandError::NotPossible(text)));
-            }
-            return;
-        }
-        let ctx = Arc::clone(&self.ctx);
-        self.begin(Job::Handover, async move {
-            let result = handover::hand_over(&ctx, candidate.as_deref(), limit, stragglers).await;
-            let said = match &result {
-                Ok(new) => Ok(format!("Successfully switched over to \"{new}\"")),
-                Err(handover::HandoverError::Refused(refusal)) => {
-                    Err(CommandError::NotPossible(refusal.to_string()))
-                }
-                Err(error) => Err(CommandError::Failed(error.to_string())),
-            };
-            match &said {
-                Ok(_) => info!("handover done"),
-                Err(error) => warn!(error = %error, "handover not done"),
-            }
-            if let Some(answer) = answer {
-                let _ = answer.send(said);
-            }
-            Ok(())
-        });
-    }
-
-    /// Hands over if this node leads and somebody can take over, then stops the server.
-    async fn shut_down(mut self) -> End {
-        if self.job.as_ref().is_some_and(|(job, _)| *job != Job::Handover) {
-            self.abort();
-        }
-        let leads = matches!(self.ctx.observed().server, Server::Primary(_));
-        if self.ctx.keeper.held().is_some() && leads && self.job.is_none() {
-            info!("handing over before stopping");
-            self.hand_over(None, SHUTDOWN_DRAIN, Stragglers::Terminate, None);
-        }
-        if let Some((_, handle)) = self.job.take() {
-            let limit = SHUTDOWN_DRAIN + Duration::from_secs(15);
-            if tokio::time::timeout(limit, handle).await.is_err() {
-                warn!("the handover takes too long, stopping without it");
-            }
-        }
-        if self.ctx.keeper.held().is_some() {
-            self.ctx.before_stop().await;
-        }
-        let stopped =
-            self.ctx.postgres.stop(crate::postgres::StopMode::Fast, Duration::from_secs(60)).await;
-        if let Err(error) = stopped {
-            warn!(error = &error as &dyn std::error::Error, "the server does not stop, killing it");
-            let immediate = crate::postgres::StopMode::Kill;
-            if let Err(error) = self.ctx.postgres.stop(immediate, Duration::from_secs(10)).await {
-                error!(error = &error as &dyn std::error::Error, "the server could not be stopped");
-                return End::Stopped;
-            }
-        }
-        let released = self.ctx.keeper.release(Vec::new(), Vec::new());
-        if !matches!(tokio::time::timeout(Duration::from_secs(3), released).await, Ok(Ok(_))) {
-            warn!("the leader key is left to its lease");
-        }
-        if let Err(error) = self.ctx.guard.disarm().await {
-            warn!(error = %error, "the guard stays armed");
-        }
-        self.fresh_look().await;
-        let snapshot = self.look();
-        let decision = Decision { action: Action::Wait, why: Why::ServerDown, recheck: BACK_OFF };
-        self.show(&decision, &snapshot);
-        info!("stopped");
-        End::Stopped
     }
 
     async fn obey(&mut self, command: Command) {
@@ -551,8 +380,10 @@ impl Driver {
 /// Why the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// As asked.
+    /// As asked, and nothing runs any more.
     Stopped,
+    /// As asked; in maintenance mode the server goes on without its agent.
+    LeftRunning,
     /// The guard is gone, and with it the server; everything starts anew.
     GuardLost,
 }

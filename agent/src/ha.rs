@@ -15,15 +15,18 @@
 
 pub mod candidate;
 pub mod decision;
+pub mod request;
+pub mod slots;
 pub mod snapshot;
 pub mod switchover;
 pub mod sync;
 #[cfg(test)]
 mod tests;
+pub mod upstream;
 
 use std::time::Duration;
 
-use kornak_cluster::{Epoch, SyncMode};
+use kornak_cluster::{Epoch, StandbyCluster, SyncMode};
 
 use candidate::{Standing, Verdict};
 pub use decision::{Action, Decision, Why};
@@ -31,6 +34,7 @@ pub use snapshot::{
     Control, DataDir, Job, Lease, Peer, PrimaryFacts, Race, Server, Snapshot, StandbyFacts,
     StandbyRow, Store,
 };
+use upstream::Source;
 
 /// How long a standby may be without its stream before it is looked at as diverged.
 const BROKEN_AFTER: Duration = Duration::from_secs(5);
@@ -90,6 +94,9 @@ fn without_data(s: &Snapshot) -> Decision {
     if s.store != Store::Live {
         return wait(s, Why::StoreLost);
     }
+    if paused(s) {
+        return wait(s, Why::Paused);
+    }
     match (&s.cluster.leader, s.cluster.initialize.as_deref()) {
         (Some(leader), _) if leader.name == s.me => {
             decision(Action::Release, Why::NothingHereYet, s)
@@ -98,8 +105,14 @@ fn without_data(s: &Snapshot) -> Decision {
             decision(Action::Clone { from: leader.name.clone() }, Why::NothingHereYet, s)
         }
         (Some(_), _) => wait(s, Why::WaitingForLeader),
+        (None, None) if s.race_not_before.is_some_and(|moment| s.now < moment) => {
+            wait(s, Why::LostRecently)
+        }
         (None, None) if !s.tags.nofailover() => decision(Action::Bootstrap, Why::ClusterIsNew, s),
         (None, Some("")) => wait(s, Why::OtherBootstraps),
+        (None, Some(_)) if s.clones_alone => {
+            decision(Action::CloneWithoutLeader, Why::NothingHereYet, s)
+        }
         (None, _) => wait(s, Why::WaitingForLeader),
     }
 }
@@ -126,7 +139,11 @@ fn with_data(s: &Snapshot, control: &Control) -> Decision {
 
 fn stopped(s: &Snapshot, control: &Control) -> Decision {
     if paused(s) {
-        return wait(s, Why::Paused);
+        // An operator works on the server. Without the key another member can be named as the leader.
+        return match s.lease {
+            Lease::Mine { .. } => decision(Action::Release, Why::Paused, s),
+            Lease::None => wait(s, Why::Paused),
+        };
     }
     if s.store != Store::Live {
         // Who leads is not known. A former primary stays down; a standby may serve reads.
@@ -137,6 +154,9 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
         };
     }
     match (&s.lease, &s.cluster.leader) {
+        (Lease::Mine { .. }, _) if standby_cluster(s).is_some() => {
+            decision(Action::Rejoin { leader: None }, Why::StandbyCluster, s)
+        }
         (Lease::Mine { .. }, _) if !control.was_primary => {
             // It won the key and stopped before it was promoted. A standby that is started in place
             // would go on with the timeline of the primary it followed; it has to be promoted.
@@ -145,6 +165,8 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
         (Lease::Mine { until, .. }, _) if s.now + s.stop_budget < *until => {
             if a_standby_has_everything(s) {
                 decision(Action::Release, Why::StandbyHasEverything, s)
+            } else if no_time_to_start(s) && candidate::somebody_may_take_over(&s.me, &s.cluster) {
+                decision(Action::Release, Why::NoTimeToStart, s)
             } else {
                 decision(Action::StartPrimary, Why::KeyIsOursServerIsDown, s)
             }
@@ -159,17 +181,23 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
     }
 }
 
-/// In synchronous mode, a member that `sync` names has every acknowledged commit; if one has been
-/// heard of as running, a failover to it is faster than crash recovery and loses nothing.
+/// In synchronous mode, a member that `sync` names has every acknowledged commit (in quorum mode: one
+/// of so many has); if enough have been heard of as running, a failover to them is faster than crash
+/// recovery and loses nothing.
 fn a_standby_has_everything(s: &Snapshot) -> bool {
     let Some(sync) = s.cluster.sync.as_ref() else { return false };
     is_synchronous(s)
         && sync.leader.as_deref() == Some(s.me.as_str())
-        && sync.standbys().iter().any(|name| {
-            s.cluster.members.get(name).is_some_and(|member| {
-                member.state == kornak_cluster::MemberState::Running && !member.tags.nofailover()
-            })
-        })
+        && candidate::somebody_may_take_over(&s.me, &s.cluster)
+}
+
+/// The operator prefers any failover to a crash recovery.
+fn no_time_to_start(s: &Snapshot) -> bool {
+    s.cluster.config.as_ref().is_some_and(|config| config.primary_start_timeout.is_zero())
+}
+
+fn standby_cluster(s: &Snapshot) -> Option<&StandbyCluster> {
+    s.cluster.config.as_ref()?.standby_cluster.as_ref()
 }
 
 fn starting(s: &Snapshot) -> Decision {
@@ -200,7 +228,7 @@ fn silent(s: &Snapshot, control: &Control) -> Decision {
 fn standby(s: &Snapshot, facts: &StandbyFacts) -> Decision {
     if let Lease::Mine { until, epoch } = s.lease {
         return if s.now + s.stop_budget < until && s.store == Store::Live {
-            won(s, epoch)
+            won(s, facts, epoch)
         } else {
             wait(s, Why::LeaseUnproven)
         };
@@ -220,10 +248,13 @@ fn standby(s: &Snapshot, facts: &StandbyFacts) -> Decision {
 }
 
 /// The key is ours and the server still a standby.
-fn won(s: &Snapshot, epoch: Epoch) -> Decision {
+fn won(s: &Snapshot, facts: &StandbyFacts, epoch: Epoch) -> Decision {
     // A claim without an answer may be done late, after this node has given its word to another.
     if candidate::promise_binds(s) {
         return decision(Action::Release, Why::PromisedFailsafe, s);
+    }
+    if standby_cluster(s).is_some() {
+        return lead_standby_cluster(s, facts);
     }
     // Commits that are acknowledged here while the store still names the standbys of the former
     // leader would be lost by a failover to one of them. The claim writes both at once.
@@ -239,11 +270,37 @@ fn won(s: &Snapshot, epoch: Epoch) -> Decision {
     decision(Action::Promote, Why::WonLease, s)
 }
 
+/// The leader of a standby cluster replicates from elsewhere and is never promoted.
+fn lead_standby_cluster(s: &Snapshot, facts: &StandbyFacts) -> Decision {
+    let remote = standby_cluster(s).and_then(|section| section.remote.clone());
+    let remote = remote.filter(|_| !s.tags.nostream());
+    if facts.upstream == remote {
+        return decision(Action::Lead, Why::StandbyCluster, s);
+    }
+    let upstream = if remote.is_some() { Source::Remote } else { Source::Archive };
+    decision(Action::Follow { upstream }, Why::UpstreamChanged, s)
+}
+
 fn follow(s: &Snapshot, facts: &StandbyFacts, leader: &str) -> Decision {
-    let target = s.cluster.members.get(leader).and_then(kornak_cluster::Member::conn_address);
-    let Some(target) = target else { return wait(s, Why::WaitingForLeader) };
-    if facts.upstream.as_ref() != Some(&target) {
-        return decision(Action::Follow { leader: leader.to_owned() }, Why::UpstreamChanged, s);
+    let Some(upstream) = upstream::source(&s.me, &s.tags, &s.cluster) else {
+        return wait(s, Why::WaitingForLeader);
+    };
+    let target = match &upstream {
+        Source::Archive => None,
+        Source::Remote => standby_cluster(s).and_then(|section| section.remote.clone()),
+        Source::Member(name) => {
+            let member = s.cluster.members.get(name);
+            match member.and_then(kornak_cluster::Member::conn_address) {
+                None => return wait(s, Why::WaitingForLeader),
+                address => address,
+            }
+        }
+    };
+    if facts.upstream != target {
+        return decision(Action::Follow { upstream }, Why::UpstreamChanged, s);
+    }
+    if upstream == Source::Archive {
+        return wait(s, Why::AlreadyFollows);
     }
     let broken = facts.not_streaming_since.is_some_and(|since| s.now.since(since) > BROKEN_AFTER);
     if broken && leader_is_up(s) && !paused(s) {
@@ -261,6 +318,9 @@ fn primary(s: &Snapshot, facts: &PrimaryFacts) -> Decision {
             } else {
                 decision(Action::Demote { immediate: false }, Why::LeaseUnproven, s)
             }
+        }
+        (Lease::Mine { .. }, _) if standby_cluster(s).is_some() && !paused(s) => {
+            decision(Action::DemoteCluster, Why::StandbyCluster, s)
         }
         (Lease::Mine { .. }, _) => decision(Action::Lead, Why::Healthy, s),
         (Lease::None, Some(leader)) if s.store == Store::Live && leader.name != s.me => {
@@ -297,7 +357,7 @@ fn race(s: &Snapshot, standing: Standing) -> Decision {
 }
 
 fn is_synchronous(s: &Snapshot) -> bool {
-    s.cluster.config.as_ref().is_some_and(|config| config.synchronous_mode != SyncMode::Off)
+    s.cluster.config.as_ref().is_some_and(|config| config.sync_mode() != SyncMode::Off)
 }
 
 fn paused(s: &Snapshot) -> bool {

@@ -149,8 +149,13 @@ async fn choose(
     }
 }
 
-/// Restarts the leader's server where it is, with clients held as in a handover.
-pub async fn restart_in_place(ctx: &Context, drain_timeout: Duration) -> Result<(), HandoverError> {
+/// Restarts the leader's server where it is, with clients held as in a handover. `limit`: for it to take
+/// connections again.
+pub async fn restart_in_place(
+    ctx: &Context,
+    drain_timeout: Duration,
+    limit: Duration,
+) -> Result<(), HandoverError> {
     let held = ctx.keeper.held().ok_or(Refusal::NotLeader)?;
     let mut run = begin(ctx, None, held.epoch).await?;
     info!("restart begun");
@@ -161,7 +166,7 @@ pub async fn restart_in_place(ctx: &Context, drain_timeout: Duration) -> Result<
             .await
             .map_err(|error| HandoverError::Stuck { why: error.to_string() })?;
     }
-    let started = start_again(ctx).await;
+    let started = start_again(ctx, limit).await;
     run.abandon().await;
     started
 }
@@ -421,6 +426,10 @@ impl Run<'_> {
             Op::put_leased(ctx.keys.handover(), json(&self.record), self.lease),
             Op::put(ctx.keys.status(), json(&status)),
         ];
+        if cluster.unfenced.as_ref().is_some_and(|mark| mark.member == ctx.name) {
+            // Maintenance mode: the server without a guard is stopped.
+            also.push(Op::delete(ctx.keys.unfenced()));
+        }
         if !cluster.only_kornak() {
             let request = FailoverRequest {
                 leader: Some(ctx.name.clone()),
@@ -464,7 +473,7 @@ impl Run<'_> {
         let Some((host, port)) = member.and_then(kornak_cluster::Member::conn_address) else {
             return;
         };
-        let upstream = Upstream { host, port, slot: self.ctx.slot_name(cluster) };
+        let upstream = Upstream::new(host, port, self.ctx.slot_name(cluster));
         self.ctx.postgres.prepare_synchronous_standby_names(Some(""));
         if let Err(error) = self.ctx.postgres.start(&StartAs::Standby(Some(upstream))).await {
             // The next cycle sees a stopped server and tries again.
@@ -493,7 +502,8 @@ impl Run<'_> {
         if let Err(error) = ctx.postgres.stop(StopMode::Kill, Duration::from_secs(5)).await {
             return Err(HandoverError::Stuck { why: error.to_string() });
         }
-        let started = start_again(ctx).await;
+        let limit = ctx.cluster().config.unwrap_or_default().primary_start_timeout;
+        let started = start_again(ctx, limit).await;
         self.abandon().await;
         started.and(Err(because))
     }
@@ -553,8 +563,7 @@ async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<Lsn> {
 }
 
 /// What fails here is tried again by the next cycle.
-async fn start_again(ctx: &Context) -> Result<(), HandoverError> {
-    let limit = ctx.cluster().config.unwrap_or_default().primary_start_timeout;
+async fn start_again(ctx: &Context, limit: Duration) -> Result<(), HandoverError> {
     let stuck = |why: String| HandoverError::Stuck { why };
     crate::jobs::stand_alone(ctx).await.map_err(|error| stuck(error.to_string()))?;
     crate::jobs::start_in_place(ctx, limit).await.map_err(|error| stuck(error.to_string()))

@@ -3,11 +3,13 @@
 //!
 //! Not here: which step is taken, and when; that is [`crate::ha`]'s.
 
+mod joining;
+mod making;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterConfig, ClusterState, HandoverPhase, SyncMode, SyncState};
-use kornak_config::agent::BootstrapMethod;
+use kornak_cluster::{HandoverPhase, SyncMode, SyncState};
 use kornak_dcs::lease::leader_checks;
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::{info, warn};
@@ -18,9 +20,8 @@ use crate::ha::{Server, Why};
 use crate::handover::{self, HandoverError, PROMOTE_LIMIT, SHORT_LEASE, json};
 use crate::lease::{ClaimError, Held};
 use crate::postgres::{
-    BootstrapError, CloneError, ConfigureError, ControlDataError, LocalEnd, PromoteError,
-    RewindError, RewindNeed, ScriptError, ServerProcess, SqlError, StartAs, StartError, StopError,
-    StopMode, Upstream, rewind_need,
+    BootstrapError, CloneError, ConfigureError, ControlDataError, PromoteError, RewindError,
+    ScriptError, SqlError, StartAs, StartError, StopError, StopMode,
 };
 
 /// How long a server may take to stop in an orderly way before it is killed.
@@ -29,8 +30,14 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// How long a new or restarted server may take to come up.
 const START_LIMIT: Duration = Duration::from_secs(300);
 
+/// For a changed `synchronous_standby_names` to be in force before a promotion.
+const NAMES_LIMIT: Duration = Duration::from_secs(3);
+
 /// A script that fills a new cluster may take its time.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(3600);
+
+pub use joining::{copy_slots, demote_cluster, follow, rejoin};
+pub use making::{bootstrap, clone, clone_without_leader, reinitialize};
 
 /// Why a step failed; the next cycle decides anew from what is then observed.
 #[derive(Debug, thiserror::Error)]
@@ -82,164 +89,20 @@ pub enum JobError {
     DivergedForGood,
 }
 
-/// Creates the cluster: claims the key, so that nobody else does, then makes a data directory.
-pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
-    let cluster = ctx.cluster();
-    let first = ClusterConfig::from_json(ctx.settings.bootstrap.dcs.clone());
-    let initialize = ctx.keys.initialize();
-    let claim = ctx.keeper.claim(
-        cluster.store,
-        first.ttl,
-        vec![Compare::absent(&initialize)],
-        // On the leader's lease: if this node dies now, another one may begin.
-        |lease| vec![Op::put_leased(&initialize, "", lease)],
-    );
-    claim.await?;
-    info!("creating a new cluster");
-    let made = make_cluster(&ctx, &first).await;
-    match made {
-        Ok(identifier) => {
-            let config = json(&first.raw);
-            let mut txn =
-                Txn::just(Op::put(&initialize, &identifier)).and(Op::put(ctx.keys.history(), "[]"));
-            if cluster.config.is_none() {
-                txn = txn.and(Op::put(ctx.keys.config(), config));
-            }
-            ctx.store.txn(txn).await?;
-            info!(system_identifier = %identifier, "cluster created");
-            Ok(())
-        }
-        Err(error) => {
-            ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
-            match ctx.postgres.set_data_aside() {
-                Ok(aside) => warn!(dir = %aside.display(), "what was made is set aside"),
-                Err(error) => warn!(error = %error, "what was made could not be set aside"),
-            }
-            ctx.keeper.release(Vec::new(), vec![Op::delete(&initialize)]).await?;
-            ctx.guard.disarm().await?;
-            Err(error)
-        }
-    }
-}
-
-async fn make_cluster(ctx: &Context, config: &ClusterConfig) -> Result<String, JobError> {
-    let bootstrap = &ctx.settings.bootstrap;
-    ctx.postgres.set_dynamic(config);
-    match &bootstrap.method {
-        BootstrapMethod::Initdb => {
-            ctx.postgres.initdb(&bootstrap.initdb, &bootstrap.pg_hba).await?;
-        }
-        BootstrapMethod::Custom(method) => ctx.postgres.custom_bootstrap(method).await?,
-    }
-    ctx.postgres.prepare_synchronous_standby_names(Some(""));
-    ctx.postgres.start(&StartAs::Primary(Fencing::Armed)).await?;
-    ctx.postgres.wait_ready(START_LIMIT).await?;
-    ctx.postgres.create_roles().await?;
-    if let Some(command) = &bootstrap.post_bootstrap {
-        let url = ctx.postgres.connection_url();
-        ctx.postgres.run_script(command, &[&url], SCRIPT_LIMIT).await?;
-    }
-    Ok(ctx.postgres.controldata().await?.system_identifier.to_string())
-}
-
-/// Copies the leader's server.
-pub async fn clone(ctx: Arc<Context>, from: String) -> Result<(), JobError> {
-    let cluster = ctx.cluster();
-    let upstream = upstream_of(&ctx, &cluster, &from)?;
-    info!(node = %from, "copying the leader's server");
-    ctx.postgres.clone_from(Some(&upstream), false).await?;
-    ctx.postgres.prepare_synchronous_standby_names(Some(""));
-    ctx.postgres.start(&StartAs::Standby(Some(upstream))).await?;
-    Ok(())
-}
-
-fn upstream_of(ctx: &Context, cluster: &ClusterState, member: &str) -> Result<Upstream, JobError> {
-    let address = cluster.members.get(member).and_then(kornak_cluster::Member::conn_address);
-    let (host, port) = address.ok_or_else(|| JobError::NoMember { member: member.to_owned() })?;
-    Ok(Upstream { host, port, slot: ctx.slot_name(cluster) })
-}
-
-/// Brings the server back as a standby; of `leader` if there is one.
-pub async fn rejoin(ctx: Arc<Context>, leader: Option<String>) -> Result<(), JobError> {
-    let cluster = ctx.cluster();
-    let Some(leader) = leader else {
-        ctx.guard.disarm().await?;
-        ctx.postgres.prepare_synchronous_standby_names(Some(""));
-        ctx.postgres.start(&StartAs::Standby(None)).await?;
-        return Ok(());
-    };
-    let upstream = upstream_of(&ctx, &cluster, &leader)?;
-    if let ServerProcess::Running { .. } = ctx.postgres.process().await?
-        && !running_has_diverged(&ctx, &upstream).await?
-    {
-        // The stream is broken for another reason; the server goes on trying.
-        return Ok(());
-    }
-    ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
-    ctx.guard.disarm().await?;
-    let need = ctx.postgres.rewind_needed(&upstream).await?;
-    ctx.postgres.prepare_synchronous_standby_names(Some(""));
-    if need == RewindNeed::No {
-        ctx.postgres.start(&StartAs::Standby(Some(upstream))).await?;
-        return Ok(());
-    }
-    let still_settling = cluster
-        .members
-        .get(&leader)
-        .is_some_and(|member| member.checkpoint_after_promote == Some(false));
-    if still_settling {
-        // pg_rewind reads the new leader's control file, which a checkpoint must have brought up
-        // to date first; the leader's key changes when it has.
-        info!(node = %leader, "waiting for the new leader's checkpoint before rewinding");
-        return Ok(());
-    }
-    mend(&ctx, &cluster, &upstream).await?;
-    ctx.postgres.start(&StartAs::Standby(Some(upstream))).await?;
-    Ok(())
-}
-
-/// A standby that runs and gets no stream: whether it has WAL beyond the leader's way.
-async fn running_has_diverged(ctx: &Context, upstream: &Upstream) -> Result<bool, JobError> {
-    let leader = ctx.postgres.leader_position(upstream).await?;
-    let own = ctx.postgres.status().await?;
-    let local = LocalEnd { timeline: own.timeline, lsn: own.position() };
-    Ok(rewind_need(local, &leader) == RewindNeed::Diverged)
-}
-
-/// The server has WAL that the leader never had: rewind, or copy anew if that was allowed.
-async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Result<(), JobError> {
-    let settings = &ctx.settings.postgresql;
-    let rewind = settings
-        .use_pg_rewind
-        .unwrap_or_else(|| cluster.config.as_ref().is_some_and(ClusterConfig::use_pg_rewind));
-    if rewind {
-        info!("this server has diverged, rewinding it");
-        match ctx.postgres.rewind(upstream).await {
-            Ok(()) => {
-                info!("rewound");
-                return Ok(());
-            }
-            Err(source) if !settings.remove_data_directory_on_rewind_failure => {
-                return Err(JobError::Diverged { source });
-            }
-            Err(source) => {
-                warn!(error = &source as &dyn std::error::Error, "rewind failed, copying anew");
-            }
-        }
-    } else if !settings.remove_data_directory_on_diverged_timelines {
-        return Err(JobError::DivergedForGood);
-    }
-    ctx.postgres.clone_from(Some(upstream), true).await?;
-    Ok(())
-}
-
 /// The leader's server is down and nobody else can do better: start it where it is. The keeper has
 /// armed the guard.
 pub async fn start_primary(ctx: Arc<Context>) -> Result<(), JobError> {
     let limit = ctx.cluster().config.clone().unwrap_or_default().primary_start_timeout;
     stand_alone(&ctx).await?;
     info!("starting the leader's server in place");
-    let Err(error) = start_in_place(&ctx, limit).await else { return Ok(()) };
+    let mut started = start_in_place(&ctx, limit).await;
+    while matches!(started, Err(StartError::NotReady(_)))
+        && !crate::ha::candidate::somebody_may_take_over(&ctx.name, &ctx.cluster())
+    {
+        // Giving the key up would help nobody: recovery goes on.
+        started = ctx.postgres.wait_ready(limit.max(Duration::from_secs(1))).await;
+    }
+    let Err(error) = started else { return Ok(()) };
     warn!(
         error = &error as &dyn std::error::Error,
         "the leader's server does not start, giving the key up"
@@ -262,7 +125,7 @@ pub async fn start_in_place(ctx: &Context, limit: Duration) -> Result<(), StartE
 pub async fn stand_alone(ctx: &Context) -> Result<(), JobError> {
     let cluster = ctx.cluster();
     let synchronous =
-        cluster.config.as_ref().is_some_and(|config| config.synchronous_mode != SyncMode::Off);
+        cluster.config.as_ref().is_some_and(|config| config.sync_mode() != SyncMode::Off);
     let named = cluster.sync.as_ref().is_some_and(|sync| !sync.standbys().is_empty());
     if !synchronous || !named {
         return Ok(());
@@ -288,9 +151,18 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
             return Err(error.into());
         }
     }
-    if !planned {
+    let config = ctx.cluster().config.unwrap_or_default();
+    if ctx.keeper.is_unfenced() {
+        // It has led a standby cluster, where there was nothing to guard.
+        ctx.keeper.fence().await?;
+    } else if !planned {
         // The guard may have been disarmed since the claim, by a start as a standby.
         ctx.keeper.renew().await?;
+    }
+    if config.sync_mode() != SyncMode::Off && config.synchronous_mode_strict {
+        // No commit before a standby is there to wait for.
+        let names = crate::ha::sync::names_at_promotion(&config);
+        ctx.postgres.set_synchronous_standby_names(Some(&names), NAMES_LIMIT).await?;
     }
     info!(planned, "promoting");
     match ctx.postgres.promote(Fencing::Armed, limit).await {
@@ -343,7 +215,7 @@ async fn give_up(ctx: &Context, planned: bool) -> Result<(), JobError> {
     }
     let record = cluster.handover.as_ref().filter(|_| planned);
     let synchronous =
-        cluster.config.as_ref().is_some_and(|config| config.synchronous_mode != SyncMode::Off);
+        cluster.config.as_ref().is_some_and(|config| config.sync_mode() != SyncMode::Off);
     // Once the control file says so, the server may have taken a commit that nobody else has.
     let never_writable =
         ctx.postgres.controldata().await.is_ok_and(|control| control.state.is_recovery());
@@ -381,16 +253,20 @@ pub async fn demote(ctx: Arc<Context>, immediate: bool, why: Why) -> Result<(), 
 pub async fn claim(ctx: Arc<Context>, take_over: bool) -> Result<(), JobError> {
     let cluster = ctx.cluster();
     let config = cluster.config.clone().unwrap_or_default();
+    if ctx.keeper.is_unfenced() {
+        // Of an earlier leadership in maintenance mode; nothing is held, so nothing is renewed.
+        let _ = ctx.keeper.fence().await;
+    }
     let mut when = Vec::new();
     let mut also = Vec::new();
-    if config.synchronous_mode != SyncMode::Off {
+    if config.sync_mode() != SyncMode::Off {
         // From now on nobody else has what this node will accept.
         when.push(Compare::Modified { key: ctx.keys.sync(), revision: cluster.sync_revision });
     }
     // A primary that takes its own key again has been waiting for the same standbys all along.
     let goes_on = matches!(ctx.observed().server, Server::Primary(_))
         && cluster.sync.as_ref().and_then(|sync| sync.leader.as_deref()) == Some(&ctx.name);
-    if config.synchronous_mode != SyncMode::Off && !goes_on {
+    if config.sync_mode() != SyncMode::Off && !goes_on {
         also.push(Op::put(ctx.keys.sync(), json(&SyncState::new(&ctx.name, &[]))));
     }
     let record = cluster.handover.clone().filter(|_| take_over);
@@ -421,44 +297,21 @@ pub async fn release(ctx: Arc<Context>, held: Held) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Replicates from another member from now on.
-pub async fn follow(ctx: Arc<Context>, leader: String) -> Result<(), JobError> {
-    let cluster = ctx.cluster();
-    let upstream = upstream_of(&ctx, &cluster, &leader)?;
-    info!(node = %leader, "following");
-    ctx.postgres.follow(Some(&upstream)).await?;
-    Ok(())
-}
-
-/// Stops and starts the server in its role.
-pub async fn restart(ctx: Arc<Context>) -> Result<(), JobError> {
-    if ctx.keeper.held().is_some() {
-        let limit = ctx.settings.kornak.handover.drain_timeout;
-        handover::restart_in_place(&ctx, limit).await?;
+/// Stops and starts the server in its role. `limit`: for it to take connections.
+pub async fn restart(ctx: Arc<Context>, limit: Option<Duration>) -> Result<(), JobError> {
+    let patience = ctx.cluster().config.unwrap_or_default().primary_start_timeout;
+    let limit = limit.unwrap_or(patience);
+    let leads = matches!(ctx.observed().server, Server::Primary(_));
+    if ctx.keeper.held().is_some() && leads {
+        let drain_timeout = ctx.settings.kornak.handover.drain_timeout;
+        handover::restart_in_place(&ctx, drain_timeout, limit).await?;
     } else {
         ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
-        let cluster = ctx.cluster();
-        let leader = cluster.leader.as_ref().filter(|leader| leader.name != ctx.name);
-        let upstream =
-            leader.map(|leader| upstream_of(&ctx, &cluster, &leader.name)).transpose()?;
+        let upstream = joining::own_upstream(&ctx, &ctx.cluster())?;
         ctx.postgres.start(&StartAs::Standby(upstream)).await?;
-        ctx.postgres.wait_ready(START_LIMIT).await?;
+        ctx.postgres.wait_ready(limit).await?;
     }
     ctx.pending_restart.lock().take();
-    Ok(())
-}
-
-/// Throws the data away and copies the leader's server; an operator asked for it by name.
-pub async fn reinitialize(ctx: Arc<Context>) -> Result<(), JobError> {
-    let cluster = ctx.cluster();
-    let Some((leader, _)) = cluster.leader_member() else {
-        return Err(JobError::NoMember { member: "the leader".to_owned() });
-    };
-    let leader = leader.to_owned();
-    ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
-    let upstream = upstream_of(&ctx, &cluster, &leader)?;
-    ctx.postgres.clone_from(Some(&upstream), true).await?;
-    ctx.postgres.start(&StartAs::Standby(Some(upstream))).await?;
     Ok(())
 }
 

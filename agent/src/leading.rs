@@ -2,27 +2,28 @@
 //! synchronous standbys, `status`, `history`, `failsafe`, the members' slots, the checkpoint after a
 //! promotion. Each is compared with what is there, so that doing it twice does nothing.
 
+mod fencing;
+mod synchronous;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, HandoverPhase, HistoryEntry, Lsn, Status, Unfenced};
+use kornak_cluster::{ClusterState, HandoverPhase, HistoryEntry, Lsn, Status};
 use kornak_dcs::{Compare, DcsError, Op, Txn};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, info, warn};
+use tracing::{Instrument, debug, warn};
 
 use crate::context::Context;
 use crate::guard::{GuardError, boottime_now};
-use crate::ha::sync::{SyncStep, plan};
-use crate::ha::{PrimaryFacts, Server};
+use crate::ha::slots::{Found, GoneSince};
+use crate::ha::{PrimaryFacts, Server, StandbyFacts};
 use crate::handover::json;
 use crate::lease::ClaimError;
 use crate::postgres::{
-    ConfigureError, ControlDataError, HistoryLine, RewindError, Slot, SqlError, Upstream,
-    slot_name_of,
+    ConfigureError, ControlDataError, HistoryLine, RewindError, SqlError, Upstream, slot_name_of,
 };
-use crate::slots::GoneSince;
 
 /// Between two rounds when nothing changes.
 const EVERY: Duration = Duration::from_secs(1);
@@ -30,11 +31,8 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Between two rounds while synchronous standbys are being changed.
 const EVERY_WHILE_CHANGING: Duration = Duration::from_millis(150);
 
-/// Between two looks of a standby for slots from its time as leader.
-const CLEAR_EVERY: Duration = Duration::from_secs(10);
-
-/// For a changed `synchronous_standby_names` to be in force.
-const IN_FORCE_LIMIT: Duration = Duration::from_secs(5);
+/// Between two looks of a standby at its slots, at most.
+const SLOTS_EVERY: Duration = Duration::from_secs(10);
 
 /// Why a round was not finished; the next one begins anew.
 #[derive(Debug, thiserror::Error)]
@@ -55,32 +53,17 @@ enum LeadError {
     Rewind(#[from] RewindError),
 }
 
-/// What is known of our own writes of `sync`.
-#[derive(Debug)]
-struct SyncWrites {
-    /// One without an answer, or one of an earlier life of this agent, may be done late.
-    open: bool,
-    /// What is read is older than our last write until it shows this revision.
-    seen_from: u64,
-}
-
-impl Default for SyncWrites {
-    fn default() -> Self {
-        Self { open: true, seen_from: 0 }
-    }
-}
-
 /// What need not be done again.
 #[derive(Debug, Default)]
 struct Done {
-    sync_writes: SyncWrites,
     /// Leadership (its key's creation) after which the checkpoint was begun.
     checkpointed: Option<u64>,
     /// `status` changes with every commit, and is written once in [`EVERY`].
     status_at: Option<Instant>,
     gone_since: GoneSince,
-    /// When a standby last looked for slots from its time as leader.
-    cleared_at: Option<Instant>,
+    sync_writes: synchronous::Writes,
+    /// When a standby last looked at its slots.
+    slots_at: Option<Instant>,
 }
 
 /// Works for as long as the node leads, until `stop`.
@@ -115,8 +98,13 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
                 }
             }
         }
+        if let Some((facts, cluster)) = leads_standby_cluster(&ctx)
+            && let Err(error) = standby_round(&ctx, &facts, &cluster, &mut done).await
+        {
+            debug!(error = &error as &dyn std::error::Error, "leader's housekeeping failed");
+        }
         if let Err(error) = follows(&ctx, &mut done).await {
-            debug!(error = &error as &dyn std::error::Error, "old slots could not be dropped");
+            debug!(error = &error as &dyn std::error::Error, "slots could not be looked after");
         }
         let floor = Duration::from_millis(50).saturating_sub(began.elapsed());
         tokio::time::sleep(floor).await;
@@ -144,16 +132,47 @@ fn leads(ctx: &Context) -> Option<(PrimaryFacts, ClusterState)> {
     (seen && ctx.view.borrow().reach == kornak_dcs::Reach::Live).then_some((facts, cluster))
 }
 
-/// A standby drops what its time as leader left behind.
+/// The leader of a standby cluster: it holds the key and replicates from elsewhere.
+fn leads_standby_cluster(ctx: &Context) -> Option<(StandbyFacts, ClusterState)> {
+    ctx.keeper.held()?;
+    let Server::Standby(facts) = ctx.observed().server.clone() else { return None };
+    let cluster = ctx.cluster();
+    let is_one = cluster.config.as_ref().is_some_and(|config| config.standby_cluster.is_some());
+    (is_one && ctx.view.borrow().reach == kornak_dcs::Reach::Live).then_some((facts, cluster))
+}
+
+async fn standby_round(
+    ctx: &Context,
+    facts: &StandbyFacts,
+    cluster: &ClusterState,
+    done: &mut Done,
+) -> Result<(), LeadError> {
+    fencing::standby_leader(ctx).await?;
+    identity(ctx, cluster).await?;
+    failsafe(ctx, cluster).await?;
+    if done.status_at.is_none_or(|at| at.elapsed() >= EVERY) {
+        let existing = crate::slots::keep(ctx, cluster, true, &mut done.gone_since).await?;
+        status(ctx, facts.position(), cluster, &existing).await?;
+        done.status_at = Some(Instant::now());
+    }
+    Ok(())
+}
+
+/// A standby keeps the slots that it would need as the leader.
 async fn follows(ctx: &Context, done: &mut Done) -> Result<(), LeadError> {
-    let streams = match &ctx.observed().server {
-        Server::Standby(facts) => facts.streaming,
-        _ => false,
-    };
-    let due = done.cleared_at.is_none_or(|at| at.elapsed() >= CLEAR_EVERY);
-    if streams && due {
-        done.cleared_at = Some(Instant::now());
-        crate::slots::clear(ctx, &ctx.cluster()).await?;
+    let cluster = ctx.cluster();
+    fencing::not_primary(ctx, &cluster).await?;
+    let config = cluster.config.clone().unwrap_or_default();
+    let every = config.loop_wait.min(SLOTS_EVERY);
+    let due = done.slots_at.is_none_or(|at| at.elapsed() >= every);
+    let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
+    let led = cluster.leader.as_ref().is_some_and(|leader| leader.name != ctx.name);
+    if matches!(ctx.observed().server, Server::Standby(_)) && due && live && led {
+        done.slots_at = Some(Instant::now());
+        crate::slots::keep(ctx, &cluster, false, &mut done.gone_since).await?;
+        if !ctx.slots_to_copy.lock().is_empty() {
+            ctx.cycle.notify_one();
+        }
     }
     Ok(())
 }
@@ -165,120 +184,18 @@ async fn round(
     cluster: &ClusterState,
     done: &mut Done,
 ) -> Result<bool, LeadError> {
-    fencing(ctx, facts, cluster).await?;
-    let settled = synchronous(ctx, facts, cluster, &mut done.sync_writes).await?;
-    let existing = slots(ctx, cluster, &mut done.gone_since).await?;
+    fencing::primary(ctx, facts, cluster).await?;
+    let settled = synchronous::adjust(ctx, facts, cluster, &mut done.sync_writes).await?;
+    let existing = crate::slots::keep(ctx, cluster, true, &mut done.gone_since).await?;
     identity(ctx, cluster).await?;
     history(ctx, facts, cluster).await?;
     failsafe(ctx, cluster).await?;
     if done.status_at.is_none_or(|at| at.elapsed() >= EVERY) {
-        status(ctx, facts, cluster, &existing).await?;
+        status(ctx, facts.lsn, cluster, &existing).await?;
         done.status_at = Some(Instant::now());
     }
     checkpoint(ctx, cluster, &mut done.checkpointed);
     Ok(settled)
-}
-
-/// In maintenance mode the store must not be needed, so the guard is taken out of service; but first
-/// the store says so, and keeps saying it until the guard is back with a proven lease: while it does,
-/// no Kornak member is promoted automatically.
-async fn fencing(
-    ctx: &Context,
-    facts: &PrimaryFacts,
-    cluster: &ClusterState,
-) -> Result<(), LeadError> {
-    let paused = cluster.config.as_ref().is_some_and(|config| config.pause);
-    let marked = cluster.unfenced.as_ref().is_some_and(|mark| mark.member == ctx.name);
-    let key = ctx.keys.unfenced();
-    let Some(held) = ctx.keeper.held() else { return Ok(()) };
-    let mine = Compare::Lease { key: ctx.keys.leader(), lease: held.lease };
-    if paused && !ctx.keeper.is_unfenced() {
-        let mark = Unfenced {
-            member: ctx.name.clone(),
-            sysid: cluster.initialize.clone().unwrap_or_default(),
-            timeline: facts.timeline,
-        };
-        let outcome = ctx.store.txn(Txn::just(Op::put(&key, json(&mark))).when(mine)).await?;
-        if outcome.succeeded {
-            ctx.keeper.unfence().await?;
-            info!(
-                "maintenance mode: the guard is out of service, nobody is promoted automatically"
-            );
-        }
-    } else if !paused && (marked || ctx.keeper.is_unfenced()) {
-        ctx.keeper.fence().await?;
-        ctx.store.txn(Txn::just(Op::delete(&key)).when(mine)).await?;
-        info!("maintenance mode is over: the guard is back");
-    }
-    Ok(())
-}
-
-async fn synchronous(
-    ctx: &Context,
-    facts: &PrimaryFacts,
-    cluster: &ClusterState,
-    writes: &mut SyncWrites,
-) -> Result<bool, LeadError> {
-    if cluster.revision < writes.seen_from {
-        return Ok(false);
-    }
-    let mut step = plan(&ctx.name, cluster, facts);
-    // The open write could name a standby that commits stop waiting for now. A write that succeeds
-    // changes the revision that it compares, so it will not be done any more.
-    if writes.open && matches!(step, SyncStep::SetNames(_)) {
-        step = SyncStep::Publish(cluster.sync.clone().unwrap_or_default());
-    }
-    match step {
-        SyncStep::Settled => Ok(true),
-        SyncStep::Publish(sync) => {
-            let key = ctx.keys.sync();
-            info!(
-                standbys = sync.sync_standby.as_deref().unwrap_or("none"),
-                "synchronous standbys"
-            );
-            let txn = Txn::just(Op::put(&key, json(&sync)))
-                .when(Compare::Modified { key, revision: cluster.sync_revision });
-            match ctx.store.txn(while_leading(ctx, txn)).await {
-                Ok(outcome) => {
-                    writes.open &= !outcome.succeeded;
-                    writes.seen_from = outcome.revision;
-                }
-                Err(error) => {
-                    writes.open |= error.outcome_is_unknown();
-                    return Err(error.into());
-                }
-            }
-            Ok(false)
-        }
-        SyncStep::SetNames(names) => {
-            info!(names = %names, "commits wait for");
-            ctx.postgres.set_synchronous_standby_names(Some(&names), IN_FORCE_LIMIT).await?;
-            Ok(false)
-        }
-    }
-}
-
-async fn slots(
-    ctx: &Context,
-    cluster: &ClusterState,
-    gone_since: &mut GoneSince,
-) -> Result<Vec<Slot>, LeadError> {
-    let config = cluster.config.clone().unwrap_or_default();
-    if !config.use_slots() {
-        return Ok(Vec::new());
-    }
-    let wanted: Vec<String> = cluster
-        .members
-        .iter()
-        .filter(|(name, member)| **name != ctx.name && !member.tags.nostream())
-        .filter(|(_, member)| {
-            member.tags.replicatefrom().is_none_or(|upstream| {
-                upstream == ctx.name || !cluster.members.contains_key(upstream)
-            })
-        })
-        .map(|(name, _)| slot_name_of(name))
-        .collect();
-    Ok(crate::slots::keep(ctx, cluster, &wanted, config.member_slots_ttl, gone_since).await?)
 }
 
 /// A cluster that was adopted has no `initialize` or `config` yet.
@@ -305,11 +222,7 @@ async fn history(
         return Ok(());
     }
     let own = &ctx.settings.postgresql;
-    let here = Upstream {
-        host: own.connect_address.host.clone(),
-        port: own.connect_address.port,
-        slot: None,
-    };
+    let here = Upstream::new(own.connect_address.host.clone(), own.connect_address.port, None);
     let lines = ctx.postgres.leader_position(&here).await?.history;
     let mut list: Vec<HistoryEntry> = lines.iter().map(history_entry).collect();
     for row in &mut list {
@@ -372,9 +285,9 @@ async fn failsafe(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
 
 async fn status(
     ctx: &Context,
-    facts: &PrimaryFacts,
+    lsn: Lsn,
     cluster: &ClusterState,
-    existing: &[Slot],
+    existing: &[Found],
 ) -> Result<(), LeadError> {
     if cluster.handover.is_some() {
         // The release writes the final one.
@@ -384,11 +297,9 @@ async fn status(
     let mut slots: BTreeMap<String, Lsn> = existing
         .iter()
         .filter(|slot| !slot.temporary)
-        .filter_map(|slot| {
-            Some((slot.name.clone(), slot.confirmed_flush_lsn.or(slot.restart_lsn)?))
-        })
+        .filter_map(|slot| Some((slot.name.clone(), slot.position()?)))
         .collect();
-    slots.insert(own, facts.lsn);
+    slots.insert(own, lsn);
     let before = cluster.status.as_ref().map(|status| status.retain_slots.clone());
     let mut retain_slots: Vec<String> =
         cluster.members.keys().map(|name| slot_name_of(name)).collect();
@@ -401,7 +312,7 @@ async fn status(
     );
     retain_slots.sort_unstable();
     retain_slots.dedup();
-    let wanted = Status { optime: facts.lsn, slots, retain_slots };
+    let wanted = Status { optime: lsn, slots, retain_slots };
     if cluster.status.as_ref() == Some(&wanted) {
         return Ok(());
     }

@@ -143,10 +143,12 @@ pub async fn start(
             loop {
                 let guard = instance.ctx.guard.pid();
                 let end = instance.live(views_in.clone(), &mut commands, &stop).await;
-                if end == End::Stopped {
+                if end != End::GuardLost {
                     api_stop.cancel();
                     drop(instance);
-                    wait_for_end(guard).await;
+                    if end == End::Stopped {
+                        wait_for_end(guard).await;
+                    }
                     return Ok(());
                 }
                 warn!("the guard is gone and has taken the server with it, starting anew");
@@ -252,6 +254,8 @@ impl Instance {
             counters,
             restart_plan,
             checkpoint_pending: false.into(),
+            slots_to_copy: parking_lot::Mutex::default(),
+            slot_complaint: parking_lot::Mutex::default(),
             pending_restart: parking_lot::Mutex::new(None),
             look: Arc::new(Notify::new()),
             cycle: Arc::new(Notify::new()),

@@ -86,6 +86,7 @@ pub enum Command {
         answer: oneshot::Sender<CommandResult>,
     },
     Restart {
+        /// For the server to take connections; else `primary_start_timeout` decides.
         timeout: Option<Duration>,
         answer: oneshot::Sender<CommandResult>,
     },
@@ -93,7 +94,10 @@ pub enum Command {
         answer: oneshot::Sender<CommandResult>,
     },
     Reinitialize {
+        /// Give up what else is under way.
         force: bool,
+        /// Copy from the leader, whoever else offers himself.
+        from_leader: bool,
         answer: oneshot::Sender<CommandResult>,
     },
     /// Change the dynamic configuration: merge (PATCH) or replace (PUT).

@@ -33,17 +33,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kornak_cluster::slots::{PermanentSlot, SlotKind};
 use kornak_cluster::{ClusterConfig, Lsn};
 use kornak_config::agent::PostgresqlSettings;
 use parking_lot::Mutex;
 use tokio_postgres::{Client, Config};
 
 use crate::guard::{GuardClient, GuardConfig, GuardError};
+use crate::ha::slots::Found;
 
 pub use basebackup::CloneError;
 pub use callbacks::{CallbackAction, Callbacks};
 pub use claim::Unfinished;
-pub use conf::{Parameters, join_conninfo};
+pub use conf::{Parameters, join_conninfo, value_text as parameter_text};
 pub use controldata::{ControlData, ControlState, ParseControlDataError, shutdown_checkpoint_end};
 pub use files::ConfigureError;
 pub use initdb::BootstrapError;
@@ -55,7 +57,7 @@ pub use rewind::{
     HistoryLine, LeaderPosition, LocalEnd, RewindError, RewindNeed, parse_history, rewind_need,
 };
 pub use script::ScriptError;
-pub use slots::{Slot, slot_name_of};
+pub use slots::slot_name_of;
 pub use sql::{APPLICATION_PREFIX, Sql, SqlError, TextRow, identifier, literal};
 pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus};
 pub use tool::{Told, ToolError, split_words};
@@ -70,6 +72,25 @@ pub struct Upstream {
     pub port: u16,
     /// Our slot there; `None`: without one.
     pub slot: Option<String>,
+    /// Parameters of recovery that go with it; they win over `recovery_conf`.
+    pub recovery: Parameters,
+}
+
+impl Upstream {
+    /// Another member.
+    pub fn new(host: impl Into<String>, port: u16, slot: Option<String>) -> Self {
+        Self { host: host.into(), port, slot, recovery: Parameters::new() }
+    }
+
+    /// Nobody: the log comes from an archive.
+    pub fn archive(recovery: Parameters) -> Self {
+        Self { host: String::new(), port: 0, slot: None, recovery }
+    }
+
+    /// Whether there is a server to connect to.
+    pub fn is_server(&self) -> bool {
+        !self.host.is_empty()
+    }
 }
 
 /// What is known of the server before anything runs.
@@ -145,6 +166,10 @@ struct Wanted {
     dynamic: Parameters,
     dynamic_hba: Option<Vec<String>>,
     dynamic_ident: Option<Vec<String>>,
+    /// `postgresql.recovery_conf` of the store; the node's own wins.
+    dynamic_recovery: Parameters,
+    /// Logical slots are kept on standbys, which must keep the primary from vacuuming what they need.
+    feedback: bool,
     /// Win over everything else that stands in the file.
     overrides: Parameters,
     /// `None`: not decided since this process began; the file keeps what it says.
@@ -153,6 +178,8 @@ struct Wanted {
     upstream: Option<Option<Upstream>>,
     /// Where a recovery to a point in time ends and what it reads; empty but for such a start.
     recovery: Parameters,
+    /// Whoever made the data directory has left such parameters in `postgresql.auto.conf`.
+    keeps_recovery: bool,
 }
 
 impl Postgres {
@@ -320,7 +347,7 @@ impl Postgres {
     }
 
     /// All slots.
-    pub async fn slots(&self) -> Result<Vec<Slot>, SqlError> {
+    pub async fn slots(&self) -> Result<Vec<Found>, SqlError> {
         slots::list(&self.inner.heartbeat).await
     }
 
@@ -367,6 +394,10 @@ impl Postgres {
         };
         let mut wanted = self.inner.wanted.lock();
         wanted.dynamic = conf::parameters(config.parameters());
+        let recovery = config.postgresql().and_then(|section| section.get("recovery_conf"));
+        wanted.dynamic_recovery = conf::parameters(recovery.and_then(|map| map.as_object()));
+        let logical = |slot: &PermanentSlot| slot.kind != SlotKind::Physical;
+        wanted.feedback = config.permanent_slots().iter().any(logical);
         wanted.dynamic_hba = lines("pg_hba");
         wanted.dynamic_ident = lines("pg_ident");
     }

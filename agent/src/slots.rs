@@ -1,137 +1,80 @@
-//! The members' replication slots: each standby has one on the leader, and none is left behind on a
-//! server that leads no more, where it would keep WAL for ever.
-//!
-//! Slots that no member ever had are not touched: somebody else owns them.
+//! Carries out what [`crate::ha::slots`] plans, on leaders and on standbys.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
-use kornak_cluster::ClusterState;
-use tokio::time::Instant;
-use tracing::info;
+use kornak_cluster::{ClusterState, Lsn};
+use tracing::{info, warn};
 
 use crate::context::Context;
-use crate::postgres::{Slot, SqlError, slot_name_of};
+use crate::guard::boottime_now;
+use crate::ha::Server;
+use crate::ha::slots::{Found, GoneSince, Here, Plan, plan, wanted};
+use crate::postgres::{SqlError, slot_name_of};
 
-/// Since when the slot of a member that has vanished is kept.
-pub type GoneSince = BTreeMap<String, Instant>;
-
-/// What a leader has to change.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Plan {
-    pub create: Vec<String>,
-    pub drop: Vec<String>,
-}
-
-/// Compares the slots that are there with those that members need. `known` are slots that the store
-/// knows as members'.
-pub fn plan(
-    wanted: &[String],
-    known: &[String],
-    existing: &[Slot],
-    ttl: Duration,
-    now: Instant,
-    gone_since: &mut GoneSince,
-) -> Plan {
-    let create = wanted
-        .iter()
-        .filter(|name| !existing.iter().any(|slot| slot.name == **name))
-        .cloned()
-        .collect();
-    gone_since.retain(|name, _| !wanted.contains(name));
-    let gone = existing
-        .iter()
-        .filter(|slot| slot.kind == "physical" && !slot.active && !slot.temporary)
-        .filter(|slot| known.contains(&slot.name) && !wanted.contains(&slot.name));
-    let drop = gone
-        .filter(|slot| {
-            let since = *gone_since.entry(slot.name.clone()).or_insert(now);
-            now.duration_since(since) >= ttl
-        })
-        .map(|slot| slot.name.clone())
-        .collect();
-    Plan { create, drop }
-}
-
-/// On a leader: each of `wanted` has a slot; the slot of a member that vanished is kept for `ttl`.
+/// Makes the slots of this node what they should be. Returns those that there were.
 pub async fn keep(
     ctx: &Context,
     cluster: &ClusterState,
-    wanted: &[String],
-    ttl: Duration,
+    leads: bool,
     gone_since: &mut GoneSince,
-) -> Result<Vec<Slot>, SqlError> {
-    let existing = ctx.postgres.slots().await?;
-    let known = cluster.status.as_ref().map(|status| status.retain_slots.clone());
-    let known = known.unwrap_or_default();
-    let Plan { create, drop } = plan(wanted, &known, &existing, ttl, Instant::now(), gone_since);
-    for name in &create {
+) -> Result<Vec<Found>, SqlError> {
+    let config = cluster.config.clone().unwrap_or_default();
+    if !ctx.settings.postgresql.use_slots.unwrap_or_else(|| config.use_slots()) {
+        return Ok(Vec::new());
+    }
+    let found = ctx.postgres.slots().await?;
+    let replayed = match &ctx.observed().server {
+        Server::Standby(facts) => Some(facts.replayed),
+        _ => None,
+    };
+    let here = Here { name: &ctx.name, tags: &ctx.settings.tags, leads, replayed };
+    let wanted = wanted(here, cluster, slot_name_of);
+    let retained = cluster.status.as_ref().map(|status| status.retain_slots.clone());
+    let retained = retained.unwrap_or_default();
+    let mut plan = plan(here, &config, &wanted, &found, &retained, boottime_now(), gone_since);
+    if config.pause {
+        plan.drop.clear();
+    }
+    carry_out(ctx, &plan, &found).await?;
+    *ctx.slots_to_copy.lock() = plan.copy_logical;
+    Ok(found)
+}
+
+async fn carry_out(ctx: &Context, plan: &Plan, found: &[Found]) -> Result<(), SqlError> {
+    for name in &plan.drop {
+        if ctx.postgres.drop_slot(name).await? {
+            info!(slot = %name, "slot that nobody needs was dropped");
+        }
+    }
+    for name in &plan.create_physical {
         ctx.postgres.create_physical_slot(name).await?;
         info!(slot = %name, "slot created");
     }
-    for name in &drop {
-        if ctx.postgres.drop_slot(name).await? {
-            info!(slot = %name, "slot of a member that has gone was dropped");
+    for (name, database, plugin) in &plan.create_logical {
+        match ctx.postgres.create_logical_slot(name, database, plugin).await {
+            Ok(()) => info!(slot = %name, database = %database, "logical slot created"),
+            // The database may come later; the other slots must not wait for it.
+            Err(error) => complain(ctx, name, &error, "logical slot could not be created"),
         }
     }
-    Ok(existing)
-}
-
-/// On a standby: slots of members that were left from its time as leader are dropped.
-pub async fn clear(ctx: &Context, cluster: &ClusterState) -> Result<(), SqlError> {
-    let members: Vec<String> = cluster.members.keys().map(|name| slot_name_of(name)).collect();
-    let cascades = |name: &String| {
-        cluster.members.iter().any(|(member, facts)| {
-            slot_name_of(member) == *name && facts.tags.replicatefrom() == Some(ctx.name.as_str())
-        })
-    };
-    for slot in ctx.postgres.slots().await? {
-        let ours = slot.kind == "physical" && !slot.active && members.contains(&slot.name);
-        if ours && !cascades(&slot.name) && ctx.postgres.drop_slot(&slot.name).await? {
-            info!(slot = %slot.name, "slot from this server's time as leader dropped");
+    for (name, to) in &plan.advance {
+        if let Err(error) = advance(ctx, found, name, *to).await {
+            complain(ctx, name, &error, "slot could not be moved forward");
         }
     }
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn slot(name: &str, active: bool) -> Slot {
-        Slot {
-            name: name.into(),
-            kind: "physical".into(),
-            plugin: None,
-            database: None,
-            active,
-            temporary: false,
-            xmin: None,
-            catalog_xmin: None,
-            restart_lsn: None,
-            confirmed_flush_lsn: None,
-            wal_status: None,
-        }
+async fn advance(ctx: &Context, found: &[Found], name: &str, to: Lsn) -> Result<(), SqlError> {
+    let database = found.iter().find(|slot| slot.name == name).and_then(|it| it.database.clone());
+    match database {
+        Some(database) => ctx.postgres.advance_logical_slot(name, &database, to).await,
+        None => ctx.postgres.advance_slot(name, to).await,
     }
+}
 
-    fn names(list: &[&str]) -> Vec<String> {
-        list.iter().map(|name| (*name).to_owned()).collect()
-    }
-
-    #[test]
-    fn a_vanished_member_keeps_its_slot_for_a_while_and_strangers_for_ever() {
-        let mut gone = GoneSince::new();
-        let start = Instant::now();
-        let ttl = Duration::from_secs(60);
-        let existing = [slot("b", true), slot("c", false), slot("backup", false)];
-        let mut at = |seconds, wanted: &[&str]| {
-            let now = start + Duration::from_secs(seconds);
-            plan(&names(wanted), &names(&["b", "c"]), &existing, ttl, now, &mut gone)
-        };
-        assert_eq!(at(0, &["b", "d"]).create, names(&["d"]));
-        assert_eq!(at(59, &["b"]), Plan::default());
-        assert_eq!(at(60, &["b"]).drop, names(&["c"]));
-        assert_eq!(at(61, &["b", "c"]), Plan::default(), "it has come back");
-        assert_eq!(at(120, &["b"]), Plan::default(), "and gone again: the time counts anew");
+/// Once for each slot and reason.
+fn complain(ctx: &Context, slot: &str, error: &SqlError, what: &'static str) {
+    let text = format!("{slot}: {error}");
+    if ctx.slot_complaint.lock().replace(text.clone()).as_ref() != Some(&text) {
+        warn!(slot, error = error as &dyn std::error::Error, "{what}");
     }
 }

@@ -226,7 +226,7 @@ async fn slots_are_made_moved_and_dropped_on_both_kinds_of_server() {
         node.postgres.advance_slot("spare", Lsn(0x100_0000)).await.unwrap();
         let slots = node.postgres.slots().await.unwrap();
         let spare = slots.iter().find(|slot| slot.name == "spare").unwrap();
-        assert_eq!((spare.restart_lsn, spare.kind.as_str()), (Some(to), "physical"));
+        assert_eq!((spare.restart, spare.physical), (Some(to), true));
         assert!(node.postgres.drop_slot("spare").await.unwrap());
         assert!(node.postgres.drop_slot("spare").await.unwrap());
     }
@@ -340,6 +340,7 @@ async fn a_cluster_is_made_by_a_command_and_recovers_to_the_end_of_its_archive()
     let source = a.options.settings.data_dir.display().to_string();
     let target = b.options.settings.data_dir.display().to_string();
     let method = CustomBootstrap {
+        params: serde_json::Map::new(),
         name: "copy".to_owned(),
         command: format!("sh -c 'cp -r {source}/. {target}'"),
         no_params: true,

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use crate::slots::{PermanentSlot, SlotMatcher};
+
 /// Whether commits wait for standbys (Patroni's `synchronous_mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SyncMode {
@@ -13,6 +15,56 @@ pub enum SyncMode {
     On,
     /// Any of the listed: `ANY N (a,b)`.
     Quorum,
+}
+
+/// Where a standby cluster gets its log from: `standby_cluster` of the dynamic configuration. Its leader
+/// replicates from there, the other members from that leader; nobody is promoted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandbyCluster {
+    /// Host and port of the remote primary; `None`: only its archive is read.
+    pub remote: Option<(String, u16)>,
+    pub primary_slot_name: Option<String>,
+    /// `restore_command`, `archive_cleanup_command`, `recovery_min_apply_delay`, as far as given.
+    pub recovery: Vec<(&'static str, String)>,
+    /// Names of methods in the node's own file; empty: a base backup.
+    pub create_replica_methods: Vec<String>,
+}
+
+impl StandbyCluster {
+    /// As Patroni: a section counts if it says where the log comes from.
+    fn from_json(value: &Value) -> Option<Self> {
+        let section = value.as_object()?;
+        let text = |key: &str| match section.get(key)? {
+            Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        };
+        let port = text("port").and_then(|port| port.parse().ok());
+        let remote = match (text("host"), port) {
+            (None, None) => None,
+            (host, port) => {
+                Some((host.unwrap_or_else(|| "localhost".to_owned()), port.unwrap_or(5432)))
+            }
+        };
+        let recovery: Vec<_> =
+            ["restore_command", "archive_cleanup_command", "recovery_min_apply_delay"]
+                .into_iter()
+                .filter_map(|key| Some((key, text(key)?)))
+                .collect();
+        if remote.is_none() && !recovery.iter().any(|(key, _)| *key == "restore_command") {
+            return None;
+        }
+        let methods = section.get("create_replica_methods").and_then(Value::as_array);
+        let methods = methods.into_iter().flatten();
+        Some(Self {
+            remote,
+            primary_slot_name: text("primary_slot_name"),
+            recovery,
+            create_replica_methods: methods
+                .filter_map(|name| name.as_str().map(str::to_owned))
+                .collect(),
+        })
+    }
 }
 
 /// The dynamic configuration with Patroni's defaults filled in. The raw JSON is kept, for it is
@@ -32,6 +84,8 @@ pub struct ClusterConfig {
     pub synchronous_mode_strict: bool,
     /// Default 1.
     pub synchronous_node_count: u32,
+    /// A synchronous standby further behind than this is replaced. Bytes; `None` (written -1): never.
+    pub maximum_lag_on_syncnode: Option<u64>,
     /// The leader stays while every member confirms it, although the store is away.
     pub failsafe_mode: bool,
     /// A candidate on an older timeline than the cluster's is refused.
@@ -46,6 +100,8 @@ pub struct ClusterConfig {
     pub max_timelines_history: usize,
     /// How long the slot of a vanished member is kept. Default 30 min.
     pub member_slots_ttl: Duration,
+    /// The whole cluster follows a primary elsewhere.
+    pub standby_cluster: Option<StandbyCluster>,
     /// The JSON as it is stored.
     pub raw: Map<String, Value>,
 }
@@ -88,6 +144,11 @@ impl ClusterConfig {
             synchronous_mode_strict: flag("synchronous_mode_strict"),
             synchronous_node_count: count("synchronous_node_count")
                 .map_or(1, |value| u32::try_from(value).unwrap_or(u32::MAX).max(1)),
+            maximum_lag_on_syncnode: raw
+                .get("maximum_lag_on_syncnode")
+                .and_then(number)
+                .filter(|bytes| *bytes > 0.0)
+                .map(|bytes| bytes as u64),
             failsafe_mode: flag("failsafe_mode"),
             check_timeline: flag("check_timeline"),
             pause: flag("pause"),
@@ -98,6 +159,7 @@ impl ClusterConfig {
                 .get("member_slots_ttl")
                 .and_then(seconds_with_unit)
                 .unwrap_or(Duration::from_secs(1800)),
+            standby_cluster: raw.get("standby_cluster").and_then(StandbyCluster::from_json),
             raw,
         }
     }
@@ -105,6 +167,11 @@ impl ClusterConfig {
     /// Reads the stored text; `None` if it is not a JSON object.
     pub fn parse(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok().map(Self::from_json)
+    }
+
+    /// The synchronous mode in force: a standby cluster has none.
+    pub fn sync_mode(&self) -> SyncMode {
+        if self.standby_cluster.is_some() { SyncMode::Off } else { self.synchronous_mode }
     }
 
     /// The `postgresql` section, if there is one.
@@ -119,7 +186,23 @@ impl ClusterConfig {
 
     /// Whether a diverged former primary may be rewound (`postgresql.use_pg_rewind`).
     pub fn use_pg_rewind(&self) -> bool {
-        self.postgresql().and_then(|section| section.get("use_pg_rewind")).is_some_and(truthy)
+        self.allows("use_pg_rewind")
+    }
+
+    /// Whether a switch of the `postgresql` section is on; one that is absent is off.
+    pub fn allows(&self, key: &str) -> bool {
+        self.postgresql().and_then(|section| section.get(key)).is_some_and(truthy)
+    }
+
+    /// Slots that are kept on every node (`slots`, under any of its three names).
+    pub fn permanent_slots(&self) -> Vec<PermanentSlot> {
+        let keys = ["slots", "permanent_slots", "permanent_replication_slots"];
+        PermanentSlot::read(keys.iter().find_map(|key| self.raw.get(*key)))
+    }
+
+    /// Slots that are somebody else's (`ignore_slots`).
+    pub fn ignored_slots(&self) -> Vec<SlotMatcher> {
+        SlotMatcher::read(self.raw.get("ignore_slots"))
     }
 
     /// Whether members get replication slots (`postgresql.use_slots`, default on).
@@ -257,6 +340,21 @@ mod tests {
             r#"{"postgresql":{"parameters":{"b":2,"c":3}}}"#
         );
         assert!(!merge_patch(&mut config, &read(r#"{"postgresql":{"parameters":{"b":2}}}"#).raw));
+    }
+
+    #[test]
+    fn a_standby_cluster_says_where_its_log_comes_from() {
+        let remote = |text: &str| {
+            let section = read(&format!(r#"{{"standby_cluster":{text}}}"#)).standby_cluster;
+            section.map(|section| section.remote)
+        };
+        assert_eq!(remote("{}"), None);
+        assert_eq!(remote(r#"{"primary_slot_name":"x"}"#), None);
+        assert_eq!(remote(r#"{"host":"h"}"#), Some(Some(("h".to_owned(), 5432))));
+        assert_eq!(remote(r#"{"host":"h","port":"6000"}"#), Some(Some(("h".to_owned(), 6000))));
+        assert_eq!(remote(r#"{"restore_command":"cp x"}"#), Some(None));
+        let config = read(r#"{"synchronous_mode":true,"standby_cluster":{"port":1}}"#);
+        assert_eq!(config.sync_mode(), SyncMode::Off);
     }
 
     #[test]

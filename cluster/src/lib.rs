@@ -15,10 +15,11 @@ pub mod id;
 pub mod lsn;
 pub mod member;
 pub mod moment;
+pub mod slots;
 pub mod state;
 pub mod topology;
 
-pub use config::{ClusterConfig, SyncMode};
+pub use config::{ClusterConfig, StandbyCluster, SyncMode};
 pub use epoch::Epoch;
 pub use handover::{Ack, Handover, HandoverPhase, ProxyRegistration, Unfenced};
 pub use id::{GroupId, Scope};

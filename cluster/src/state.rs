@@ -58,6 +58,11 @@ impl SyncState {
         }
     }
 
+    /// State of quorum mode: a candidate among these voters must have as much as `quorum` others of them.
+    pub fn with_quorum(leader: &str, voters: &[String], quorum: u32) -> Self {
+        Self { quorum, ..Self::new(leader, voters) }
+    }
+
     /// The standbys' names.
     pub fn standbys(&self) -> Vec<String> {
         let list = self.sync_standby.as_deref().unwrap_or_default();

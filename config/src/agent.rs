@@ -126,6 +126,8 @@ pub struct CustomBootstrap {
     /// The command has written its own recovery configuration.
     pub keep_existing_recovery_conf: bool,
     pub recovery_conf: Map<String, Value>,
+    /// Everything else below its key, passed as `--key=value`.
+    pub params: Map<String, Value>,
 }
 
 /// `bootstrap`.
@@ -206,6 +208,16 @@ pub enum ReplicaMethod {
     },
 }
 
+impl ReplicaMethod {
+    /// Its word in `create_replica_methods`.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Basebackup { .. } => "basebackup",
+            Self::Custom { name, .. } => name,
+        }
+    }
+}
+
 /// `postgresql`.
 #[derive(Debug, Clone)]
 pub struct PostgresqlSettings {
@@ -260,6 +272,14 @@ impl PostgresqlSettings {
             Some(dir) => dir.join(name),
             None => PathBuf::from(name),
         }
+    }
+
+    /// Whether one of the methods makes a copy without a running member.
+    pub fn clones_alone(&self) -> bool {
+        let alone = |method: &ReplicaMethod| {
+            matches!(method, ReplicaMethod::Custom { no_leader: true, .. })
+        };
+        self.create_replica_methods.iter().any(alone)
     }
 
     /// Role for pg_rewind.

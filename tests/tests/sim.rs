@@ -11,13 +11,14 @@ const WORLDS: u64 = 300;
 /// Each defence, where its absence shows, and from which seed on to look. A rare one begins shortly
 /// before a seed that shows it; if a change of the model moves that, `KORNAK_WORLDS=5000` looks at so
 /// many worlds for each and prints what it finds.
-const MUTATIONS: [(Mutation, Kind, u64); 20] = [
+const MUTATIONS: [(Mutation, Kind, u64); 21] = [
     (Mutation::GuardNeverFires, Kind::Synchronous, 0),
     (Mutation::GuardIsEdgeTriggered, Kind::Handover, 30),
     (Mutation::GuardArmedTooLate, Kind::Churn, 0),
     (Mutation::KeepaliveIsProof, Kind::Asynchronous, 0),
     (Mutation::PostmasterGoneMeansStopped, Kind::Handover, 150),
     (Mutation::CandidateIgnoresSync, Kind::Synchronous, 0),
+    (Mutation::QuorumIgnored, Kind::Quorum, 0),
     (Mutation::ClaimOnOldSync, Kind::Churn, 130),
     (Mutation::NamesBeforeStore, Kind::Synchronous, 20),
     (Mutation::OpenSyncWriteIgnored, Kind::Churn, 1125),
@@ -79,6 +80,11 @@ fn worlds_full_of_switchovers_keep_their_promises() {
 #[test]
 fn worlds_whose_standbys_come_and_go_keep_their_promises() {
     promises_hold(Kind::Churn);
+}
+
+#[test]
+fn worlds_in_quorum_mode_keep_their_promises() {
+    promises_hold(Kind::Quorum);
 }
 
 /// A checker that cannot fail shows nothing.

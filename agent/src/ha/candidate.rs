@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterConfig, HandoverPhase, Lsn, SyncMode, Timeline};
+use kornak_cluster::{
+    ClusterConfig, ClusterState, HandoverPhase, Lsn, MemberState, SyncMode, SyncState, Timeline,
+};
 
 use super::decision::Why;
 use super::snapshot::{Peer, Race, Snapshot};
@@ -58,7 +60,10 @@ fn barred(s: &Snapshot) -> Option<Why> {
         Some(Why::NoFailoverTag)
     } else if s.race_not_before.is_some_and(|moment| s.now < moment) {
         Some(Why::LostRecently)
-    } else if s.cluster.unfenced.as_ref().is_some_and(|unfenced| unfenced.member != s.me) {
+    } else if s.cluster.unfenced.as_ref().is_some_and(|unfenced| unfenced.member != s.me)
+        && !is_forced(s, &s.me)
+    {
+        // Only an operator who names this member can know that the other is gone.
         Some(Why::UnfencedPrimary)
     } else {
         None
@@ -144,7 +149,7 @@ fn unfit(s: &Snapshot, name: &str, standing: Standing, forced: bool) -> Option<W
     }
     let defaults = ClusterConfig::default;
     let config = s.cluster.config.as_ref().map_or_else(|| Cow::Owned(defaults()), Cow::Borrowed);
-    if config.synchronous_mode != SyncMode::Off
+    if config.sync_mode() != SyncMode::Off
         && let Some(sync) = s.cluster.sync.as_ref().filter(|sync| !sync.is_empty())
         && !sync.matches(name)
     {
@@ -168,17 +173,23 @@ fn among_peers(s: &Snapshot, standing: Standing, race: &Race, named: Option<&str
     if answered().any(|(_, peer)| peer.primary) && !standing.primary {
         return Verdict::No(Why::OtherIsPrimary);
     }
+    let config = s.cluster.config.as_ref();
+    let synchronous = config.is_some_and(|config| config.sync_mode() != SyncMode::Off);
+    let sync = s.cluster.sync.as_ref().filter(|sync| synchronous && !sync.is_empty());
+    let missing = sync.and_then(|sync| quorum_missing(sync, s, standing, race));
     match named {
-        Some(name) if name == s.me => return Verdict::Claim(Why::NamedCandidate),
+        Some(name) if name == s.me => {
+            return match missing.filter(|_| !is_forced(s, name)) {
+                Some(why) => Verdict::No(why),
+                None => Verdict::Claim(Why::NamedCandidate),
+            };
+        }
         // A candidate that may not lead must not keep the others from it.
         Some(name) if answered().any(|(peer, facts)| peer == name && may_lead(s, name, facts)) => {
             return Verdict::No(Why::OtherIsCandidate);
         }
         _ => {}
     }
-    let config = s.cluster.config.as_ref();
-    let synchronous = config.is_some_and(|config| config.synchronous_mode != SyncMode::Off);
-    let sync = s.cluster.sync.as_ref().filter(|sync| synchronous && !sync.is_empty());
     for (name, peer) in answered() {
         let rival = !peer.tags.nofailover()
             && sync.is_none_or(|sync| sync.matches(name))
@@ -202,7 +213,53 @@ fn among_peers(s: &Snapshot, standing: Standing, race: &Race, named: Option<&str
             return Verdict::No(Why::PeerPreferred);
         }
     }
-    Verdict::Claim(Why::MostAdvanced)
+    match missing {
+        Some(why) => Verdict::No(why),
+        None => Verdict::Claim(Why::MostAdvanced),
+    }
+}
+
+/// In quorum mode an acknowledged commit is on some of the voters, one knows not which. So many others
+/// must be seen to have no more than this node that one of them, or this node, has it. The former
+/// leader has everything and needs nobody.
+fn quorum_missing(sync: &SyncState, s: &Snapshot, standing: Standing, race: &Race) -> Option<Why> {
+    if sync.leader.as_deref().is_some_and(|leader| leader.eq_ignore_ascii_case(&s.me)) {
+        return None;
+    }
+    let mine = (standing.timeline, standing.position);
+    let voters = sync.standbys();
+    let votes = voters.iter().filter(|voter| {
+        let same = |name: &&String| name.eq_ignore_ascii_case(voter);
+        let peer = race.peers.keys().find(same).and_then(|name| race.peers.get(name));
+        peer.and_then(Option::as_ref).is_some_and(|peer| (peer.timeline, peer.position) <= mine)
+    });
+    let votes = u32::try_from(votes.count()).unwrap_or(u32::MAX);
+    (votes < sync.quorum).then_some(Why::QuorumMissing { votes, needed: sync.quorum })
+}
+
+/// Whether the store shows somebody running who could take over from `me` without losing anything that
+/// this mode promises to keep.
+pub fn somebody_may_take_over(me: &str, cluster: &ClusterState) -> bool {
+    let config = cluster.config.clone().unwrap_or_default();
+    let optime = cluster.status.as_ref().map_or(Lsn(0), |status| status.optime);
+    let fit = |name: &str| {
+        cluster.members.get(name).is_some_and(|member| {
+            let lag = optime.bytes_ahead_of(member.xlog_location.unwrap_or(optime));
+            name != me
+                && member.state == MemberState::Running
+                && lag <= config.maximum_lag_on_failover
+        })
+    };
+    let able = |name: &str| {
+        fit(name) && cluster.members.get(name).is_some_and(|member| !member.tags.nofailover())
+    };
+    if config.sync_mode() == SyncMode::Off {
+        return cluster.members.keys().any(|name| able(name));
+    }
+    let Some(sync) = cluster.sync.as_ref() else { return false };
+    let standbys = sync.standbys();
+    let running = standbys.iter().filter(|name| fit(name)).count();
+    standbys.iter().any(|name| able(name)) && running > sync.quorum as usize
 }
 
 /// Whether a named candidate would find itself fit.

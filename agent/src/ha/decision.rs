@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use kornak_cluster::Lsn;
 
+use super::upstream::Source;
+
 /// The next step of a node.
 #[must_use = "a decision that nobody applies is a bug"]
 #[derive(Debug, Clone, PartialEq)]
@@ -25,12 +27,17 @@ pub enum Action {
     Bootstrap,
     /// Make a copy of this member's server.
     Clone { from: String },
+    /// Make a copy although nobody leads, by a method that needs no running member.
+    CloneWithoutLeader,
     /// Bring the stopped server back as a standby: rewind or clone it again if it has diverged.
     Rejoin { leader: Option<String> },
     /// Start the stopped server in place as primary.
     StartPrimary,
-    /// Replicate from this member from now on; no restart.
-    Follow { leader: String },
+    /// Replicate from there from now on; no restart.
+    Follow { upstream: Source },
+    /// The cluster becomes a standby cluster: stop the primary in order and let it follow the remote
+    /// one. The key is kept.
+    DemoteCluster,
     /// Look at the server again at once: what is waited for is about to arrive.
     Look,
     /// Ask the other members where they stand.
@@ -74,6 +81,8 @@ pub enum Why {
     LeaderKeyFree,
     KeyIsOursServerIsDown,
     StandbyHasEverything,
+    NoTimeToStart,
+    StandbyCluster,
     // following
     LeaderKnown,
     AlreadyFollows,
@@ -92,6 +101,7 @@ pub enum Why {
     NotInFailsafeList,
     LostRecently,
     NotSynchronous,
+    QuorumMissing { votes: u32, needed: u32 },
     TooFarBehind { lag_bytes: u64 },
     TimelineBehind,
     OtherIsPrimary,
@@ -127,6 +137,8 @@ impl Why {
             Self::LeaderKeyFree => "the leader key is free and this server is primary",
             Self::KeyIsOursServerIsDown => "the leader's server is down",
             Self::StandbyHasEverything => "a synchronous standby can take over at once",
+            Self::NoTimeToStart => "a failover is preferred to starting in place",
+            Self::StandbyCluster => "this is a standby cluster",
             Self::LeaderKnown => "joining the leader",
             Self::AlreadyFollows => "following the leader",
             Self::UpstreamChanged => "the leader has changed",
@@ -145,6 +157,7 @@ impl Why {
             }
             Self::LostRecently => "the last attempt to lead failed here",
             Self::NotSynchronous => "not a synchronous standby",
+            Self::QuorumMissing { .. } => "too few synchronous standbys could be compared with",
             Self::TooFarBehind { .. } => "too far behind the former leader",
             Self::TimelineBehind => "on an older timeline than the cluster",
             Self::OtherIsPrimary => "another member runs as primary",

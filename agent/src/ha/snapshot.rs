@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub promise_until: Option<Moment>,
     /// No race before this moment: the last attempt to lead failed here.
     pub race_not_before: Option<Moment>,
+    /// A copy can be made here without a running member (`no_leader`).
+    pub clones_alone: bool,
     /// Time the agent itself needs to stop a server; it acts so long before the guard does.
     pub stop_budget: Duration,
 }

@@ -72,7 +72,7 @@ fn fit(
     if member.tags.nofailover() {
         return Err(Refusal::NoFailover { name: name.to_owned() });
     }
-    if config.synchronous_mode != SyncMode::Off
+    if config.sync_mode() != SyncMode::Off
         && !cluster.sync.as_ref().is_some_and(|sync| sync.matches(name))
     {
         return Err(Refusal::NotSynchronous);

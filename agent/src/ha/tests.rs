@@ -6,6 +6,7 @@
 mod following;
 mod leading;
 mod planned;
+mod quorum;
 mod racing;
 mod synchronous;
 
@@ -163,6 +164,7 @@ fn standby() -> Snapshot {
         race: None,
         promise_until: None,
         race_not_before: None,
+        clones_alone: false,
         stop_budget: seconds(1),
     }
 }

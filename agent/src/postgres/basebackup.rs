@@ -66,12 +66,34 @@ impl Postgres {
         source: Option<&Upstream>,
         remove: bool,
     ) -> Result<(), CloneError> {
+        self.clone_by(None, source, remove).await
+    }
+
+    /// As [`Postgres::clone_from`], by the methods of these names instead of all in their order.
+    pub async fn clone_by(
+        &self,
+        names: Option<&[String]>,
+        source: Option<&Upstream>,
+        remove: bool,
+    ) -> Result<(), CloneError> {
         let claim = self.inner.claim()?;
+        let configured = &self.settings().create_replica_methods;
+        let plain = ReplicaMethod::Basebackup { options: Vec::new() };
+        let methods: Vec<&ReplicaMethod> = match names {
+            None => configured.iter().collect(),
+            Some(names) => names
+                .iter()
+                .filter_map(|name| {
+                    let known = configured.iter().find(|method| method.name() == name);
+                    known.or((name == plain.name()).then_some(&plain))
+                })
+                .collect(),
+        };
         if remove {
             self.remove_data()?;
         }
         let mut last = CloneError::NoMethod;
-        for method in &self.settings().create_replica_methods {
+        for method in methods {
             let outcome = match (method, source) {
                 (ReplicaMethod::Basebackup { options }, Some(source)) => {
                     self.basebackup(&claim, source, options).await

@@ -71,7 +71,7 @@ const RECOVERY: [&str; 16] = [
 ];
 
 /// Text of a parameter's value. `None` for null and for what is no value.
-pub(super) fn value_text(value: &Value) -> Option<String> {
+pub fn value_text(value: &Value) -> Option<String> {
     match value {
         Value::Bool(true) => Some("on".to_owned()),
         Value::Bool(false) => Some("off".to_owned()),
@@ -202,16 +202,20 @@ pub(super) fn without_recovery(text: &str) -> Option<String> {
 /// follows the newest timeline.
 pub(super) fn recovery(
     settings: &PostgresqlSettings,
+    dynamic: &Parameters,
     member: &str,
     passfile: &Path,
     upstream: Option<&Upstream>,
 ) -> Parameters {
-    let mut recovery = parameters(Some(&settings.recovery_conf));
-    for name in OURS {
-        recovery.remove(name);
-    }
+    let mut recovery = dynamic.clone();
+    recovery.extend(parameters(Some(&settings.recovery_conf)));
+    recovery.extend(upstream.map(|upstream| upstream.recovery.clone()).unwrap_or_default());
+    // A standby follows for ever: an end of recovery would make it a primary of its own.
+    recovery
+        .retain(|name, _| !OURS.contains(&name.as_str()) && !name.starts_with("recovery_target"));
     recovery.insert("recovery_target_timeline".to_owned(), "latest".to_owned());
-    let conninfo = upstream.map_or_else(String::new, |upstream| {
+    let server = upstream.filter(|upstream| upstream.is_server());
+    let conninfo = server.map_or_else(String::new, |upstream| {
         primary_conninfo(&settings.replication, member, passfile, upstream)
     });
     recovery.insert("primary_conninfo".to_owned(), conninfo);

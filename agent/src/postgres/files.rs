@@ -75,9 +75,13 @@ impl Inner {
             .entry("recovery_target_timeline".to_owned())
             .or_insert_with(|| "latest".to_owned());
         if standby {
+            if wanted.feedback {
+                parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
+            }
             let upstream = wanted.upstream.as_ref().and_then(Option::as_ref);
             let passfile = beside(&self.settings, "pgpass");
-            let recovery = conf::recovery(&self.settings, &self.name, &passfile, upstream);
+            let dynamic = &wanted.dynamic_recovery;
+            let recovery = conf::recovery(&self.settings, dynamic, &self.name, &passfile, upstream);
             parameters.extend(recovery);
             if wanted.upstream.is_none() {
                 parameters
@@ -113,7 +117,7 @@ impl Inner {
         {
             write(self.config_file("pg_ident.conf"), &conf::render_lines(lines), 0o600)?;
         }
-        self.clean_auto_conf()
+        if wanted.keeps_recovery { Ok(()) } else { self.clean_auto_conf() }
     }
 
     fn passfile_text(&self) -> String {

@@ -52,7 +52,7 @@ fn owner(user: Option<&OsUser>) -> (Option<Uid>, Option<Gid>) {
 /// contents, never a part.
 pub(super) fn write_file(
     path: &Path,
-    text: &str,
+    contents: &(impl AsRef<[u8]> + ?Sized),
     mode: u32,
     user: Option<&OsUser>,
 ) -> io::Result<()> {
@@ -66,7 +66,7 @@ pub(super) fn write_file(
         let (uid, gid) = owner(user);
         fchown(&file, uid, gid)?;
     }
-    file.write_all(text.as_bytes())?;
+    file.write_all(contents.as_ref())?;
     file.sync_all()?;
     fs::rename(&new, path)?;
     sync_parent(path)

@@ -200,7 +200,9 @@ impl Postgres {
                 self.inner.set_signal_file(Some("recovery.signal"))?;
             }
         }
-        self.inner.wanted.lock().recovery = recovery;
+        let mut wanted = self.inner.wanted.lock();
+        wanted.recovery = recovery;
+        wanted.keeps_recovery = matches!(start_as, StartAs::PointInTime(_, None));
         Ok(())
     }
 
@@ -246,6 +248,24 @@ impl Postgres {
                 }
                 Err(_) if Instant::now() >= deadline => return Err(StartError::NotReady(limit)),
                 Err(_) => sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// Waits until a recovery to a point in time is over, or the server has ended.
+    pub async fn wait_writable(&self, limit: Duration) -> Result<(), StartError> {
+        let watch = self.guard().await?.watch();
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Watched::Ending { exit, .. } | Watched::Gone { exit, .. } = *watch.borrow() {
+                return Err(StartError::Exited { exit, log: self.log_file() });
+            }
+            let answer = self.sql().value("tell whether it recovers", "SELECT pg_is_in_recovery()");
+            match answer.await {
+                Ok(Some(value)) if value == "f" => return Ok(()),
+                Err(error @ SqlError::Login(_)) => return Err(StartError::Sql(error)),
+                _ if Instant::now() >= deadline => return Err(StartError::NotReady(limit)),
+                _ => sleep(LOOK * 5).await,
             }
         }
     }

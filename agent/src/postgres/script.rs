@@ -6,6 +6,7 @@ use std::time::Duration;
 use kornak_config::agent::CustomBootstrap;
 use tracing::info;
 
+use super::conf::value_text;
 use super::files::ConfigureError;
 use super::initdb::{BootstrapError, empty_dir};
 use super::tool::{self, ToolError, split_words};
@@ -61,6 +62,11 @@ impl Postgres {
         if !method.no_params {
             run.arg(format!("--scope={}", self.inner.cluster_name));
             run.arg(format!("--datadir={}", dir.display()));
+        }
+        for (name, value) in &method.params {
+            if let Some(value) = value_text(value) {
+                run.arg(format!("--{name}={value}"));
+            }
         }
         if let Err(error) = tool::run_claimed(&mut run, &claim, BOOTSTRAP_LIMIT).await {
             empty_dir(&dir);

@@ -1,37 +1,29 @@
 //! Replication slots (/docs/current/warm-standby.html#STREAMING-REPLICATION-SLOTS).
 
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+
 use kornak_cluster::Lsn;
-use serde::Deserialize;
 
-use super::sql::{Sql, SqlError, literal};
-
-/// `pg_replication_slots`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Slot {
-    pub name: String,
-    /// `physical` or `logical`.
-    pub kind: String,
-    pub plugin: Option<String>,
-    pub database: Option<String>,
-    pub active: bool,
-    pub temporary: bool,
-    pub xmin: Option<String>,
-    pub catalog_xmin: Option<String>,
-    pub restart_lsn: Option<Lsn>,
-    pub confirmed_flush_lsn: Option<Lsn>,
-    /// `reserved`, `extended`, `unreserved` or `lost`.
-    pub wal_status: Option<String>,
-}
+use super::files::ConfigureError;
+use super::os::{make_private_dir, write_file};
+use super::sql::{self, Sql, SqlError, ask, literal};
+use super::{Postgres, Upstream};
+use crate::ha::slots::Found;
 
 const LIST: &str = "
-SELECT coalesce(json_agg(json_build_object('name', slot_name, 'kind', slot_type, 'plugin', plugin,
-  'database', database, 'active', active, 'temporary', temporary, 'xmin', xmin::text,
-  'catalog_xmin', catalog_xmin::text, 'restart_lsn', restart_lsn - '0/0',
-  'confirmed_flush_lsn', confirmed_flush_lsn - '0/0', 'wal_status', wal_status)
+SELECT coalesce(json_agg(json_build_object('name', slot_name, 'physical', slot_type = 'physical',
+  'plugin', plugin, 'database', database, 'active', active, 'temporary', temporary,
+  'holds_xmin', coalesce(xmin::text, catalog_xmin::text) IS NOT NULL,
+  'lost', coalesce(wal_status = 'lost', false),
+  'failover', coalesce((to_jsonb(s)->>'failover')::bool OR (to_jsonb(s)->>'synced')::bool, false),
+  'restart', restart_lsn - '0/0', 'confirmed', confirmed_flush_lsn - '0/0')
   ORDER BY slot_name), '[]'::json)
-FROM pg_replication_slots";
+FROM pg_replication_slots AS s";
 
-pub(super) async fn list(sql: &Sql) -> Result<Vec<Slot>, SqlError> {
+pub(super) async fn list(sql: &Sql) -> Result<Vec<Found>, SqlError> {
     const OPERATION: &str = "list its slots";
     let text = sql.value(OPERATION, LIST).await?.unwrap_or_default();
     serde_json::from_str(&text).map_err(|_| SqlError::Answer { operation: OPERATION })
@@ -81,6 +73,114 @@ pub(super) async fn advance(sql: &Sql, name: &str, to: Lsn) -> Result<(), SqlErr
     }
 }
 
+impl Postgres {
+    /// Creates a logical slot on a primary; no error if there is one. It waits for transactions that
+    /// run.
+    pub async fn create_logical_slot(
+        &self,
+        name: &str,
+        database: &str,
+        plugin: &str,
+    ) -> Result<(), SqlError> {
+        let client = self.connect_local_to(database).await?;
+        let statement = format!(
+            "SELECT pg_create_logical_replication_slot({name}, {plugin}) \
+             WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {name})",
+            name = literal(name),
+            plugin = literal(plugin)
+        );
+        ask(&client, "create a logical slot", &statement).await.map(|_| ())
+    }
+
+    /// Moves a logical slot forward; it can only be done from its own database.
+    pub async fn advance_logical_slot(
+        &self,
+        name: &str,
+        database: &str,
+        to: Lsn,
+    ) -> Result<(), SqlError> {
+        let client = self.connect_local_to(database).await?;
+        let statement = format!(
+            "SELECT pg_replication_slot_advance(slot_name, '{to}'::pg_lsn) FROM pg_replication_slots \
+             WHERE slot_name = {} AND NOT active AND confirmed_flush_lsn < '{to}'::pg_lsn",
+            literal(name)
+        );
+        match ask(&client, "advance a logical slot", &statement).await {
+            Err(error) if error.code() != Some("55006") => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn connect_local_to(&self, database: &str) -> Result<tokio_postgres::Client, SqlError> {
+        let mut login = self.local_login("slots");
+        sql::connect(login.dbname(database)).await
+    }
+
+    /// State files of the leader's logical slots: the only form in which a standby of PostgreSQL before
+    /// 17 can have them.
+    pub async fn logical_slot_states(
+        &self,
+        leader: &Upstream,
+        names: &[String],
+    ) -> Result<BTreeMap<String, Vec<u8>>, SqlError> {
+        const OPERATION: &str = "read the state of its logical slots";
+        let settings = self.settings();
+        let client =
+            self.connect_to(&leader.host, leader.port, &settings.database, "slots").await?;
+        let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
+        let statement = format!(
+            "SELECT slot_name, encode(pg_read_binary_file('pg_replslot/' || slot_name || '/state'), \
+             'hex') FROM pg_replication_slots WHERE NOT pg_is_in_recovery() \
+             AND slot_type = 'logical' AND NOT temporary AND slot_name IN ({})",
+            names.join(", ")
+        );
+        let rows = ask(&client, OPERATION, &statement).await?;
+        let state = |row: Vec<Option<String>>| {
+            let mut columns = row.into_iter();
+            let name = columns.next()??;
+            Some((name, from_hex(&columns.next()??)?))
+        };
+        let states = rows.into_iter().map(state).collect::<Option<_>>();
+        states.ok_or(SqlError::Answer { operation: OPERATION })
+    }
+
+    /// Puts such files in place. The server must not run.
+    pub fn write_logical_slots(
+        &self,
+        states: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<(), ConfigureError> {
+        let slots = self.data_dir().join("pg_replslot");
+        for (name, state) in states {
+            let path = slots.join(name);
+            self.write_logical_slot(&path, state)
+                .map_err(|source| ConfigureError::Write { path, source })?;
+        }
+        let synced = File::open(&slots).and_then(|dir| dir.sync_all());
+        synced.map_err(|source| ConfigureError::Write { path: slots, source })
+    }
+
+    fn write_logical_slot(&self, path: &PathBuf, state: &[u8]) -> io::Result<()> {
+        // PostgreSQL removes what is called so when it starts: a crash here leaves nothing behind.
+        let new = path.with_extension("tmp");
+        for old in [&new, path] {
+            match fs::remove_dir_all(old) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        make_private_dir(&new, self.os_user())?;
+        write_file(&new.join("state"), state, 0o600, self.os_user())?;
+        fs::rename(&new, path)
+    }
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> =
+        text.chars().map(|c| u8::try_from(c.to_digit(16)?).ok()).collect();
+    let pairs = digits?;
+    pairs.chunks(2).map(|pair| Some((pair.first()? << 4) | pair.get(1)?)).collect()
+}
+
 /// Name of a member's slot, as Patroni makes it: lower case, `-` and `.` become `_`, other characters
 /// `uNNNN`, 63 characters at most.
 pub fn slot_name_of(member: &str) -> String {
@@ -99,6 +199,13 @@ pub fn slot_name_of(member: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hexadecimal_digits_are_bytes() {
+        assert_eq!(from_hex("00ff1a"), Some(vec![0, 255, 26]));
+        assert_eq!(from_hex("0"), None);
+        assert_eq!(from_hex("zz"), None);
+    }
 
     #[test]
     fn a_members_slot_is_named_as_patroni_names_it() {

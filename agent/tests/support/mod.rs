@@ -135,7 +135,7 @@ impl Node {
     }
 
     pub fn upstream(&self) -> Upstream {
-        Upstream { host: "127.0.0.1".to_owned(), port: self.port, slot: None }
+        Upstream::new("127.0.0.1", self.port, None)
     }
 
     /// Another agent for the same data directory, as after a restart.

@@ -180,6 +180,10 @@ pub(super) fn ctl(section: &Section<'_>, fallback: Option<BasicAuth>) -> CtlSett
     }
 }
 
+/// Keys of a custom method that are not arguments of its command.
+const BOOTSTRAP_KEYS: [&str; 6] =
+    ["command", "no_params", "keep_existing_recovery_conf", "recovery_conf", "scope", "datadir"];
+
 fn bootstrap(section: &Section<'_>) -> BootstrapSettings {
     let method_name = section.text("method").unwrap_or_else(|| "initdb".to_owned());
     let known =
@@ -204,6 +208,11 @@ fn bootstrap(section: &Section<'_>) -> BootstrapSettings {
                         .flag("keep_existing_recovery_conf")
                         .unwrap_or(false),
                     recovery_conf: below.map("recovery_conf"),
+                    params: below
+                        .entries()
+                        .filter(|(key, _)| !BOOTSTRAP_KEYS.contains(&key.as_str()))
+                        .map(|(key, value)| (key.clone(), value.clone()))
+                        .collect(),
                 })
             },
         )

@@ -27,6 +27,12 @@ pub struct AgentSpec {
     pub failsafe: bool,
     /// Lines of `tags:`, such as `nofailover: true`.
     pub tags: Vec<String>,
+    /// Lines of `bootstrap.dcs.postgresql.parameters:`.
+    pub parameters: Vec<String>,
+    /// Lines of `postgresql:`.
+    pub postgresql: Vec<String>,
+    /// Other sections, or other lines of `bootstrap:`, as whole text at the end of the file.
+    pub sections: String,
 }
 
 /// One node: its agent, and through it the guard and PostgreSQL.
@@ -87,6 +93,18 @@ impl Node {
         connect(&superuser(self.port())).await
     }
 
+    /// The same in another database.
+    pub async fn connect_to(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
+        let login =
+            superuser(self.port()).replace("dbname=postgres", &format!("dbname={database}"));
+        connect(&login).await
+    }
+
+    /// What the agent has said so far.
+    pub fn agent_log(&self) -> Result<String> {
+        fs::read_to_string(&self.log).context("read the agent's log")
+    }
+
     /// The agent's process, if it was started and not killed by us.
     pub fn agent(&mut self) -> Option<&mut Process> {
         self.agent.as_mut()
@@ -145,7 +163,13 @@ impl Node {
     }
 
     fn yaml(&self, spec: &AgentSpec) -> String {
-        let AgentSpec { scope, name, etcd, ttl, synchronous, failsafe, tags } = spec;
+        let AgentSpec { scope, name, etcd, ttl, synchronous, failsafe, tags, .. } = spec;
+        let lines = |lines: &[String], indent: &str| -> String {
+            lines.iter().map(|line| format!("{indent}{line}\n")).collect()
+        };
+        let parameters = lines(&spec.parameters, "        ");
+        let postgresql = lines(&spec.postgresql, "  ");
+        let sections = &spec.sections;
         let (data, home, rest) = (self.data_dir(), self.home.display(), self.rest.address());
         let port = self.port();
         let hosts = etcd.join(", ");
@@ -177,7 +201,7 @@ bootstrap:
       parameters:
         max_connections: 100
         wal_log_hints: "on"
-  initdb:
+{parameters}  initdb:
     - encoding: UTF8
     - data-checksums
     - no-sync
@@ -200,7 +224,7 @@ postgresql:
     - local all all scram-sha-256
     - host replication replicator 127.0.0.1/32 scram-sha-256
     - host all all 127.0.0.1/32 scram-sha-256
-{tags}"#,
+{postgresql}{tags}{sections}"#,
             data = data.display(),
             bin = bin.display(),
         )

@@ -40,6 +40,8 @@ pub struct ClusterSpec {
     pub ttl: u32,
     pub synchronous: bool,
     pub failsafe: bool,
+    /// Lines of `bootstrap.dcs.postgresql.parameters:`.
+    pub parameters: Vec<String>,
 }
 
 impl Default for ClusterSpec {
@@ -53,6 +55,7 @@ impl Default for ClusterSpec {
             ttl: 8,
             synchronous: true,
             failsafe: true,
+            parameters: Vec::new(),
         }
     }
 }
@@ -88,16 +91,7 @@ impl Cluster {
         let etcd = Etcd::start(spec.etcd_members).await?;
         let mut nodes = Vec::new();
         for index in 0..spec.nodes {
-            let agent = AgentSpec {
-                scope: "demo".to_owned(),
-                name: format!("node{index}"),
-                etcd: etcd.endpoints(),
-                ttl: spec.ttl,
-                synchronous: spec.synchronous,
-                failsafe: spec.failsafe,
-                tags: Vec::new(),
-            };
-            nodes.push(Node::start(&scratch, &agent)?);
+            nodes.push(Node::start(&scratch, &agent_spec(&spec, &etcd, index))?);
         }
         let head = format!("scope: demo\netcd3:\n  hosts: [{}]", etcd.endpoints().join(", "));
         let auth =
@@ -109,6 +103,30 @@ impl Cluster {
         cluster.proxy.ready(&cluster.app(), Duration::from_secs(15)).await;
         tracing::info!(elapsed_ms = began.elapsed().as_millis(), "cluster started");
         Ok(cluster)
+    }
+
+    /// Starts one more node; `change` may give it tags and settings of its own.
+    pub fn add_node(&mut self, change: impl FnOnce(&mut AgentSpec)) -> Result<String> {
+        let mut agent = agent_spec(&self.spec, &self.etcd, self.nodes.len());
+        change(&mut agent);
+        self.nodes.push(Node::start(&self.scratch, &agent)?);
+        self.spec.nodes += 1;
+        Ok(agent.name)
+    }
+
+    /// What the store holds under one of the cluster's keys; empty if nothing.
+    pub async fn key(&self, key: &str) -> Result<String> {
+        let path = format!("/service/demo/{key}");
+        let value = self.etcd.ctl(&["get", "--print-value-only", &path]).await?;
+        Ok(value.trim().to_owned())
+    }
+
+    /// Changes the dynamic configuration by `PATCH /config`.
+    pub async fn configure(&self, change: &Value) -> Result<()> {
+        let node = self.nodes.first().context("no node")?;
+        let answer = node.rest().patch("/config", change).await?;
+        ensure!(answer.code == 200, "PATCH /config: {} {}", answer.code, answer.text);
+        Ok(())
     }
 
     /// Says that the test has passed, so that nothing is printed or kept, and ends everything.
@@ -277,6 +295,21 @@ impl Cluster {
         client.batch_execute(&format!("CREATE ROLE {APP} LOGIN PASSWORD '{password}'")).await?;
         client.batch_execute(&format!("CREATE DATABASE {APP} OWNER {APP}")).await?;
         Ok(())
+    }
+}
+
+fn agent_spec(spec: &ClusterSpec, etcd: &Etcd, index: usize) -> AgentSpec {
+    AgentSpec {
+        scope: "demo".to_owned(),
+        name: format!("node{index}"),
+        etcd: etcd.endpoints(),
+        ttl: spec.ttl,
+        synchronous: spec.synchronous,
+        failsafe: spec.failsafe,
+        tags: Vec::new(),
+        parameters: spec.parameters.clone(),
+        postgresql: Vec::new(),
+        sections: String::new(),
     }
 }
 

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
+use kornak_agent::ha::upstream::Source;
 use kornak_agent::ha::{Action, Decision, Job, Lease, Race, Snapshot, Store, Why, decide};
 use kornak_cluster::{ClusterState, Lsn, Moment};
 
@@ -256,6 +257,11 @@ impl Agent {
         {
             Arc::make_mut(&mut cluster).sync = None;
         }
+        if self.w.plan.mutation == Some(Mutation::QuorumIgnored)
+            && let Some(sync) = Arc::make_mut(&mut cluster).sync.as_mut()
+        {
+            sync.quorum = 0;
+        }
         if self.w.plan.mutation == Some(Mutation::FailsafeListIgnored) {
             Arc::make_mut(&mut cluster).failsafe = None;
         }
@@ -281,6 +287,7 @@ impl Agent {
             race,
             promise_until,
             race_not_before: self.race_not_before.get(),
+            clones_alone: false,
             stop_budget: STOP_BUDGET,
         }
     }
@@ -344,7 +351,10 @@ impl Agent {
         match decision.action.clone() {
             Action::Wait | Action::Lead | Action::Refuse | Action::Look => {}
             // Every host of the model has the cluster's data from the start.
-            Action::Bootstrap | Action::Clone { .. } => {}
+            Action::Bootstrap
+            | Action::Clone { .. }
+            | Action::CloneWithoutLeader
+            | Action::DemoteCluster => {}
             Action::Rejoin { leader } => self.begin(Job::Rejoin, jobs::rejoin(agent, leader)),
             Action::StartPrimary => self.begin(Job::StartPrimary, jobs::start_primary(agent)),
             Action::Promote => self.begin(Job::Promote, jobs::promote(agent)),
@@ -361,9 +371,13 @@ impl Agent {
                 agent.race.replace(Some(race));
             }),
             Action::Claim { take_over } => self.errand(jobs::claim(agent, take_over)),
-            Action::Follow { leader } => self.errand(async move {
+            Action::Follow { upstream } => self.errand(async move {
                 agent.step().await;
-                postgres::follow(&agent.w, agent.host, host::index_of(&agent.w, &leader));
+                let upstream = match upstream {
+                    Source::Member(name) => host::index_of(&agent.w, &name),
+                    Source::Remote | Source::Archive => None,
+                };
+                postgres::follow(&agent.w, agent.host, upstream);
             }),
             Action::Release => {
                 self.race_not_before.set(Some(self.now() + BACK_OFF));

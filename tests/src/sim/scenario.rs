@@ -24,6 +24,8 @@ pub enum Mutation {
     CandidateIgnoresSync,
     /// A claim does not compare that the synchronous standbys are still those that were read.
     ClaimOnOldSync,
+    /// A candidate counts nobody's vote.
+    QuorumIgnored,
     /// Commits stop waiting for a standby before the store stops naming it.
     NamesBeforeStore,
     /// A write of the synchronous standbys without an answer counts as not done.
@@ -90,30 +92,34 @@ pub enum Kind {
     Handover,
     /// Synchronous standbys come and go, the store is slow, and agents stall between instructions.
     Churn,
+    /// Quorum mode, sometimes with standbys that come and go as in `Churn`.
+    Quorum,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Asynchronous,
         Self::Synchronous,
         Self::Strict,
         Self::Failsafe,
         Self::Handover,
         Self::Churn,
+        Self::Quorum,
     ];
 }
 
 impl Scenario {
     /// Draws the settings.
     pub fn draw(rng: &Rng, kind: Kind, mutation: Option<Mutation>) -> Self {
-        let churn = kind == Kind::Churn;
-        let nodes = if churn { 3 + rng.below(3) } else { 2 + rng.below(4) };
+        let quorum = kind == Kind::Quorum;
+        let churn = kind == Kind::Churn || (quorum && rng.chance(500));
+        let nodes = if churn || quorum { 3 + rng.below(3) } else { 2 + rng.below(4) };
         let mode = match kind {
             Kind::Asynchronous => 0,
             Kind::Synchronous => 1,
             Kind::Strict => 2,
-            Kind::Churn => 1 + rng.below(2),
+            Kind::Churn | Kind::Quorum => 1 + rng.below(2),
             Kind::Failsafe | Kind::Handover => rng.below(3),
         };
         let failsafe = kind == Kind::Failsafe || rng.chance(300);
@@ -123,7 +129,11 @@ impl Scenario {
             nodes,
             proxies: 1 + rng.below(2),
             clients: 1 + rng.below(2),
-            sync: if mode == 0 { SyncMode::Off } else { SyncMode::On },
+            sync: match mode {
+                0 => SyncMode::Off,
+                _ if quorum => SyncMode::Quorum,
+                _ => SyncMode::On,
+            },
             strict: mode == 2,
             sync_count: 1 + u32::from(rng.chance(250)),
             failsafe,
@@ -148,7 +158,11 @@ impl Scenario {
         json!({
             "ttl": ttl, "loop_wait": 1, "retry_timeout": 2,
             "maximum_lag_on_failover": self.max_lag_bytes,
-            "synchronous_mode": self.sync != SyncMode::Off,
+            "synchronous_mode": match self.sync {
+                SyncMode::Off => json!(false),
+                SyncMode::On => json!(true),
+                SyncMode::Quorum => json!("quorum"),
+            },
             "synchronous_mode_strict": self.strict,
             "synchronous_node_count": self.sync_count,
             "failsafe_mode": self.failsafe,

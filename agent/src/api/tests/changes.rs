@@ -34,8 +34,8 @@ fn describe(command: Command) -> (String, Done) {
             (format!("restart {timeout:?}"), say(answer, "restarted successfully"))
         }
         Command::Reload { answer } => ("reload".to_owned(), say(answer, "reloaded")),
-        Command::Reinitialize { force, answer } => {
-            (format!("reinitialize {force}"), say(answer, "reinitialize started"))
+        Command::Reinitialize { force, from_leader, answer } => {
+            (format!("reinitialize {force} {from_leader}"), say(answer, "reinitialize started"))
         }
         Command::Configure { change, replace, answer } => {
             let what = format!("configure {} {replace}", Value::Object(change.clone()));
@@ -78,9 +78,9 @@ async fn each_request_becomes_its_command() {
             r#"{"force":true}"#,
             200,
             "reinitialize started",
-            "reinitialize true",
+            "reinitialize true false",
         ),
-        ("POST", "/reinitialize", "", 200, "reinitialize started", "reinitialize false"),
+        ("POST", "/reinitialize", "", 200, "reinitialize started", "reinitialize false false"),
         (
             "PATCH",
             "/config",

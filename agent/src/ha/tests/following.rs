@@ -1,6 +1,7 @@
 //! Who follows, comes back, or has nothing yet.
 
 use super::*;
+use crate::ha::upstream::{Source, clone_sources};
 
 #[test]
 fn a_standby_of_the_leader_stays_as_it_is() {
@@ -10,7 +11,89 @@ fn a_standby_of_the_leader_stays_as_it_is() {
 #[test]
 fn a_standby_follows_a_new_leader() {
     let s = Snapshot { cluster: Arc::new(led_by(Some("c"))), ..standby() };
-    check(&s, Action::Follow { leader: "c".into() }, Why::UpstreamChanged);
+    check(&s, follow("c"), Why::UpstreamChanged);
+}
+
+fn follow(name: &str) -> Action {
+    Action::Follow { upstream: Source::Member(name.to_owned()) }
+}
+
+/// `b` leads; this node's tags and a change of the cluster.
+fn tagged(own: serde_json::Value, change: impl FnOnce(&mut ClusterState)) -> Snapshot {
+    Snapshot { tags: tags(own), cluster: with(led_by(Some("b")), change), ..standby() }
+}
+
+#[test]
+fn a_standby_that_cascades_follows_that_member_while_it_runs() {
+    let from_c = || json!({"replicatefrom": "c"});
+    check(&tagged(from_c(), |_| ()), follow("c"), Why::UpstreamChanged);
+    let stopped = tagged(from_c(), |c| {
+        c.members.get_mut("c").unwrap().state = kornak_cluster::MemberState::Stopped;
+    });
+    check(&stopped, Action::Wait, Why::AlreadyFollows);
+    let gone = tagged(from_c(), |c| drop(c.members.remove("c")));
+    check(&gone, Action::Wait, Why::AlreadyFollows);
+    let itself = tagged(json!({"replicatefrom": "a"}), |_| ());
+    check(&itself, Action::Wait, Why::AlreadyFollows);
+}
+
+#[test]
+fn tags_that_lead_in_a_circle_lead_to_the_leader() {
+    let circle = tagged(json!({"replicatefrom": "c"}), |c| {
+        c.members.get_mut("c").unwrap().tags = tags(json!({"replicatefrom": "a"}));
+    });
+    check(&circle, Action::Wait, Why::AlreadyFollows);
+}
+
+#[test]
+fn a_member_without_streaming_reads_the_archive_and_is_not_taken_for_broken() {
+    let own = || json!({"nostream": true});
+    let archive = Action::Follow { upstream: Source::Archive };
+    check(&tagged(own(), |_| ()), archive, Why::UpstreamChanged);
+    let facts = StandbyFacts {
+        upstream: None,
+        streaming: false,
+        not_streaming_since: Some(now().minus(seconds(60))),
+        ..standby_facts()
+    };
+    let s = Snapshot { server: Server::Standby(facts), ..tagged(own(), |_| ()) };
+    check(&s, Action::Wait, Why::AlreadyFollows);
+}
+
+#[test]
+fn a_copy_is_made_from_a_running_member_that_offers_itself() {
+    let cluster = with(led_by(Some("b")), |c| {
+        for name in ["a", "b", "c"] {
+            c.members.get_mut(name).unwrap().tags = tags(json!({"clonefrom": true}));
+        }
+    });
+    assert_eq!(clone_sources("a", &cluster), ["c"]);
+    assert!(clone_sources("a", &led_by(Some("b"))).is_empty());
+}
+
+fn standby_cluster(cluster: &mut ClusterState) {
+    cluster.config = Some(config(json!({"standby_cluster": {"host": "far", "port": 5432}})));
+}
+
+#[test]
+fn the_leader_of_a_standby_cluster_follows_the_remote_primary_and_is_not_promoted() {
+    let s = Snapshot { cluster: with(led_by(Some("a")), standby_cluster), ..winner() };
+    let remote = Action::Follow { upstream: Source::Remote };
+    check(&s, remote, Why::UpstreamChanged);
+    let facts = StandbyFacts { upstream: address("far"), ..standby_facts() };
+    check(&Snapshot { server: Server::Standby(facts), ..s }, Action::Lead, Why::StandbyCluster);
+    let member = Snapshot { cluster: with(led_by(Some("b")), standby_cluster), ..standby() };
+    check(&member, Action::Wait, Why::AlreadyFollows);
+}
+
+#[test]
+fn a_cluster_becomes_a_standby_cluster_and_one_with_a_primary_again() {
+    let s = Snapshot { cluster: with(led_by(Some("a")), standby_cluster), ..primary() };
+    check(&s, Action::DemoteCluster, Why::StandbyCluster);
+    let down = Snapshot { server: Server::Stopped, ..s };
+    check(&down, rejoin(None), Why::StandbyCluster);
+    let facts = StandbyFacts { upstream: address("far"), ..standby_facts() };
+    check(&Snapshot { server: Server::Standby(facts), ..winner() }, Action::Promote, Why::WonLease);
 }
 
 #[test]
@@ -125,6 +208,21 @@ fn an_empty_node_creates_a_cluster_only_where_there_is_none() {
     check(&empty(Arc::new(led_by(None))), Action::Wait, Why::WaitingForLeader);
     let s = Snapshot { tags: tags(json!({"nofailover": true})), ..empty(Arc::new(new())) };
     check(&s, Action::Wait, Why::WaitingForLeader);
+}
+
+#[test]
+fn an_empty_node_makes_its_copy_alone_if_a_method_can() {
+    let s = Snapshot { clones_alone: true, ..empty(Arc::new(led_by(None))) };
+    check(&s, Action::CloneWithoutLeader, Why::NothingHereYet);
+}
+
+#[test]
+fn an_empty_node_waits_in_maintenance_mode_and_after_a_bootstrap_that_failed() {
+    let paused = with(led_by(Some("b")), |c| c.config = Some(config(json!({"pause": true}))));
+    check(&empty(paused), Action::Wait, Why::Paused);
+    let new = Arc::new(ClusterState { store: 1, revision: 1, ..ClusterState::default() });
+    let s = Snapshot { race_not_before: Some(now() + seconds(5)), ..empty(new) };
+    check(&s, Action::Wait, Why::LostRecently);
 }
 
 #[test]

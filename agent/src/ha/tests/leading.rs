@@ -216,7 +216,8 @@ fn maintenance_mode_stops_nothing_and_starts_nothing() {
     let s = Snapshot { cluster: paused, ..primary() };
     check(&s, Action::Lead, Why::Healthy);
     check(&Snapshot { lease: mine(0), ..s.clone() }, Action::Wait, Why::Paused);
-    check(&Snapshot { server: Server::Stopped, ..s.clone() }, Action::Wait, Why::Paused);
+    // An operator may name another leader meanwhile, who needs the key.
+    check(&Snapshot { server: Server::Stopped, ..s.clone() }, Action::Release, Why::Paused);
     let late = Snapshot { lease: mine(0), server: Server::Silent { since: now() }, ..s.clone() };
     check(&late, Action::Wait, Why::ServerSilent);
     let late = Snapshot { lease: mine(0), server: Server::Starting { since: now() }, ..s.clone() };
@@ -248,4 +249,25 @@ fn in_maintenance_mode_a_second_primary_is_stopped_all_the_same() {
     let paused = with(led_by(Some("b")), |c| c.config = Some(config(json!({"pause": true}))));
     let s = Snapshot { cluster: paused, lease: Lease::None, ..primary() };
     check(&s, STOP_NOW, Why::OtherLeads);
+}
+
+#[test]
+fn a_leader_without_time_for_crash_recovery_leaves_to_somebody_who_may_take_over() {
+    let hasty = |change: fn(&mut ClusterState)| {
+        let cluster = with(led_by(Some("a")), |c| {
+            c.config = Some(config(json!({"primary_start_timeout": 0})));
+            change(c);
+        });
+        Snapshot { cluster, ..crashed_leader() }
+    };
+    check(&hasty(|_| ()), Action::Release, Why::NoTimeToStart);
+    let alone = hasty(|c| c.members.retain(|name, _| name == "a"));
+    check(&alone, Action::StartPrimary, Why::KeyIsOursServerIsDown);
+    let behind = hasty(|c| {
+        c.status.as_mut().unwrap().optime = Lsn(8 << 20);
+        for member in c.members.values_mut() {
+            member.xlog_location = Some(Lsn(1000));
+        }
+    });
+    check(&behind, Action::StartPrimary, Why::KeyIsOursServerIsDown);
 }

@@ -1,7 +1,7 @@
 //! Synchronous mode: who may take over, and in which order the two lists change (A13).
 
 use super::*;
-use crate::ha::sync::{SyncStep, names_for, plan};
+use crate::ha::sync::{SyncStep, plan};
 
 fn orphan_of(leader: &str, standbys: &[&str]) -> Snapshot {
     let cluster = with(led_by(None), |c| synchronous(c, leader, standbys));
@@ -244,11 +244,6 @@ fn switching_the_mode_off_empties_the_store_first() {
     assert_eq!(plan("a", &cluster, &names("*")), wait_for(""));
     assert_eq!(plan("a", &cluster, &names("")), SyncStep::Settled);
     assert_eq!(plan("a", &cluster, &names("ANY 1 (x)")), SyncStep::Settled, "a user's own");
-}
-
-#[test]
-fn names_are_quoted() {
-    assert_eq!(names_for(&names(&["we\"ird", "b"]), false), r#"2 ("we""ird","b")"#);
 }
 
 /// Whatever order standbys come and go in, the store never names one that commits do not wait for.

@@ -89,7 +89,7 @@ fn recovery_is_taken_out_of_the_automatic_file() {
 fn the_connection_to_the_primary_has_no_password_in_it() {
     let mut credentials = Credentials::new("re'pl", Some("secret".into()));
     credentials.sslmode = Some("require".into());
-    let upstream = Upstream { host: "10.0.0.1".into(), port: 5433, slot: Some("a".into()) };
+    let upstream = Upstream::new("10.0.0.1", 5433, Some("a".into()));
     let conninfo = primary_conninfo(&credentials, "node b", Path::new("/p"), &upstream);
     assert_eq!(
         conninfo,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::select;
-use kornak_agent::ha::sync::{SyncStep, plan};
+use kornak_agent::ha::sync::{Names, SyncStep, plan};
 use kornak_agent::ha::{PrimaryFacts, Server, Store};
 use kornak_cluster::{
     ClusterState, HistoryEntry, Lsn, Member, MemberRole, MemberState, Status, Timeline,
@@ -99,8 +99,10 @@ async fn synchronous(
         SyncStep::Publish(sync) => {
             if agent.w.plan.mutation == Some(Mutation::NamesBeforeStore) {
                 // The wrong order: commits stop waiting before the store stops naming.
-                let names =
-                    kornak_agent::ha::sync::names_for(&sync.standbys(), agent.w.plan.strict);
+                let standbys = sync.standbys();
+                let waits = standbys.len().saturating_sub(sync.quorum as usize);
+                let (mode, strict) = (agent.w.plan.sync, agent.w.plan.strict);
+                let names = Names::of(&standbys, waits, mode, strict).to_string();
                 postgres::set_sync_names(&agent.w, agent.host, &names);
                 agent.step().await;
             }

@@ -15,15 +15,21 @@ use crate::sim::world::{SYSID, World};
 pub(super) enum Names {
     Nobody,
     Anybody,
-    All(Vec<String>),
+    /// So many of these.
+    Of(usize, Vec<String>),
 }
 
 impl Names {
     pub(super) fn parse(text: &str) -> Self {
         match text {
             "" => Self::Nobody,
-            "*" => Self::Anybody,
-            list => Self::All(list.split('"').skip(1).step_by(2).map(str::to_owned).collect()),
+            "*" | "ANY 1 (*)" => Self::Anybody,
+            text => {
+                let number = text.trim_start_matches("ANY ").split(' ').next();
+                let waits = number.and_then(|number| number.parse().ok()).unwrap_or(0);
+                let names = text.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+                Self::Of(waits, names)
+            }
         }
     }
 
@@ -37,7 +43,10 @@ impl Names {
         match self {
             Self::Nobody => true,
             Self::Anybody => senders.keys().any(|index| has(*index)),
-            Self::All(names) => names.iter().all(|name| host::index_of(w, name).is_some_and(has)),
+            Self::Of(waits, names) => {
+                let confirm = |name: &&String| host::index_of(w, name).is_some_and(has);
+                names.iter().filter(confirm).count() >= *waits
+            }
         }
     }
 
@@ -45,7 +54,7 @@ impl Names {
         match self {
             Self::Nobody => false,
             Self::Anybody => true,
-            Self::All(names) => names.iter().any(|known| known == name),
+            Self::Of(_, names) => names.iter().any(|known| known == name),
         }
     }
 }

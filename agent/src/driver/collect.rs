@@ -1,0 +1,108 @@
+//! What jobs and errands bring back to the loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::{BACK_OFF, Driver, Errand};
+use crate::guard::boottime_now;
+use crate::ha::Job;
+use crate::jobs::JobError;
+use crate::lease::ClaimError;
+
+impl Driver {
+    /// Takes in what jobs and errands have brought back.
+    pub(super) async fn collect(&mut self) {
+        if let Some((job, handle)) = self.job.take_if(|(_, handle)| handle.is_finished()) {
+            match handle.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    self.ctx.counters.step_failed(job);
+                    if matches!(job, Job::Promote | Job::Bootstrap) {
+                        self.race_not_before = Some(boottime_now() + BACK_OFF);
+                    }
+                    warn!(
+                        job = job.as_str(),
+                        error = &error as &dyn std::error::Error,
+                        "step failed"
+                    );
+                    self.pause_after_failure();
+                }
+                Err(error) => error!(job = job.as_str(), error = %error, "step ended unexpectedly"),
+            }
+            self.told = None;
+            // What the job has changed must be seen before anything is decided from it.
+            self.fresh_look().await;
+        }
+        if let Some(handle) = self.errand.take_if(|handle| handle.is_finished()) {
+            match handle.await {
+                Ok(Errand::Race(race)) => self.race = Some(race),
+                Ok(Errand::Claimed(result)) => self.claimed(result),
+                Ok(Errand::Done(what, Err(error))) => {
+                    warn!(what, error = &error as &dyn std::error::Error, "step failed");
+                }
+                Ok(Errand::Done(_, Ok(()))) => self.fresh_look().await,
+                Err(error) => error!(error = %error, "step ended unexpectedly"),
+            }
+        }
+    }
+
+    fn claimed(&mut self, result: Result<(), JobError>) {
+        match result {
+            Ok(()) => {}
+            Err(JobError::Claim(ClaimError::Lost)) => info!("another node was faster"),
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "could not claim the leader key");
+                self.race_not_before = Some(boottime_now() + Duration::from_secs(1));
+            }
+        }
+    }
+
+    /// A step that fails at once must not be tried in a tight loop.
+    fn pause_after_failure(&mut self) {
+        let until = tokio::time::sleep(Duration::from_millis(500));
+        let ctx = Arc::clone(&self.ctx);
+        self.errand.get_or_insert_with(|| {
+            tokio::spawn(async move {
+                until.await;
+                ctx.cycle.notify_one();
+                Errand::Done("pause", Ok(()))
+            })
+        });
+    }
+
+    pub(super) async fn fresh_look(&self) {
+        let asked = boottime_now();
+        let mut observed = self.ctx.observation.clone();
+        self.ctx.look.notify_one();
+        let seen = observed.wait_for(|observation| observation.at >= asked);
+        // A look that hangs shows as an old observation, which is what it is.
+        let _ = tokio::time::timeout(Duration::from_secs(3), seen).await;
+    }
+
+    /// After a restart of the agent: the key bears our name, and its lease is noted on our disk.
+    pub(super) fn take_up_again(&mut self) {
+        if self.ctx.keeper.held().is_some() || self.job.is_some() {
+            return;
+        }
+        let cluster = self.ctx.cluster();
+        let Some(leader) = cluster.leader.filter(|leader| leader.name == self.ctx.name) else {
+            return;
+        };
+        let ctx = Arc::clone(&self.ctx);
+        self.run_errand(async move {
+            let taken = ctx.keeper.take_up_again(leader.lease, leader.epoch).await;
+            match taken {
+                // Not ours: it expires, and is raced for as any other.
+                Err(ClaimError::Lost) => {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    Errand::Done("take the leadership up again", Ok(()))
+                }
+                taken => {
+                    Errand::Done("take the leadership up again", taken.map_err(JobError::Claim))
+                }
+            }
+        });
+    }
+}

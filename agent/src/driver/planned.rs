@@ -1,0 +1,193 @@
+//! Handovers that somebody planned: by REST, in the store, or by stopping the agent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kornak_dcs::{Compare, Op, Txn};
+use tracing::{error, info, warn};
+
+use super::{BACK_OFF, Driver, End};
+use crate::context::Context;
+use crate::ha::request::{Due, due};
+use crate::ha::{Action, Decision, Job, Lease, Server, Snapshot, Why};
+use crate::handover::{self, Stragglers};
+use crate::node::{CommandError, CommandResult};
+use crate::postgres::StopMode;
+
+/// A handover at shutdown must not take longer than init systems wait.
+const SHUTDOWN_DRAIN: Duration = Duration::from_secs(10);
+
+/// The leader's housekeeping takes the guard out of service within a round of maintenance mode.
+const UNFENCE_LIMIT: Duration = Duration::from_secs(3);
+
+/// Where a handover was asked for, and so who is told what came of it.
+pub(crate) enum Asked {
+    /// The agent's own doing.
+    Here,
+    Rest(tokio::sync::oneshot::Sender<CommandResult>),
+    /// The store's `failover` of this revision; it is cleared if nothing came of it. (If something
+    /// did, the new leader clears it.)
+    Store {
+        revision: u64,
+    },
+}
+
+impl Driver {
+    /// Carries out what the store asks for, if this node leads. Returns how long the loop may sleep.
+    pub(super) fn requested(&mut self, snapshot: &Snapshot, decision: &Decision) -> Duration {
+        let cluster = &snapshot.cluster;
+        if decision.action != Action::Lead || self.job.is_some() {
+            return decision.recheck;
+        }
+        let config = cluster.config.clone().unwrap_or_default();
+        let me = &self.ctx.name;
+        let revision = cluster.failover_revision;
+        match due(&cluster.failover, me, config.pause, config.loop_wait, Timestamp::now()) {
+            Due::Nothing => {}
+            Due::In(left) => return decision.recheck.min(left),
+            Due::Now { candidate, forced } => {
+                info!(
+                    candidate,
+                    scheduled = cluster.failover.scheduled_at,
+                    "asked for in the store"
+                );
+                let limit = self.ctx.settings.kornak.handover.drain_timeout;
+                let stragglers = if forced { Stragglers::Terminate } else { Stragglers::Abort };
+                self.hand_over(candidate, limit, stragglers, Asked::Store { revision });
+            }
+            Due::Drop(why) => {
+                warn!(why = %why, "the request in the store is not carried out");
+                self.clear_request(revision);
+            }
+        }
+        decision.recheck
+    }
+
+    fn clear_request(&mut self, revision: u64) {
+        let ctx = Arc::clone(&self.ctx);
+        self.run_errand(async move {
+            clear(&ctx, revision).await;
+            super::Errand::Done("clear the request", Ok(()))
+        });
+    }
+
+    /// Starts a planned handover as a job.
+    pub(crate) fn hand_over(
+        &mut self,
+        candidate: Option<String>,
+        limit: Duration,
+        stragglers: Stragglers,
+        asked: Asked,
+    ) {
+        if self.job.is_some() || !matches!(self.ctx.keeper.fact(), Lease::Mine { .. }) {
+            let text = match &self.job {
+                Some((job, _)) => format!("{} already in progress", job.as_str()),
+                None => "this node does not lead".to_owned(),
+            };
+            if let Asked::Rest(answer) = asked {
+                // Who asked may have gone; there is nobody else to tell.
+                let _ = answer.send(Err(CommandError::NotPossible(text)));
+            }
+            return;
+        }
+        let ctx = Arc::clone(&self.ctx);
+        self.begin(Job::Handover, async move {
+            let result = handover::hand_over(&ctx, candidate.as_deref(), limit, stragglers).await;
+            let said = match &result {
+                Ok(new) => Ok(format!("Successfully switched over to \"{new}\"")),
+                Err(handover::HandoverError::Refused(refusal)) => {
+                    Err(CommandError::NotPossible(refusal.to_string()))
+                }
+                Err(error) => Err(CommandError::Failed(error.to_string())),
+            };
+            match &said {
+                Ok(_) => info!("handover done"),
+                Err(error) => warn!(error = %error, "handover not done"),
+            }
+            match asked {
+                Asked::Here => {}
+                Asked::Rest(answer) => drop(answer.send(said)),
+                Asked::Store { revision } if said.is_err() => clear(&ctx, revision).await,
+                Asked::Store { .. } => {}
+            }
+            Ok(())
+        });
+    }
+
+    /// In maintenance mode nothing is stopped by itself; but a primary only stays if no guard would
+    /// stop it when nobody proves its lease any more.
+    async fn may_leave_running(&self) -> bool {
+        let paused = || self.ctx.cluster().config.is_some_and(|config| config.pause);
+        match self.ctx.observed().server {
+            Server::Standby(_) => paused(),
+            Server::Primary(_) => {
+                let began = tokio::time::Instant::now();
+                while paused() && !self.ctx.keeper.is_unfenced() && began.elapsed() < UNFENCE_LIMIT
+                {
+                    tokio::time::sleep(UNFENCE_LIMIT / 30).await;
+                }
+                paused() && self.ctx.keeper.is_unfenced()
+            }
+            _ => false,
+        }
+    }
+
+    /// Hands over if this node leads and somebody can take over, then stops the server.
+    pub(super) async fn shut_down(mut self) -> End {
+        if self.job.as_ref().is_some_and(|(job, _)| *job != Job::Handover) {
+            self.abort();
+        }
+        if self.job.is_none() && self.may_leave_running().await {
+            info!(
+                "maintenance mode: the agent stops, its server and the leader key are left alone"
+            );
+            return End::LeftRunning;
+        }
+        let leads = matches!(self.ctx.observed().server, Server::Primary(_));
+        if self.ctx.keeper.held().is_some() && leads && self.job.is_none() {
+            info!("handing over before stopping");
+            self.hand_over(None, SHUTDOWN_DRAIN, Stragglers::Terminate, Asked::Here);
+        }
+        if let Some((_, handle)) = self.job.take() {
+            let limit = SHUTDOWN_DRAIN + Duration::from_secs(15);
+            if tokio::time::timeout(limit, handle).await.is_err() {
+                warn!("the handover takes too long, stopping without it");
+            }
+        }
+        if self.ctx.keeper.held().is_some() {
+            self.ctx.before_stop().await;
+        }
+        let stopped = self.ctx.postgres.stop(StopMode::Fast, Duration::from_secs(60)).await;
+        if let Err(error) = stopped {
+            warn!(error = &error as &dyn std::error::Error, "the server does not stop, killing it");
+            let killed = self.ctx.postgres.stop(StopMode::Kill, Duration::from_secs(10)).await;
+            if let Err(error) = killed {
+                error!(error = &error as &dyn std::error::Error, "the server could not be stopped");
+                return End::Stopped;
+            }
+        }
+        let released = self.ctx.keeper.release(Vec::new(), Vec::new());
+        if !matches!(tokio::time::timeout(Duration::from_secs(3), released).await, Ok(Ok(_))) {
+            warn!("the leader key is left to its lease");
+        }
+        if let Err(error) = self.ctx.guard.disarm().await {
+            warn!(error = %error, "the guard stays armed");
+        }
+        self.fresh_look().await;
+        let snapshot = self.look();
+        let decision = Decision { action: Action::Wait, why: Why::ServerDown, recheck: BACK_OFF };
+        self.show(&decision, &snapshot);
+        info!("stopped");
+        End::Stopped
+    }
+}
+
+async fn clear(ctx: &Context, revision: u64) {
+    let key = ctx.keys.failover();
+    let unchanged = Compare::Modified { key: key.clone(), revision };
+    // Never deleted: Patroni clears it by an empty object.
+    if let Err(error) = ctx.store.txn(Txn::just(Op::put(key, "{}")).when(unchanged)).await {
+        warn!(error = %error, "the request in the store could not be cleared");
+    }
+}

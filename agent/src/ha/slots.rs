@@ -1,0 +1,215 @@
+//! Which replication slots a server has to have, and what has to be done to those that are there.
+//!
+//! Every node keeps a slot for each other member, so that whoever is promoted still has the log that the
+//! others need; where a slot is not in use it is moved along with what the store knows of its owner.
+//! The slot of a member that has vanished is kept for a while. Permanent slots are the operator's, and
+//! so are those that are to be ignored; any other that nobody uses would keep log for ever and is
+//! dropped, as by Patroni.
+
+use std::collections::BTreeMap;
+
+use kornak_cluster::slots::{KeptIn, SlotKind};
+use kornak_cluster::{ClusterConfig, ClusterState, Lsn, Moment, Tags};
+
+use super::upstream::streams_from;
+
+/// A slot as it is found (`pg_replication_slots`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize)]
+pub struct Found {
+    pub name: String,
+    pub physical: bool,
+    pub database: Option<String>,
+    pub plugin: Option<String>,
+    pub active: bool,
+    pub temporary: bool,
+    /// It holds back vacuum; a physical slot that is not in use should not.
+    pub holds_xmin: bool,
+    /// PostgreSQL has removed log that it needs.
+    pub lost: bool,
+    /// Kept on standbys by PostgreSQL itself (17 and later).
+    pub failover: bool,
+    pub restart: Option<Lsn>,
+    pub confirmed: Option<Lsn>,
+}
+
+impl Found {
+    /// How far its user is.
+    pub fn position(&self) -> Option<Lsn> {
+        self.confirmed.or(self.restart)
+    }
+}
+
+/// A slot that has to be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub kind: SlotKind,
+    /// Where it is to be moved if it is not in use.
+    pub to: Option<Lsn>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Dropped first: some of them are created again.
+    pub drop: Vec<String>,
+    pub create_physical: Vec<String>,
+    /// On a primary.
+    pub create_logical: Vec<(String, String, String)>,
+    /// On a standby, where a logical slot can only be copied from the primary's files.
+    pub copy_logical: Vec<String>,
+    pub advance: Vec<(String, Lsn)>,
+}
+
+/// Since when the slot of a member that has vanished is kept.
+pub type GoneSince = BTreeMap<String, Moment>;
+
+/// The node that the slots are on.
+#[derive(Debug, Clone, Copy)]
+pub struct Here<'a> {
+    pub name: &'a str,
+    pub tags: &'a Tags,
+    /// It leads: its slots are the ones that are used, and what others keep follows them.
+    pub leads: bool,
+    /// Where a standby has replayed to; no slot can be moved beyond.
+    pub replayed: Option<Lsn>,
+}
+
+/// The slots that the node has to have. `slot_name`: how a member's slot is called.
+pub fn wanted(
+    here: Here<'_>,
+    cluster: &ClusterState,
+    slot_name: impl Fn(&str) -> String,
+) -> BTreeMap<String, Wanted> {
+    let config = cluster.config.clone().unwrap_or_default();
+    let own = slot_name(here.name);
+    let status = cluster.status.clone().unwrap_or_default();
+    let known = |name: &str| status.slots.get(name).copied().filter(|_| !here.leads);
+    let mut wanted = BTreeMap::new();
+    let physical = |to| Wanted { kind: SlotKind::Physical, to };
+    let retains = !config.member_slots_ttl.is_zero();
+    for (name, member) in &cluster.members {
+        if name == here.name || member.tags.nostream() {
+            continue;
+        }
+        let in_use = streams_from(name, here.name, cluster);
+        let may_be_needed = retains && (here.leads || !here.tags.nofailover());
+        if !in_use && !may_be_needed {
+            continue;
+        }
+        let slot = slot_name(name);
+        // A leader knows of a member that cascades only what that member says.
+        let to = if here.leads { member.xlog_location } else { known(&slot) };
+        wanted.insert(slot, physical(to.filter(|_| !in_use)));
+    }
+    if retains && !here.tags.nofailover() && !here.leads {
+        for slot in status.retain_slots.iter().filter(|slot| **slot != own) {
+            wanted.entry(slot.clone()).or_insert_with(|| physical(known(slot)));
+        }
+    }
+    let standby_cluster = config.standby_cluster.is_some();
+    for slot in config.permanent_slots() {
+        let kept = match slot.kept_in {
+            KeptIn::Every => true,
+            KeptIn::Primary => !standby_cluster,
+            KeptIn::Standby => standby_cluster,
+        };
+        let logical = slot.kind != SlotKind::Physical;
+        // In a standby cluster logical slots would have to come from the other cluster.
+        let possible = !(logical && (standby_cluster || here.tags.nostream()));
+        if kept && possible && slot.name != own && (here.leads || !here.tags.nofailover()) {
+            let to = known(&slot.name);
+            wanted.insert(slot.name.clone(), Wanted { kind: slot.kind, to });
+        }
+    }
+    wanted
+}
+
+/// Compares what has to be there with what is.
+pub fn plan(
+    here: Here<'_>,
+    config: &ClusterConfig,
+    wanted: &BTreeMap<String, Wanted>,
+    found: &[Found],
+    retained: &[String],
+    now: Moment,
+    gone_since: &mut GoneSince,
+) -> Plan {
+    let mut plan = Plan::default();
+    gone_since.retain(|name, _| !wanted.contains_key(name));
+    for slot in found {
+        match wanted.get(&slot.name) {
+            Some(wish) if agrees(slot, &wish.kind) => keep(here, slot, wish, &mut plan),
+            Some(_) if !slot.active => plan.drop.push(slot.name.clone()),
+            Some(_) => {}
+            None if is_somebody_elses(slot, config) => {}
+            None => {
+                let is_members = retained.contains(&slot.name);
+                let since = *gone_since.entry(slot.name.clone()).or_insert(now);
+                if !is_members || now.since(since) >= config.member_slots_ttl {
+                    plan.drop.push(slot.name.clone());
+                }
+            }
+        }
+    }
+    for (name, wish) in wanted {
+        let there = found.iter().any(|slot| slot.name == *name);
+        if there && !plan.drop.contains(name) {
+            continue;
+        }
+        match &wish.kind {
+            SlotKind::Physical => plan.create_physical.push(name.clone()),
+            SlotKind::Logical { database, plugin } if here.leads => {
+                plan.create_logical.push((name.clone(), database.clone(), plugin.clone()));
+            }
+            // Only one that the leader is known to have can be copied.
+            SlotKind::Logical { .. } if wish.to.is_some() => plan.copy_logical.push(name.clone()),
+            SlotKind::Logical { .. } => {}
+        }
+    }
+    plan
+}
+
+fn keep(here: Here<'_>, slot: &Found, wish: &Wanted, plan: &mut Plan) {
+    if slot.failover && !slot.physical {
+        return;
+    }
+    if slot.active {
+        return;
+    }
+    // What holds vacuum back with nobody behind it, or has lost its log, is made anew.
+    if slot.physical && (slot.lost || (slot.holds_xmin && wish.to.is_some())) {
+        plan.drop.push(slot.name.clone());
+        return;
+    }
+    let Some(to) = wish.to else { return };
+    let to = here.replayed.map_or(to, |replayed| to.min(replayed));
+    if slot.position().is_none_or(|at| at < to) {
+        plan.advance.push((slot.name.clone(), to));
+    }
+}
+
+fn agrees(slot: &Found, kind: &SlotKind) -> bool {
+    match kind {
+        SlotKind::Physical => slot.physical,
+        SlotKind::Logical { database, plugin } => {
+            !slot.physical
+                && slot.database.as_ref() == Some(database)
+                && slot.plugin.as_ref() == Some(plugin)
+        }
+    }
+}
+
+/// In use, passing, PostgreSQL's own, or named by the operator as not ours.
+fn is_somebody_elses(slot: &Found, config: &ClusterConfig) -> bool {
+    let kind = if slot.physical { "physical" } else { "logical" };
+    slot.active
+        || slot.temporary
+        || slot.failover
+        || slot.name.starts_with("citus_shard_")
+        || config.ignored_slots().iter().any(|matcher| {
+            matcher.matches(&slot.name, kind, slot.database.as_deref(), slot.plugin.as_deref())
+        })
+}
+
+#[cfg(test)]
+mod tests;

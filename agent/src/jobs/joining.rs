@@ -1,0 +1,212 @@
+//! A data directory that is there, as a standby of whoever leads.
+
+use std::sync::Arc;
+
+use kornak_cluster::{ClusterConfig, ClusterState, StandbyCluster};
+use tracing::{info, warn};
+
+use super::{JobError, STOP_LIMIT};
+use crate::context::Context;
+use crate::ha::upstream::{Source, source};
+use crate::postgres::{
+    LocalEnd, Parameters, RewindNeed, ServerProcess, StartAs, StopMode, Upstream, rewind_need,
+};
+
+/// A member's server, as one to connect to.
+pub(super) fn member_server(
+    ctx: &Context,
+    cluster: &ClusterState,
+    member: &str,
+) -> Result<Upstream, JobError> {
+    let address = cluster.members.get(member).and_then(kornak_cluster::Member::conn_address);
+    let (host, port) = address.ok_or_else(|| JobError::NoMember { member: member.to_owned() })?;
+    Ok(Upstream::new(host, port, ctx.slot_name(cluster)))
+}
+
+/// Where a standby cluster gets its log from.
+pub(super) fn remote_server(section: &StandbyCluster) -> Upstream {
+    let recovery: Parameters =
+        section.recovery.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    match &section.remote {
+        Some((host, port)) => {
+            let slot = section.primary_slot_name.clone();
+            Upstream { recovery, ..Upstream::new(host, *port, slot) }
+        }
+        None => Upstream::archive(recovery),
+    }
+}
+
+fn standby_cluster(cluster: &ClusterState) -> Option<&StandbyCluster> {
+    cluster.config.as_ref()?.standby_cluster.as_ref()
+}
+
+/// What a standby is told to replicate from; `None`: nobody leads.
+fn upstream_of(
+    ctx: &Context,
+    cluster: &ClusterState,
+    from: Option<&Source>,
+) -> Result<Option<Upstream>, JobError> {
+    Ok(match from {
+        None => None,
+        Some(Source::Member(member)) => Some(member_server(ctx, cluster, member)?),
+        Some(Source::Remote) => standby_cluster(cluster).map(remote_server),
+        Some(Source::Archive) => {
+            let leads = cluster.leader.as_ref().is_none_or(|leader| leader.name == ctx.name);
+            let remote = standby_cluster(cluster).filter(|_| leads).map(remote_server);
+            Some(Upstream::archive(remote.map(|remote| remote.recovery).unwrap_or_default()))
+        }
+    })
+}
+
+/// What this node's standby replicates from now.
+pub(super) fn own_upstream(
+    ctx: &Context,
+    cluster: &ClusterState,
+) -> Result<Option<Upstream>, JobError> {
+    upstream_of(ctx, cluster, source(&ctx.name, &ctx.settings.tags, cluster).as_ref())
+}
+
+/// Brings the server back as a standby; of `leader` if there is one.
+pub async fn rejoin(ctx: Arc<Context>, leader: Option<String>) -> Result<(), JobError> {
+    let cluster = ctx.cluster();
+    let Some(leader) = leader else { return rejoin_without_leader(&ctx, &cluster).await };
+    let upstream = own_upstream(&ctx, &cluster)?;
+    let leaders = member_server(&ctx, &cluster, &leader)?;
+    if let ServerProcess::Running { .. } = ctx.postgres.process().await?
+        && !running_has_diverged(&ctx, &leaders).await?
+    {
+        // The stream is broken for another reason; the server goes on trying.
+        return Ok(());
+    }
+    ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
+    ctx.guard.disarm().await?;
+    let need = ctx.postgres.rewind_needed(&leaders).await?;
+    ctx.postgres.prepare_synchronous_standby_names(Some(""));
+    if need == RewindNeed::No {
+        ctx.postgres.start(&StartAs::Standby(upstream)).await?;
+        return Ok(());
+    }
+    let still_settling = cluster
+        .members
+        .get(&leader)
+        .is_some_and(|member| member.checkpoint_after_promote == Some(false));
+    if still_settling {
+        // pg_rewind reads the new leader's control file, which a checkpoint must have brought up
+        // to date first; the leader's key changes when it has.
+        info!(node = %leader, "waiting for the new leader's checkpoint before rewinding");
+        return Ok(());
+    }
+    mend(&ctx, &cluster, &leaders).await?;
+    ctx.postgres.start(&StartAs::Standby(upstream)).await?;
+    Ok(())
+}
+
+/// Nobody leads, or this node leads a standby cluster.
+async fn rejoin_without_leader(ctx: &Context, cluster: &ClusterState) -> Result<(), JobError> {
+    let upstream = own_upstream(ctx, cluster)?;
+    ctx.guard.disarm().await?;
+    ctx.postgres.prepare_synchronous_standby_names(Some(""));
+    if let Some(remote) = upstream.as_ref().filter(|upstream| upstream.is_server()) {
+        match ctx.postgres.rewind_needed(remote).await {
+            Ok(RewindNeed::No) => {}
+            Ok(RewindNeed::Diverged) => mend(ctx, cluster, remote).await?,
+            // It serves reads all the same, and follows once the other side is there.
+            Err(error) => warn!(
+                error = &error as &dyn std::error::Error,
+                "the primary that this standby cluster follows cannot be asked"
+            ),
+        }
+    }
+    ctx.postgres.start(&StartAs::Standby(upstream)).await?;
+    Ok(())
+}
+
+/// A standby that runs and gets no stream: whether it has WAL beyond the leader's way.
+async fn running_has_diverged(ctx: &Context, upstream: &Upstream) -> Result<bool, JobError> {
+    let leader = ctx.postgres.leader_position(upstream).await?;
+    let own = ctx.postgres.status().await?;
+    let local = LocalEnd { timeline: own.timeline, lsn: own.position() };
+    Ok(rewind_need(local, &leader) == RewindNeed::Diverged)
+}
+
+/// The server has WAL that the leader never had: rewind, or copy anew if that was allowed.
+async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Result<(), JobError> {
+    let settings = &ctx.settings.postgresql;
+    let dynamic = cluster.config.as_ref();
+    let rewind =
+        settings.use_pg_rewind.unwrap_or_else(|| dynamic.is_some_and(ClusterConfig::use_pg_rewind));
+    let allows = |own: bool, key: &str| own || dynamic.is_some_and(|config| config.allows(key));
+    if rewind {
+        info!("this server has diverged, rewinding it");
+        match ctx.postgres.rewind(upstream).await {
+            Ok(()) => {
+                info!("rewound");
+                return Ok(());
+            }
+            Err(source)
+                if !allows(
+                    settings.remove_data_directory_on_rewind_failure,
+                    "remove_data_directory_on_rewind_failure",
+                ) =>
+            {
+                return Err(JobError::Diverged { source });
+            }
+            Err(source) => {
+                warn!(error = &source as &dyn std::error::Error, "rewind failed, copying anew");
+            }
+        }
+    } else if !allows(
+        settings.remove_data_directory_on_diverged_timelines,
+        "remove_data_directory_on_diverged_timelines",
+    ) {
+        return Err(JobError::DivergedForGood);
+    }
+    ctx.postgres.clone_from(Some(upstream), true).await?;
+    Ok(())
+}
+
+/// Replicates from there from now on.
+pub async fn follow(ctx: Arc<Context>, from: Source) -> Result<(), JobError> {
+    let upstream = upstream_of(&ctx, &ctx.cluster(), Some(&from))?;
+    match &from {
+        Source::Member(node) => info!(node = %node, "following"),
+        Source::Remote => info!("following the primary of another cluster"),
+        Source::Archive => info!("following the archive alone"),
+    }
+    ctx.postgres.follow(upstream.as_ref()).await?;
+    Ok(())
+}
+
+/// The primary of a cluster that becomes a standby cluster. The key is kept; a server that follows
+/// needs no guard.
+pub async fn demote_cluster(ctx: Arc<Context>) -> Result<(), JobError> {
+    info!("this becomes a standby cluster, the primary stops to follow another one");
+    ctx.postgres.checkpoint().await?;
+    ctx.before_stop().await;
+    if let Err(error) = ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await {
+        warn!(error = &error as &dyn std::error::Error, "the server is killed");
+        ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+    }
+    rejoin_without_leader(&ctx, &ctx.cluster()).await
+}
+
+/// Copies logical slots from the leader: a standby can have them only as files, so it is stopped for
+/// that. It goes on as it was if anything fails before.
+pub async fn copy_slots(ctx: Arc<Context>, names: Vec<String>) -> Result<(), JobError> {
+    let cluster = ctx.cluster();
+    let Some(leader) = cluster.leader.as_ref().filter(|leader| leader.name != ctx.name) else {
+        return Ok(());
+    };
+    let server = member_server(&ctx, &cluster, &leader.name)?;
+    let states = ctx.postgres.logical_slot_states(&server, &names).await?;
+    if states.is_empty() {
+        return Ok(());
+    }
+    info!(slots = ?states.keys().collect::<Vec<_>>(), "restarting to copy logical slots");
+    let upstream = own_upstream(&ctx, &cluster)?;
+    ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
+    ctx.postgres.write_logical_slots(&states)?;
+    ctx.postgres.start(&StartAs::Standby(upstream)).await?;
+    ctx.slots_to_copy.lock().clear();
+    Ok(())
+}
