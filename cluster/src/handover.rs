@@ -88,6 +88,10 @@ pub struct ProxyRegistration {
     /// Address of its status page, `host:port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
+    /// Address of a listener of it, `host:port`, where other proxies of the cluster pass cancel
+    /// requests on to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel: Option<String>,
 }
 
 /// Value of `unfenced`, without a lease: this member runs as primary and no guard would stop it

@@ -56,6 +56,8 @@ pub struct Topology {
     pub handover: Option<Handover>,
     /// Modification revision of the handover record.
     pub handover_revision: u64,
+    /// The registered proxies that can be reached by others: where, by their ids.
+    pub proxies: BTreeMap<String, String>,
 }
 
 impl Group {

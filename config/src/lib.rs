@@ -17,6 +17,7 @@ pub mod error;
 pub mod log;
 pub mod proxy;
 mod read;
+pub mod rules;
 mod section;
 pub mod store;
 mod units;

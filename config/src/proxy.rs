@@ -11,6 +11,7 @@ use secrecy::SecretString;
 
 use crate::address::{HostPort, Listen};
 use crate::log::LogSettings;
+use crate::rules::{Method, Rule, Rules};
 use crate::store::StoreSettings;
 
 /// All that a proxy needs to know.
@@ -21,6 +22,9 @@ pub struct ProxySettings {
     /// Names this proxy in the store. Default: host name and process id, chosen at start.
     pub name: Option<String>,
     pub source: Source,
+    /// Where other proxies of the cluster reach a listener of this one, for cancel requests. `None`:
+    /// found out at start.
+    pub connect_address: Option<HostPort>,
     /// Never empty; names and addresses are unique.
     pub listeners: Vec<ListenerSettings>,
     /// Status page, `/metrics` and JSON. Default `0.0.0.0:7000`; `None` (written `false`): off.
@@ -101,6 +105,8 @@ pub struct ListenerSettings {
 pub enum AuthMethod {
     /// The proxy checks against the role's SCRAM verifier; sessions can be moved.
     Scram,
+    /// The same, and roles with an md5 hash are checked against that.
+    Md5,
     /// The server checks, through the proxy; sessions cannot be moved.
     Relay,
     /// The proxy asks nothing and logs in without a password: for tests and the demo, where the
@@ -111,21 +117,26 @@ pub enum AuthMethod {
 /// `proxy.auth`.
 #[derive(Debug, Clone)]
 pub struct AuthSettings {
-    pub method: AuthMethod,
-    /// Role that looks verifiers up; `Some` whenever the method is `Scram`.
+    /// Role that looks verifiers up; `Some` whenever a rule's method needs it.
     pub user: Option<String>,
     /// From `password` or the first line of `password_file`.
     pub password: Option<SecretString>,
     /// Database in which `query` runs. Default `postgres`.
     pub database: String,
-    /// One row `(role, verifier)` for `$1`.
+    /// One row `(role, verifier)` for `$1`, and, if there is a third column, when the verifier ends
+    /// to be valid, in seconds from now.
     pub query: String,
+    /// Who may log in how; a file without rules has one, for everybody.
+    pub rules: Rules,
 }
 
 /// Default of [`AuthSettings::query`]. Needs a superuser or a function of its own, see
-/// /docs/current/catalog-pg-authid.html.
-pub const DEFAULT_AUTH_QUERY: &str =
-    "SELECT rolname, rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1 AND rolcanlogin";
+/// /docs/current/catalog-pg-authid.html. A password whose time is over counts as none
+/// (CVE-2025-2291); whether the role may log in at all is for the server to say.
+pub const DEFAULT_AUTH_QUERY: &str = "SELECT rolname, \
+    CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END, \
+    (extract(epoch FROM rolvaliduntil) - extract(epoch FROM pg_catalog.now()))::pg_catalog.text \
+    FROM pg_catalog.pg_authid WHERE rolname = $1";
 
 /// TLS towards clients.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -226,6 +237,7 @@ impl ProxySettings {
             scope: Scope { group: None, ..scope },
             name: None,
             source,
+            connect_address: None,
             listeners: Self::default_listeners(),
             status: Some(Listen { hosts: vec!["0.0.0.0".to_owned()], port: 7000 }),
             auth: AuthSettings::relay(),
@@ -256,17 +268,18 @@ impl AuthSettings {
     /// The server decides; sessions cannot be moved.
     pub fn relay() -> Self {
         Self {
-            method: AuthMethod::Relay,
             user: None,
             password: None,
             database: "postgres".to_owned(),
             query: DEFAULT_AUTH_QUERY.to_owned(),
+            rules: Rules { rules: vec![Rule::everybody(Method::Relay)], ..Rules::default() },
         }
     }
 
     /// Clients are checked by the proxy with verifiers that this role may read.
     pub fn scram(user: &str, password: Option<SecretString>) -> Self {
-        Self { method: AuthMethod::Scram, user: Some(user.to_owned()), password, ..Self::relay() }
+        let rules = Rules { rules: vec![Rule::everybody(Method::Scram)], ..Rules::default() };
+        Self { user: Some(user.to_owned()), password, rules, ..Self::relay() }
     }
 }
 

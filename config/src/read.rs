@@ -5,6 +5,7 @@ pub(crate) mod agent;
 pub(crate) mod ctl;
 pub(crate) mod postgresql;
 pub(crate) mod proxy;
+mod rules;
 pub(crate) mod store;
 
 use kornak_cluster::{GroupId, Scope};

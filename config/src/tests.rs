@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::*;
 use crate::agent::{InitdbOption, ReplicaMethod, WatchdogMode};
-use crate::proxy::{AuthMethod, Source, Target};
+use crate::proxy::{Source, Target};
+use crate::rules::Method;
 
 const AGENT: &str = "\
 scope: demo
@@ -309,11 +310,11 @@ fn a_proxys_file_needs_little() {
             ("standbys", 5002, Target::Standbys)
         ]
     );
-    assert_eq!(settings.auth.method, AuthMethod::Scram);
+    assert_eq!(settings.auth.rules.rules[0].method, Method::Scram);
     assert_eq!(settings.status.map(|listen| listen.port), Some(7000));
     assert_eq!(settings.limits.hold_timeout, Duration::from_secs(15));
     let relay = proxy("static: {members: [{name: a, host: db1}]}").settings;
-    assert_eq!(relay.auth.method, AuthMethod::Relay);
+    assert_eq!(relay.auth.rules.rules[0].method, Method::Relay);
     let Source::Static { members } = relay.source else { panic!("not static") };
     assert_eq!((members[0].host.as_str(), members[0].port), ("db1", 5432));
     let rest = proxy("scope: x\nproxy: {status: false}\nrest: {members: ['http://h']}").settings;
@@ -360,6 +361,26 @@ fn a_proxys_mistakes_are_named() {
         (
             "{auth: {user: a, password_file: /nonexistent/x}}",
             "error: f.yml:3: proxy.auth.password_file: expected a readable file",
+        ),
+        (
+            "{auth: {rules: [{method: scram}]}}",
+            "error: f.yml:3: proxy.auth.user: missing, expected the role that looks passwords up",
+        ),
+        (
+            "{auth: {rules: [{method: relay, address: 10.0.0.1/8}]}}",
+            "error: f.yml:3: proxy.auth.rules[0].address: expected an address or a range like 10.0.0.0/8, found \"10.0.0.1/8\"",
+        ),
+        (
+            "{auth: {rules: [{method: relay, listener: moon}]}}",
+            "error: f.yml:3: proxy.auth.rules[0].listener: expected the name of a listener, found \"moon\"",
+        ),
+        (
+            "{auth: {rules: [{method: cert, map: m}]}}",
+            "error: f.yml:3: proxy.auth.rules[0].type: missing, expected hostssl: certificates are shown under TLS only",
+        ),
+        (
+            "{auth: {rules: [{method: relay, user: /(}]}}",
+            "error: f.yml:3: proxy.auth.rules[0].user: expected a regular expression",
         ),
     ] {
         let found = said(&format!("scope: demo\netcd3: {{hosts: ['a:1']}}\nproxy: {proxy}\n"));

@@ -97,6 +97,7 @@ async fn step(
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         pid: std::process::id(),
         status: shared.settings.status.as_ref().map(ToString::to_string),
+        cancel: shared.reached_at.clone(),
     };
     // A registration is plain data; it always has a JSON form.
     let value = serde_json::to_string(&registration).unwrap_or_default();

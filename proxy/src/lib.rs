@@ -36,6 +36,7 @@ pub mod prover;
 pub mod proxy_protocol;
 pub mod registry;
 pub mod route;
+pub mod rules;
 pub mod serve;
 pub mod session;
 pub mod shared;
@@ -50,7 +51,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use kornak_config::ProxySettings;
-use kornak_config::proxy::{ProxyTls, Source};
+use kornak_config::proxy::{ProxyTls, ServerSideTls, Source};
 use kornak_dcs::Dcs;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -77,13 +78,16 @@ pub struct Running {
 /// Gives a running proxy its settings anew.
 #[derive(Debug)]
 pub struct Reloader {
+    shared: Arc<Shared>,
     tls: watch::Sender<ProxyTls>,
 }
 
 impl Reloader {
-    /// Takes what can change while sessions live: `tls`, whose files are read again even if the
-    /// settings are the same. The rest takes effect with the next start.
+    /// Takes what can change while sessions live: the rules, for logins from now on, and `tls`,
+    /// whose files are read again even if the settings are the same. The rest takes effect with
+    /// the next start.
     pub fn reload(&self, settings: &ProxySettings) {
+        self.shared.rules.store(Arc::new(settings.auth.rules.clone()));
         self.tls.send_replace(settings.tls.clone());
     }
 }
@@ -140,7 +144,11 @@ pub async fn start(
     };
     let id = settings.name.clone().unwrap_or_else(own_name);
     let prober = Prober::new(&settings.auth, server_tls);
-    let shared = Arc::new(Shared::new(settings, id, threads, prober, client_tls));
+    let reached_at = cancel::reached_at(&settings, &listeners);
+    // Proxies have no certificates for each other: better encrypted than not.
+    let peer_tls = tls::ServerTls::new(&ServerSideTls::default())?;
+    let shared = Shared::new(settings, id, threads, prober, client_tls, peer_tls, reached_at);
+    let shared = Arc::new(shared);
     learn(&shared, store, &stop)?;
     tokio::spawn(prover::run(Arc::clone(&shared), stop.clone()));
     let (tls, named) = watch::channel(shared.settings.tls.clone());
@@ -155,6 +163,7 @@ pub async fn start(
         finished.push(thread.map_err(StartError::Thread)?);
     }
     tracing::info!(proxy = %shared.id, threads, "proxy serves");
+    let reloader = Reloader { shared, tls };
     let join = tokio::spawn(async move {
         let mut ended = Ok(());
         for thread in finished {
@@ -164,7 +173,7 @@ pub async fn start(
         }
         ended
     });
-    Ok(Running { listeners, status, join, reloader: Reloader { tls } })
+    Ok(Running { listeners, status, join, reloader })
 }
 
 fn learn(

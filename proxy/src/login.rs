@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::{Bytes, BytesMut};
-use kornak_config::proxy::{AuthMethod, ListenerSettings};
+use kornak_config::proxy::ListenerSettings;
+use kornak_config::rules::Method;
 use kornak_protocol::auth::{Binding, Credentials};
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::frame::{Frame, take_frame};
@@ -28,6 +29,7 @@ use kornak_protocol::startup::{ProtocolVersion, Replication};
 
 use crate::client::{Identity, Opened};
 use crate::registry::Entry;
+use crate::rules::{self, Visit};
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::stream::{Stream, read_more, write_all};
@@ -97,25 +99,66 @@ pub async fn login(
         return refuse(stream, &ErrorFields::fatal(PROTOCOL_VIOLATION, text));
     }
     let startup = packet.freeze();
-    let replication = message.replication() != Replication::None;
+    let replication = message.replication();
+    let visit = Visit {
+        listener: &listener.name,
+        is_tls: matches!(stream, Stream::Tls(_)),
+        user: &user,
+        database: message.database().unwrap_or_default(),
+        replication,
+        address: peer,
+    };
+    let rules = shared.rules.load_full();
+    let Some(rule) = rules::first(&rules.rules, &visit) else {
+        return refuse_by_rule(stream, &visit, "no rule of the proxy for");
+    };
+    if rule.method == Method::Reject {
+        return refuse_by_rule(stream, &visit, "the proxy rejects the connection of");
+    }
+    if !rules::certificate_fits(&rules, rule, stream.client_certificate(), &user) {
+        let role = String::from_utf8_lossy(&user);
+        tracing::info!(client = %peer, %role, "login refused: no certificate that the rule asks for");
+        let text = format!("certificate authentication failed for user \"{role}\"");
+        return refuse(stream, &ErrorFields::fatal(INVALID_AUTHORIZATION, text));
+    }
     let visitor = Visitor {
         shared,
         listener,
-        user,
+        user: user.clone(),
         startup,
         version: negotiation.version,
-        replication,
+        replication: replication != Replication::None,
         peer,
         binding,
     };
-    match shared.settings.auth.method {
-        AuthMethod::Relay => visitor.relay(stream, buf, entry).await,
-        AuthMethod::Trust => visitor.admit(stream, buf, entry, Credentials::None).await,
-        AuthMethod::Scram => {
-            let (stream, credentials) = visitor.authenticate(stream, &mut buf).await?;
-            visitor.admit(stream, buf, entry, credentials).await
+    match &rule.method {
+        Method::Relay => visitor.relay(stream, buf, entry).await,
+        Method::Scram | Method::Md5 => {
+            let asked = visitor.authenticate(stream, &mut buf, &rule.method).await?;
+            visitor.admit(asked.0, buf, entry, asked.1).await
         }
+        Method::Trust | Method::Cert { .. } => {
+            visitor.admit(stream, buf, entry, Credentials::None).await
+        }
+        Method::Reject => Err(NotAdmitted::Silent),
     }
+}
+
+/// In the words of PostgreSQL's `pg_hba.conf` errors.
+fn refuse_by_rule<T>(stream: Stream, visit: &Visit<'_>, why: &str) -> Login<T> {
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let encryption = if visit.is_tls { "SSL encryption" } else { "no encryption" };
+    let database = match visit.replication {
+        Replication::Physical => "replication".to_owned(),
+        _ => format!("database \"{}\"", text(visit.database)),
+    };
+    let told = format!(
+        "{why} host \"{}\", user \"{}\", {database}, {encryption}",
+        visit.address,
+        text(visit.user),
+    );
+    tracing::info!(listener = visit.listener, "login refused: {told}");
+    refuse(stream, &ErrorFields::fatal(INVALID_AUTHORIZATION, told))
 }
 
 /// A client whose startup packet is known.

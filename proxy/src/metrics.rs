@@ -86,6 +86,8 @@ pub struct Metrics {
     pub gate: Histogram,
     /// `kornak_proxy_cancels_total`: cancel requests.
     pub cancels: AtomicU64,
+    /// `kornak_proxy_cancels_passed_on_total`: of these passed on to other proxies.
+    pub cancels_passed_on: AtomicU64,
     /// `kornak_proxy_panics_total`: sessions ended by a defect of ours.
     pub panics: AtomicU64,
     /// `kornak_proxy_bytes_total{direction}`.
@@ -116,7 +118,7 @@ impl Metrics {
 
     /// Appends all series.
     pub fn print(&self, out: &mut String) {
-        let counters: [(&str, &AtomicU64); 12] = [
+        let counters: [(&str, &AtomicU64); 13] = [
             ("kornak_proxy_client_connections_total", &self.accepted),
             ("kornak_proxy_logins_total", &self.logins),
             ("kornak_proxy_logins_answered_from_cache_total", &self.cached_logins),
@@ -128,6 +130,7 @@ impl Metrics {
             ("kornak_proxy_servers_lost_total", &self.servers_lost),
             ("kornak_proxy_sessions_moved_total", &self.moved),
             ("kornak_proxy_cancels_total", &self.cancels),
+            ("kornak_proxy_cancels_passed_on_total", &self.cancels_passed_on),
             ("kornak_proxy_panics_total", &self.panics),
         ];
         for (name, value) in counters {

@@ -243,15 +243,19 @@ impl Entry {
         &self.handle
     }
 
-    /// Makes the session known by what its client will show in a cancel request.
-    pub fn set_key(&mut self, pid: u32, key: &Bytes) {
+    /// Makes the session known by what its client will show in a cancel request; `false` if another
+    /// session is known by the same, which must not be hit by this one's.
+    pub fn set_key(&mut self, pid: u32, key: &Bytes) -> bool {
         let mut keys = self.registry.keys.lock();
-        if let Some(old) = self.key.take() {
+        let new = (pid, key.clone());
+        if keys.contains_key(&new) {
+            return false;
+        }
+        if let Some(old) = self.key.replace(new.clone()) {
             keys.remove(&old);
         }
-        let key = (pid, key.clone());
-        keys.insert(key.clone(), Arc::clone(&self.handle));
-        self.key = Some(key);
+        keys.insert(new, Arc::clone(&self.handle));
+        true
     }
 }
 

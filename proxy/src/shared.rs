@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use kornak_cluster::{GroupId, Topology};
 use kornak_config::ProxySettings;
 use kornak_config::proxy::Source;
+use kornak_config::rules::Rules;
 use kornak_protocol::params::Parameters;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -18,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::probe::Prober;
 use crate::registry::{Flags, Registry};
 use crate::standing::{Standing, Standings};
-use crate::tls::ClientSide;
+use crate::tls::{ClientSide, ServerTls};
 use crate::verifiers::Verifiers;
 
 /// Logins to one server at once. A mass of sessions that move costs a server 5 to 10 ms each; more
@@ -52,6 +54,14 @@ pub struct Shared {
     pub prober: Arc<Prober>,
     pub verifiers: Verifiers,
     pub client_tls: ClientSide,
+    /// Where other proxies of the cluster reach this one.
+    pub reached_at: Option<String>,
+    /// Encrypts what goes to them, if they can.
+    pub peer_tls: ServerTls,
+    /// Cancel requests that are being passed on to them.
+    pub passing_on: Semaphore,
+    /// Who may log in how.
+    pub rules: ArcSwap<Rules>,
     /// Grows whenever a connection might have to be given up; sessions look before they start a
     /// transaction.
     generation: AtomicU64,
@@ -89,6 +99,8 @@ impl Shared {
         threads: usize,
         prober: Prober,
         client_tls: ClientSide,
+        peer_tls: ServerTls,
+        reached_at: Option<String>,
     ) -> Self {
         let prober = Arc::new(prober);
         let verifiers = Verifiers::new(&settings.auth, Arc::clone(&prober));
@@ -107,6 +119,10 @@ impl Shared {
             prober,
             verifiers,
             client_tls,
+            reached_at,
+            peer_tls,
+            passing_on: Semaphore::new(crate::cancel::MAX_PASSED_ON),
+            rules: ArcSwap::from_pointee(settings.auth.rules.clone()),
             generation: AtomicU64::new(1),
             doubts: Mutex::new(HashMap::new()),
             doubted: Notify::new(),

@@ -27,7 +27,7 @@ const READ_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, PartialEq)]
 pub enum Merged {
     /// The new truth.
-    Known(Topology),
+    Known(Arc<Topology>),
     /// It comes from another store: ask it again, linearizably.
     Doubt,
 }
@@ -45,6 +45,8 @@ pub fn read(scope: &Scope, view: &View) -> (Topology, Vec<String>) {
         topology.groups.insert(id, Arc::new(Group::from_state(id, &state)));
         topology.handover.clone_from(&state.handover);
         topology.handover_revision = state.handover_revision;
+        let reachable = state.proxies.into_iter().filter_map(|(id, it)| Some((id, it.cancel?)));
+        topology.proxies.extend(reachable);
         unreadable.extend(state.unreadable);
     }
     unreadable.sort();
@@ -73,7 +75,7 @@ pub fn merge(known: &Topology, mut new: Topology, certain: bool) -> Merged {
             .entry(*id)
             .or_insert_with(|| Arc::new(Group { leader: None, ..Group::clone(before) }));
     }
-    Merged::Known(new)
+    Merged::Known(Arc::new(new))
 }
 
 /// Follows the store until told to stop.
@@ -102,7 +104,7 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
             }
             shared.set_trouble("store", lost.then(|| "the store does not answer".to_owned()));
             match merge(&shared.topology(), new, false) {
-                Merged::Known(topology) => shared.set_topology(Arc::new(topology)),
+                Merged::Known(topology) => shared.set_topology(topology),
                 Merged::Doubt => {
                     if !ask_again(&shared, &store).await {
                         tokio::select! {
@@ -131,7 +133,7 @@ pub async fn read_now(shared: &Shared, store: &Arc<dyn Dcs>) -> Result<(), DcsEr
     let view = store.range(&scope.root()).await?;
     let (new, _) = read(&scope, &view);
     if let Merged::Known(topology) = merge(&shared.topology(), new, true) {
-        shared.set_topology(Arc::new(topology));
+        shared.set_topology(topology);
     }
     Ok(())
 }

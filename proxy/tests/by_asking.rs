@@ -246,7 +246,7 @@ async fn a_relayed_login_is_the_servers_affair() {
     let scratch = Scratch::new();
     let a = Server::primary(&scratch, "a");
     let proxy = Proxy::start_with(members(&[&a]), None, |settings| {
-        settings.auth.method = kornak_config::proxy::AuthMethod::Relay;
+        settings.auth.rules = kornak_config::proxy::AuthSettings::relay().rules;
     })
     .await;
     let relayed = connect(proxy.port(0)).await.unwrap();

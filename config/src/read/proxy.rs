@@ -12,6 +12,7 @@ use crate::proxy::{
     AuthMethod, AuthSettings, Balance, ClientTls, LimitSettings, ListenerSettings, ProxySettings,
     ProxyTls, ServerSideTls, Source, SslMode, StaticMember, Target,
 };
+use crate::rules::{ClientCert, Method};
 use crate::section::Section;
 
 /// Reads everything. `base` is the folder that relative files start from.
@@ -38,6 +39,7 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
     let section = root.section("proxy");
     section.only(&[
         "name",
+        "connect_address",
         "listeners",
         "status",
         "auth",
@@ -54,14 +56,19 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
         }
         _ => super::scope(root, None),
     };
+    let listeners = listeners(&section);
+    let names: Vec<String> = listeners.iter().map(|listener| listener.name.clone()).collect();
+    let tls = tls(&section.section("tls"), base);
     let settings = ProxySettings {
         name: section.parsed("name", "a name without slashes", |text| {
             (!text.is_empty() && !text.contains('/')).then(|| text.to_owned())
         }),
-        listeners: listeners(&section),
+        connect_address: section
+            .parsed("connect_address", "host:port", |text| HostPort::parse(text, None)),
+        listeners,
         status: status(&section),
-        auth: auth(&section.section("auth"), base),
-        tls: tls(&section.section("tls"), base),
+        auth: auth(&section.section("auth"), base, &names, &tls.client),
+        tls,
         limits: limits(&section.section("limits")),
         threads: section.count("threads", 1..=1024).and_then(|count| usize::try_from(count).ok()),
         log: super::log(root),
@@ -232,15 +239,29 @@ fn status(section: &Section<'_>) -> Option<Listen> {
     Some(below.parsed("listen", "host:port", |text| Listen::parse(text, None)).unwrap_or(default))
 }
 
-fn auth(section: &Section<'_>, base: &Path) -> AuthSettings {
-    section.only(&["method", "user", "password", "password_file", "database", "query"]);
-    let methods =
-        [("scram", AuthMethod::Scram), ("relay", AuthMethod::Relay), ("trust", AuthMethod::Trust)];
+fn auth(section: &Section<'_>, base: &Path, listeners: &[String], tls: &ClientTls) -> AuthSettings {
+    let known =
+        ["method", "user", "password", "password_file", "database", "query", "rules", "maps"];
+    section.only(&known);
+    let methods = [
+        ("scram", AuthMethod::Scram),
+        ("md5", AuthMethod::Md5),
+        ("relay", AuthMethod::Relay),
+        ("trust", AuthMethod::Trust),
+    ];
     let user = section.text("user");
     let default = if user.is_some() { AuthMethod::Scram } else { AuthMethod::Relay };
     let method = section.word("method", &methods).unwrap_or(default);
-    if method == AuthMethod::Scram && user.is_none() {
+    let rules = super::rules::rules(section, method.into(), listeners);
+    if user.is_none() && rules.rules.iter().any(|rule| rule.method.needs_lookup()) {
         section.expected("user", "the role that looks passwords up");
+    }
+    let certificates = rules.rules.iter().any(|rule| {
+        matches!(rule.method, Method::Cert { .. }) || rule.clientcert != ClientCert::NotNeeded
+    });
+    if certificates && tls.ca.is_none() {
+        let message = "expected tls.client.ca as well, the authority of clients' certificates";
+        section.problem("rules", message);
     }
     if section.has("password") && section.has("password_file") {
         section.problem("password_file", "expected either password or password_file");
@@ -248,7 +269,6 @@ fn auth(section: &Section<'_>, base: &Path) -> AuthSettings {
     let password = section.secret("password").or_else(|| password_file(section, base));
     let relay = AuthSettings::relay();
     AuthSettings {
-        method,
         user,
         password,
         database: section.text("database").unwrap_or(relay.database),
@@ -257,6 +277,7 @@ fn auth(section: &Section<'_>, base: &Path) -> AuthSettings {
                 text.contains("$1").then(|| text.to_owned())
             })
             .unwrap_or(relay.query),
+        rules,
     }
 }
 

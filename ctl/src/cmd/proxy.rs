@@ -53,7 +53,7 @@ fn reload(file: &std::path::Path, reloader: &kornak_proxy::Reloader) {
             }
             reloader.reload(&loaded.settings);
             tracing::info!(
-                "configuration was read again: certificates are in force now, \
+                "configuration was read again: rules and certificates are in force now, \
                  the rest takes effect with the next start"
             );
         }

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use kornak_protocol::auth::Credentials;
+use bytes::BytesMut;
+use kornak_protocol::auth::{Credentials, LoginError, Refusal};
 use kornak_protocol::backend::{self, BackendKey};
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::params::Parameters;
-use kornak_protocol::sqlstate::CANNOT_CONNECT_NOW;
+use kornak_protocol::sqlstate::{CANNOT_CONNECT_NOW, INVALID_AUTHORIZATION};
 use kornak_protocol::startup::ProtocolVersion;
 use kornak_protocol::txn::TransactionStatus;
 
 use super::{Admitted, Login, NotAdmitted, Visitor, refuse, silent};
 use crate::backend::DialError;
+use crate::cancel;
 use crate::client::{Identity, Opened, open, side_of};
 use crate::metrics::count;
 use crate::registry::Entry;
@@ -93,6 +94,17 @@ impl Visitor<'_> {
                 out.extend_from_slice(body);
                 Err(NotAdmitted::Refused(stream, out.freeze()))
             }
+            // The password was changed a moment ago, behind our look at it.
+            DialError::Auth(LoginError::OtherVerifier) => {
+                refuse(stream, &Refusal::WrongPassword.fields(&self.user))
+            }
+            DialError::Auth(error) => {
+                let text = "the proxy cannot log in to the server in the client's name";
+                let fields = ErrorFields::fatal(INVALID_AUTHORIZATION, text)
+                    .detail(error.to_string())
+                    .hint("See the proxy's rules and the server's pg_hba.conf.");
+                refuse(stream, &fields)
+            }
             _ => {
                 let fields = ErrorFields::fatal(CANNOT_CONNECT_NOW, "no server takes the login")
                     .hint("See the proxy's log.");
@@ -111,8 +123,8 @@ impl Visitor<'_> {
         opened: Option<Opened>,
     ) -> Login<Admitted> {
         let pid = opened.as_ref().and_then(|opened| opened.connected.key.as_ref());
-        let key = self.new_key(pid.map_or_else(|| rand::random::<u32>() >> 1, |key| key.pid));
-        entry.set_key(key.pid, &key.key);
+        let pid = pid.map_or_else(|| rand::random::<u32>() >> 1, |key| key.pid);
+        let key = self.new_key(entry, pid);
         let mut out = BytesMut::new();
         backend::put_authentication_ok(&mut out);
         if params.put(&mut out).and_then(|()| key.put(&mut out)).is_err() {
@@ -127,10 +139,14 @@ impl Visitor<'_> {
         Ok(Admitted { stream, read, identity, session, opened })
     }
 
-    /// The real process id and a secret of our own: the client shows it to us, not to the server.
-    pub(super) fn new_key(&self, pid: u32) -> BackendKey {
-        let secret: [u8; 32] = rand::random();
-        let len = if self.version >= ProtocolVersion::V3_2 { 32 } else { 4 };
-        BackendKey { pid, key: Bytes::copy_from_slice(secret.get(..len).unwrap_or_default()) }
+    /// Makes the session known by the real process id and a secret of our own, which the client
+    /// shows to us and not to the server. From 3.2 on it says which proxy it is of.
+    pub(super) fn new_key(&self, entry: &mut Entry, pid: u32) -> BackendKey {
+        loop {
+            let key = cancel::new_key(&self.shared.id, self.version >= ProtocolVersion::V3_2);
+            if entry.set_key(pid, &key) {
+                return BackendKey { pid, key };
+            }
+        }
     }
 }

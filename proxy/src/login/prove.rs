@@ -1,6 +1,7 @@
 //! Has the client prove who it is, against what the servers have stored of its role's password.
 
 use bytes::BytesMut;
+use kornak_config::rules::Method;
 use kornak_protocol::auth::{Credentials, Refusal, ServerAuth, Step, StoredPassword};
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::sqlstate::{INTERNAL_ERROR, PROTOCOL_VIOLATION};
@@ -14,11 +15,14 @@ use crate::stream::{Stream, write_all};
 const ASK_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 impl Visitor<'_> {
-    /// Asks the client for a proof that its role's verifier accepts.
+    /// Asks the client for a proof that its role's verifier accepts. A role without one, and one
+    /// whose verifier is of a kind that the method does not take, meets a made-up one: the same
+    /// messages, the same work, no way in.
     pub(super) async fn authenticate(
         &self,
         mut stream: Stream,
         buf: &mut BytesMut,
+        method: &Method,
     ) -> Login<(Stream, Credentials)> {
         let found = tokio::time::timeout(self.patience(), self.verifier()).await;
         let known = match found.unwrap_or(Err(DialError::Timeout)) {
@@ -37,12 +41,19 @@ impl Visitor<'_> {
             }
         };
         self.shared.set_trouble("auth", None);
+        let takes_md5 = *method == Method::Md5;
+        if !takes_md5 && matches!(known.stored, Some(StoredPassword::Md5(_))) {
+            let role = self.user.escape_ascii();
+            tracing::warn!(%role, "role has an md5 password, and the method is scram: refused");
+        }
         let mut auth = match known.stored {
             Some(StoredPassword::Scram(verifier)) => {
                 ServerAuth::scram(verifier, rand::random(), self.binding.clone())
             }
-            Some(StoredPassword::Md5(secret)) => ServerAuth::Md5 { secret, salt: rand::random() },
-            None => {
+            Some(StoredPassword::Md5(secret)) if takes_md5 => {
+                ServerAuth::Md5 { secret, salt: rand::random() }
+            }
+            _ => {
                 let mock = self.shared.verifiers.mock(&self.user);
                 ServerAuth::scram(mock, rand::random(), self.binding.clone())
             }
@@ -65,21 +76,12 @@ impl Visitor<'_> {
                     write_all(&mut stream, &send).await.map_err(silent)?;
                     return Ok((stream, learnt));
                 }
-                Step::Refuse(refusal) => return self.wrong(stream, refusal, known.is_fresh).await,
+                Step::Refuse(refusal) => return self.wrong(stream, refusal),
             }
         }
     }
 
-    pub(super) async fn wrong<T>(
-        &self,
-        stream: Stream,
-        refusal: Refusal,
-        is_fresh: bool,
-    ) -> Login<T> {
-        if refusal == Refusal::WrongPassword && !is_fresh {
-            // The password may have been changed: the next attempt meets the new verifier.
-            let _ = self.shared.verifiers.find(&self.user, true, &self.servers()).await;
-        }
+    pub(super) fn wrong<T>(&self, stream: Stream, refusal: Refusal) -> Login<T> {
         let role = self.user.escape_ascii();
         tracing::info!(client = %self.peer, %role, why = %refusal, "login refused");
         refuse(stream, &refusal.fields(&self.user))
@@ -88,7 +90,7 @@ impl Visitor<'_> {
     pub(super) async fn verifier(&self) -> Result<crate::verifiers::Known, DialError> {
         loop {
             let servers = self.servers();
-            match self.shared.verifiers.find(&self.user, false, &servers).await {
+            match self.shared.verifiers.find(&self.user, &servers).await {
                 Err(error) if error.is_about_server() => tokio::time::sleep(ASK_PAUSE).await,
                 found => return found,
             }

@@ -40,8 +40,7 @@ impl Visitor<'_> {
                 b'R' => answer_expected = relay_request(&frame, &mut out),
                 b'K' => {
                     if let Ok(theirs) = BackendKey::parse(&frame.body) {
-                        let ours = self.new_key(theirs.pid);
-                        entry.set_key(ours.pid, &ours.key);
+                        let ours = self.new_key(entry, theirs.pid);
                         let _ = ours.put(&mut out);
                         connected.key = Some(theirs);
                     }

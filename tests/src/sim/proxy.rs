@@ -223,8 +223,13 @@ async fn register(w: Rc<World>, index: usize) {
             w.exec.sleep(Duration::from_millis(500)).await;
             continue;
         };
-        let registration =
-            ProxyRegistration { speaks: vec![1], host: String::new(), pid: 0, status: None };
+        let registration = ProxyRegistration {
+            speaks: vec![1],
+            host: String::new(),
+            pid: 0,
+            status: None,
+            cancel: None,
+        };
         let key = w.store.keys.proxy(&id);
         let put = Txn::just(Op::put_leased(key, json(&registration), granted.lease));
         if store::txn(&w, from, put).await.is_err() {

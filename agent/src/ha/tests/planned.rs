@@ -190,6 +190,7 @@ fn proxies(speaks: &[(&str, &[u32])]) -> BTreeMap<String, ProxyRegistration> {
                 host: String::new(),
                 pid: 0,
                 status: None,
+                cancel: None,
             };
             ((*name).to_owned(), registration)
         })
