@@ -21,9 +21,6 @@ pub enum StartError {
     /// The settings name a store and none was given.
     #[error("the settings name a store, and there is none")]
     NoStore,
-    /// A way to learn of the cluster that is not served yet.
-    #[error("the source `{0}` is not supported")]
-    Source(&'static str),
     /// Certificates.
     #[error("set up TLS")]
     Tls(#[from] TlsError),

@@ -191,12 +191,8 @@ fn learn(
             tokio::spawn(obeying);
             tokio::spawn(topology::follow(Arc::clone(shared), store, stop.clone()));
         }
-        Source::Static { members } => {
-            let asking =
-                topology::by_asking::run(Arc::clone(shared), members.clone(), stop.clone());
-            tokio::spawn(asking);
-        }
-        Source::Rest { .. } => return Err(StartError::Source("rest")),
+        Source::Static { members } => topology::ask(shared, members, stop),
+        Source::Rest { members } => topology::ask_by_rest(shared, members, stop),
     }
     Ok(())
 }

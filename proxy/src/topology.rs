@@ -5,6 +5,7 @@
 //! store is read linearizably before anything is believed (SAFETY.md A12).
 
 pub mod by_asking;
+mod by_rest;
 #[cfg(test)]
 mod tests;
 
@@ -14,8 +15,10 @@ use std::time::Duration;
 
 use kornak_cluster::topology::Group;
 use kornak_cluster::{GroupId, Scope, Topology};
+use kornak_config::proxy::StaticMember;
 use kornak_dcs::keys::{self, Keys};
 use kornak_dcs::{Dcs, DcsError, Reach, View};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::shared::Shared;
@@ -30,6 +33,20 @@ pub enum Merged {
     Known(Arc<Topology>),
     /// It comes from another store: ask it again, linearizably.
     Doubt,
+}
+
+/// Asks the servers of a list.
+pub fn ask(shared: &Arc<Shared>, members: &[StaticMember], stop: &CancellationToken) {
+    let (_, listed) = watch::channel(by_asking::listed(members));
+    tokio::spawn(by_asking::run(Arc::clone(shared), listed, stop.clone()));
+}
+
+/// Asks the servers of a list that agents tell by their REST API.
+pub fn ask_by_rest(shared: &Arc<Shared>, bases: &[String], stop: &CancellationToken) {
+    let (found, listed) = watch::channel(Vec::new());
+    let listing = stop.clone().run_until_cancelled_owned(by_rest::run(bases.to_vec(), found));
+    tokio::spawn(listing);
+    tokio::spawn(by_asking::run(Arc::clone(shared), listed, stop.clone()));
 }
 
 /// Everything a proxy needs of a view, without looking at what was known before.

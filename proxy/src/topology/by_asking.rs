@@ -13,6 +13,7 @@ use futures_util::future::join_all;
 use kornak_cluster::topology::Group;
 use kornak_cluster::{Epoch, GroupId, Lsn, Node, NodeRole, Timeline, Topology};
 use kornak_config::proxy::StaticMember;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Address, Connected, DialError};
@@ -71,25 +72,49 @@ pub fn find(said: &BTreeMap<String, Facts>, last: Option<&Accepted>) -> Finding 
     }
 }
 
-/// Asks the servers until told to stop.
-pub async fn run(shared: Arc<Shared>, members: Vec<StaticMember>, stop: CancellationToken) {
+/// A server to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub member: StaticMember,
+    pub noloadbalance: bool,
+    /// By what somebody else said of it; believed only if nobody can be asked.
+    pub leads: bool,
+}
+
+/// The servers of the file; without a role to ask with, the first one counts as the primary.
+pub fn listed(members: &[StaticMember]) -> Vec<Listed> {
+    let listed = |(n, member): (usize, &StaticMember)| Listed {
+        member: member.clone(),
+        noloadbalance: false,
+        leads: n == 0,
+    };
+    members.iter().enumerate().map(listed).collect()
+}
+
+/// Asks the servers of a list that may change, until told to stop.
+pub async fn run(
+    shared: Arc<Shared>,
+    mut members: watch::Receiver<Vec<Listed>>,
+    stop: CancellationToken,
+) {
     if !shared.prober.can_ask() {
-        believe(&shared, &members);
+        stop.run_until_cancelled(believe(&shared, members)).await;
         return;
     }
-    let mut askers: Vec<Asker> = members.into_iter().map(Asker::new).collect();
+    let mut askers: Vec<Asker> = Vec::new();
     let mut last: Option<Accepted> = None;
     let mut terms = 0;
     loop {
+        keep_up(&mut askers, &members.borrow_and_update());
         let answers = join_all(askers.iter_mut().map(|asker| asker.ask(&shared.prober))).await;
         let mut said = BTreeMap::new();
         let mut refusal = None;
         for (asker, answer) in askers.iter_mut().zip(answers) {
             asker.answers = answer.as_ref().err().is_none_or(|error| !error.is_about_server());
             match answer {
-                Ok(facts) => drop(said.insert(asker.member.name.clone(), facts)),
+                Ok(facts) => drop(said.insert(asker.name().to_owned(), facts)),
                 Err(error) if asker.answers => {
-                    refusal = Some(format!("{}: {error}", asker.member.name));
+                    refusal = Some(format!("{}: {error}", asker.name()));
                 }
                 Err(_) => {}
             }
@@ -125,8 +150,24 @@ pub async fn run(shared: Arc<Shared>, members: Vec<StaticMember>, stop: Cancella
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = shared.doubted() => {}
+            // Nobody sends any more: the list of a file never changes.
+            Ok(()) = members.changed() => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// Who is asked follows the list; connections of those that stay are kept.
+fn keep_up(askers: &mut Vec<Asker>, members: &[Listed]) {
+    let mut before = std::mem::take(askers);
+    for listed in members {
+        let same = before.iter().position(|asker| asker.listed.member == listed.member);
+        let mut asker = match same {
+            Some(n) => before.swap_remove(n),
+            None => Asker::new(listed.clone()),
+        };
+        asker.listed.clone_from(listed);
+        askers.push(asker);
     }
 }
 
@@ -138,13 +179,12 @@ fn topology(
 ) -> Topology {
     let leader = last.map(|last| last.name.as_str());
     let written: Option<Lsn> = leader.and_then(|name| said.get(name)?.lsn);
-    let nodes = askers.iter().map(|Asker { member, answers, .. }| {
-        let facts = said.get(&member.name);
-        let leads = leader == Some(member.name.as_str());
-        let replayed = facts.and_then(|facts| facts.lsn);
+    let nodes = askers.iter().map(|Asker { listed, answers, .. }| {
+        let name = &listed.member.name;
+        let leads = leader == Some(name.as_str());
+        let replayed = said.get(name).and_then(|facts| facts.lsn);
         let lag_bytes = written.zip(replayed).map(|(w, r)| w.bytes_ahead_of(r));
-        let node = node_of(member, leads, *answers, lag_bytes);
-        (member.name.clone(), node)
+        (name.clone(), node_of(listed, leads, *answers, lag_bytes))
     });
     let group = Group {
         nodes: nodes.collect(),
@@ -155,7 +195,8 @@ fn topology(
     Topology { groups, ..Topology::default() }
 }
 
-fn node_of(member: &StaticMember, leads: bool, running: bool, lag_bytes: Option<u64>) -> Node {
+fn node_of(listed: &Listed, leads: bool, running: bool, lag_bytes: Option<u64>) -> Node {
+    let member = &listed.member;
     Node {
         name: member.name.clone(),
         group: GroupId::COORDINATOR,
@@ -165,40 +206,56 @@ fn node_of(member: &StaticMember, leads: bool, running: bool, lag_bytes: Option<
         running,
         says_primary: leads,
         lag_bytes,
-        noloadbalance: false,
+        noloadbalance: listed.noloadbalance,
         timeline: None,
         api_base: String::new(),
     }
 }
 
-/// Nobody may be asked (no `auth.user`): the first member of the list counts as the primary.
-fn believe(shared: &Shared, members: &[StaticMember]) {
-    let nodes = members
-        .iter()
-        .enumerate()
-        .map(|(n, member)| (member.name.clone(), node_of(member, n == 0, true, None)));
-    let leader = members.first().map(|m| (m.name.clone(), Epoch { store: 0, revision: 1 }));
-    let group = Group { nodes: nodes.collect(), leader, system_identifier: None };
-    if members.len() > 1 {
-        let what =
-            "roles cannot be asked for without auth.user: the first member counts as primary";
-        shared.set_trouble("static", Some(what.to_owned()));
-        tracing::warn!("roles cannot be asked for without auth.user");
+/// Nobody may be asked (no `auth.user`): what the list says counts.
+async fn believe(shared: &Shared, mut members: watch::Receiver<Vec<Listed>>) {
+    let what = "roles cannot be asked for without auth.user: what the list of members says counts";
+    tracing::warn!("roles cannot be asked for without auth.user");
+    let mut last: Option<String> = None;
+    let mut terms = 0;
+    loop {
+        let list = members.borrow_and_update().clone();
+        let trouble = (list.len() > 1).then(|| what.to_owned());
+        shared.set_trouble("static", trouble);
+        let leader = list.iter().find(|listed| listed.leads).map(|l| l.member.name.clone());
+        if leader.is_some() && leader != last {
+            terms += 1;
+            last = leader;
+        }
+        let nodes = list.iter().map(|listed| {
+            let name = listed.member.name.clone();
+            let node = node_of(listed, last.as_ref() == Some(&name), true, None);
+            (name, node)
+        });
+        let leader = last.clone().map(|name| (name, Epoch { store: 0, revision: terms }));
+        let group = Group { nodes: nodes.collect(), leader, system_identifier: None };
+        let groups = [(GroupId::COORDINATOR, Arc::new(group))].into();
+        shared.set_topology(Arc::new(Topology { groups, ..Topology::default() }));
+        if members.changed().await.is_err() {
+            return;
+        }
     }
-    let groups = [(GroupId::COORDINATOR, Arc::new(group))].into();
-    shared.set_topology(Arc::new(Topology { groups, ..Topology::default() }));
 }
 
 struct Asker {
-    member: StaticMember,
+    listed: Listed,
     connected: Option<Connected>,
     /// It answered when asked last, be it by a refusal.
     answers: bool,
 }
 
 impl Asker {
-    fn new(member: StaticMember) -> Self {
-        Self { member, connected: None, answers: false }
+    fn new(listed: Listed) -> Self {
+        Self { listed, connected: None, answers: false }
+    }
+
+    fn name(&self) -> &str {
+        &self.listed.member.name
     }
 
     async fn ask(&mut self, prober: &Prober) -> Result<Facts, DialError> {
@@ -208,7 +265,8 @@ impl Asker {
             self.connected = Some(connected);
             return Ok(facts);
         }
-        let at = Address { host: self.member.host.clone(), port: self.member.port };
+        let member = &self.listed.member;
+        let at = Address { host: member.host.clone(), port: member.port };
         let mut connected = prober.connect(&at, LOOK_LIMIT).await?;
         let facts = Prober::look(&mut connected, LOOK_LIMIT).await?;
         self.connected = Some(connected);

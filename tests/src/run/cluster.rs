@@ -145,7 +145,17 @@ impl Cluster {
         Self::app_on(self.proxy.standbys())
     }
 
-    fn app_on(port: u16) -> String {
+    /// Another proxy, which learns of the cluster by the members' REST API alone.
+    pub async fn proxy_by_rest(&self) -> Result<Proxy> {
+        let bases = self.nodes.iter().map(|node| format!("\"{}\"", node.rest().base()));
+        let head = format!("rest:\n  members: [{}]", bases.collect::<Vec<_>>().join(", "));
+        let auth =
+            format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
+        Proxy::start(&self.scratch, "proxy-by-rest", &head, &auth).await
+    }
+
+    /// An application's connection string through a listener.
+    pub fn app_on(port: u16) -> String {
         format!(
             "host=127.0.0.1 port={port} user={APP} password='{}' dbname={APP} connect_timeout=30",
             APP_PASSWORD.replace('\'', "\\'")

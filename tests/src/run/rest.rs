@@ -38,6 +38,11 @@ impl Rest {
         Self { address: address.to_owned() }
     }
 
+    /// `http://host:port`.
+    pub fn base(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     pub async fn get(&self, path: &str) -> Result<Answer> {
         self.send(Method::GET, path, String::new()).await
     }
