@@ -13,7 +13,8 @@ usage() {
   cat <<TEXT
 usage: scripts/install.sh [--tests]
 
-  --tests   also etcd, HAProxy, PgBouncer and openssl, which the tests and benchmarks start
+  --tests   also etcd, HAProxy, PgBouncer, openssl and Python's venv (for Patroni itself, from PyPI),
+            which the tests and benchmarks start
 
 Needs root or sudo only if a package is missing. Rust $rust_wanted or newer is required as well;
 it is installed through rustup if rustup is there.
@@ -35,6 +36,8 @@ done
 # its own repository, protoc from anywhere.
 has_command() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
 has_postgres() { compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || has_command postgres; }
+# Patroni runs as the OS user of the servers, so it is Debian's Python that counts.
+has_venv() { /usr/bin/python3 -c 'import ensurepip, venv' >/dev/null 2>&1; }
 has_protos() { [ -e /usr/include/google/protobuf/empty.proto ] || [ -n "${PROTOC_INCLUDE:-}" ]; }
 
 missing=()
@@ -53,6 +56,7 @@ list_missing() {
     need haproxy has_command haproxy
     need openssl has_command openssl
     need pgbouncer has_command pgbouncer
+    need python3-venv has_venv
   fi
 }
 

@@ -8,7 +8,9 @@
 //! first path element and the method choose an endpoint, and any other path is a health check that is
 //! recognised by substring.
 //!
-//! Not here: TLS, any decision, any knowledge of how a command is carried out.
+//! Who may ask, and with which headers it answers, may change while it runs ([`Api::reload`]).
+//!
+//! Not here: any decision, any knowledge of how a command is carried out.
 
 mod access;
 pub(crate) mod health;
@@ -24,15 +26,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Query, Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use kornak_cluster::Moment;
-use kornak_config::agent::{AgentSettings, BasicAuth};
+use kornak_config::agent::{AgentSettings, BasicAuth, ServerTokens, VerifyClient};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
@@ -46,6 +49,7 @@ use crate::node::{
     Command, CommandError, Commands, ConfigureError, FailsafeAnswer, NodeView, NodeViews,
 };
 use crate::peers::{FORWARDED, Peers};
+use crate::tls::RestTls;
 
 /// The longest a request waits for the driver's answer. A switchover may drain for a minute and
 /// more; this limit is only for an agent that is broken.
@@ -66,6 +70,12 @@ const BODY_TIME: Duration = Duration::from_secs(10);
 /// What the API needs to know besides what it shows.
 #[derive(Debug, Clone)]
 pub struct ApiSettings {
+    /// `Some`: https.
+    pub tls: Option<Arc<RestTls>>,
+    /// Requests that change something must come with a client certificate.
+    pub require_certificate: bool,
+    /// The value of the header `Server`.
+    pub server: HeaderValue,
     /// Asked of requests that change something; `None`: nobody is asked.
     pub authentication: Option<BasicAuth>,
     /// Addresses, networks and host names that may change something; empty: all.
@@ -84,7 +94,12 @@ pub struct ApiSettings {
 
 impl ApiSettings {
     /// As the agent's file says. A header that HTTP does not allow is left out.
-    pub fn new(settings: &AgentSettings, peers: Peers, clock: fn() -> Moment) -> Self {
+    pub fn new(
+        settings: &AgentSettings,
+        peers: Peers,
+        tls: Option<Arc<RestTls>>,
+        clock: fn() -> Moment,
+    ) -> Self {
         let rest = &settings.restapi;
         let header = |(name, value): (&String, &String)| {
             let parsed = (name.parse().ok(), value.parse().ok());
@@ -94,11 +109,24 @@ impl ApiSettings {
             tracing::warn!(name, "extra header of the REST API is not a valid header");
             None
         };
+        let https = rest.tls.iter().flat_map(|_| &rest.https_extra_headers);
+        let headers = rest.http_extra_headers.iter().chain(https);
+        let server = match rest.server_tokens {
+            ServerTokens::Original => concat!("Kornak/", env!("CARGO_PKG_VERSION")).to_owned(),
+            ServerTokens::ProductOnly => "Patroni".to_owned(),
+            ServerTokens::Minimal => {
+                format!("Patroni/{}", kornak_cluster::member::COMPATIBLE_PATRONI_VERSION)
+            }
+        };
+        let verify = rest.tls.as_ref().map(|tls| tls.verify_client);
         Self {
+            tls,
+            require_certificate: !matches!(verify, None | Some(VerifyClient::None)),
+            server: server.parse().unwrap_or(HeaderValue::from_static("Kornak")),
             authentication: rest.authentication.clone(),
             allowlist: rest.allowlist.clone(),
             allowlist_include_members: rest.allowlist_include_members,
-            extra_headers: rest.http_extra_headers.iter().filter_map(header).collect(),
+            extra_headers: headers.filter_map(header).collect(),
             peers,
             restart_plan: RestartPlan::default(),
             counters: Arc::default(),
@@ -108,26 +136,59 @@ impl ApiSettings {
 }
 
 /// What all requests share.
-struct Api {
+#[derive(Debug)]
+pub struct Api {
     views: NodeViews,
     commands: Commands,
-    access: Access,
-    extra_headers: Vec<(HeaderName, HeaderValue)>,
-    peers: Peers,
+    rules: ArcSwap<Rules>,
+    tls: Option<Arc<RestTls>>,
     restart_plan: RestartPlan,
     counters: Arc<Counters>,
     clock: fn() -> Moment,
 }
 
+/// What a reload may change.
+#[derive(Debug)]
+struct Rules {
+    access: Access,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    peers: Peers,
+}
+
+impl Rules {
+    fn new(settings: &ApiSettings) -> Self {
+        let mut headers = settings.extra_headers.clone();
+        if headers.iter().all(|(name, _)| name != SERVER) {
+            headers.push((SERVER, settings.server.clone()));
+        }
+        Self { access: Access::new(settings), headers, peers: settings.peers.clone() }
+    }
+}
+
 /// Where a request comes from; an extension of the request.
 #[derive(Debug, Clone, Copy)]
-struct Client(IpAddr);
+struct Client {
+    address: IpAddr,
+    /// Whether it has shown a certificate that was found good.
+    certified: bool,
+}
 
 impl Api {
-    fn new(views: NodeViews, commands: Commands, settings: ApiSettings) -> Self {
-        let access = Access::new(&settings);
-        let ApiSettings { extra_headers, peers, restart_plan, counters, clock, .. } = settings;
-        Self { views, commands, access, extra_headers, peers, restart_plan, counters, clock }
+    /// Over what the agent shows, and what it takes orders through.
+    pub fn new(views: NodeViews, commands: Commands, settings: ApiSettings) -> Self {
+        let rules = ArcSwap::from_pointee(Rules::new(&settings));
+        let ApiSettings { tls, restart_plan, counters, clock, .. } = settings;
+        Self { views, commands, rules, tls, restart_plan, counters, clock }
+    }
+
+    /// Puts other rules in force for the requests that come from now on: passwords, lists, headers
+    /// and the client's certificates.
+    pub fn reload(&self, settings: &ApiSettings) {
+        self.rules.store(Arc::new(Rules::new(settings)));
+    }
+
+    fn peers(&self) -> Peers {
+        self.rules.load().peers.clone()
     }
 }
 
@@ -143,8 +204,9 @@ async fn dispatch(State(api): State<Arc<Api>>, request: Request) -> Response {
         Method::HEAD | Method::OPTIONS => api.health(&view, &head).0.into_response(),
         _ => api.change(&view, &head, body).await.unwrap_or_else(|refusal| refusal),
     };
-    let extra = api.extra_headers.iter().cloned();
-    response.headers_mut().extend(extra);
+    for (name, value) in &api.rules.load().headers {
+        response.headers_mut().insert(name.clone(), value.clone());
+    }
     api.counters.answered(response.status().as_u16());
     tracing::debug!(
         method = %head.method,
@@ -222,17 +284,24 @@ impl Api {
             ("POST", "kornak") => head.uri.path() == "/kornak/checkpoint",
             ("POST", endpoint) => matches!(
                 endpoint,
-                "switchover" | "failover" | "restart" | "reload" | "reinitialize" | "failsafe"
+                "switchover"
+                    | "failover"
+                    | "restart"
+                    | "reload"
+                    | "reinitialize"
+                    | "failsafe"
+                    | "sigterm"
             ),
             _ => false,
         };
         if !known {
             return Err(text(StatusCode::NOT_IMPLEMENTED, "unsupported method or path"));
         }
-        let from = head.extensions.get::<Client>().map(|Client(address)| *address);
+        let client = head.extensions.get::<Client>().copied();
         let members_count = endpoint != "failsafe";
-        let allowed = self.access.check(from, &head.headers, view, members_count).await;
-        allowed.map_err(|denied| refuse(denied, from))?;
+        let rules = self.rules.load_full();
+        let allowed = rules.access.check(client, &head.headers, view, members_count).await;
+        allowed.map_err(|denied| refuse(denied, client.map(|client| client.address)))?;
         let forwarded = head.headers.contains_key(FORWARDED);
         let response = match (method, endpoint) {
             (method @ ("PATCH" | "PUT"), _) => {
@@ -253,6 +322,8 @@ impl Api {
                 self.reinitialize(view, &optional_object(head, body).await?).await
             }
             (_, "failsafe") => self.failsafe(&object(head, body).await?).await,
+            // Patroni stops at it on Windows, for its tests; everywhere else it only answers.
+            (_, "sigterm") => text(StatusCode::ACCEPTED, "shutdown scheduled"),
             (_, "reload") => {
                 let reload = |answer| Command::Reload { answer };
                 self.carry_out(reload, StatusCode::ACCEPTED, Some("reload scheduled")).await
@@ -410,6 +481,7 @@ fn refuse(denied: Denied, from: Option<IpAddr>) -> Response {
     let realm = [(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"Kornak\""))];
     match denied {
         Denied::Address => text(StatusCode::FORBIDDEN, "Access is denied"),
+        Denied::NoCertificate => text(StatusCode::FORBIDDEN, "client certificate required"),
         Denied::NoPassword => {
             (realm, text(StatusCode::UNAUTHORIZED, "no auth header received")).into_response()
         }

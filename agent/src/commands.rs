@@ -32,6 +32,7 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
             as_job(driver, Job::Restart, work, "restarted successfully", answer);
         }
         Command::Reload { answer } => {
+            ctx.reread.notify_one();
             spawn_answer(answer, async move {
                 ctx.reload().await.map_err(|error| CommandError::Failed(error.to_string()))?;
                 Ok("reload scheduled".to_owned())

@@ -10,6 +10,7 @@ use kornak_config::agent::AgentSettings;
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Dcs, View};
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::api::RestartPlan;
@@ -63,6 +64,12 @@ pub struct Context {
     pub look: Arc<Notify>,
     /// Asks the driver for a cycle now.
     pub cycle: Arc<Notify>,
+    /// Asks whoever has read the agent's file to read it again.
+    pub reread: Arc<Notify>,
+    /// Cancelled: the settings have changed, and the driver ends as soon as nothing is under way.
+    pub renew: CancellationToken,
+    /// Another driver ran before in this process, with other settings for the server.
+    pub renewed: bool,
 }
 
 impl Context {

@@ -111,6 +111,9 @@ impl Driver {
                 return End::GuardLost;
             }
             self.collect().await;
+            if self.ctx.renew.is_cancelled() && self.job.is_none() && self.errand.is_none() {
+                return End::Renewed;
+            }
             self.take_up_again();
             let snapshot = self.look();
             self.apply_config(&snapshot.cluster);
@@ -129,6 +132,7 @@ impl Driver {
                 _ = observed.changed() => {}
                 _ = held.changed() => {}
                 _ = process.changed() => {}
+                () = self.ctx.renew.cancelled(), if !self.ctx.renew.is_cancelled() => {}
                 () = self.ctx.cycle.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -178,7 +182,7 @@ impl Driver {
         }
         let first = self.config_applied.replace(config.clone()).is_none();
         self.ctx.postgres.set_dynamic(config);
-        if first {
+        if first && !self.ctx.renewed {
             return;
         }
         info!("dynamic configuration changed");
@@ -384,6 +388,8 @@ pub(crate) enum End {
     Stopped,
     /// As asked; in maintenance mode the server goes on without its agent.
     LeftRunning,
+    /// The agent begins anew with other settings; the server goes on.
+    Renewed,
     /// The guard is gone, and with it the server; everything starts anew.
     GuardLost,
 }

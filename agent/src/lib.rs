@@ -31,12 +31,14 @@ pub mod postgres;
 pub mod publish;
 pub mod rounds;
 pub mod slots;
+pub mod tls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use kornak_config::agent::AgentSettings;
 use kornak_dcs::Dcs;
 use kornak_dcs::keys::Keys;
@@ -44,7 +46,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info, warn};
+use tracing::{Instrument, error, info, warn};
 
 use context::Context;
 use driver::{Driver, End};
@@ -70,6 +72,8 @@ pub enum RunError {
     Guard(#[from] guard::GuardError),
     #[error("prepare to run the server")]
     Setup(#[from] postgres::SetupError),
+    #[error("prepare TLS of the REST API, or of asking other members")]
+    Tls(#[from] tls::TlsError),
     #[error("read the boot id of this host")]
     BootId(#[source] std::io::Error),
 }
@@ -81,6 +85,8 @@ pub struct Running {
     pub api: SocketAddr,
     /// What the node knows.
     pub views: NodeViews,
+    /// Takes other settings while it runs.
+    pub reloader: Reloader,
     /// Ends when the agent has stopped.
     pub task: JoinHandle<Result<(), RunError>>,
 }
@@ -111,7 +117,9 @@ pub async fn start(
     guard_program: Option<PathBuf>,
     stop: CancellationToken,
 ) -> Result<Running, RunError> {
-    let settings = Arc::new(settings);
+    let reread = Arc::<Notify>::default();
+    let current = Arc::new(ArcSwap::from_pointee(settings));
+    let settings = current.load_full();
     let address = settings.restapi.listen.to_string();
     let listener = TcpListener::bind(&address)
         .await
@@ -121,20 +129,35 @@ pub async fn start(
     let (counters, restart_plan) =
         (Arc::<metrics::Counters>::default(), api::RestartPlan::default());
     let make = {
-        let (settings, counters) = (Arc::clone(&settings), Arc::clone(&counters));
-        let restart_plan = restart_plan.clone();
-        async move || {
-            let shown = (Arc::clone(&counters), restart_plan.clone());
-            Instance::new(&settings, &store, guard_program.clone(), shown).await
+        let (current, counters) = (Arc::clone(&current), Arc::clone(&counters));
+        let (restart_plan, reread) = (restart_plan.clone(), Arc::clone(&reread));
+        async move |renew: CancellationToken, renewed| {
+            let shown = Shown {
+                renew,
+                counters: Arc::clone(&counters),
+                restart_plan: restart_plan.clone(),
+                reread: Arc::clone(&reread),
+                renewed,
+            };
+            Instance::new(&current.load_full(), &store, guard_program.clone(), shown).await
         }
     };
-    let first = make().await?;
+    let renew = Arc::new(parking_lot::Mutex::new(CancellationToken::new()));
+    let first_renewal = renew.lock().clone();
+    let first = make(first_renewal, false).await?;
     let (views_in, views) = watch::channel(Arc::new(first.first_view()));
     let api_stop = CancellationToken::new();
-    let mut api_settings = api::ApiSettings::new(&settings, first.ctx.peers.clone(), boottime_now);
-    api_settings.counters = Arc::clone(&counters);
-    api_settings.restart_plan = restart_plan.clone();
-    let served = api::serve(listener, views.clone(), commands_in, api_settings, api_stop.clone());
+    let peers = first.ctx.peers.clone();
+    let shown = (Arc::clone(&counters), restart_plan.clone());
+    let (rest, rest_tls) = rest_api(&settings, peers, (views.clone(), commands_in), shown)?;
+    let served = api::serve(listener, Arc::clone(&rest), api_stop.clone());
+    let reloader = Reloader {
+        current: Arc::clone(&current),
+        rest,
+        rest_tls,
+        reread,
+        renew: Arc::clone(&renew),
+    };
     let span = tracing::info_span!("node", node = %settings.name);
     tokio::spawn(served.instrument(span.clone()));
     let task = tokio::spawn(
@@ -143,21 +166,98 @@ pub async fn start(
             loop {
                 let guard = instance.ctx.guard.pid();
                 let end = instance.live(views_in.clone(), &mut commands, &stop).await;
-                if end != End::GuardLost {
-                    api_stop.cancel();
-                    drop(instance);
-                    if end == End::Stopped {
+                let before = Arc::clone(&instance.ctx.settings);
+                // The guard serves one agent at a time.
+                drop(instance);
+                match end {
+                    End::Stopped => {
+                        api_stop.cancel();
                         wait_for_end(guard).await;
+                        return Ok(());
                     }
-                    return Ok(());
+                    End::LeftRunning => {
+                        api_stop.cancel();
+                        return Ok(());
+                    }
+                    End::Renewed => {
+                        info!("beginning anew with the changed settings, the server goes on");
+                    }
+                    End::GuardLost => {
+                        warn!("the guard is gone and has taken the server with it, starting anew");
+                    }
                 }
-                warn!("the guard is gone and has taken the server with it, starting anew");
-                instance = make().await?;
+                let renewed = end == End::Renewed;
+                // In force before the settings are read, so that no change of them is missed.
+                let token = CancellationToken::new();
+                *renew.lock() = token.clone();
+                instance = match make(token.clone(), renewed).await {
+                    Err(error) if renewed => {
+                        error!(
+                            error = &error as &dyn std::error::Error,
+                            "the changed settings cannot be used, keeping the old ones"
+                        );
+                        current.store(before);
+                        make(token, renewed).await?
+                    }
+                    made => made?,
+                };
             }
         }
         .instrument(span),
     );
-    Ok(Running { api, views, task })
+    Ok(Running { api, views, reloader, task })
+}
+
+/// The REST API as the settings have it, and its certificates.
+fn rest_api(
+    settings: &AgentSettings,
+    peers: peers::Peers,
+    (views, commands): (NodeViews, node::Commands),
+    (counters, restart_plan): (Arc<metrics::Counters>, api::RestartPlan),
+) -> Result<(Arc<api::Api>, Option<Arc<tls::RestTls>>), tls::TlsError> {
+    let rest_tls = settings.restapi.tls.as_ref().map(tls::RestTls::new).transpose()?.map(Arc::new);
+    let made = api::ApiSettings::new(settings, peers, rest_tls.clone(), boottime_now);
+    let settings = api::ApiSettings { counters, restart_plan, ..made };
+    Ok((Arc::new(api::Api::new(views, commands, settings)), rest_tls))
+}
+
+/// Puts other settings in force while the agent runs.
+#[derive(Debug, Clone)]
+pub struct Reloader {
+    current: Arc<ArcSwap<AgentSettings>>,
+    rest: Arc<api::Api>,
+    rest_tls: Option<Arc<tls::RestTls>>,
+    reread: Arc<Notify>,
+    /// Of the instance that runs.
+    renew: Arc<parking_lot::Mutex<CancellationToken>>,
+}
+
+impl Reloader {
+    /// Returns when somebody has asked, by `POST /reload`, for the file to be read again.
+    pub async fn wanted(&self) {
+        self.reread.notified().await;
+    }
+
+    /// Takes what can change without a restart; the answer names the keys that cannot.
+    ///
+    /// # Errors
+    /// A certificate cannot be used: then nothing changes.
+    pub fn reload(&self, new: AgentSettings) -> Result<Vec<&'static str>, tls::TlsError> {
+        let old = self.current.load_full();
+        let (merged, waiting) = kornak_config::reload::agent(&old, new);
+        let peers = peers::Peers::new(&merged.ctl)?;
+        if let (Some(tls), Some(settings)) = (&self.rest_tls, &merged.restapi.tls) {
+            tls.reload(settings)?;
+        }
+        let settings = api::ApiSettings::new(&merged, peers, self.rest_tls.clone(), boottime_now);
+        self.rest.reload(&settings);
+        // Files of certificates may have changed where the settings have not.
+        if merged.ctl.certfile.is_some() || !kornak_config::reload::is_same(&old, &merged) {
+            self.current.store(Arc::new(merged));
+            self.renew.lock().cancel();
+        }
+        Ok(waiting)
+    }
 }
 
 /// A guard without a server and without an agent is of no use; this bridges the restart of an agent.
@@ -176,7 +276,17 @@ async fn wait_for_end(process: u32) {
     }
 }
 
-/// One life of an agent: from finding its guard to losing it.
+/// What an instance shares with those before and after it.
+struct Shown {
+    /// Ends the instance when the settings have changed.
+    renew: CancellationToken,
+    counters: Arc<metrics::Counters>,
+    restart_plan: api::RestartPlan,
+    reread: Arc<Notify>,
+    renewed: bool,
+}
+
+/// One life of an agent: from finding its guard to losing it, or to other settings.
 struct Instance {
     ctx: Arc<Context>,
     observation: watch::Sender<Arc<Observation>>,
@@ -189,8 +299,9 @@ impl Instance {
         settings: &Arc<AgentSettings>,
         store: &Arc<dyn Dcs>,
         guard_program: Option<PathBuf>,
-        (counters, restart_plan): (Arc<metrics::Counters>, api::RestartPlan),
+        shown: Shown,
     ) -> Result<Self, RunError> {
+        let Shown { renew, counters, restart_plan, reread, renewed } = shown;
         let mut config = GuardConfig::new(&settings.postgresql.data_dir);
         config.stop_budget = settings.kornak.guard.stop_budget;
         config.linger = GUARD_LINGER;
@@ -233,8 +344,6 @@ impl Instance {
             boot_id.trim().to_owned(),
             boottime_now(),
         );
-        let auth =
-            settings.ctl.authentication.as_ref().or(settings.restapi.authentication.as_ref());
         let (observation, observed) = watch::channel(Arc::new(Observation::none()));
         let ctx = Arc::new(Context {
             name: settings.name.clone(),
@@ -245,7 +354,7 @@ impl Instance {
             postgres,
             guard,
             keeper,
-            peers: peers::Peers::new(auth),
+            peers: peers::Peers::new(&settings.ctl)?,
             promises,
             observation: observed,
             unproven_failsafe: parking_lot::Mutex::new(None),
@@ -259,6 +368,9 @@ impl Instance {
             pending_restart: parking_lot::Mutex::new(None),
             look: Arc::new(Notify::new()),
             cycle: Arc::new(Notify::new()),
+            reread,
+            renew,
+            renewed,
         });
         info!(guard = ctx.guard.pid(), "agent started");
         Ok(Self { ctx, observation, _follow: follow })

@@ -6,7 +6,7 @@
 //! its own time limit, for a host that swallows packets is the normal case here.
 //!
 //! A member may be Patroni's, so answers are read tolerantly. Not here: what follows from an
-//! answer ([`crate::ha`]), and TLS.
+//! answer ([`crate::ha`]); certificates ([`crate::tls`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,15 +17,17 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kornak_cluster::{Lsn, Member, MemberRole, MemberState, Tags, Timeline, XLog};
-use kornak_config::agent::BasicAuth;
+use kornak_config::agent::{BasicAuth, CtlSettings};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
 use crate::ha::Peer;
+use crate::tls::TlsError;
 
 /// Longest answer that is read. A status is about one kilobyte; ten thousand replication rows fit.
 const ANSWER_LIMIT: usize = 1 << 20;
@@ -158,20 +160,30 @@ impl Answer {
 /// The client. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Peers {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     authorization: Option<HeaderValue>,
 }
 
 impl Peers {
-    /// `auth` is shown with every request that is not a GET.
-    pub fn new(auth: Option<&BasicAuth>) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
+    /// `settings.authentication` is shown with every request that is not a GET.
+    ///
+    /// # Errors
+    /// A certificate or key of `settings` cannot be used.
+    pub fn new(settings: &CtlSettings) -> Result<Self, TlsError> {
+        let mut http = HttpConnector::new();
+        http.set_nodelay(true);
+        http.enforce_http(false);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(crate::tls::client_config(settings)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(http);
         let client = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
             .retry_canceled_requests(false)
             .build(connector);
-        Self { client, authorization: auth.and_then(basic_authorization) }
+        let authorization = settings.authentication.as_ref().and_then(basic_authorization);
+        Ok(Self { client, authorization })
     }
 
     /// Asks a member where it stands. `api_url` as published, ending in `/patroni`.
@@ -277,7 +289,7 @@ impl Peers {
         json: Option<&Value>,
     ) -> Result<Request<Full<Bytes>>, PeerError> {
         let uri: Uri = url.parse().map_err(|_| PeerError::Address(url.to_owned()))?;
-        if uri.scheme_str() != Some("http") || uri.authority().is_none() {
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.authority().is_none() {
             return Err(PeerError::Address(url.to_owned()));
         }
         let body = json.map(|json| Bytes::from(json.to_string())).unwrap_or_default();

@@ -64,6 +64,18 @@ pub struct ServerTls {
     pub verify_client: VerifyClient,
 }
 
+/// `restapi.server_tokens`: what the header `Server` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServerTokens {
+    /// Our own name and version.
+    #[default]
+    Original,
+    /// Patroni's name and the version we are compatible with.
+    Minimal,
+    /// Patroni's name.
+    ProductOnly,
+}
+
 /// `restapi`.
 #[derive(Debug, Clone)]
 pub struct RestSettings {
@@ -79,6 +91,7 @@ pub struct RestSettings {
     pub allowlist_include_members: bool,
     pub http_extra_headers: BTreeMap<String, String>,
     pub https_extra_headers: BTreeMap<String, String>,
+    pub server_tokens: ServerTokens,
 }
 
 impl RestSettings {

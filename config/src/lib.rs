@@ -17,6 +17,7 @@ pub mod error;
 pub mod log;
 pub mod proxy;
 mod read;
+pub mod reload;
 pub mod rules;
 mod section;
 pub mod store;
@@ -29,7 +30,7 @@ pub use address::{HostPort, Listen};
 pub use agent::AgentSettings;
 pub use ctl::OperatorSettings;
 pub use error::{ConfigError, Finding, Place, Problem, Severity};
-pub use log::{LogFormat, LogLevel, LogSettings};
+pub use log::{LogField, LogLevel, LogSettings, LogType};
 pub use proxy::ProxySettings;
 pub use store::{Etcd3Settings, Scheme, StoreSettings};
 
@@ -134,8 +135,10 @@ fn open(path: Option<&Path>, environment: &Environment) -> Result<Document, Conf
             None => ("environment".to_owned(), Tree::default()),
         },
     };
-    environment::overlay(&mut tree, environment);
-    Ok(Document::new(&source, tree))
+    let strays = environment::overlay(&mut tree, environment);
+    let document = Document::new(&source, tree);
+    document.strays(strays);
+    Ok(document)
 }
 
 fn read_tree(path: &Path) -> Result<Tree, ConfigError> {

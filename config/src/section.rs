@@ -39,6 +39,12 @@ impl Document {
         Section { document: self, path: String::new(), map: Some(&self.tree.root) }
     }
 
+    /// Variables of Patroni's family that mean nothing here.
+    pub(crate) fn strays(&self, names: Vec<String>) {
+        let notes = names.into_iter().map(|name| format!("{name} (environment: unknown)"));
+        self.strangers.borrow_mut().extend(notes);
+    }
+
     fn place(&self, path: &str) -> Place {
         let mut path = path;
         loop {
@@ -299,16 +305,22 @@ impl<'a> Section<'a> {
     }
 
     /// Names every key that is not `known`, all in one warning: the file is Patroni's, and another
-    /// version of it may know more than we do. `silent` keys are Patroni's affairs without a
-    /// meaning here.
-    pub(crate) fn tolerate(&self, known: &[&str], silent: &[&str]) {
+    /// version of it may know more than we do. `void` keys are Patroni's without an effect here, each
+    /// with the reason.
+    pub(crate) fn tolerate(&self, known: &[&str], void: &[(&str, &str)]) {
         for (key, _) in self.entries() {
-            if !known.contains(&key.as_str()) && !silent.contains(&key.as_str()) {
-                let path = join(&self.path, key);
-                let place = self.document.place(&path);
-                let line = place.line.map_or_else(String::new, |line| format!(" (line {line})"));
-                self.document.strangers.borrow_mut().push(format!("{path}{line}"));
+            if known.contains(&key.as_str()) {
+                continue;
             }
+            let path = join(&self.path, key);
+            let place = self.document.place(&path);
+            let why = void.iter().find(|(name, _)| name == key);
+            let why = why.map_or("unknown", |(_, why)| *why);
+            let note = match place.line {
+                Some(line) => format!("{path} (line {line}: {why})"),
+                None => format!("{path} ({why})"),
+            };
+            self.document.strangers.borrow_mut().push(note);
         }
     }
 

@@ -142,7 +142,7 @@ kornak:
     assert_eq!(settings.citus_database.as_deref(), Some("app"));
     assert_eq!(settings.watchdog.mode, WatchdogMode::Off);
     assert_eq!(settings.tags.failover_priority(), 3);
-    assert_eq!((settings.log.level, settings.log.format), (LogLevel::Debug, LogFormat::Json));
+    assert_eq!((settings.log.level, settings.log.kind), (LogLevel::Debug, LogType::Json));
     assert_eq!(settings.kornak.os_user, "pg");
     assert_eq!(settings.kornak.guard.stop_budget, Duration::from_millis(500));
     assert_eq!(settings.kornak.guard.margin, Duration::from_secs(2));
@@ -241,7 +241,7 @@ fn unknown_keys_of_patronis_are_one_warning() {
     let text = changed(&text, "  data_dir:", "  sparkle: 1\n  data_dir:");
     assert_eq!(
         said(&text),
-        "warning: f.yml: keys without effect: fancy (line 3), postgresql.sparkle (line 18)"
+        "warning: f.yml: keys without effect: fancy (line 3: unknown), thread_pool_size (line 4: members are asked without threads), postgresql.sparkle (line 18: unknown)"
     );
 }
 

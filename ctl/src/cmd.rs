@@ -3,19 +3,29 @@
 
 pub mod agent;
 pub mod check;
+pub mod cluster_role;
+pub mod completions;
 pub mod config;
 pub mod demo;
+pub mod dsn;
+pub mod generate;
 pub mod history;
 pub mod list;
 pub mod members;
 pub mod pause;
 pub mod proxy;
+pub mod query;
+pub mod remove;
 pub mod switchover;
+pub mod version;
 
-use clap::{Parser, Subcommand};
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use clap::{Args, Parser, Subcommand};
 use kornak_cluster::GroupId;
 
-use crate::target::Global;
+use crate::target::{Global, Here};
 
 /// High availability for PostgreSQL and Citus: agent, proxy and operator's tool.
 #[derive(Debug, Parser)]
@@ -25,6 +35,16 @@ pub struct Cli {
     pub global: Global,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Patroni's command line: what this program is if it is called by that name.
+#[derive(Debug, Parser)]
+#[command(name = "patronictl", max_term_width = 100, disable_help_subcommand = true)]
+pub struct Patronictl {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
 }
 
 #[derive(Debug, Subcommand)]
@@ -37,88 +57,127 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Say what is wrong with a configuration file
     Check(check::CheckArgs),
-    /// List the members
-    List(list::ListArgs),
-    /// Hand over from a healthy leader to a standby
-    Switchover(switchover::SwitchoverArgs),
-    /// Make a standby leader, when the leader is lost
-    Failover(switchover::FailoverArgs),
-    /// Restart the servers of members
-    Restart(members::RestartArgs),
-    /// Reload the configuration of members
-    Reload(members::ReloadArgs),
-    /// Copy the data of members anew from the leader
-    Reinit(members::ReinitArgs),
-    /// Discard scheduled events
-    Flush(members::FlushArgs),
-    /// Turn automatic failover off
-    Pause(pause::PauseArgs),
-    /// Turn automatic failover on
-    Resume(pause::PauseArgs),
-    /// Show past changes of leadership
-    History(history::HistoryArgs),
-    /// Show the dynamic configuration
-    ShowConfig(config::ShowArgs),
-    /// Edit the dynamic configuration
-    EditConfig(config::EditArgs),
+    /// Make a configuration file
+    Config(generate::ConfigArgs),
+    /// Print the completions of a shell
+    Completions(completions::CompletionsArgs),
+    /// Write manual pages into a folder
+    Man(completions::ManArgs),
+    #[command(flatten)]
+    Verb(Verb),
 }
 
-/// Runs a command to its end.
+/// patronictl's verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Demote a cluster to a standby cluster
+    DemoteCluster(Located<cluster_role::DemoteArgs>),
+    /// Print a connection string of a member
+    Dsn(Located<dsn::DsnArgs>),
+    /// Edit the dynamic configuration
+    EditConfig(Located<config::EditArgs>),
+    /// Make a standby leader, when the leader is lost
+    Failover(Located<switchover::FailoverArgs>),
+    /// Discard scheduled events
+    Flush(Located<members::FlushArgs>),
+    /// Show past changes of leadership
+    History(Located<history::HistoryArgs>),
+    /// List the members
+    List(Located<list::ListArgs>),
+    /// Turn automatic failover off
+    Pause(Located<pause::PauseArgs>),
+    /// Promote a standby cluster, so that it runs on its own
+    PromoteCluster(Located<cluster_role::PromoteArgs>),
+    /// Send SQL to a member
+    Query(query::QueryArgs),
+    /// Copy the data of members anew from the leader
+    Reinit(Located<members::ReinitArgs>),
+    /// Reload the configuration of members
+    Reload(Located<members::ReloadArgs>),
+    /// Remove all that the store knows of a cluster
+    Remove(Located<remove::RemoveArgs>),
+    /// Restart the servers of members
+    Restart(Located<members::RestartArgs>),
+    /// Turn automatic failover on
+    Resume(Located<pause::PauseArgs>),
+    /// Show the dynamic configuration
+    ShowConfig(Located<config::ShowArgs>),
+    /// Hand over from a healthy leader to a standby
+    Switchover(Located<switchover::SwitchoverArgs>),
+    /// List the members as a tree
+    Topology(Located<list::TopologyArgs>),
+    /// Print our version, or those of members
+    Version(Located<version::VersionArgs>),
+}
+
+/// A verb that also takes the global options after itself. `query` does not: it has a `-c` and a
+/// `-d` of its own.
+#[derive(Debug, Args)]
+pub struct Located<T: Args> {
+    #[command(flatten)]
+    here: Here,
+    #[command(flatten)]
+    args: T,
+}
+
+/// Whether this command line is patronictl's.
+pub fn is_patronictl(program: Option<&OsStr>) -> bool {
+    program.is_some_and(|name| Path::new(name).file_stem() == Some(OsStr::new("patronictl")))
+}
+
+/// Parses the command line and runs what it says to its end. A mistake in it ends the process with
+/// 2, as clap and click do.
 ///
 /// # Errors
 /// What is to be told to the operator; the process ends with 1.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
-    let Cli { global, command } = cli;
+pub fn main(words: &[OsString]) -> anyhow::Result<()> {
+    if is_patronictl(words.first().map(OsString::as_os_str)) {
+        let Patronictl { global, verb } = Patronictl::parse_from(words);
+        return operate(global, verb);
+    }
+    let Cli { global, command } = Cli::parse_from(words);
     match command {
         Command::Agent(args) => agent::run(&args),
         Command::Proxy(args) => proxy::run(&args),
         Command::Demo(args) => demo::start(args),
         Command::Check(args) => check::run(&args),
-        verb => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(operate(&global, verb))
-        }
+        Command::Config(args) => generate::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => completions::man(&args),
+        Command::Verb(verb) => operate(global, verb),
     }
 }
 
-async fn operate(global: &Global, command: Command) -> anyhow::Result<()> {
-    match command {
-        Command::Agent(_) | Command::Proxy(_) | Command::Demo(_) | Command::Check(_) => Ok(()),
-        Command::List(args) => list::run(global, &args).await,
-        Command::Switchover(args) => switchover::switchover(global, args).await,
-        Command::Failover(args) => switchover::failover(global, args).await,
-        Command::Restart(args) => members::restart(global, args).await,
-        Command::Reload(args) => members::reload(global, args).await,
-        Command::Reinit(args) => members::reinit(global, args).await,
-        Command::Flush(args) => members::flush(global, args).await,
-        Command::Pause(args) => pause::run(global, &args, true).await,
-        Command::Resume(args) => pause::run(global, &args, false).await,
-        Command::History(args) => history::run(global, &args).await,
-        Command::ShowConfig(args) => config::show(global, &args).await,
-        Command::EditConfig(args) => config::edit(global, args).await,
+fn operate(global: Global, verb: Verb) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(carry_out(global, verb))
+}
+
+async fn carry_out(global: Global, verb: Verb) -> anyhow::Result<()> {
+    match verb {
+        Verb::DemoteCluster(it) => cluster_role::demote(&global.at(it.here), it.args).await,
+        Verb::Dsn(it) => dsn::run(&global.at(it.here), &it.args).await,
+        Verb::EditConfig(it) => config::edit(&global.at(it.here), it.args).await,
+        Verb::Failover(it) => switchover::failover(&global.at(it.here), it.args).await,
+        Verb::Flush(it) => members::flush(&global.at(it.here), it.args).await,
+        Verb::History(it) => history::run(&global.at(it.here), &it.args).await,
+        Verb::List(it) => list::run(&global.at(it.here), &it.args).await,
+        Verb::Pause(it) => pause::run(&global.at(it.here), &it.args, true).await,
+        Verb::PromoteCluster(it) => cluster_role::promote(&global.at(it.here), it.args).await,
+        Verb::Query(args) => query::run(&global, args).await,
+        Verb::Reinit(it) => members::reinit(&global.at(it.here), it.args).await,
+        Verb::Reload(it) => members::reload(&global.at(it.here), it.args).await,
+        Verb::Remove(it) => remove::run(&global.at(it.here), &it.args).await,
+        Verb::Restart(it) => members::restart(&global.at(it.here), it.args).await,
+        Verb::Resume(it) => pause::run(&global.at(it.here), &it.args, false).await,
+        Verb::ShowConfig(it) => config::show(&global.at(it.here), &it.args).await,
+        Verb::Switchover(it) => switchover::switchover(&global.at(it.here), it.args).await,
+        Verb::Topology(it) => list::topology(&global.at(it.here), it.args).await,
+        Verb::Version(it) => version::run(&global.at(it.here), &it.args).await,
     }
 }
 
 /// Reads a group's number from the command line.
 fn group(text: &str) -> Result<GroupId, String> {
     GroupId::parse(text).ok_or_else(|| "expected the number of a Citus group".to_owned())
-}
-
-/// Answers SIGHUP for a service: looks at its file again and says what is wrong with it.
-fn watch_file(
-    file: Option<std::path::PathBuf>,
-    stop: tokio_util::sync::CancellationToken,
-) -> std::io::Result<()> {
-    crate::signals::on_hangup(stop, move || {
-        let Some(file) = &file else { return };
-        let environment: Vec<(String, String)> = std::env::vars().collect();
-        let findings = kornak_config::check(file, &environment);
-        for finding in &findings {
-            tracing::warn!(why = finding.text.as_str(), "configuration");
-        }
-        tracing::info!(
-            findings = findings.len(),
-            "configuration was looked at; a changed file takes effect with the next start"
-        );
-    })
 }

@@ -25,11 +25,9 @@ pub fn unified(old: &str, new: &str) -> String {
             |edits: &[Edit], other: Edit| edits.iter().filter(|edit| **edit != other).count();
         let (mut a, mut b) = (count(before, Edit::Add), count(before, Edit::Remove));
         lines.push(format!(
-            "@@ -{},{} +{},{} @@",
-            a + 1,
-            count(inside, Edit::Add),
-            b + 1,
-            count(inside, Edit::Remove)
+            "@@ -{} +{} @@",
+            range(a, count(inside, Edit::Add)),
+            range(b, count(inside, Edit::Remove))
         ));
         for edit in inside {
             let (mark, text) = match edit {
@@ -43,6 +41,15 @@ pub fn unified(old: &str, new: &str) -> String {
         }
     }
     if lines.len() == 2 { String::new() } else { lines.join("\n") }
+}
+
+/// A length of 1 is not written; no lines are after the one before.
+fn range(start: usize, length: usize) -> String {
+    match length {
+        0 => format!("{start},0"),
+        1 => format!("{}", start + 1),
+        length => format!("{},{length}", start + 1),
+    }
 }
 
 /// The shortest way from one to the other, by their longest common subsequence.
@@ -111,6 +118,6 @@ mod tests {
             "--- \n+++ \n@@ -1,5 +1,5 @@\n a\n-b\n+B\n c\n d\n e\n@@ -9,3 +9,4 @@\n i\n j\n k\n+l"
         );
         assert_eq!(unified(old, old), "");
-        assert_eq!(unified("", "x"), "--- \n+++ \n@@ -1,0 +1,1 @@\n+x");
+        assert_eq!(unified("", "x"), "--- \n+++ \n@@ -0,0 +1 @@\n+x");
     }
 }

@@ -6,6 +6,13 @@
 use std::io::{BufRead, IsTerminal, Write};
 
 use anyhow::bail;
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use secrecy::SecretString;
+
+/// Something failed, and the operator has been told already.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Told(pub String);
 
 /// One or more lines to standard output; a reader that is gone is no error.
 pub fn say(text: &str) {
@@ -36,6 +43,26 @@ pub fn prompt(question: &str, default: Option<&str>) -> anyhow::Result<String> {
             (true, None) => {}
         }
     }
+}
+
+/// Asks for a text that is not shown while it is typed.
+///
+/// # Errors
+/// The input has ended.
+pub fn prompt_secret(question: &str) -> anyhow::Result<SecretString> {
+    let terminal = std::io::stdin();
+    let before = tcgetattr(&terminal).ok();
+    if let Some(shown) = &before {
+        let mut hidden = shown.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&terminal, OptionalActions::Flush, &hidden)?;
+    }
+    let answer = prompt(question, None);
+    if let Some(shown) = before {
+        tcsetattr(&terminal, OptionalActions::Flush, &shown)?;
+        say("");
+    }
+    answer.map(SecretString::from)
 }
 
 /// Asks for yes or no; an empty answer means no.

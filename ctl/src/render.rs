@@ -5,11 +5,13 @@
 mod table;
 #[cfg(test)]
 mod tests;
+mod tree;
+mod yaml;
 
 use clap::ValueEnum;
 use kornak_cluster::HistoryEntry;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::view::{ClusterView, GroupView, MemberView, Position};
 pub use table::{Align, Table};
@@ -23,11 +25,14 @@ pub enum Format {
     Json,
     Yaml,
     Yml,
+    /// As pretty, and the members as a tree.
+    #[value(skip)]
+    Topology,
 }
 
 impl Format {
     fn is_for_people(self) -> bool {
-        self == Self::Pretty
+        matches!(self, Self::Pretty | Self::Topology)
     }
 }
 
@@ -52,15 +57,23 @@ pub fn members(cluster: &ClusterView, extended: bool, format: Format) -> String 
     columns.extend(shown.scheduled.then_some("Scheduled restart"));
     columns.extend(shown.tags.then_some("Tags"));
 
-    let rows = cluster.groups.iter().flat_map(|group| {
-        group.members.iter().map(|member| row(cluster, group, member, &shown, &columns, format))
-    });
-    let rows: Vec<Vec<Value>> = rows.collect();
+    let mut rows: Vec<Vec<Value>> = Vec::new();
+    for group in &cluster.groups {
+        let members = match format {
+            Format::Topology => tree::sorted(&group.members),
+            _ => group.members.clone(),
+        };
+        rows.extend(
+            members.iter().map(|member| row(cluster, group, member, &shown, &columns, format)),
+        );
+    }
     match format {
-        Format::Json => python_json(&Value::Array(objects(&columns, &rows))),
-        Format::Yaml | Format::Yml => yaml(&Value::Array(objects(&columns, &rows))),
-        Format::Tsv => tsv(&columns, &rows),
-        Format::Pretty => {
+        Format::Json => python_json(&Value::Array(objects(&columns, &rows, Empty::Dropped))),
+        Format::Yaml | Format::Yml => {
+            yaml(&Value::Array(objects(&columns, &rows, Empty::Dropped))) + "\n"
+        }
+        Format::Tsv => tsv(&columns, &rows, "\t"),
+        Format::Pretty | Format::Topology => {
             let skip = if single { 2 } else { 1 };
             let mut table = Table::new(title(cluster));
             for column in columns.iter().skip(skip) {
@@ -133,7 +146,7 @@ fn row(
     let lsn = |position: &Option<Position>| position.as_ref().map_or("", |found| &found.lsn).into();
     let lag = |position: &Option<Position>| match position {
         None => Value::from(""),
-        Some(Position { lag_bytes: None, .. }) => Value::from("unknown"),
+        Some(Position { lag_bytes: None, .. }) => Value::from(""),
         Some(Position { lag_bytes: Some(bytes), .. }) => Value::from(megabytes(*bytes)),
     };
     let cell = |column: &&str| match *column {
@@ -180,13 +193,7 @@ fn tags(member: &MemberView, format: Format) -> Value {
         _ if map.is_empty() => Value::from(""),
         Format::Json | Format::Yaml | Format::Yml => Value::Object(map.clone()),
         Format::Pretty => yaml(&Value::Object(map.clone())).into(),
-        Format::Tsv => {
-            let mut entries: Vec<_> = map.iter().collect();
-            entries.sort_by_key(|(name, _)| *name);
-            let entries: Vec<String> =
-                entries.iter().map(|(name, value)| format!("{name}: {}", plain(value))).collect();
-            format!("{{{}}}", entries.join(", ")).into()
-        }
+        Format::Tsv | Format::Topology => yaml::flow(&Value::Object(map.clone())).into(),
     }
 }
 
@@ -224,6 +231,9 @@ fn service_info(group: &GroupView) -> Vec<String> {
     if group.pause {
         notes.push("Maintenance mode: on".to_owned());
     }
+    if let Some(member) = &group.unfenced {
+        notes.push(format!("Unfenced primary: {member} (no guard would stop it)"));
+    }
     if let Some(scheduled) = &group.scheduled {
         let mut note = format!("Switchover scheduled at: {}", scheduled.at);
         for (word, name) in [("from", &scheduled.from), ("to", &scheduled.to)] {
@@ -251,15 +261,37 @@ pub fn history(entries: &[HistoryEntry], format: Format) -> String {
             ]
         })
         .collect();
+    let right = |column: &str| matches!(column, "TL" | "LSN");
+    print(&columns, &rows, format, "\t", right)
+}
+
+/// Rows of a query. Without columns they are a time and a message.
+pub fn rows(columns: &[String], rows: &[Vec<Value>], format: Format, delimiter: &str) -> String {
+    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+    match (columns.as_slice(), format) {
+        ([], Format::Tsv) => tsv_rows(rows, delimiter),
+        ([], _) => print(&["Time", "Message"], rows, format, delimiter, |_| false),
+        (columns, _) => print(columns, rows, format, delimiter, |_| false),
+    }
+}
+
+fn print(
+    columns: &[&str],
+    rows: &[Vec<Value>],
+    format: Format,
+    delimiter: &str,
+    right: impl Fn(&str) -> bool,
+) -> String {
     match format {
-        Format::Json => python_json(&Value::Array(objects(&columns, &rows))),
-        Format::Yaml | Format::Yml => yaml(&Value::Array(objects(&columns, &rows))),
-        Format::Tsv => tsv(&columns, &rows),
-        Format::Pretty => {
+        Format::Json => python_json(&Value::Array(objects(columns, rows, Empty::Kept))),
+        Format::Yaml | Format::Yml => {
+            yaml(&Value::Array(objects(columns, rows, Empty::Kept))) + "\n"
+        }
+        Format::Tsv => tsv(columns, rows, delimiter),
+        Format::Pretty | Format::Topology => {
             let mut table = Table::new(String::new());
             for column in columns {
-                let right = matches!(column, "TL" | "LSN");
-                table.column(column, if right { Align::Right } else { Align::Left });
+                table.column(column, if right(column) { Align::Right } else { Align::Left });
             }
             for row in rows {
                 table.row(row.iter().map(plain).collect());
@@ -269,24 +301,43 @@ pub fn history(entries: &[HistoryEntry], format: Format) -> String {
     }
 }
 
-/// One object per row; empty values are dropped.
-fn objects(columns: &[&str], rows: &[Vec<Value>]) -> Vec<Value> {
+/// What becomes of empty values in JSON and YAML.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Empty {
+    Kept,
+    Dropped,
+}
+
+/// One object per row.
+fn objects(columns: &[&str], rows: &[Vec<Value>], empty: Empty) -> Vec<Value> {
     let object = |row: &Vec<Value>| {
-        let cells = columns.iter().zip(row).filter(|(_, value)| !plain(value).is_empty());
+        let cells = columns.iter().zip(row);
+        let cells = cells.filter(|(_, value)| empty == Empty::Kept || !plain(value).is_empty());
         Value::Object(cells.map(|(name, value)| ((*name).to_owned(), value.clone())).collect())
     };
     rows.iter().map(object).collect()
 }
 
-fn tsv(columns: &[&str], rows: &[Vec<Value>]) -> String {
-    let mut lines = vec![columns.join("\t")];
-    lines.extend(rows.iter().map(|row| row.iter().map(plain).collect::<Vec<_>>().join("\t")));
-    lines.join("\n")
+fn tsv(columns: &[&str], rows: &[Vec<Value>], delimiter: &str) -> String {
+    let mut text = columns.join(delimiter);
+    if !rows.is_empty() {
+        text.push('\n');
+        text.push_str(&tsv_rows(rows, delimiter));
+    }
+    text
 }
 
-/// A scalar without quotes.
+fn tsv_rows(rows: &[Vec<Value>], delimiter: &str) -> String {
+    let line = |row: &Vec<Value>| row.iter().map(plain).collect::<Vec<_>>().join(delimiter);
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A scalar without quotes, as Python prints it.
 fn plain(value: &Value) -> String {
     match value {
+        Value::Null => "None".to_owned(),
+        Value::Bool(true) => "True".to_owned(),
+        Value::Bool(false) => "False".to_owned(),
         Value::String(text) => text.clone(),
         other => other.to_string(),
     }
@@ -294,31 +345,29 @@ fn plain(value: &Value) -> String {
 
 /// YAML as PyYAML dumps it: block style, keys sorted. Without the last line end.
 pub fn yaml(value: &Value) -> String {
-    let text = serde_saphyr::to_string(&sorted(value)).unwrap_or_else(|_| value.to_string());
-    text.trim_end().to_owned()
+    yaml::block(value)
 }
 
-fn sorted(value: &Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            let mut entries: Vec<(&String, &Value)> = map.iter().collect();
-            entries.sort_by_key(|(key, _)| *key);
-            let entries = entries.into_iter().map(|(key, value)| (key.clone(), sorted(value)));
-            Value::Object(entries.collect::<Map<String, Value>>())
-        }
-        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
-        other => other.clone(),
-    }
-}
-
-/// JSON with Python's spaces after `,` and `:`.
+/// JSON as Python's `dumps` writes it: with spaces after `,` and `:`, in ASCII.
 fn python_json(value: &Value) -> String {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Spaced);
-    match value.serialize(&mut serializer) {
+    let text = match value.serialize(&mut serializer) {
         Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(_) => value.to_string(),
+    };
+    let mut ascii = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_ascii() {
+            ascii.push(letter);
+        } else {
+            let mut units = [0; 2];
+            for unit in letter.encode_utf16(&mut units) {
+                ascii.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
     }
+    ascii
 }
 
 struct Spaced;

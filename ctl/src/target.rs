@@ -15,6 +15,7 @@ use kornak_dcs::keys::{self, Keys};
 use kornak_dcs::{Compare, Dcs, Op, Txn};
 use serde_json::{Map, Value};
 
+use crate::cmd::is_patronictl;
 use crate::demo_note;
 use crate::view::{self, ClusterView, GroupView, MemberView};
 
@@ -25,18 +26,43 @@ const QUICK: Duration = Duration::from_secs(10);
 /// a checkpoint.
 const ACTION: Duration = Duration::from_secs(600);
 
-/// patronictl's options.
+/// patronictl's options, before the verb.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Configuration file: patronictl's, or an agent's.
-    #[arg(short, long, global = true, env = "PATRONICTL_CONFIG_FILE", value_name = "FILE")]
+    #[arg(short, long, env = "PATRONICTL_CONFIG_FILE", value_name = "FILE")]
     pub config_file: Option<PathBuf>,
     /// The store, such as etcd3://host:2379; wins over the configuration's.
-    #[arg(short, long, global = true, env = "DCS_URL", value_name = "URL")]
+    #[arg(short, long, alias = "dcs", env = "DCS_URL", value_name = "URL")]
     pub dcs_url: Option<String>,
     /// Accept any certificate of a REST API.
-    #[arg(short = 'k', long, global = true)]
+    #[arg(short = 'k', long)]
     pub insecure: bool,
+}
+
+/// The same after the verb, where they win.
+#[derive(Debug, Clone, Args)]
+pub struct Here {
+    /// Configuration file: patronictl's, or an agent's.
+    #[arg(short, long, value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// The store, such as etcd3://host:2379; wins over the configuration's.
+    #[arg(short, long, alias = "dcs", value_name = "URL")]
+    dcs_url: Option<String>,
+    /// Accept any certificate of a REST API.
+    #[arg(short = 'k', long)]
+    insecure: bool,
+}
+
+impl Global {
+    /// With what was said after the verb.
+    pub fn at(self, here: Here) -> Self {
+        Self {
+            config_file: here.config_file.or(self.config_file),
+            dcs_url: here.dcs_url.or(self.dcs_url),
+            insecure: here.insecure || self.insecure,
+        }
+    }
 }
 
 /// A cluster, and how to reach it.
@@ -68,7 +94,8 @@ impl Target {
             settings.store = Some(store);
             settings.namespace = namespace.unwrap_or(settings.namespace);
         }
-        let rest = Peers::new(settings.ctl.authentication.as_ref());
+        settings.ctl.insecure |= global.insecure;
+        let rest = Peers::new(&settings.ctl)?;
         let Some(store) = settings.store.take() else {
             if let Some(file) = &global.config_file {
                 bail!("{} names no store; add etcd3, or use --dcs-url", file.display());
@@ -131,9 +158,13 @@ impl Target {
                 } else if groups.is_empty() {
                     groups = vec![citus.then_some(GroupId::COORDINATOR)];
                 }
+                let drop_in = is_patronictl(std::env::args_os().next().as_deref());
                 let read = |group: Option<GroupId>| {
                     let scope = Scope { group, ..scope.clone() };
-                    GroupView::from_state(group, &Keys::new(&scope).state(&view))
+                    let mut found = GroupView::from_state(group, &Keys::new(&scope).state(&view));
+                    // patronictl does not know the mark, and its output is compared.
+                    found.unfenced = found.unfenced.filter(|_| !drop_in);
+                    found
                 };
                 let groups = groups.into_iter().map(read).collect();
                 Ok(ClusterView { name: self.name.clone(), citus, groups })
@@ -146,7 +177,12 @@ impl Target {
                 });
                 let config = self.get(base, "/config").await.ok();
                 let config = config.as_ref().and_then(Value::as_object).cloned();
-                let groups = vec![GroupView::from_rest(&cluster, identifier, config)];
+                let node = self.get(base, "/kornak/node").await.ok();
+                let unfenced = node.as_ref().and_then(|node| node.pointer("/unfenced/member"));
+                let groups = vec![GroupView {
+                    unfenced: unfenced.and_then(Value::as_str).map(str::to_owned),
+                    ..GroupView::from_rest(&cluster, identifier, config)
+                }];
                 Ok(ClusterView { name: self.name.clone(), citus: false, groups })
             }
         }
@@ -216,6 +252,19 @@ impl Target {
         }
     }
 
+    /// Deletes all keys of a cluster, or of one group.
+    ///
+    /// # Errors
+    /// The store cannot be written, or the cluster was not found in one.
+    pub async fn remove(&self, group: Option<GroupId>) -> anyhow::Result<()> {
+        let Reach::Store { dcs, scope } = &self.reach else {
+            bail!("the cluster is known by REST alone: name its store, with -c FILE or --dcs-url");
+        };
+        let prefix = Scope { group, ..scope.clone() }.base();
+        dcs.txn(Txn::just(Op::DeletePrefix { prefix })).await.context("write the store")?;
+        Ok(())
+    }
+
     /// Leaves a request for a switchover or failover in the store, for agents to find. `false`
     /// without a store.
     ///
@@ -283,6 +332,13 @@ fn load(global: &Global) -> anyhow::Result<OperatorSettings> {
     let usual = std::env::home_dir().map(|home| home.join(".config/patroni/patronictl.yaml"));
     let usual = usual.filter(|path| path.is_file());
     let path: Option<&Path> = global.config_file.as_deref().or(usual.as_deref());
+    if let Some(named) = path.filter(|path| std::fs::metadata(path).is_err()) {
+        bail!(
+            "Provided config file {} not existing or no read rights. Check the -c/--config-file \
+             parameter",
+            named.display()
+        );
+    }
     Ok(kornak_config::load_operator(path, &environment)?)
 }
 

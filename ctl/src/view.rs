@@ -3,7 +3,6 @@
 //! The words and fields are those of `GET /cluster` (COMPAT: one account for REST and the command
 //! line), so a state read from the store and one read by REST look alike. Pure.
 
-use kornak_cluster::member::MemberRole;
 use kornak_cluster::{ClusterState, GroupId, HistoryEntry, Lsn, Member, SyncMode, Tags};
 use serde_json::{Map, Value};
 
@@ -29,6 +28,8 @@ pub struct GroupView {
     pub scheduled: Option<Scheduled>,
     pub standby_cluster: bool,
     pub synchronous: bool,
+    /// The member whose primary no guard would stop: maintenance mode took its guard out of service.
+    pub unfenced: Option<String>,
     /// The dynamic configuration; `None` if there is none, or it could not be read.
     pub config: Option<Map<String, Value>>,
     /// For a change of `config` by compare-and-swap; 0 if it came by REST.
@@ -121,9 +122,8 @@ impl GroupView {
                 from: request.leader.clone(),
                 to: request.member.clone(),
             }),
-            standby_cluster: config.is_some_and(|config| {
-                config.raw.get("standby_cluster").is_some_and(Value::is_object)
-            }),
+            standby_cluster: is_standby_cluster(state),
+            unfenced: state.unfenced.as_ref().map(|unfenced| unfenced.member.clone()),
             synchronous: config.is_some_and(|config| config.synchronous_mode != SyncMode::Off),
             config: config.map(|config| config.raw.clone()),
             config_revision: state.config_revision,
@@ -151,6 +151,7 @@ impl GroupView {
             pause: cluster.get("pause").and_then(Value::as_bool).unwrap_or(false),
             scheduled,
             standby_cluster: members.iter().any(|member| member.role == "standby_leader"),
+            unfenced: None,
             synchronous: parsed.is_some_and(|config| config.synchronous_mode != SyncMode::Off),
             members,
             config,
@@ -159,15 +160,24 @@ impl GroupView {
     }
 }
 
+/// The section counts if it says where the remote primary's WAL is.
+fn is_standby_cluster(state: &ClusterState) -> bool {
+    let config = state.config.as_ref();
+    let section = config.and_then(|config| config.raw.get("standby_cluster"));
+    ["host", "port", "restore_command"].iter().any(|key| {
+        section.and_then(|section| section.get(key)).is_some_and(|value| !value.is_null())
+    })
+}
+
 fn member_from_state(state: &ClusterState, name: &str, member: &Member) -> MemberView {
     let leads = state.leader.as_ref().is_some_and(|leader| leader.name == name);
     let mode = state.config.as_ref().map_or(SyncMode::Off, |config| config.synchronous_mode);
     let in_sync = state.sync.as_ref().is_some_and(|sync| sync.matches(name));
-    let role = match (leads, member.role, mode, in_sync) {
-        (true, MemberRole::StandbyLeader, ..) => "standby_leader",
+    let role = match (leads, mode, in_sync) {
+        (true, ..) if is_standby_cluster(state) => "standby_leader",
         (true, ..) => "leader",
-        (false, _, SyncMode::On, true) => "sync_standby",
-        (false, _, SyncMode::Quorum, true) => "quorum_standby",
+        (false, SyncMode::On, true) => "sync_standby",
+        (false, SyncMode::Quorum, true) => "quorum_standby",
         _ => "replica",
     };
     let streams = member.replication_state.as_deref().filter(|_| role != "leader");

@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod cluster;
 pub mod etcd;
 pub mod kornak;
+pub mod patroni;
 pub mod port;
 pub mod postgres;
 pub mod process;

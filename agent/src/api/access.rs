@@ -1,4 +1,4 @@
-//! Who may change something: by address, then by password.
+//! Who may change something: by address, then by certificate, then by password.
 //!
 //! GET requests are open, as Patroni's are. The order of the checks is Patroni's too: an address
 //! that is not on the list learns nothing about passwords.
@@ -9,7 +9,7 @@ use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use subtle::ConstantTimeEq;
 
-use super::ApiSettings;
+use super::{ApiSettings, Client};
 use crate::node::NodeView;
 use crate::peers::basic_authorization;
 
@@ -20,6 +20,7 @@ pub(super) struct Access {
     authorization: Option<Vec<u8>>,
     allowed: Vec<Allowed>,
     include_members: bool,
+    require_certificate: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +35,7 @@ enum Allowed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Denied {
     Address,
+    NoCertificate,
     NoPassword,
     WrongPassword,
 }
@@ -48,21 +50,26 @@ impl Access {
             authorization,
             allowed: settings.allowlist.iter().map(|entry| Allowed::parse(entry)).collect(),
             include_members: settings.allowlist_include_members,
+            require_certificate: settings.require_certificate,
         }
     }
 
     /// `members_count`: whether hosts of members are on the list at all for this request.
     pub(super) async fn check(
         &self,
-        from: Option<IpAddr>,
+        client: Option<Client>,
         headers: &HeaderMap,
         view: &NodeView,
         members_count: bool,
     ) -> Result<(), Denied> {
         let include_members = self.include_members && members_count;
         let listed = !self.allowed.is_empty() || include_members;
+        let from = client.map(|client| client.address);
         if listed && !self.is_allowed(from, view, include_members).await {
             return Err(Denied::Address);
+        }
+        if self.require_certificate && !client.is_some_and(|client| client.certified) {
+            return Err(Denied::NoCertificate);
         }
         let Some(expected) = &self.authorization else { return Ok(()) };
         let given = headers.get(AUTHORIZATION).ok_or(Denied::NoPassword)?;

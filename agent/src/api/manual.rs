@@ -231,7 +231,7 @@ async fn somebody_can(api: &Api, view: &NodeView, candidates: &[String]) -> bool
     let members = others
         .filter_map(|name| Some((name.clone(), view.cluster.members.get(name)?.clone())))
         .collect();
-    somebody_fits(&api.peers.ask_all(&members, PEER_LIMIT).await)
+    somebody_fits(&api.peers().ask_all(&members, PEER_LIMIT).await)
 }
 
 /// `None`: the leader cannot be reached, and for a failover that is no obstacle.
@@ -244,7 +244,7 @@ async fn forward(
 ) -> Option<Response> {
     let member = view.cluster.members.get(leader);
     let base = member.map(kornak_cluster::Member::api_base).unwrap_or_default();
-    let answer = api.peers.forward(&format!("{base}/{}", kind.word()), body, ANSWER_LIMIT).await;
+    let answer = api.peers().forward(&format!("{base}/{}", kind.word()), body, ANSWER_LIMIT).await;
     match answer {
         Ok(answer) => {
             let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -265,6 +265,10 @@ async fn forward(
 
 fn report(kind: Kind, result: CommandResult) -> Response {
     match result {
+        // To a healthy leader it is the same work, but what was asked for is what is reported.
+        Ok(done) if kind == Kind::Failover => {
+            text(StatusCode::OK, done.replace("switched over", "failed over"))
+        }
         Ok(done) => text(StatusCode::OK, done),
         Err(CommandError::NotPossible(why)) => text(StatusCode::PRECONDITION_FAILED, why),
         Err(CommandError::Failed(why)) if why.is_empty() => {

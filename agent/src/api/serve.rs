@@ -13,20 +13,25 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::{Api, ApiSettings, Client, router};
-use crate::node::{Command, Commands, NodeViews};
+use super::{Api, Client, router};
+use crate::node::Command;
 
 /// Connections served at once. Load balancers keep a handful; each costs some kilobytes.
 const CONNECTIONS: usize = 256;
 
 /// The longest a request's head may take to arrive, and a kept connection may be idle.
 const HEAD_TIME: Duration = Duration::from_secs(20);
+
+/// The longest a TLS handshake may take.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 /// The longest a connection may live, for a client that does not read its answers. Longer than any
 /// answer takes.
@@ -39,14 +44,7 @@ const STOP_TIME: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the API until `stop`, then lets requests under way finish within two seconds.
-pub async fn serve(
-    listener: TcpListener,
-    views: NodeViews,
-    commands: Commands,
-    settings: ApiSettings,
-    stop: CancellationToken,
-) {
-    let api = Arc::new(Api::new(views, commands, settings));
+pub async fn serve(listener: TcpListener, api: Arc<Api>, stop: CancellationToken) {
     let router = router(Arc::clone(&api));
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -59,9 +57,11 @@ pub async fn serve(
             accepted = accept(&listener, &room) => accepted,
         };
         if let Some((stream, from, permit)) = accepted {
-            let connection = connection(stream, from, router.clone(), stop.clone());
+            let tls = api.tls.as_ref().map(|tls| tls.acceptor());
+            let (router, stop) = (router.clone(), stop.clone());
             connections.spawn(async move {
-                let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
+                let served = accepted_connection(stream, from, tls, router, stop);
+                let _ = tokio::time::timeout(CONNECTION_TIME, served).await;
                 drop(permit);
             });
         }
@@ -88,11 +88,41 @@ async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<Accepte
     }
 }
 
-async fn connection(stream: TcpStream, from: SocketAddr, router: Router, stop: CancellationToken) {
+/// Encrypts the connection first, if the API is https.
+async fn accepted_connection(
+    stream: TcpStream,
+    from: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    stop: CancellationToken,
+) {
     // Answers are small and written at once; without this they could wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
+    let Some(acceptor) = tls else {
+        let client = Client { address: from.ip(), certified: false };
+        return connection(stream, client, router, stop).await;
+    };
+    match tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let certified = stream.get_ref().1.peer_certificates().is_some();
+            let client = Client { address: from.ip(), certified };
+            connection(stream, client, router, stop).await;
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%error, client = %from, "TLS handshake with the REST API failed");
+        }
+        Err(_) => tracing::debug!(client = %from, "TLS handshake with the REST API took too long"),
+    }
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    client: Client,
+    router: Router,
+    stop: CancellationToken,
+) {
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Client(from.ip()));
+        request.extensions_mut().insert(client);
         router.clone().oneshot(request.map(Body::new))
     });
     let connection = http1::Builder::new()
@@ -108,7 +138,7 @@ async fn connection(stream: TcpStream, from: SocketAddr, router: Router, stop: C
         }
     };
     if let Err(error) = result {
-        tracing::debug!(%error, client = %from, "connection to the REST API ended");
+        tracing::debug!(%error, client = %client.address, "connection to the REST API ended");
     }
 }
 

@@ -8,6 +8,7 @@ use kornak_cluster::{
     ClusterConfig, ClusterState, Epoch, FailoverRequest, Leader, Lsn, Member, MemberRole,
     MemberState, Scope, Status, SyncState, Tags, Timeline, XLog,
 };
+use kornak_config::agent::CtlSettings;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ mod changes;
 mod forwarding;
 mod reads;
 mod serving;
+mod tls;
 
 fn member(role: &str, port: u16) -> Member {
     serde_json::from_value(json!({
@@ -141,15 +143,23 @@ fn config(text: &str) -> Option<ClusterConfig> {
 
 fn settings() -> ApiSettings {
     ApiSettings {
+        tls: None,
+        require_certificate: false,
+        server: HeaderValue::from_static("Kornak"),
         authentication: None,
         allowlist: Vec::new(),
         allowlist_include_members: false,
         extra_headers: Vec::new(),
-        peers: Peers::new(None),
+        peers: peers(None),
         restart_plan: RestartPlan::default(),
         counters: Arc::default(),
         clock: || Moment::at_millis(100_000),
     }
+}
+
+fn peers(auth: Option<&BasicAuth>) -> Peers {
+    let ctl = CtlSettings { authentication: auth.cloned(), ..CtlSettings::default() };
+    Peers::new(&ctl).unwrap()
 }
 
 /// A node that shows `view` and does with commands what `driver` does.

@@ -9,6 +9,11 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(10);
 
+fn peers(auth: Option<&BasicAuth>) -> Peers {
+    let ctl = CtlSettings { authentication: auth.cloned(), ..CtlSettings::default() };
+    Peers::new(&ctl).unwrap()
+}
+
 async fn serve(router: Router) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -84,7 +89,7 @@ async fn everybody_is_asked_and_silence_is_told_from_answers() {
         ("down".to_owned(), member(&format!("http://{}/patroni", nobody().await))),
         ("bad".to_owned(), member("nonsense")),
     ]);
-    let answers = Peers::new(None).ask_all(&members, Duration::from_millis(500)).await;
+    let answers = peers(None).ask_all(&members, Duration::from_millis(500)).await;
     assert_eq!(answers.len(), 5);
     let who: Vec<_> = answers.iter().filter(|(_, peer)| peer.is_some()).collect();
     assert_eq!(who.len(), 1);
@@ -97,11 +102,11 @@ async fn failsafe_answers_carry_the_position_or_the_refusal() {
     let refuse = || async { (StatusCode::INTERNAL_SERVER_ERROR, "Running as a leader") };
     let yes = serve(Router::new().route("/failsafe", post(accept))).await;
     let no = serve(Router::new().route("/failsafe", post(refuse))).await;
-    let peers = Peers::new(None);
+    let client = peers(None);
     let body = json!({"name": "a"});
-    let reply = peers.post_failsafe(&format!("http://{yes}"), &body, SOON).await.unwrap();
+    let reply = client.post_failsafe(&format!("http://{yes}"), &body, SOON).await.unwrap();
     assert_eq!(reply, FailsafeReply::Accepted { lsn: Lsn(12345) });
-    let reply = peers.post_failsafe(&format!("http://{no}"), &body, SOON).await.unwrap();
+    let reply = client.post_failsafe(&format!("http://{no}"), &body, SOON).await.unwrap();
     assert_eq!(reply, FailsafeReply::Refused(500));
 }
 
@@ -114,22 +119,22 @@ async fn posts_carry_the_password_and_only_forwarded_ones_the_mark() {
     let address = serve(Router::new().route("/x", post(echo))).await;
     let auth = BasicAuth { username: "u".to_owned(), password: "p".to_owned().into() };
     let url = format!("http://{address}/x");
-    let peers = Peers::new(Some(&auth));
-    let answer = peers.post_json(&url, &json!({}), SOON).await.unwrap();
+    let client = peers(Some(&auth));
+    let answer = client.post_json(&url, &json!({}), SOON).await.unwrap();
     assert_eq!(answer.text(), "Basic dTpw -");
-    let answer = peers.forward(&url, &json!({}), SOON).await.unwrap();
+    let answer = client.forward(&url, &json!({}), SOON).await.unwrap();
     assert_eq!(answer.text(), "Basic dTpw 1");
 }
 
 #[tokio::test]
 async fn errors_tell_whether_anything_was_sent() {
-    let peers = Peers::new(None);
+    let client = peers(None);
     let down = format!("http://{}/patroni", nobody().await);
-    assert!(matches!(peers.get_status(&down, SOON).await, Err(PeerError::Connect(_))));
-    for url in ["", "nonsense", "https://h/patroni", "/patroni"] {
-        assert!(matches!(peers.get_status(url, SOON).await, Err(PeerError::Address(_))), "{url}");
+    assert!(matches!(client.get_status(&down, SOON).await, Err(PeerError::Connect(_))));
+    for url in ["", "nonsense", "ftp://h/patroni", "/patroni"] {
+        assert!(matches!(client.get_status(url, SOON).await, Err(PeerError::Address(_))), "{url}");
     }
     let text = serve(Router::new().route("/patroni", get(|| async { "hello" }))).await;
     let url = format!("http://{text}/patroni");
-    assert!(matches!(peers.get_status(&url, SOON).await, Err(PeerError::Nonsense(_))));
+    assert!(matches!(client.get_status(&url, SOON).await, Err(PeerError::Nonsense(_))));
 }

@@ -11,8 +11,8 @@ use super::postgresql::{options, postgresql};
 use crate::address::{HostPort, Listen};
 use crate::agent::{
     AgentSettings, BasicAuth, BootstrapMethod, BootstrapSettings, CtlSettings, CustomBootstrap,
-    GuardSettings, HandoverSettings, KornakSettings, RestSettings, ServerTls, VerifyClient,
-    WatchdogMode, WatchdogSettings,
+    GuardSettings, HandoverSettings, KornakSettings, RestSettings, ServerTls, ServerTokens,
+    VerifyClient, WatchdogMode, WatchdogSettings,
 };
 use crate::section::{Section, scalar_text};
 
@@ -33,6 +33,7 @@ pub(crate) fn agent(root: &Section<'_>) -> Option<AgentSettings> {
         "kornak",
     ];
     let known: Vec<&str> = known.iter().chain(super::store::SECTIONS).copied().collect();
+    let known: Vec<&str> = known.into_iter().chain(super::OF_OTHERS.iter().copied()).collect();
     root.tolerate(&known, super::PATRONIS_OWN);
 
     let name = root.parsed("name", "a member name without slashes", |text| {
@@ -44,9 +45,8 @@ pub(crate) fn agent(root: &Section<'_>) -> Option<AgentSettings> {
     let store = super::store::store(root);
     let restapi = restapi(&root.section("restapi"));
     let postgresql = postgresql(&root.section("postgresql"));
-    let rest_authentication = restapi.as_ref().and_then(|rest| rest.authentication.clone());
     let settings = AgentSettings {
-        ctl: ctl(&root.section("ctl"), rest_authentication),
+        ctl: agents_ctl(&root.section("ctl"), restapi.as_ref()),
         bootstrap: bootstrap(&root.section("bootstrap")),
         watchdog: watchdog(&root.section("watchdog")),
         tags: tags(&root.section("tags")),
@@ -92,8 +92,13 @@ fn restapi(section: &Section<'_>) -> Option<RestSettings> {
             "allowlist_include_members",
             "http_extra_headers",
             "https_extra_headers",
+            "server_tokens",
         ],
-        &["ciphers", "request_queue_size", "server_tokens", "thread_pool_size"],
+        &[
+            ("ciphers", "rustls offers no weak ciphers to choose from"),
+            ("request_queue_size", "no request waits for another"),
+            ("thread_pool_size", "requests need no threads"),
+        ],
     );
     let listen =
         section.parsed("listen", "host:port", |text| Listen::parse(text, Some(DEFAULT_PORT)));
@@ -108,6 +113,11 @@ fn restapi(section: &Section<'_>) -> Option<RestSettings> {
     if verify_client != VerifyClient::None && !section.has("cafile") {
         section.expected("cafile", "the authority that client certificates are checked against");
     }
+    let tokens = [
+        ("original", ServerTokens::Original),
+        ("minimal", ServerTokens::Minimal),
+        ("productonly", ServerTokens::ProductOnly),
+    ];
     let tls = section.path("certfile").map(|certfile| ServerTls {
         certfile,
         keyfile: section.path("keyfile"),
@@ -124,6 +134,7 @@ fn restapi(section: &Section<'_>) -> Option<RestSettings> {
         allowlist_include_members: section.flag("allowlist_include_members").unwrap_or(false),
         http_extra_headers: headers(section, "http_extra_headers"),
         https_extra_headers: headers(section, "https_extra_headers"),
+        server_tokens: section.word("server_tokens", &tokens).unwrap_or_default(),
     })
 }
 
@@ -184,6 +195,21 @@ pub(super) fn ctl(section: &Section<'_>, fallback: Option<BasicAuth>) -> CtlSett
 const BOOTSTRAP_KEYS: [&str; 6] =
     ["command", "no_params", "keep_existing_recovery_conf", "recovery_conf", "scope", "datadir"];
 
+/// An agent asks others with what it serves with, where `ctl` says nothing else.
+fn agents_ctl(section: &Section<'_>, restapi: Option<&RestSettings>) -> CtlSettings {
+    let mut ctl = ctl(section, restapi.and_then(|rest| rest.authentication.clone()));
+    if let Some(tls) = restapi.and_then(|rest| rest.tls.as_ref()) {
+        ctl.cacert = ctl.cacert.or_else(|| tls.cafile.clone());
+        // Only where clients are asked for certificates; ours is for servers otherwise.
+        if ctl.certfile.is_none() && tls.verify_client != VerifyClient::None {
+            ctl.certfile = Some(tls.certfile.clone());
+            ctl.keyfile = tls.keyfile.clone();
+            ctl.keyfile_password = tls.keyfile_password.clone();
+        }
+    }
+    ctl
+}
+
 fn bootstrap(section: &Section<'_>) -> BootstrapSettings {
     let method_name = section.text("method").unwrap_or_else(|| "initdb".to_owned());
     let known =
@@ -242,7 +268,10 @@ fn initial_config(section: &Section<'_>) -> Map<String, Value> {
 }
 
 fn watchdog(section: &Section<'_>) -> WatchdogSettings {
-    section.tolerate(&["mode", "device", "safety_margin"], &["driver"]);
+    section.tolerate(
+        &["mode", "device", "safety_margin"],
+        &[("driver", "there is one driver, for /dev/watchdog")],
+    );
     let modes = [
         ("off", WatchdogMode::Off),
         ("automatic", WatchdogMode::Automatic),

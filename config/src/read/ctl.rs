@@ -12,8 +12,6 @@ pub(crate) fn operator(root: &Section<'_>) -> OperatorSettings {
     let fallback = basic_auth(&rest.section("authentication"));
     let mut client = ctl(&root.section("ctl"), fallback);
     client.cacert = client.cacert.or_else(|| rest.path("cafile"));
-    client.certfile = client.certfile.or_else(|| rest.path("certfile"));
-    client.keyfile = client.keyfile.or_else(|| rest.path("keyfile"));
     let group = root.section("citus").count("group", 0..=u64::from(u32::MAX));
     OperatorSettings {
         scope: root.text("scope"),

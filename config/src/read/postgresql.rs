@@ -50,7 +50,14 @@ pub(super) fn postgresql(section: &Section<'_>) -> Option<PostgresqlSettings> {
         .unwrap_or_else(|| vec!["basebackup".to_owned()]);
     let known: Vec<&str> =
         KNOWN.iter().copied().chain(methods.iter().map(String::as_str)).collect();
-    section.tolerate(&known, &["krbsrvname", "name", "scope"]);
+    section.tolerate(
+        &known,
+        &[
+            ("krbsrvname", "the agent's connections use no Kerberos"),
+            ("name", "the top level's name counts"),
+            ("scope", "the top level's scope counts"),
+        ],
+    );
 
     let listen = section.parsed("listen", "host:port", |text| Listen::parse(text, Some(5432)));
     let listen = section.required("listen", "host:port", listen);
@@ -134,7 +141,7 @@ fn credentials(section: &Section<'_>) -> Option<Credentials> {
             "gssencmode",
             "channel_binding",
         ],
-        &["sslnegotiation"],
+        &[("sslnegotiation", "TLS is negotiated by request")],
     );
     let username = section.text("username");
     if username.is_none() && section.has("password") {

@@ -37,7 +37,11 @@ fn etcd3(section: &Section<'_>) -> Option<Etcd3Settings> {
             "host", "hosts", "url", "protocol", "username", "password", "cacert", "cert", "key",
             "srv",
         ],
-        &["srv_suffix", "use_proxies", "proxy"],
+        &[
+            ("srv_suffix", "discovery by DNS is not supported"),
+            ("use_proxies", "hosts are asked as they are listed"),
+            ("proxy", "there is no way through an HTTP proxy for gRPC"),
+        ],
     );
     let schemes = [("http", Scheme::Http), ("https", Scheme::Https)];
     let mut protocol = section.word("protocol", &schemes).unwrap_or_default();

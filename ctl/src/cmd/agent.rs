@@ -1,9 +1,12 @@
 //! `kornak agent FILE`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use kornak_agent::Reloader;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::logging::Logs;
 use crate::signals;
 
 #[derive(Debug, Args)]
@@ -12,7 +15,8 @@ pub struct AgentArgs {
     file: Option<PathBuf>,
 }
 
-/// Runs until SIGTERM or SIGINT, then hands over and stops the server.
+/// Runs until SIGTERM or SIGINT, then hands over and stops the server. SIGHUP and `POST /reload` read
+/// the file again.
 ///
 /// # Errors
 /// The file is wrong, or the agent cannot start.
@@ -20,7 +24,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let environment: Vec<(String, String)> = std::env::vars().collect();
     let loaded = kornak_config::load_agent(args.file.as_deref(), &environment)?;
     let settings = loaded.settings;
-    crate::logging::start(&settings.log, None)?;
+    let logs = crate::logging::start(&settings.log, None)?;
     for warning in &loaded.warnings {
         tracing::warn!(why = warning.as_str(), "configuration");
     }
@@ -29,13 +33,61 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let stop = signals::stop_token()?;
+        let hangup = signal(SignalKind::hangup())?;
         let store = crate::store::connect(&settings.store)?;
-        super::watch_file(args.file.clone(), stop.clone())?;
         let running = kornak_agent::start(settings, store, None, stop).await?;
         signals::ready();
-        match running.task.await {
+        let reloads = follow(args.file.clone(), environment, running.reloader, logs, hangup);
+        let reloads = tokio::spawn(reloads);
+        let ended = running.task.await;
+        reloads.abort();
+        match ended {
             Ok(ended) => Ok(ended?),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     })
+}
+
+/// Reads the file again whenever somebody asks. Never returns.
+async fn follow(
+    file: Option<PathBuf>,
+    environment: Vec<(String, String)>,
+    reloader: Reloader,
+    logs: Logs,
+    mut hangup: Signal,
+) {
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {}
+            () = reloader.wanted() => {}
+        }
+        reload(file.as_deref(), &environment, &reloader, &logs);
+    }
+}
+
+/// A file with a mistake in it changes nothing.
+fn reload(file: Option<&Path>, environment: &[(String, String)], reloader: &Reloader, logs: &Logs) {
+    let loaded = match kornak_config::load_agent(file, environment) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            tracing::error!(%error, "the configuration is wrong, the old one stays in force");
+            return;
+        }
+    };
+    for warning in &loaded.warnings {
+        tracing::warn!(why = warning.as_str(), "configuration");
+    }
+    logs.reload(&loaded.settings.log);
+    match reloader.reload(loaded.settings) {
+        Ok(waiting) => {
+            for key in waiting {
+                tracing::warn!(key, "the changed value needs a restart of the agent");
+            }
+            tracing::info!("configuration read again");
+        }
+        Err(error) => tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "the old configuration stays in force"
+        ),
+    }
 }

@@ -39,7 +39,7 @@ pub struct EditArgs {
     #[arg(long, value_name = "FILE")]
     apply: Option<PathBuf>,
     /// Take a YAML file as the whole configuration; - is standard input.
-    #[arg(long, value_name = "FILE", conflicts_with = "apply")]
+    #[arg(long, value_name = "FILE")]
     replace: Option<PathBuf>,
     /// Ask nothing.
     #[arg(long)]
@@ -53,8 +53,10 @@ pub struct EditArgs {
 pub async fn show(global: &Global, args: &ShowArgs) -> anyhow::Result<()> {
     let target = Target::find(global, args.cluster_name.as_deref())?;
     let group = target.read_one(args.group.or(target.own_group)).await?;
-    let config = group.config.ok_or_else(|| anyhow!("the cluster has no configuration yet"))?;
-    say(&render::yaml(&Value::Object(config)));
+    if let Some(config) = group.config {
+        // With an empty line at the end, as patronictl.
+        say(&(render::yaml(&Value::Object(config)) + "\n"));
+    }
     Ok(())
 }
 
@@ -66,7 +68,8 @@ pub async fn edit(global: &Global, args: EditArgs) -> anyhow::Result<()> {
     let target = Target::find(global, args.cluster_name.as_deref())?;
     let group = target.read_one(args.group.or(target.own_group)).await?;
     let before = group.config.clone();
-    let before = before.ok_or_else(|| anyhow!("the cluster has no configuration yet"))?;
+    let before = before
+        .ok_or_else(|| anyhow!("The config key does not exist in the cluster {}", target.name))?;
     let old_text = render::yaml(&Value::Object(before.clone()));
     let mut after = before.clone();
     let from_options = args.apply.is_some()
@@ -74,10 +77,13 @@ pub async fn edit(global: &Global, args: EditArgs) -> anyhow::Result<()> {
         || !args.set.is_empty()
         || !args.pg.is_empty();
     if let Some(file) = &args.replace {
-        after = read_yaml(file)?;
-    } else if let Some(file) = &args.apply {
+        after = Map::new();
         merge_patch(&mut after, &read_yaml(file)?);
-    } else if !from_options {
+    }
+    if let Some(file) = &args.apply {
+        merge_patch(&mut after, &read_yaml(file)?);
+    }
+    if !from_options {
         after = in_editor(&old_text)?;
     }
     for setting in &args.set {
@@ -87,15 +93,22 @@ pub async fn edit(global: &Global, args: EditArgs) -> anyhow::Result<()> {
         set(&mut after, setting, &["postgresql", "parameters"])?;
     }
     let new_text = render::yaml(&Value::Object(after.clone()));
-    if old_text == new_text {
-        say("Not changed");
+    if before == after {
+        if !args.quiet {
+            say("Not changed");
+        }
         return Ok(());
     }
     if !args.quiet {
         say(&diff::unified(&old_text, &new_text));
     }
+    let from_input = [&args.apply, &args.replace].into_iter().flatten();
+    if !args.force && from_input.into_iter().any(|file| file.as_os_str() == "-") {
+        say("Use --force option to apply changes");
+        return Ok(());
+    }
     if !args.force && !confirm("Apply these changes?")? {
-        bail!("Aborted: the configuration was not changed");
+        return Ok(());
     }
     target.replace_config(&group, &after).await?;
     say("Configuration changed");
@@ -119,27 +132,55 @@ fn parse(text: &str) -> anyhow::Result<Map<String, Value>> {
     }
 }
 
-/// `a.b.c=value` into a configuration. In `--pg` the whole name is one key, for parameters of
-/// extensions have dots.
+/// `a.b.c=value` into a configuration; null deletes, and what is empty then goes too. Below
+/// `postgresql.parameters` the rest is one key, for parameters of extensions have dots.
 fn set(config: &mut Map<String, Value>, setting: &str, below: &[&str]) -> anyhow::Result<()> {
     let (key, value) =
-        setting.split_once('=').ok_or_else(|| anyhow!("expected key=value, found {setting:?}"))?;
+        setting.split_once('=').ok_or_else(|| anyhow!("Invalid parameter setting {setting}"))?;
     let value = kornak_config::parse_yaml(value).unwrap_or_else(|_| Value::from(value));
-    let keys: Vec<&str> = if below.is_empty() { key.split('.').collect() } else { vec![key] };
-    let path = below.iter().copied().chain(keys).map(str::trim);
-    let path: Vec<&str> = path.collect();
-    let patch = path
-        .iter()
-        .rev()
-        .fold(value, |inner, key| Value::Object(Map::from_iter([((*key).to_owned(), inner)])));
-    if let Value::Object(patch) = patch {
-        merge_patch(config, &patch);
-    }
+    let path: Vec<&str> = below.iter().copied().chain(key.trim().split('.')).collect();
+    set_below(config, &path, value, 0, true);
     Ok(())
 }
 
+fn set_below(
+    config: &mut Map<String, Value>,
+    path: &[&str],
+    value: Value,
+    depth: usize,
+    maybe_parameter: bool,
+) {
+    let joined;
+    let (key, rest) = match path {
+        rest if maybe_parameter && depth == 2 => {
+            joined = rest.join(".");
+            (joined.as_str(), &[][..])
+        }
+        [key, rest @ ..] => (*key, rest),
+        [] => return,
+    };
+    let expected = ["postgresql", "parameters"].get(depth);
+    if rest.is_empty() {
+        if value.is_null() {
+            config.shift_remove(key);
+        } else {
+            config.insert(key.to_owned(), value);
+        }
+        return;
+    }
+    let inner = config.entry(key).or_insert_with(|| Value::Object(Map::new()));
+    if !inner.is_object() {
+        *inner = Value::Object(Map::new());
+    }
+    let Value::Object(inner) = inner else { return };
+    set_below(inner, rest, value, depth + 1, maybe_parameter && expected == Some(&key));
+    if inner.is_empty() {
+        config.shift_remove(key);
+    }
+}
+
 fn in_editor(text: &str) -> anyhow::Result<Map<String, Value>> {
-    let editor = ["VISUAL", "EDITOR"].iter().find_map(|name| std::env::var(name).ok());
+    let editor = ["EDITOR", "VISUAL"].iter().find_map(|name| std::env::var(name).ok());
     let editor =
         editor.filter(|editor| !editor.trim().is_empty()).unwrap_or_else(|| "vi".to_owned());
     let name = format!("kornak-config-{:08x}.yaml", rand::random::<u32>());
@@ -174,10 +215,20 @@ mod tests {
     fn settings_are_typed_and_null_deletes() {
         for (setting, below, expected) in [
             ("ttl=20", &[][..], r#"{"ttl":20,"a":{"b":1}}"#),
-            ("a.b=null", &[], r#"{"ttl":30,"a":{}}"#),
+            ("a.b=null", &[], r#"{"ttl":30}"#),
             ("a.c=on", &[], r#"{"ttl":30,"a":{"b":1,"c":true}}"#),
-            ("x.y=64MB", &["p"], r#"{"ttl":30,"a":{"b":1},"p":{"x.y":"64MB"}}"#),
-            ("n==1", &["p"], r#"{"ttl":30,"a":{"b":1},"p":{"n":"=1"}}"#),
+            (
+                "x.y=64MB",
+                &["postgresql", "parameters"],
+                r#"{"ttl":30,"a":{"b":1},"postgresql":{"parameters":{"x.y":"64MB"}}}"#,
+            ),
+            (
+                "postgresql.parameters.c.d=1",
+                &[],
+                r#"{"ttl":30,"a":{"b":1},"postgresql":{"parameters":{"c.d":1}}}"#,
+            ),
+            ("ttl.x=1", &[], r#"{"ttl":{"x":1},"a":{"b":1}}"#),
+            ("n==1", &[], r#"{"ttl":30,"a":{"b":1},"n":"=1"}"#),
         ] {
             let mut config = parse("{ttl: 30, a: {b: 1}}").unwrap();
             set(&mut config, setting, below).unwrap();

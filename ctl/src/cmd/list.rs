@@ -1,4 +1,4 @@
-//! `kornak list`.
+//! `kornak list` and `kornak topology`.
 
 use std::time::Duration;
 
@@ -26,6 +26,23 @@ pub struct ListArgs {
     timestamp: bool,
     #[arg(short, long, value_enum, default_value_t)]
     format: Format,
+    #[command(flatten)]
+    repeat: Repeat,
+}
+
+#[derive(Debug, Args)]
+pub struct TopologyArgs {
+    /// Clusters; default: the configuration's.
+    cluster_names: Vec<String>,
+    /// Only this Citus group.
+    #[arg(long, value_parser = super::group)]
+    group: Option<GroupId>,
+    #[command(flatten)]
+    repeat: Repeat,
+}
+
+#[derive(Debug, Args)]
+struct Repeat {
     /// Update the screen every 2 seconds.
     #[arg(short = 'W')]
     keep_watching: bool,
@@ -45,7 +62,7 @@ pub async fn run(global: &Global, args: &ListArgs) -> anyhow::Result<()> {
         let find = |name: &String| Target::find(global, Some(name));
         args.cluster_names.iter().map(find).collect::<Result<_, _>>()?
     };
-    let pause = args.watch.or(args.keep_watching.then_some(2.0));
+    let pause = args.repeat.watch.or(args.repeat.keep_watching.then_some(2.0));
     loop {
         if pause.is_some() {
             clear();
@@ -64,4 +81,15 @@ pub async fn run(global: &Global, args: &ListArgs) -> anyhow::Result<()> {
         let Some(seconds) = pause else { return Ok(()) };
         tokio::time::sleep(Duration::from_secs_f64(seconds.clamp(0.1, 86_400.0))).await;
     }
+}
+
+/// Prints who streams from whom, once or for ever.
+///
+/// # Errors
+/// As [`run`].
+pub async fn topology(global: &Global, args: TopologyArgs) -> anyhow::Result<()> {
+    let TopologyArgs { cluster_names, group, repeat } = args;
+    let format = Format::Topology;
+    let list = ListArgs { cluster_names, group, extended: false, timestamp: false, format, repeat };
+    run(global, &list).await
 }

@@ -8,7 +8,7 @@ use hyper::Method;
 use kornak_cluster::GroupId;
 use serde_json::json;
 
-use crate::output::say;
+use crate::output::{Told, complain, say};
 use crate::target::{Global, Target};
 
 #[derive(Debug, Args)]
@@ -38,25 +38,30 @@ pub async fn run(global: &Global, args: &PauseArgs, on: bool) -> anyhow::Result<
     let body = json!({"pause": on.then_some(true)});
     let leader = group.leader();
     let others = group.members.iter().filter(|member| Some(*member) != leader);
-    let mut failed = anyhow!("the cluster has no members");
-    let mut done = false;
-    for member in leader.into_iter().chain(others) {
+    let word = if on { "pause" } else { "resume" };
+    let mut answer = None;
+    for member in leader.into_iter().chain(others).filter(|member| !member.api.is_empty()) {
         match target.act(member, Method::PATCH, "/config", Some(&body)).await {
-            Ok(answer) if answer.status == 200 => {
-                done = true;
+            Ok(found) => {
+                answer = Some(found);
                 break;
             }
-            Ok(answer) => failed = anyhow!("{}: {}, {}", member.name, answer.status, answer.text()),
-            Err(error) => {
-                failed = anyhow::Error::new(error).context(format!("ask {}", member.name));
-            }
+            Err(error) => complain(&format!(
+                "Member {} is not accessible: {:#}",
+                member.name,
+                anyhow::Error::new(error)
+            )),
         }
     }
-    if !done {
-        return Err(failed);
+    let answer = answer.ok_or_else(|| anyhow!("Can not find accessible cluster member"))?;
+    if answer.status != 200 {
+        let text = answer.text();
+        let failed =
+            format!("Failed: {word} cluster management status code={}, ({text})", answer.status);
+        say(&failed);
+        return Err(Told(failed).into());
     }
     if args.wait {
-        let word = if on { "pause" } else { "resume" };
         say(&format!("'{word}' request sent, waiting until it is recognized by all nodes"));
         wait(&target, number, on).await?;
     }

@@ -9,7 +9,7 @@ use kornak_agent::peers::{Answer, PeerError};
 use kornak_cluster::{FailoverRequest, GroupId};
 use serde_json::{Value, json};
 
-use crate::output::{confirm, prompt, say};
+use crate::output::{Told, confirm, prompt, say};
 use crate::render::{self, Format};
 use crate::target::{Global, Target};
 use crate::view::GroupView;
@@ -158,7 +158,7 @@ fn ask(
             bail!("Failover could be performed only to a specific candidate")
         }
         Some(candidate) if Some(candidate.as_str()) == current => {
-            bail!("{} target and source are the same.", action.title())
+            bail!("Member {candidate} is already the leader of cluster {name}")
         }
         Some(candidate) if !candidates.contains(&candidate.as_str()) => {
             bail!("Member {candidate} does not exist in cluster {name} or is tagged as nofailover")
@@ -279,7 +279,10 @@ async fn report(
             Ok(())
         }
         Ok(answer) => {
-            bail!("{} failed, details: {}, {}", action.title(), answer.status, answer.text())
+            let (title, text) = (action.title(), answer.text());
+            let failed = format!("{title} failed, details: {}, {text}", answer.status);
+            say(&failed);
+            Err(Told(failed).into())
         }
         Err(error) if matches!(error, PeerError::Connect(_) | PeerError::Address(_)) => {
             say(&format!(
@@ -349,7 +352,7 @@ mod tests {
                 switch,
                 &whole,
                 forced(None, Some("a"), None),
-                "Switchover target and source are the same.",
+                "Member a is already the leader of cluster demo",
             ),
             (
                 switch,

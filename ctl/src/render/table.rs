@@ -45,7 +45,7 @@ impl Table {
                 lines.push(rule.clone());
             }
         }
-        if !several && !self.rows.is_empty() {
+        if !several {
             lines.push(rule);
         }
         lines.join("\n")

@@ -1,4 +1,5 @@
-//! `kornak agent` as a process, with the file a Patroni user would write.
+//! A node's agent as a process, with the file a Patroni user would write: `kornak agent`, or
+//! Patroni itself on the same file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use rustix::process::Signal;
 use tokio_postgres::Client;
 
 use super::kornak;
+use super::patroni::Patroni;
 use super::port::Port;
 use super::postgres::{SUPERUSER_PASSWORD, bin_dir, connect, superuser};
 use super::process::Process;
@@ -35,10 +37,18 @@ pub struct AgentSpec {
     pub sections: String,
 }
 
+/// Which program is a node's agent.
+#[derive(Debug, Clone)]
+pub enum Program {
+    Kornak,
+    Patroni(Patroni),
+}
+
 /// One node: its agent, and through it the guard and PostgreSQL.
 #[derive(Debug)]
 pub struct Node {
     name: String,
+    program: Program,
     postgres: Port,
     rest: Port,
     home: PathBuf,
@@ -49,12 +59,13 @@ pub struct Node {
 
 impl Node {
     /// Writes its file and starts the agent.
-    pub fn start(scratch: &Scratch, spec: &AgentSpec) -> Result<Self> {
+    pub fn start(scratch: &Scratch, spec: &AgentSpec, program: Program) -> Result<Self> {
         let home = scratch.server_dir(&spec.name);
         let [postgres, rest] = Port::several();
         let file = scratch.join(&format!("{}.yml", spec.name));
         let mut node = Self {
             name: spec.name.clone(),
+            program,
             postgres,
             rest,
             log: scratch.join(&format!("{}-agent.log", spec.name)),
@@ -73,6 +84,11 @@ impl Node {
 
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// What the agent says.
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -112,10 +128,18 @@ impl Node {
 
     /// Starts the agent (again).
     pub fn start_agent(&mut self) -> Result<()> {
-        let command = kornak::with_file("agent", &self.file);
+        let command = match &self.program {
+            Program::Kornak => kornak::with_file("agent", &self.file),
+            Program::Patroni(patroni) => patroni.daemon(&self.file),
+        };
         let process = Process::spawn(&format!("agent of {}", self.name), command, &self.log)?;
         self.agent = Some(process);
         Ok(())
+    }
+
+    /// The program that [`Self::start_agent`] starts from now on.
+    pub fn set_program(&mut self, program: Program) {
+        self.program = program;
     }
 
     /// `kill -9` of the agent alone; guard and server go on for as long as they may.

@@ -1,6 +1,7 @@
 //! A whole cluster of real processes: etcd, one agent for each node with its guard and PostgreSQL,
 //! and a proxy in front.
 
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,10 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_postgres::Client;
 
-use super::agent::{AgentSpec, Node};
+use super::agent::{AgentSpec, Node, Program};
 use super::etcd::Etcd;
 use super::kornak;
+use super::patroni::Patroni;
 use super::postgres::{SUPERUSER_PASSWORD, connect, describe};
 use super::proxy::Proxy;
 use super::scratch::Scratch;
@@ -42,6 +44,8 @@ pub struct ClusterSpec {
     pub failsafe: bool,
     /// Lines of `bootstrap.dcs.postgresql.parameters:`.
     pub parameters: Vec<String>,
+    /// Numbers of the nodes whose agent is Patroni.
+    pub patroni: &'static [usize],
 }
 
 impl Default for ClusterSpec {
@@ -56,6 +60,7 @@ impl Default for ClusterSpec {
             synchronous: true,
             failsafe: true,
             parameters: Vec::new(),
+            patroni: &[],
         }
     }
 }
@@ -89,9 +94,14 @@ impl Cluster {
         let began = Instant::now();
         let scratch = Scratch::new(spec.name);
         let etcd = Etcd::start(spec.etcd_members).await?;
+        let patroni = (!spec.patroni.is_empty()).then(Patroni::installed).transpose()?;
         let mut nodes = Vec::new();
         for index in 0..spec.nodes {
-            nodes.push(Node::start(&scratch, &agent_spec(&spec, &etcd, index))?);
+            let program = match &patroni {
+                Some(patroni) if spec.patroni.contains(&index) => Program::Patroni(patroni.clone()),
+                _ => Program::Kornak,
+            };
+            nodes.push(Node::start(&scratch, &agent_spec(&spec, &etcd, index), program)?);
         }
         let head = format!("scope: demo\netcd3:\n  hosts: [{}]", etcd.endpoints().join(", "));
         let auth =
@@ -109,7 +119,7 @@ impl Cluster {
     pub fn add_node(&mut self, change: impl FnOnce(&mut AgentSpec)) -> Result<String> {
         let mut agent = agent_spec(&self.spec, &self.etcd, self.nodes.len());
         change(&mut agent);
-        self.nodes.push(Node::start(&self.scratch, &agent)?);
+        self.nodes.push(Node::start(&self.scratch, &agent, Program::Kornak)?);
         self.spec.nodes += 1;
         Ok(agent.name)
     }
@@ -133,6 +143,11 @@ impl Cluster {
     pub fn passed(mut self) {
         self.scratch.passed();
         self.etcd.passed();
+    }
+
+    /// A path in the cluster's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
     }
 
     /// An application's connection string through the proxy to the primary.

@@ -40,3 +40,12 @@ pub fn with_file(word: &str, file: &Path) -> Command {
     command.arg(file);
     command
 }
+
+/// A symlink to it with another name, for it looks at how it was called.
+pub fn called_as(name: &str) -> anyhow::Result<PathBuf> {
+    let link = binary().with_file_name(name);
+    match std::os::unix::fs::symlink(binary(), &link) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error.into()),
+        _ => Ok(link),
+    }
+}

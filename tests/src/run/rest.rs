@@ -43,6 +43,11 @@ impl Rest {
         format!("http://{}", self.address)
     }
 
+    /// The port alone.
+    pub fn port(&self) -> &str {
+        self.address.rsplit(':').next().unwrap_or_default()
+    }
+
     pub async fn get(&self, path: &str) -> Result<Answer> {
         self.send(Method::GET, path, String::new()).await
     }

@@ -322,7 +322,9 @@ async fn only_who_knows_the_password_may_change_something() {
 async fn only_listed_addresses_may_change_something() {
     let from = |address: &str, path: &str| {
         let mut request = request("POST", path, Some(r#"{"name":"x"}"#.to_owned()));
-        request.extensions_mut().insert(Client(address.parse().unwrap()));
+        request
+            .extensions_mut()
+            .insert(Client { address: address.parse().unwrap(), certified: false });
         request
     };
     let listed = ApiSettings { allowlist: vec!["10.1.0.0/16".to_owned()], ..settings() };

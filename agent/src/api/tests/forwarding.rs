@@ -20,7 +20,7 @@ fn password() -> BasicAuth {
 
 fn guarded() -> ApiSettings {
     let auth = password();
-    ApiSettings { peers: Peers::new(Some(&auth)), authentication: Some(auth), ..settings() }
+    ApiSettings { peers: peers(Some(&auth)), authentication: Some(auth), ..settings() }
 }
 
 /// A leader that says what it was asked to do.
@@ -41,7 +41,7 @@ async fn leader() -> Served {
 async fn post(served: &Served, path: &str, body: &Value) -> (u16, String) {
     let url = format!("http://{}{path}", served.address);
     let auth = password();
-    let answer = Peers::new(Some(&auth)).post_json(&url, body, SOON).await.unwrap();
+    let answer = peers(Some(&auth)).post_json(&url, body, SOON).await.unwrap();
     (answer.status, answer.text())
 }
 

@@ -32,7 +32,8 @@ pub(super) async fn served(
         }
     });
     let stop = CancellationToken::new();
-    let task = tokio::spawn(serve(listener, seen, commands, settings, stop.clone()));
+    let task =
+        tokio::spawn(serve(listener, Arc::new(Api::new(seen, commands, settings)), stop.clone()));
     Served { address, views, stop, task }
 }
 
@@ -106,12 +107,12 @@ async fn a_planned_restart_happens_at_its_time_unless_the_server_was_restarted()
     let (asked, mut waiting) = mpsc::unbounded_channel();
     let driver = move |command| drop(asked.send(command));
     let node = served(standby(), settings(), driver).await;
-    let peers = Peers::new(None);
+    let client = peers(None);
     let url = format!("http://{}/restart", node.address);
     let plan = async |millis| {
         let at = jiff::Timestamp::now() + Duration::from_millis(millis);
         let body = json!({"schedule": at.to_string(), "timeout": 5});
-        peers.post_json(&url, &body, SOON).await.unwrap().status
+        client.post_json(&url, &body, SOON).await.unwrap().status
     };
     assert_eq!(plan(700).await, 202);
     assert_eq!(plan(3_600_000).await, 409);

@@ -1,0 +1,171 @@
+//! One connection, and answers as Python would print them.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Config, Error, NoTls, SimpleQueryMessage, SimpleQueryRow};
+
+/// The longest a connection may take to be made. patronictl's.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Who logs in, and to which database.
+#[derive(Debug)]
+pub(super) struct Login {
+    user: String,
+    password: Option<SecretString>,
+    database: String,
+}
+
+impl Login {
+    /// What is not given is taken from libpq's variables (/docs/current/libpq-envars.html), and at
+    /// last from the name of the operating system's user.
+    pub(super) fn new(
+        user: Option<String>,
+        password: Option<SecretString>,
+        database: Option<String>,
+    ) -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+        let user = user.or_else(|| variable("PGUSER")).or_else(|| variable("USER"));
+        let user = user.or_else(own_name).unwrap_or_else(|| "postgres".to_owned());
+        Self {
+            password: password.or_else(|| variable("PGPASSWORD").map(SecretString::from)),
+            database: database.or_else(|| variable("PGDATABASE")).unwrap_or_else(|| user.clone()),
+            user,
+        }
+    }
+}
+
+fn own_name() -> Option<String> {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let accounts = std::fs::read_to_string("/etc/passwd").ok()?;
+    accounts.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    })
+}
+
+/// What a server answered; no columns: the last statement returns no rows.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Asked {
+    pub(super) columns: Vec<String>,
+    pub(super) rows: Vec<Vec<Value>>,
+}
+
+/// A connection to a server.
+pub(super) struct Session {
+    client: Client,
+}
+
+impl Session {
+    /// # Errors
+    /// What the server, or the network, said.
+    pub(super) async fn open(host: &str, port: u16, login: &Login) -> Result<Self, String> {
+        let mut config = Config::new();
+        config.host(host).port(port).user(&login.user).dbname(&login.database);
+        config.application_name("Patroni ctl").connect_timeout(CONNECT_LIMIT);
+        if let Some(password) = &login.password {
+            config.password(password.expose_secret());
+        }
+        let (client, connection) = config.connect(NoTls).await.map_err(|error| reason(&error))?;
+        tokio::spawn(connection);
+        Ok(Self { client })
+    }
+
+    /// Sends SQL of one statement or several; the last one's rows are the answer.
+    ///
+    /// # Errors
+    /// The SQLSTATE, or the reason why there is none.
+    pub(super) async fn ask(&mut self, sql: &str) -> Result<Asked, String> {
+        // Only a single statement can be described; without types every value is a text.
+        let types: Vec<Type> = match self.client.prepare(sql).await {
+            Ok(described) => {
+                described.columns().iter().map(|column| column.type_().clone()).collect()
+            }
+            Err(error) if error.as_db_error().is_some_and(is_several) => Vec::new(),
+            Err(error) => return Err(reason(&error)),
+        };
+        let messages = self.client.simple_query(sql).await.map_err(|error| reason(&error))?;
+        let mut asked = Asked::default();
+        for message in messages {
+            match message {
+                SimpleQueryMessage::RowDescription(columns) => {
+                    let names = columns.iter().map(|column| column.name().to_owned());
+                    asked = Asked { columns: names.collect(), rows: Vec::new() };
+                }
+                SimpleQueryMessage::Row(row) => asked.rows.push(values(&row, &types)),
+                _ => {}
+            }
+        }
+        Ok(asked)
+    }
+}
+
+/// `cannot insert multiple commands into a prepared statement`
+fn is_several(error: &tokio_postgres::error::DbError) -> bool {
+    error.code().code() == "42601" && error.position().is_none()
+}
+
+fn reason(error: &Error) -> String {
+    if let Some(told) = error.as_db_error() {
+        return told.code().code().to_owned();
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text.replace('\n', " ")
+}
+
+fn values(row: &SimpleQueryRow, types: &[Type]) -> Vec<Value> {
+    let value = |index| python(row.get(index), types.get(index));
+    (0..row.len()).map(value).collect()
+}
+
+/// PostgreSQL's text of a value as the value that Python's driver makes of it.
+fn python(text: Option<&str>, kind: Option<&Type>) -> Value {
+    let Some(text) = text else { return Value::Null };
+    let number = || text.parse::<i64>().map_or_else(|_| Value::from(text), Value::from);
+    match kind {
+        Some(&Type::BOOL) => Value::from(text == "t"),
+        Some(&Type::INT2 | &Type::INT4 | &Type::INT8 | &Type::OID) => number(),
+        Some(&Type::FLOAT4 | &Type::FLOAT8) => {
+            text.parse::<f64>().map_or_else(|_| Value::from(text), Value::from)
+        }
+        // +00 → +00:00
+        Some(&Type::TIMESTAMPTZ) => {
+            let short =
+                text.len() > 3 && matches!(text.as_bytes().get(text.len() - 3), Some(b'+' | b'-'));
+            Value::from(if short { format!("{text}:00") } else { text.to_owned() })
+        }
+        _ => Value::from(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_what_pythons_driver_makes_of_them() {
+        for (text, kind, expected) in [
+            (None, Type::TEXT, Value::Null),
+            (Some("t"), Type::BOOL, Value::from(true)),
+            (Some("-7"), Type::INT8, Value::from(-7)),
+            (Some("2"), Type::FLOAT8, Value::from(2.0)),
+            (Some("1.50"), Type::NUMERIC, Value::from("1.50")),
+            (
+                Some("2026-11-22 22:05:55+00"),
+                Type::TIMESTAMPTZ,
+                Value::from("2026-11-22 22:05:55+00:00"),
+            ),
+            (Some("{1,2}"), Type::INT4_ARRAY, Value::from("{1,2}")),
+        ] {
+            assert_eq!(python(text, Some(&kind)), expected, "{text:?}");
+        }
+    }
+}
