@@ -186,6 +186,14 @@ impl Node {
         processes_below(&self.home)
     }
 
+    /// The first process of this node whose title has this word, such as `walreceiver`.
+    pub fn process_titled(&self, word: &str) -> Option<u32> {
+        self.processes().into_iter().find(|pid| {
+            let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&title).contains(word)
+        })
+    }
+
     fn yaml(&self, spec: &AgentSpec) -> String {
         let AgentSpec { scope, name, etcd, ttl, synchronous, failsafe, tags, .. } = spec;
         let lines = |lines: &[String], indent: &str| -> String {
