@@ -96,7 +96,11 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
     .await;
     client.batch_execute("CREATE TABLE goes_on ()").await.context("write")?;
     assert_eq!(node.postmaster(), Some(postmaster), "the server was not restarted");
-    assert_eq!(rest.code("/primary").await?, 200);
+    until(SOON, "the lease proven by the new instance", || async {
+        let code = rest.code("/primary").await.map_err(|error| format!("{error:#}"))?;
+        if code == 200 { Ok(()) } else { Err(code.to_string()) }
+    })
+    .await;
     cluster.passed();
     Ok(())
 }
