@@ -32,6 +32,7 @@ pub struct ProxySettings {
     pub auth: AuthSettings,
     pub tls: ProxyTls,
     pub limits: LimitSettings,
+    pub failover: FailoverSettings,
     /// Worker threads; `None`: one per core.
     pub threads: Option<usize>,
     pub log: LogSettings,
@@ -98,6 +99,40 @@ pub struct ListenerSettings {
     pub max_lag_bytes: Option<u64>,
     /// Clients begin with a PROXY protocol header (v1 or v2).
     pub proxy_protocol: bool,
+    /// A statement outside of a transaction whose standby is lost before anything of its answer was
+    /// passed on runs again on another server. Default true if the listener never leads to a
+    /// primary, else false.
+    pub retry_reads: bool,
+}
+
+/// `proxy.failover`: what becomes of sessions whose server is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FailoverSettings {
+    pub keep_sessions: KeepSessions,
+    pub unknown_outcome: UnknownOutcome,
+}
+
+/// Which sessions outlive a failover without warning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeepSessions {
+    /// Those that never showed that they hold what a new server cannot have.
+    #[default]
+    Clean,
+    /// Those as well whose statements only might have: a text with `pg_advisory_lock` or
+    /// `set_config` in it.
+    All,
+    /// None: every session ends, as without a proxy.
+    None,
+}
+
+/// How a client is told that its statement may or may not have been committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnknownOutcome {
+    /// ERROR 08007; the session goes on.
+    #[default]
+    Error,
+    /// FATAL 08007; the session ends, for clients that run a statement again by themselves.
+    Close,
 }
 
 /// How clients prove who they are.
@@ -243,6 +278,7 @@ impl ProxySettings {
             auth: AuthSettings::relay(),
             tls: ProxyTls::default(),
             limits: LimitSettings::default(),
+            failover: FailoverSettings::default(),
             threads: None,
             log: LogSettings::default(),
         }
@@ -260,6 +296,7 @@ impl ListenerSettings {
             fallback_to_primary: true,
             max_lag_bytes: None,
             proxy_protocol: false,
+            retry_reads: false,
         }
     }
 }

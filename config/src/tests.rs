@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::agent::{InitdbOption, ReplicaMethod, WatchdogMode};
-use crate::proxy::{Source, Target};
+use crate::proxy::{FailoverSettings, KeepSessions, Source, Target, UnknownOutcome};
 use crate::rules::Method;
 
 const AGENT: &str = "\
@@ -321,6 +321,21 @@ fn a_proxys_file_needs_little() {
     assert!(rest.status.is_none());
     let Source::Rest { members } = rest.source else { panic!("not rest") };
     assert_eq!(members, ["http://h:8008"]);
+}
+
+#[test]
+fn what_a_failover_does_to_sessions_is_read_with_safe_defaults() {
+    let head = "static: {members: [{name: a, host: db1}]}\n";
+    let plain = proxy(head).settings;
+    assert_eq!(plain.failover, FailoverSettings::default());
+    assert_eq!(plain.failover.keep_sessions, KeepSessions::Clean);
+    assert!(plain.listeners.iter().all(|it| !it.retry_reads), "each may lead to a primary");
+    let text = "proxy: {failover: {keep_sessions: none, unknown_outcome: close}, listeners: \
+        [{listen: 'h:1', target: standbys, fallback_to_primary: false}]}";
+    let set = proxy(&format!("{head}{text}")).settings;
+    assert_eq!(set.failover.keep_sessions, KeepSessions::None);
+    assert_eq!(set.failover.unknown_outcome, UnknownOutcome::Close);
+    assert!(set.listeners[0].retry_reads, "never a primary");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use kornak_cluster::HandoverPhase;
 use kornak_config::proxy::{ListenerSettings, Target};
 use kornak_protocol::auth::Credentials;
 use kornak_protocol::error::ErrorFields;
@@ -31,6 +32,7 @@ use crate::registry::{CancelTarget, Doing, Flags};
 use crate::route::{self, Candidate};
 use crate::session::Aftermath;
 use crate::session::answers::Verdict;
+use crate::session::journal::Pin;
 use crate::shared::Shared;
 use crate::stream::Stream;
 
@@ -222,7 +224,10 @@ impl Client {
         }
         self.talk.side =
             if candidate.leading { Side::Leading } else { side_of(&self.listener.target) };
+        let follows = matches!(self.listener.target, Target::Standbys);
         self.talk.link = Some(Link {
+            rereads: !candidate.leading && self.listener.retry_reads,
+            stands_in: candidate.leading && follows,
             stream: connected.stream,
             scanner: Scanner::new(Direction::Backend),
             tail: connected.rest.to_vec(),
@@ -379,6 +384,10 @@ impl Client {
         if !self.talk.is_quiet() {
             return self.after_loss();
         }
+        if self.is_sudden() && self.talk.link.as_ref().is_some_and(|link| !link.stands_in) {
+            // Nobody was asked what it holds: as if the server had been lost.
+            return self.after_loss();
+        }
         self.check_pin()?;
         if let Some(mut link) = self.talk.link.take() {
             say_good_bye(&mut link.stream);
@@ -388,7 +397,19 @@ impl Client {
         Ok(())
     }
 
-    fn check_pin(&self) -> Result<(), End> {
+    /// Whether nobody had announced that the server goes.
+    fn is_sudden(&self) -> bool {
+        let topology = self.talk.shared.topology.borrow();
+        let record = topology.handover.as_ref();
+        !record.is_some_and(|record| {
+            matches!(record.phase, HandoverPhase::Switch | HandoverPhase::Promote)
+        })
+    }
+
+    fn check_pin(&mut self) -> Result<(), End> {
+        if self.talk.handle.holds_advisory_locks() {
+            self.talk.session.pin(Pin::Advisory);
+        }
         match self.talk.session.pinned() {
             None => Ok(()),
             Some(pin) => {
@@ -445,11 +466,11 @@ impl Client {
     }
 
     fn after_loss(&mut self) -> Result<(), End> {
-        let pin = self.talk.session.pinned();
-        match self.talk.lose_server() {
+        let sudden = self.is_sudden();
+        match self.talk.lose_server(sudden) {
             Aftermath::Lives => Ok(()),
             Aftermath::Ends(verdict) => {
-                if let Some(pin) = pin {
+                if let Verdict::Ends(Some(pin)) = verdict {
                     self.talk.shared.metrics.pinned_closed(pin.as_str());
                 }
                 Err(End::Told(verdict.fields()))

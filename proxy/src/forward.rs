@@ -24,7 +24,9 @@ use kornak_protocol::sqlstate::SqlState;
 use crate::backend::Address;
 use crate::gate::{Side, Ticket};
 use crate::registry::{Doing, Handle};
+use crate::route;
 use crate::session::answers::Verdict;
+use crate::session::journal::Pin;
 use crate::session::{Aftermath, Answered, Heard, Session};
 use crate::shared::Shared;
 use crate::stream::Stream;
@@ -33,8 +35,8 @@ use io::{flush, keep_front, poll_read, write};
 /// Bytes of one read. Smaller ones cost system calls, larger ones the cache (FIELD.md §4).
 pub const SCRATCH_BYTES: usize = 64 * 1024;
 
-/// Longest batch that is kept to be said again.
-const MAX_KEPT_BYTES: usize = 4 * 1024;
+/// Longest batch that is kept to be said again (SAFETY.md A9).
+const MAX_KEPT_BYTES: usize = 16 * 1024;
 
 /// A row that is split at the end of a buffer is held back up to this length, so that a server's
 /// death seldom leaves a client in the middle of a message, where nothing can be said any more.
@@ -57,6 +59,10 @@ pub struct Link {
     pub term: u64,
     /// [`Shared::generation`] when it was last found usable.
     pub generation: u64,
+    /// A statement whose answer has not begun may run again elsewhere.
+    pub rereads: bool,
+    /// A leader that stands in for a standby.
+    pub stands_in: bool,
 }
 
 /// Why client bytes were not forwarded.
@@ -105,8 +111,11 @@ pub struct Conversation {
     drop_client: u32,
     /// What was forwarded since the session was quiet, as long as it is nothing but what changes
     /// nothing (BEGIN, Parse, Sync) and nothing of its answer was passed on: it may be said again
-    /// to another server.
+    /// to another server. Or a single read on a standby whose listener allows the same.
     kept: Vec<u8>,
+    /// What is in flight was said before, to a server that was lost: a statement that kills servers
+    /// is not carried from one to the next.
+    said_again: bool,
     pub session: Session,
     pub link: Option<Link>,
     pub ticket: Ticket,
@@ -138,6 +147,7 @@ impl Conversation {
             client_scanner: Scanner::new(Direction::Frontend),
             drop_client: 0,
             kept: Vec::new(),
+            said_again: false,
             session,
             link: None,
             ticket,
@@ -186,6 +196,8 @@ impl Conversation {
         self.pass_to_client(data, cx)?;
         if self.ticket.is_inside() && self.is_quiet() {
             self.ticket.leave();
+            self.said_again = false;
+            self.handle.set_pin(self.session.pinned());
             self.handle.set_doing(Doing::Idle);
         }
         Ok(true)
@@ -394,11 +406,11 @@ impl Conversation {
             return Ok(true);
         }
         let pass = data.get(..end).unwrap_or_default();
-        let harmless = (first || !self.kept.is_empty())
+        let may_keep = (first || !self.kept.is_empty())
             && self.kept.len() + pass.len() <= MAX_KEPT_BYTES
             && self.client_scanner.at_boundary()
-            && self.session.is_harmless();
-        match harmless {
+            && (self.session.is_harmless() || self.may_reread());
+        match may_keep {
             true => self.kept.extend_from_slice(pass),
             false => self.kept.clear(),
         }
@@ -407,6 +419,14 @@ impl Conversation {
         // An error shows itself when the connection is read.
         let _ = write(&mut link.stream, &mut link.to_server, pass, cx);
         Ok(true)
+    }
+
+    /// Whether what is in flight is a read that may run again on another server (SAFETY.md A9).
+    fn may_reread(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.rereads)
+            && !self.said_again
+            && self.session.is_on_standby()
+            && self.session.is_single_batch()
     }
 
     fn hold(&mut self, data: &[u8], why: Held) {
@@ -483,27 +503,47 @@ impl Conversation {
 
     /// Whether the server connection is there and belongs to whoever should serve now.
     pub fn may_use_link(&mut self) -> bool {
-        let Some(link) = &mut self.link else { return false };
         let generation = self.shared.generation();
+        let Some(link) = &self.link else { return false };
         if link.generation == generation {
             return true;
         }
-        let fits = link.is_current(&self.shared);
+        let fits = link.is_current(&self.shared) && !self.may_return();
+        let Some(link) = &mut self.link else { return false };
         if fits {
             link.generation = generation;
         }
         fits
     }
 
+    /// Whether the session is on a leader only for want of a standby, and there is one again.
+    fn may_return(&self) -> bool {
+        let Some(link) = self.link.as_ref().filter(|link| link.stands_in) else { return false };
+        let free = self.is_quiet() && self.session.pinned().is_none();
+        free && route::has_standby(&self.shared.topology.borrow(), link.group)
+    }
+
     /// The server connection is gone: tells the client what is true.
-    pub fn lose_server(&mut self) -> Aftermath {
+    /// `sudden`: nobody had announced it.
+    pub fn lose_server(&mut self, sudden: bool) -> Aftermath {
+        let may_reread = self.may_reread();
         let half_told = self.link.take().is_some_and(|link| link.scanner.remaining() > 0);
-        if !self.kept.is_empty() && self.session.forget_harmless() {
-            self.say_again();
-            return Aftermath::Lives;
+        if !self.kept.is_empty() {
+            if self.session.forget_harmless() {
+                self.say_again();
+                return Aftermath::Lives;
+            }
+            if may_reread && self.session.forget_read() {
+                self.said_again = true;
+                self.say_again();
+                return Aftermath::Lives;
+            }
         }
         self.kept.clear();
-        let aftermath = self.session.lose_server(half_told, &mut self.to_client);
+        if self.handle.holds_advisory_locks() {
+            self.session.pin(Pin::Advisory);
+        }
+        let aftermath = self.session.lose_server(half_told, sudden, &mut self.to_client);
         self.count_errors();
         self.drop_client += self.client_scanner.remaining();
         self.client_scanner = Scanner::new(Direction::Frontend);

@@ -37,6 +37,7 @@ pub mod proxy_protocol;
 pub mod registry;
 pub mod route;
 pub mod rules;
+pub mod sampler;
 pub mod serve;
 pub mod session;
 pub mod shared;
@@ -153,6 +154,9 @@ pub async fn start(
     tokio::spawn(prover::run(Arc::clone(&shared), stop.clone()));
     let (tls, named) = watch::channel(shared.settings.tls.clone());
     tokio::spawn(certificates::follow(Arc::clone(&shared), named, stop.clone()));
+    if shared.prober.can_ask() {
+        tokio::spawn(sampler::run(Arc::clone(&shared), stop.clone()));
+    }
     let status = page.as_ref().map(|(address, _)| *address);
     if let Some((_, socket)) = page {
         tokio::spawn(status::serve(Arc::clone(&shared), socket, stop.clone()));

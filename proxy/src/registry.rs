@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -80,6 +80,8 @@ pub struct Handle {
     waker: AtomicWaker,
     doing: AtomicU8,
     pin: AtomicU8,
+    /// It held advisory locks when its server was asked last ([`crate::sampler`]).
+    advisory: AtomicBool,
     /// Name of its server; empty if none.
     node: Mutex<Arc<str>>,
     target: Mutex<Option<CancelTarget>>,
@@ -139,8 +141,22 @@ impl Handle {
 
     /// Why it cannot be moved, when last looked at.
     pub fn pin(&self) -> Option<crate::session::journal::Pin> {
+        use crate::session::journal::Pin;
+        if self.holds_advisory_locks() {
+            return Some(Pin::Advisory);
+        }
         let now = self.pin.load(Ordering::Relaxed);
-        crate::session::journal::Pin::ALL.into_iter().find(|pin| *pin as u8 == now)
+        Pin::ALL.into_iter().find(|pin| *pin as u8 == now)
+    }
+
+    /// Notes what its server says of its advisory locks.
+    pub fn set_advisory_locks(&self, held: bool) {
+        self.advisory.store(held, Ordering::Relaxed);
+    }
+
+    /// Whether it held advisory locks when its server was asked last.
+    pub fn holds_advisory_locks(&self) -> bool {
+        self.advisory.load(Ordering::Relaxed)
     }
 
     /// Shows which server it is on.
@@ -192,6 +208,7 @@ impl Registry {
             waker: AtomicWaker::new(),
             doing: AtomicU8::new(Doing::Login as u8),
             pin: AtomicU8::new(NO_PIN),
+            advisory: AtomicBool::new(false),
             node: Mutex::new("".into()),
             target: Mutex::new(None),
         });

@@ -69,6 +69,16 @@ pub fn candidates(
     }
 }
 
+/// Whether a group has a standby that takes sessions.
+pub fn has_standby(topology: &Topology, group: GroupId) -> bool {
+    topology.groups.get(&group).is_some_and(|group| {
+        let leader = group.leader.as_ref().map(|(name, _)| name);
+        group.nodes.values().any(|node| {
+            node.running && !node.noloadbalance && leader.is_some_and(|name| *name != node.name)
+        })
+    })
+}
+
 fn followers(
     listener: &ListenerSettings,
     topology: &Topology,

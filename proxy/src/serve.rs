@@ -245,9 +245,11 @@ fn assemble(
     let handle = Arc::clone(entry.handle());
     handle.set_doing(Doing::Idle);
     handle.set_pin(admitted.session.pinned());
+    let mut session = admitted.session;
+    session.set_policy(shared.settings.failover);
     let talk = Conversation::new(
         admitted.stream,
-        admitted.session,
+        session,
         admitted.read,
         side_of(&settings.target),
         Ticket::new(&shared.gate, thread.lane),

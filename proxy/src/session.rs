@@ -20,6 +20,7 @@ pub mod journal;
 mod tests;
 
 use bytes::BytesMut;
+use kornak_config::proxy::{FailoverSettings, KeepSessions, UnknownOutcome};
 use kornak_protocol::backend;
 use kornak_protocol::error::{ErrorView, Severity};
 use kornak_protocol::frame::Seen;
@@ -89,6 +90,7 @@ pub struct Session {
     unconfirmed: bool,
     /// Errors of ours since they were last counted.
     errors: Vec<Verdict>,
+    policy: FailoverSettings,
 }
 
 impl Session {
@@ -101,7 +103,13 @@ impl Session {
             told,
             unconfirmed: false,
             errors: Vec::new(),
+            policy: FailoverSettings::default(),
         }
+    }
+
+    /// What becomes of it when its server is lost.
+    pub fn set_policy(&mut self, policy: FailoverSettings) {
+        self.policy = policy;
     }
 
     /// Adds a reason not to move.
@@ -282,12 +290,45 @@ impl Session {
         true
     }
 
+    /// Whether the request in flight may run again elsewhere if its server is a standby: a single
+    /// batch, outside of a transaction block, of which nothing was answered.
+    #[inline]
+    pub fn is_single_batch(&self) -> bool {
+        self.pipeline.status() == TransactionStatus::Idle
+            && self.pipeline.ready_owed() <= 1
+            && !self.pipeline.answered()
+            && !self.pipeline.copy().is_active()
+    }
+
+    /// The standby is gone and nothing of what it was asked was answered to the client: if the
+    /// session may move, the batch is forgotten, to be forwarded again.
+    pub fn forget_read(&mut self) -> bool {
+        let movable = self.pinned().is_none() && !self.pipeline.is_terminated();
+        if !movable || !self.is_single_batch() {
+            return false;
+        }
+        self.pipeline = Pipeline::new(TransactionStatus::Idle);
+        self.journal.lost_server();
+        true
+    }
+
+    /// Whether the client was told that its server is a standby, and not that it was promoted since.
+    #[inline]
+    pub fn is_on_standby(&self) -> bool {
+        self.told.in_hot_standby() == Some(true)
+    }
+
     /// The server is gone. `half_told`: the client has received a part of a message that will never
-    /// be whole.
-    pub fn lose_server(&mut self, half_told: bool, out: &mut BytesMut) -> Aftermath {
+    /// be whole. `sudden`: nobody had announced it.
+    pub fn lose_server(&mut self, half_told: bool, sudden: bool, out: &mut BytesMut) -> Aftermath {
         use TransactionStatus::{Failed, Idle};
         let pipeline = std::mem::replace(&mut self.pipeline, Pipeline::new(Idle));
-        let pinned = if pipeline.is_lost() { Some(Pin::Lost) } else { self.journal.pinned() };
+        let all = sudden && self.policy.keep_sessions == KeepSessions::All;
+        let pinned = match (pipeline.is_lost(), all) {
+            (true, _) => Some(Pin::Lost),
+            (false, true) => self.journal.pinned_for_certain(),
+            (false, false) => self.journal.pinned(),
+        };
         self.journal.lost_server();
         self.unconfirmed = false;
         if half_told || pipeline.is_terminated() {
@@ -296,6 +337,15 @@ impl Session {
         if pinned.is_some() || pipeline.copy().is_active() {
             self.errors.push(Verdict::Ends(pinned));
             return Aftermath::Ends(Verdict::Ends(pinned));
+        }
+        if sudden && self.policy.keep_sessions == KeepSessions::None {
+            self.errors.push(Verdict::NotKept);
+            return Aftermath::Ends(Verdict::NotKept);
+        }
+        if pipeline.loss() == Loss::Unknown && self.policy.unknown_outcome == UnknownOutcome::Close
+        {
+            self.errors.push(Verdict::UnknownEnds);
+            return Aftermath::Ends(Verdict::UnknownEnds);
         }
         let in_flight = pipeline.in_flight();
         let answer = |first, others, status| Answer { first, others, status };

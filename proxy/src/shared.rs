@@ -19,6 +19,7 @@ use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::probe::Prober;
 use crate::registry::{Flags, Registry};
+use crate::route;
 use crate::standing::{Standing, Standings};
 use crate::tls::{ClientSide, ServerTls};
 use crate::verifiers::Verifiers;
@@ -169,10 +170,10 @@ impl Shared {
         let mut moved = false;
         self.topology.send_if_modified(|known| {
             let leaders = |t: &Topology| -> Vec<_> {
-                t.groups
-                    .iter()
-                    .map(|(id, g)| (*id, g.leader.as_ref().map(|l| l.0.clone())))
-                    .collect()
+                let parts = |(id, g): (&GroupId, &Arc<kornak_cluster::topology::Group>)| {
+                    (*id, g.leader.as_ref().map(|l| l.0.clone()), route::has_standby(t, *id))
+                };
+                t.groups.iter().map(parts).collect()
             };
             moved = leaders(known) != leaders(&topology);
             let changed = **known != *topology;
@@ -180,7 +181,8 @@ impl Shared {
             changed
         });
         if moved {
-            // A follower may lead now: its sessions belong elsewhere.
+            // A follower may lead now: its sessions belong elsewhere. Or there is a standby again for
+            // those whom a leader took in.
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
     }

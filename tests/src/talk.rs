@@ -67,6 +67,11 @@ impl Talker {
     }
 
     async fn log_in(login: &Login) -> Result<Self> {
+        Self::begin(login).await?.finish().await
+    }
+
+    /// The first half of a login: the server, or the proxy, waits for a proof of the password.
+    pub async fn begin(login: &Login) -> Result<HalfLogin> {
         let stream = TcpStream::connect(("127.0.0.1", login.port)).await.context("connect")?;
         stream.set_nodelay(true)?;
         let key = BackendKey { pid: 0, key: Bytes::new() };
@@ -79,27 +84,9 @@ impl Talker {
         startup::put_startup(ProtocolVersion::V3_0, params, &mut out)?;
         talker.send(&out).await?;
         let password = Credentials::Password(login.password.clone().into_bytes().into());
-        let mut auth =
-            ClientAuth::new(login.user.as_bytes(), password, rand::random(), Binding::None);
-        loop {
-            let frame = talker.next().await?.context("closed during the login")?;
-            match frame.tag {
-                b'R' => match auth.on(&Authentication::parse(&frame.body)?) {
-                    Step::Send(bytes) | Step::Done { send: bytes, .. } => {
-                        talker.send(&bytes).await?;
-                    }
-                    Step::Refuse(error) => return Err(error.into()),
-                },
-                b'S' => {
-                    let (name, value) = backend::parameter_status(&frame.body)?;
-                    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-                    talker.reported.push((text(name), text(value)));
-                }
-                b'K' => talker.key = BackendKey::parse(&frame.body)?,
-                b'Z' => return Ok(talker),
-                _ => bail!("login refused: {}", show(&frame)),
-            }
-        }
+        let auth = ClientAuth::new(login.user.as_bytes(), password, rand::random(), Binding::None);
+        let first = talker.next().await?.context("closed during the login")?;
+        Ok(HalfLogin { talker, auth, next: first })
     }
 
     /// Writes.
@@ -153,6 +140,18 @@ impl Talker {
         self.told(1).await
     }
 
+    /// Says Parse, Bind and Execute, and nothing behind it.
+    pub async fn execute(&mut self, name: &str, sql: Option<&str>) -> Result<()> {
+        let mut out = BytesMut::new();
+        put_execution(name, sql, &mut out);
+        self.send(&out).await
+    }
+
+    /// Whether nothing is answered for a moment.
+    pub async fn is_silent(&mut self) -> bool {
+        tokio::time::timeout(Duration::from_millis(50), self.next()).await.is_err()
+    }
+
     /// The single value of a query.
     pub async fn value(&mut self, sql: &str) -> Result<String> {
         let told = self.ask(sql).await?;
@@ -177,6 +176,50 @@ impl Talker {
     }
 }
 
+/// Appends Parse (if there is a text), Bind and Execute of a statement without parameters.
+pub fn put_execution(name: &str, sql: Option<&str>, out: &mut BytesMut) {
+    const FITS: &str = "a test's statement fits into a message";
+    let name = name.as_bytes();
+    if let Some(sql) = sql {
+        frontend::put_parse(name, sql.as_bytes(), &[], out).expect(FITS);
+    }
+    frontend::put_bind(b"", name, &[], out).expect(FITS);
+    frontend::put_execute(b"", 0, out).expect(FITS);
+}
+
+/// A login that has begun.
+pub struct HalfLogin {
+    talker: Talker,
+    auth: ClientAuth,
+    next: Frame,
+}
+
+impl HalfLogin {
+    /// The second half.
+    pub async fn finish(self) -> Result<Talker> {
+        let Self { mut talker, mut auth, next: mut frame } = self;
+        loop {
+            match frame.tag {
+                b'R' => match auth.on(&Authentication::parse(&frame.body)?) {
+                    Step::Send(bytes) | Step::Done { send: bytes, .. } => {
+                        talker.send(&bytes).await?;
+                    }
+                    Step::Refuse(error) => return Err(error.into()),
+                },
+                b'S' => {
+                    let (name, value) = backend::parameter_status(&frame.body)?;
+                    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+                    talker.reported.push((text(name), text(value)));
+                }
+                b'K' => talker.key = BackendKey::parse(&frame.body)?,
+                b'Z' => return Ok(talker),
+                _ => bail!("login refused: {}", show(&frame)),
+            }
+            frame = talker.next().await?.context("closed during the login")?;
+        }
+    }
+}
+
 /// A message in short: its tag, and what matters of it (SQLSTATE, status, command tag, values).
 pub fn show(frame: &Frame) -> String {
     let tag = char::from(frame.tag);
@@ -188,9 +231,12 @@ pub fn show(frame: &Frame) -> String {
         b'E' | b'N' => {
             let view = ErrorView::parse_prefix(&frame.body);
             let message = String::from_utf8_lossy(view.message.unwrap_or_default()).into_owned();
-            let fatal = if view.severity().ends_session() { " FATAL" } else { "" };
+            let hint = String::from_utf8_lossy(view.hint.unwrap_or_default());
             match frame.tag {
-                b'E' => format!("E {}{fatal}", view.sqlstate()),
+                b'E' if view.severity().ends_session() => {
+                    format!("E {} FATAL {hint}", view.sqlstate()).trim_end().to_owned()
+                }
+                b'E' => format!("E {}", view.sqlstate()),
                 _ => format!("N {message}"),
             }
         }

@@ -9,8 +9,9 @@ use serde_json::Value;
 use super::store::strip_scheme;
 use crate::address::{HostPort, Listen};
 use crate::proxy::{
-    AuthMethod, AuthSettings, Balance, ClientTls, LimitSettings, ListenerSettings, ProxySettings,
-    ProxyTls, ServerSideTls, Source, SslMode, StaticMember, Target,
+    AuthMethod, AuthSettings, Balance, ClientTls, FailoverSettings, KeepSessions, LimitSettings,
+    ListenerSettings, ProxySettings, ProxyTls, ServerSideTls, Source, SslMode, StaticMember,
+    Target, UnknownOutcome,
 };
 use crate::rules::{ClientCert, Method};
 use crate::section::Section;
@@ -45,6 +46,7 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
         "auth",
         "tls",
         "limits",
+        "failover",
         "threads",
         "static",
         "rest",
@@ -70,6 +72,7 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
         auth: auth(&section.section("auth"), base, &names, &tls.client),
         tls,
         limits: limits(&section.section("limits")),
+        failover: failover(&section.section("failover")),
         threads: section.count("threads", 1..=1024).and_then(|count| usize::try_from(count).ok()),
         log: super::log(root),
         scope: scope?,
@@ -191,6 +194,7 @@ fn listener(item: &Section<'_>) -> Option<ListenerSettings> {
         "fallback_to_primary",
         "max_lag",
         "proxy_protocol",
+        "retry_reads",
     ]);
     let listen = item.parsed("listen", "host:port", |text| Listen::parse(text, None));
     let listen = item.required("listen", "host:port", listen);
@@ -218,13 +222,14 @@ fn listener(item: &Section<'_>) -> Option<ListenerSettings> {
         ("random", Balance::Random),
     ];
     let defaults = ListenerSettings::new(&name?, listen?, target?);
+    let fallback = item.flag("fallback_to_primary").unwrap_or(defaults.fallback_to_primary);
+    let never_leads = defaults.target == Target::Standbys && !fallback;
     Some(ListenerSettings {
         balance: item.word("balance", &balances).unwrap_or(defaults.balance),
-        fallback_to_primary: item
-            .flag("fallback_to_primary")
-            .unwrap_or(defaults.fallback_to_primary),
+        fallback_to_primary: fallback,
         max_lag_bytes: item.bytes("max_lag"),
         proxy_protocol: item.flag("proxy_protocol").unwrap_or(defaults.proxy_protocol),
+        retry_reads: item.flag("retry_reads").unwrap_or(never_leads),
         ..defaults
     })
 }
@@ -348,6 +353,17 @@ fn both(section: &Section<'_>) -> Option<(PathBuf, PathBuf)> {
         section.problem("cert", "expected both cert and key, found one of them");
     }
     None
+}
+
+fn failover(section: &Section<'_>) -> FailoverSettings {
+    section.only(&["keep_sessions", "unknown_outcome"]);
+    let keep =
+        [("clean", KeepSessions::Clean), ("all", KeepSessions::All), ("none", KeepSessions::None)];
+    let outcome = [("error", UnknownOutcome::Error), ("close", UnknownOutcome::Close)];
+    FailoverSettings {
+        keep_sessions: section.word("keep_sessions", &keep).unwrap_or_default(),
+        unknown_outcome: section.word("unknown_outcome", &outcome).unwrap_or_default(),
+    }
 }
 
 fn limits(section: &Section<'_>) -> LimitSettings {

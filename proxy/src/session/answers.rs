@@ -22,6 +22,8 @@ pub enum Verdict {
     Retry,
     /// 08007: the outcome is unknown.
     Unknown,
+    /// 08007: the same, and the session ends.
+    UnknownEnds,
     /// 57P03: nothing was executed.
     NotDone,
     /// 57P03: no server within the hold time.
@@ -32,6 +34,8 @@ pub enum Verdict {
     Cancelled,
     /// 57P01: the session ends, for this reason.
     Ends(Option<Pin>),
+    /// 57P01: no session outlives a failover, by `keep_sessions: none`.
+    NotKept,
     /// 57P01: the proxy shuts down.
     Shutdown,
     /// 08P01: what came could not be followed.
@@ -43,11 +47,11 @@ impl Verdict {
     pub fn sqlstate(self) -> SqlState {
         match self {
             Self::Retry => SERIALIZATION_FAILURE,
-            Self::Unknown => TRANSACTION_RESOLUTION_UNKNOWN,
+            Self::Unknown | Self::UnknownEnds => TRANSACTION_RESOLUTION_UNKNOWN,
             Self::NotDone | Self::NoServer => CANNOT_CONNECT_NOW,
             Self::Dead => IN_FAILED_SQL_TRANSACTION,
             Self::Cancelled => QUERY_CANCELED,
-            Self::Ends(_) | Self::Shutdown => ADMIN_SHUTDOWN,
+            Self::Ends(_) | Self::NotKept | Self::Shutdown => ADMIN_SHUTDOWN,
             Self::Garbage => PROTOCOL_VIOLATION,
         }
     }
@@ -58,8 +62,13 @@ impl Verdict {
         match self {
             Self::Retry => ErrorFields::error(state, "transaction was rolled back by a failover")
                 .hint("Run the transaction again."),
-            Self::Unknown => {
-                ErrorFields::error(state, "connection to the server was lost, outcome unknown")
+            Self::Unknown | Self::UnknownEnds => {
+                let text = "connection to the server was lost, outcome unknown";
+                let error = match self {
+                    Self::Unknown => ErrorFields::error(state, text),
+                    _ => ErrorFields::fatal(state, text),
+                };
+                error
                     .detail("The statement was sent and may or may not have been committed.")
                     .hint("Look before running it again.")
             }
@@ -80,6 +89,8 @@ impl Verdict {
                     None => error,
                 }
             }
+            Self::NotKept => ErrorFields::fatal(state, "terminating connection due to failover")
+                .hint("The proxy is set to keep no sessions (keep_sessions: none)."),
             Self::Shutdown => {
                 ErrorFields::fatal(state, "terminating connection due to administrator command")
             }

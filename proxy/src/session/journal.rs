@@ -49,6 +49,8 @@ pub enum Pin {
     Load,
     /// Text that may take advisory locks, set parameters or open connections by a function.
     Opaque,
+    /// Advisory locks of the session, by the server's own list.
+    Advisory,
     /// More prepared statements or settings than are kept.
     TooMuch,
     /// The conversation could not be followed.
@@ -57,7 +59,7 @@ pub enum Pin {
 
 impl Pin {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Relay,
         Self::Replication,
         Self::Temporary,
@@ -67,6 +69,7 @@ impl Pin {
         Self::Setting,
         Self::Load,
         Self::Opaque,
+        Self::Advisory,
         Self::TooMuch,
         Self::Lost,
     ];
@@ -83,6 +86,7 @@ impl Pin {
             Self::Setting => "setting",
             Self::Load => "load",
             Self::Opaque => "opaque_function",
+            Self::Advisory => "advisory_lock",
             Self::TooMuch => "too_much_state",
             Self::Lost => "not_followed",
         }
@@ -100,6 +104,7 @@ impl Pin {
             Self::Setting => "The session held a setting that could not be followed.",
             Self::Load => "The session had loaded a library.",
             Self::Opaque => "The session may have held advisory locks or other state of functions.",
+            Self::Advisory => "The session held advisory locks.",
             Self::TooMuch => "The session held more state than is kept.",
             Self::Lost => "The session could not be followed.",
         }
@@ -118,6 +123,10 @@ impl Pins {
 
     fn remove(&mut self, pin: Pin) {
         self.0 &= !(1 << pin as u16);
+    }
+
+    fn without(self, pin: Pin) -> Self {
+        Self(self.0 & !(1 << pin as u16))
     }
 
     /// The first reason, if there is any.
@@ -199,6 +208,11 @@ impl Journal {
     /// Why the session cannot be moved.
     pub fn pinned(&self) -> Option<Pin> {
         self.pins.first()
+    }
+
+    /// The same, leaving out what only might be held.
+    pub fn pinned_for_certain(&self) -> Option<Pin> {
+        self.pins.without(Pin::Opaque).first()
     }
 
     /// A simple query is forwarded; `is_whole` tells whether its text is.

@@ -109,7 +109,7 @@ impl Play {
 
     fn lose(&mut self) -> (Aftermath, Vec<String>) {
         let mut out = BytesMut::new();
-        let aftermath = self.0.lose_server(false, &mut out);
+        let aftermath = self.0.lose_server(false, true, &mut out);
         (aftermath, told(&mut out))
     }
 
@@ -375,7 +375,7 @@ fn a_copy_cannot_be_continued() {
 fn a_message_that_was_half_passed_on_breaks_the_session() {
     let mut play = Play::new();
     play.query("SELECT 1");
-    assert_eq!(play.0.lose_server(true, &mut BytesMut::new()), Aftermath::Breaks);
+    assert_eq!(play.0.lose_server(true, true, &mut BytesMut::new()), Aftermath::Breaks);
 }
 
 #[test]
@@ -437,6 +437,46 @@ fn the_warning_of_a_server_that_dies_is_kept_from_the_client() {
         out.extend_from_slice(body);
     });
     assert_eq!(heard, [Heard::Swallow]);
+}
+
+#[test]
+fn what_a_failover_does_to_sessions_is_a_matter_of_settings() {
+    let with = |change: fn(&mut FailoverSettings)| {
+        let mut policy = FailoverSettings::default();
+        change(&mut policy);
+        let mut play = Play::new();
+        play.0.set_policy(policy);
+        play
+    };
+    let mut none = with(|it| it.keep_sessions = KeepSessions::None);
+    assert_eq!(none.lose(), (Aftermath::Ends(Verdict::NotKept), Vec::new()));
+    let planned = none.0.lose_server(false, false, &mut BytesMut::new());
+    assert_eq!(planned, Aftermath::Lives, "a planned one moves it all the same");
+
+    let lock = |play: &mut Play| play.done("SELECT pg_advisory_lock(1)", "SELECT 1", Idle).lose();
+    let opaque = Aftermath::Ends(Verdict::Ends(Some(Pin::Opaque)));
+    assert_eq!(lock(&mut with(|_| ())), (opaque, Vec::new()));
+    let mut all = with(|it| it.keep_sessions = KeepSessions::All);
+    assert_eq!(lock(&mut all), (Aftermath::Lives, Vec::new()));
+    all.done("CREATE TEMP TABLE x (a int)", "CREATE TABLE", Idle);
+    let temporary = Aftermath::Ends(Verdict::Ends(Some(Pin::Temporary)));
+    assert_eq!(all.lose(), (temporary, Vec::new()), "what it holds for certain ends it");
+
+    let mut close = with(|it| it.unknown_outcome = UnknownOutcome::Close);
+    let ends = Aftermath::Ends(Verdict::UnknownEnds);
+    assert_eq!(close.query("INSERT INTO t VALUES (1)").lose(), (ends, Vec::new()));
+    assert_eq!(Verdict::UnknownEnds.sqlstate().as_str(), "08007");
+}
+
+#[test]
+fn a_read_on_a_standby_runs_again_if_it_is_a_batch_of_its_own() {
+    let again = |play: &mut Play| play.0.forget_read();
+    assert!(again(Play::new().query("SELECT 1")));
+    assert!(again(Play::new().execute("", Some("SELECT 1")).sync()));
+    assert!(!again(Play::new().query("SELECT 1").query("SELECT 2")), "two batches");
+    assert!(!again(Play::new().done("BEGIN", "BEGIN", InBlock).query("SELECT 1")), "a block");
+    assert!(!again(Play::new().query("SELECT 1").complete("SELECT 1")), "an answer was passed on");
+    assert!(!again(Play::new().done("LISTEN x", "LISTEN", Idle).query("SELECT 1")), "pinned");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at what it did not expect")]
 
+pub mod agents;
+
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -77,7 +79,7 @@ pub fn free_port() -> u16 {
 pub struct Server {
     pub name: String,
     pub port: u16,
-    data: PathBuf,
+    pub data: PathBuf,
 }
 
 impl Server {
