@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kornak_protocol::startup::{ProtocolVersion, put_startup};
 use kornak_tests::run::certificates::{Pair, Workshop};
-use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD};
+use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, connect};
 use kornak_tests::run::proxy::Proxy;
 use kornak_tests::run::psql::{Said, psql};
 use kornak_tests::run::scratch::Scratch;
+use kornak_tests::run::wait::until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::Client;
@@ -56,7 +57,7 @@ const RULES: &str = r#"
 struct Front {
     scratch: Scratch,
     shop: Workshop,
-    _server: Postgres,
+    server: Postgres,
     admin: Client,
     proxy: Proxy,
     /// As `proxy`, with a query of the operator's own that names no schema.
@@ -98,7 +99,7 @@ impl Front {
         let proxy = Proxy::start(&scratch, "proxy", &head, &lines(&shop, RULES)).await?;
         let query = "\n  query: SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1";
         let other = Proxy::start(&scratch, "other", &head, &lines(&shop, query)).await?;
-        let front = Self { scratch, shop, _server: server, admin, proxy, other };
+        let front = Self { scratch, shop, server, admin, proxy, other };
         for proxy in [&front.proxy, &front.other] {
             let port = proxy.primary();
             let app = format!(
@@ -131,6 +132,11 @@ impl Front {
         Ok(())
     }
 
+    /// Past the proxy.
+    fn direct(server: &Postgres) -> String {
+        format!("host=127.0.0.1 port={} password='…' dbname=postgres", server.port())
+    }
+
     async fn sql(&self, sql: &str) -> Result<()> {
         Ok(self.admin.batch_execute(sql).await?)
     }
@@ -143,6 +149,8 @@ async fn clients_prove_who_they_are_as_the_rules_say() -> Result<()> {
     passwords_end_when_they_are_said_to_end(&front).await?;
     md5_is_taken_where_a_rule_says_so(&front).await?;
     rules_refuse_in_the_words_of_postgresql(&front).await?;
+    changed_rules_count_after_a_signal(&mut front).await?;
+    the_documented_function_answers_as_the_default_query_does(&front).await?;
     a_certificate_leads_to_its_role(&front).await?;
     the_server_decides_about_relayed_logins(&front).await?;
     what_a_client_sets_does_not_reach_the_query_for_passwords(&front).await?;
@@ -198,6 +206,52 @@ async fn rules_refuse_in_the_words_of_postgresql(front: &Front) -> Result<()> {
     let expected = "no rule of the proxy for host \"127.0.0.1\", user \"app\", \
                     database \"template1\", SSL encryption";
     assert!(told.expect_err("no rule fits").contains(expected), "{told:?}");
+    Ok(())
+}
+
+async fn changed_rules_count_after_a_signal(front: &mut Front) -> Result<()> {
+    let text = fs::read_to_string(front.proxy.file())?;
+    let changed = text.replace("{user: banned, method: reject}", "{user: banned, method: scram}");
+    assert_ne!(text, changed);
+    fs::write(front.proxy.file(), &changed)?;
+    front.proxy.process().signal(rustix::process::Signal::HUP)?;
+    until(SOON, "the changed rule", || async {
+        let said = front.login("banned", "first-password").await;
+        let said = said.map_err(|error| error.to_string())?;
+        if said.ok { Ok(()) } else { Err(said.error) }
+    })
+    .await;
+    // A wrong file changes nothing.
+    fs::write(front.proxy.file(), changed.replace("method: scram", "method: guess"))?;
+    front.proxy.process().signal(rustix::process::Signal::HUP)?;
+    let process = front.proxy.process();
+    until(SOON, "the log says so", || async {
+        let log = process.tail(50);
+        if log.contains("the old one stays in force") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    front.login("banned", "first-password").await?.expect("as before");
+    Ok(fs::write(front.proxy.file(), &changed)?)
+}
+
+/// The page's own SQL is run.
+async fn the_documented_function_answers_as_the_default_query_does(front: &Front) -> Result<()> {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/proxy-auth.md");
+    let page = fs::read_to_string(page)?;
+    let sql = page.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next());
+    front.sql(sql.context("no SQL on the page")?).await?;
+    let client = connect(&format!("{} user=kornak", Front::direct(&front.server))).await?;
+    let ask = "SELECT role, password, seconds FROM kornak.password_of($1)";
+    let ours = kornak_config::proxy::DEFAULT_AUTH_QUERY;
+    for role in ["app", "old", "expired", "idle", "nobody", "joe"] {
+        let found = client.query(ask, &[&role]).await.with_context(|| role.to_owned())?;
+        let expected = front.admin.query(ours, &[&role]).await?;
+        assert_eq!(found.len(), expected.len(), "{role}");
+        for (found, expected) in found.iter().zip(&expected) {
+            let stored = |row: &tokio_postgres::Row| row.get::<_, Option<String>>(1);
+            assert_eq!(stored(found), stored(expected), "{role}");
+        }
+    }
     Ok(())
 }
 

@@ -330,6 +330,7 @@ async fn libpq_finds_the_proxy_as_it_finds_a_server_with_tls() -> Result<()> {
     the_channel_can_be_bound(&front).await?;
     direct_tls_is_taken_from_those_who_name_the_protocol(&front).await?;
     a_broken_file_changes_nothing_and_a_signal_brings_changed_settings(&mut front).await?;
+    a_revoked_certificate_is_refused(&mut front).await?;
     front.scratch.passed();
     Ok(())
 }
@@ -425,5 +426,28 @@ async fn a_broken_file_changes_nothing_and_a_signal_brings_changed_settings(
     })
     .await;
     assert!(front.is_encrypted("sslmode=allow").await?, "refused in the clear, so under TLS");
+    Ok(())
+}
+
+async fn a_revoked_certificate_is_refused(front: &mut Front) -> Result<()> {
+    let lines = "extendedKeyUsage=clientAuth\n";
+    let good = front.shop.extended("good", "any", "people.example", lines)?;
+    let lost = front.shop.extended("lost", "any", "people.example", lines)?;
+    let crl = front.shop.revoked("people.example", &["lost"])?;
+    let with = |pair: &Pair| {
+        format!("sslmode=require sslcert={} sslkey={}", pair.cert.display(), pair.key.display())
+    };
+    front.psql("localhost", &with(&lost), "SELECT 1").await?.expect("nobody has been told yet");
+    let text = fs::read_to_string(front.proxy.file())?;
+    let text = text.replace("client: {", &format!("client: {{crl: {}, ", crl.display()));
+    fs::write(front.proxy.file(), text)?;
+    front.proxy.process().signal(rustix::process::Signal::HUP)?;
+    until(SOON, "the revoked one is refused", || async {
+        let said = front.psql("localhost", &with(&lost), "SELECT 1").await;
+        let said = said.map_err(|error| error.to_string())?;
+        if said.error.contains("alert") { Ok(()) } else { Err(format!("{said:?}")) }
+    })
+    .await;
+    front.psql("localhost", &with(&good), "SELECT 1").await?.expect("not on the list");
     Ok(())
 }

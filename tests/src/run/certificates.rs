@@ -102,6 +102,23 @@ impl Workshop {
         self.pair(name)
     }
 
+    /// A list of what the authority has revoked: these certificates.
+    pub fn revoked(&self, authority: &str, revoked: &[&str]) -> Result<PathBuf> {
+        fs::write(self.path("revoked.index"), "")?;
+        fs::write(self.path("revoked.number"), "01\n")?;
+        fs::write(
+            self.path("revoked.cnf"),
+            "[ca]\ndefault_ca = it\n[it]\ndatabase = revoked.index\ncrlnumber = revoked.number\n\
+             default_md = sha256\ncrl_extensions = ext\n[ext]\nauthorityKeyIdentifier = keyid\n",
+        )?;
+        let signed = format!("-config revoked.cnf -cert {authority}.crt -keyfile {authority}.key");
+        for name in revoked {
+            self.openssl(&format!("ca {signed} -revoke {name}.crt"))?;
+        }
+        self.openssl(&format!("ca {signed} -gencrl -crldays 30 -out {authority}.crl"))?;
+        Ok(self.path(&format!("{authority}.crl")))
+    }
+
     fn request(&self, name: &str, common_name: &str) -> Result<()> {
         self.openssl(&format!(
             "req -new -nodes -text -out {name}.csr -keyout {name}.key -subj /CN={common_name}"
