@@ -229,6 +229,12 @@ impl Driver {
     }
 
     fn show(&self, decision: &Decision, snapshot: &Snapshot) {
+        // What the instance before has shown holds until this one has proven the lease again; if it
+        // cannot, what is shown ends with the lease by itself.
+        let taking_up_again = self.ctx.renewed && decision.why == Why::LeaseBeingProven;
+        if taking_up_again && self.views.borrow().leads {
+            return;
+        }
         let view = crate::account::view(&crate::account::Shown {
             ctx: &self.ctx,
             snapshot,
