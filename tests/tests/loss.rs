@@ -242,7 +242,7 @@ async fn each_client_is_told_what_is_true_when_the_primary_dies() -> Result<()> 
     prepare(&a).await;
     let agents = Agents::new(&a, &b).await;
     let main = proxy(&agents, |_| ()).await;
-    let short = proxy(&agents, |it| it.limits.hold_timeout = Duration::from_millis(300)).await;
+    let short = proxy(&agents, |it| it.limits.hold_timeout = Duration::from_secs(3)).await;
     let none = proxy(&agents, |it| it.failover.keep_sessions = KeepSessions::None).await;
     let close = proxy(&agents, |it| {
         it.failover.unknown_outcome = UnknownOutcome::Close;
