@@ -22,6 +22,7 @@ use crate::metrics::Counters;
 use crate::observe::Observation;
 use crate::peers::Peers;
 use crate::postgres::{CallbackAction, Callbacks, Postgres};
+use crate::watchdog::Watchdog;
 
 /// A script that hangs must not keep a server from being stopped for ever.
 const BEFORE_STOP_LIMIT: Duration = Duration::from_secs(60);
@@ -54,6 +55,8 @@ pub struct Context {
     pub counters: Arc<Counters>,
     /// A restart that the REST API carries out at its time.
     pub restart_plan: RestartPlan,
+    /// Resets the host if nobody proves the lease any more.
+    pub watchdog: Watchdog,
     /// Logical slots that this standby has to copy from the leader, for which it is restarted.
     pub slots_to_copy: parking_lot::Mutex<Vec<String>>,
     /// What was last said of a slot.

@@ -169,6 +169,7 @@ impl Driver {
             race: self.race.clone(),
             promise_until: self.ctx.promises.until(),
             race_not_before: self.race_not_before,
+            lacks_watchdog: !self.ctx.watchdog.is_able(),
             clones_alone: self.ctx.settings.postgresql.clones_alone(),
             stop_budget: self.ctx.settings.kornak.guard.stop_budget,
         }

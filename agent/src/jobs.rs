@@ -70,6 +70,10 @@ pub enum JobError {
     Store(#[from] kornak_dcs::DcsError),
     #[error("the synchronous standbys in the store have changed meanwhile")]
     SyncChanged,
+    #[error("the watchdog that is required could not be switched on")]
+    NoWatchdog,
+    #[error("{member} took timeline {timeline} another way than this server")]
+    AnotherWay { member: String, timeline: kornak_cluster::Timeline },
     #[error("{member} is not known in the store")]
     NoMember { member: String },
     #[error("the guard")]
@@ -152,6 +156,10 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
         }
     }
     let config = ctx.cluster().config.unwrap_or_default();
+    if !config.pause && !ctx.watchdog.activate(config.ttl) {
+        give_up(&ctx, planned).await?;
+        return Err(JobError::NoWatchdog);
+    }
     if ctx.keeper.is_unfenced() {
         // It has led a standby cluster, where there was nothing to guard.
         ctx.keeper.fence().await?;

@@ -32,6 +32,7 @@ pub mod publish;
 pub mod rounds;
 pub mod slots;
 pub mod tls;
+pub mod watchdog;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -363,6 +364,7 @@ impl Instance {
             counters,
             restart_plan,
             checkpoint_pending: false.into(),
+            watchdog: watchdog::Watchdog::new(settings.watchdog.clone()),
             slots_to_copy: parking_lot::Mutex::default(),
             slot_complaint: parking_lot::Mutex::default(),
             pending_restart: parking_lot::Mutex::new(None),
@@ -416,6 +418,7 @@ impl Instance {
             )
             .instrument(span.clone()),
         );
+        tasks.spawn(watchdog::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
         tasks.spawn(leading::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
         tasks.spawn(rounds::run(Arc::clone(ctx), over.clone()).instrument(span));
         let driver = Driver::new(Arc::clone(ctx), views, account_in);

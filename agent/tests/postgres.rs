@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use kornak_agent::guard::Fencing;
 use kornak_agent::postgres::{
-    CloneError, ControlState, DataDirState, RewindNeed, SqlError, StartAs, StartError, StopMode,
-    ToolError, Unfinished, Upstream, slot_name_of,
+    CloneError, ControlState, DataDirState, RewindError, RewindNeed, SqlError, StartAs, StartError,
+    StopMode, ToolError, Unfinished, Upstream, slot_name_of,
 };
 use kornak_cluster::{ClusterConfig, Lsn, Timeline};
 use kornak_config::agent::CustomBootstrap;
@@ -259,6 +259,50 @@ async fn what_was_not_made_here_is_not_touched() {
     c.postgres.clone_from(Some(&a.upstream()), false).await.unwrap();
     // By name it is replaced.
     c.postgres.clone_from(Some(&a.upstream()), true).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_took_the_same_timeline_are_told_apart() {
+    let mut field = Field::new();
+    let (a, b, c) = (field.node("a"), field.node("b"), field.node("c"));
+    a.bootstrap().await;
+    for node in [&b, &c] {
+        node.postgres.clone_from(Some(&a.upstream()), false).await.unwrap();
+        node.postgres.start(&StartAs::Standby(Some(a.upstream()))).await.unwrap();
+        node.postgres.wait_ready(LIMIT).await.unwrap();
+    }
+    // Both have all of it and are promoted at the same position, not knowing of each other.
+    a.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
+    let end = a.postgres.controldata().await.unwrap().shutdown_end().unwrap();
+    for node in [&b, &c] {
+        until("it has everything", async || {
+            node.postgres.status().await.is_ok_and(|status| status.position() >= end)
+        })
+        .await;
+    }
+    for node in [&b, &c] {
+        let promoted = node.postgres.promote(Fencing::Unfenced, LIMIT).await.unwrap();
+        assert_eq!(promoted.timeline, Timeline(2));
+        node.execute("CHECKPOINT").await;
+    }
+    c.execute("CREATE TABLE public.c (i int)").await;
+    let position = c.postgres.leader_position(&c.upstream()).await.unwrap();
+    let two = position.timeline;
+    assert!(b.postgres.took_another_way(&c.upstream(), &position, two).await.unwrap());
+    assert!(!c.postgres.took_another_way(&c.upstream(), &position, two).await.unwrap());
+    b.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
+    assert_eq!(b.postgres.rewind_needed(&c.upstream()).await.unwrap(), RewindNeed::Diverged);
+    // pg_rewind would see equal numbers and do nothing; a new copy it has to be.
+    let refused = b.postgres.rewind(&c.upstream()).await;
+    assert!(matches!(refused, Err(RewindError::SameNumber(_))), "{refused:?}");
+    b.postgres.clone_from(Some(&c.upstream()), true).await.unwrap();
+    b.postgres.start(&StartAs::Standby(Some(c.upstream()))).await.unwrap();
+    b.postgres.wait_ready(LIMIT).await.unwrap();
+    until("it streams", async || {
+        b.postgres.status().await.is_ok_and(|status| status.is_streaming())
+    })
+    .await;
+    assert_eq!(b.postgres.rewind_needed(&c.upstream()).await.unwrap(), RewindNeed::No);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -312,6 +312,16 @@ pub enum WatchdogMode {
     Required,
 }
 
+/// `watchdog.driver`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WatchdogDriver {
+    /// A device of the kernel's.
+    #[default]
+    Kernel,
+    /// A file or pipe that is told the timeout in words.
+    Testing,
+}
+
 /// `watchdog`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchdogSettings {
@@ -320,6 +330,7 @@ pub struct WatchdogSettings {
     pub device: PathBuf,
     /// Default 5 s; `None` (written -1) means half of the lease.
     pub safety_margin: Option<Duration>,
+    pub driver: WatchdogDriver,
 }
 
 /// `kornak`: what Patroni has no word for. Patroni ignores the section.

@@ -39,6 +39,11 @@ impl Driver {
             match handle.await {
                 Ok(Errand::Race(race)) => self.race = Some(race),
                 Ok(Errand::Claimed(result)) => self.claimed(result),
+                Ok(Errand::Done(_, Err(JobError::AnotherWay { member, timeline }))) => {
+                    warn!(node = %member, %timeline, "the leader took this timeline another way");
+                    let ctx = Arc::clone(&self.ctx);
+                    self.begin(Job::Rejoin, crate::jobs::rejoin(ctx, Some(member)));
+                }
                 Ok(Errand::Done(what, Err(error))) => {
                     warn!(what, error = &error as &dyn std::error::Error, "step failed");
                 }

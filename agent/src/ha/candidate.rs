@@ -58,6 +58,8 @@ pub fn judge(s: &Snapshot, standing: Standing) -> Verdict {
 fn barred(s: &Snapshot) -> Option<Why> {
     if s.tags.nofailover() {
         Some(Why::NoFailoverTag)
+    } else if s.lacks_watchdog {
+        Some(Why::NoWatchdog)
     } else if s.race_not_before.is_some_and(|moment| s.now < moment) {
         Some(Why::LostRecently)
     } else if s.cluster.unfenced.as_ref().is_some_and(|unfenced| unfenced.member != s.me)

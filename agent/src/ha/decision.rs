@@ -97,6 +97,7 @@ pub enum Why {
     MostAdvanced,
     NamedCandidate,
     NoFailoverTag,
+    NoWatchdog,
     PromisedFailsafe,
     NotInFailsafeList,
     LostRecently,
@@ -151,6 +152,7 @@ impl Why {
             Self::MostAdvanced => "no other member has more",
             Self::NamedCandidate => "named as the candidate",
             Self::NoFailoverTag => "tagged nofailover",
+            Self::NoWatchdog => "the watchdog that is required is not there",
             Self::PromisedFailsafe => "a leader without the store was promised to stay",
             Self::NotInFailsafeList => {
                 "not a member of the list that a leader without the store asks"

@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub race_not_before: Option<Moment>,
     /// A copy can be made here without a running member (`no_leader`).
     pub clones_alone: bool,
+    /// A watchdog is required and there is none: this node must not lead.
+    pub lacks_watchdog: bool,
     /// Time the agent itself needs to stop a server; it acts so long before the guard does.
     pub stop_budget: Duration,
 }

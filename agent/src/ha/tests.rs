@@ -164,6 +164,7 @@ fn standby() -> Snapshot {
         race: None,
         promise_until: None,
         race_not_before: None,
+        lacks_watchdog: false,
         clones_alone: false,
         stop_budget: seconds(1),
     }

@@ -125,6 +125,9 @@ async fn rejoin_without_leader(ctx: &Context, cluster: &ClusterState) -> Result<
 async fn running_has_diverged(ctx: &Context, upstream: &Upstream) -> Result<bool, JobError> {
     let leader = ctx.postgres.leader_position(upstream).await?;
     let own = ctx.postgres.status().await?;
+    if ctx.postgres.took_another_way(upstream, &leader, own.timeline).await? {
+        return Ok(true);
+    }
     let local = LocalEnd { timeline: own.timeline, lsn: own.position() };
     Ok(rewind_need(local, &leader) == RewindNeed::Diverged)
 }
@@ -168,12 +171,30 @@ async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Res
 /// Replicates from there from now on.
 pub async fn follow(ctx: Arc<Context>, from: Source) -> Result<(), JobError> {
     let upstream = upstream_of(&ctx, &ctx.cluster(), Some(&from))?;
+    if let (Source::Member(member), Some(server)) = (&from, &upstream) {
+        refuse_another_way(&ctx, member, server).await?;
+    }
     match &from {
         Source::Member(node) => info!(node = %node, "following"),
         Source::Remote => info!("following the primary of another cluster"),
         Source::Archive => info!("following the archive alone"),
     }
     ctx.postgres.follow(upstream.as_ref()).await?;
+    Ok(())
+}
+
+/// PostgreSQL would stream from a server that took the same timeline another way, and mix the two. A
+/// server that cannot be asked yet is followed; the comparison comes when no stream does.
+async fn refuse_another_way(
+    ctx: &Context,
+    member: &str,
+    server: &Upstream,
+) -> Result<(), JobError> {
+    let Ok(position) = ctx.postgres.leader_position(server).await else { return Ok(()) };
+    let own = ctx.postgres.status().await?.timeline;
+    if ctx.postgres.took_another_way(server, &position, own).await.unwrap_or(false) {
+        return Err(JobError::AnotherWay { member: member.to_owned(), timeline: own });
+    }
     Ok(())
 }
 

@@ -40,6 +40,12 @@ pub enum RewindError {
     /// The history does not fit what it should tell.
     #[error("the history of timeline {0} is not understood")]
     History(Timeline),
+    /// pg_rewind tells timelines by their number.
+    #[error(
+        "rewind: this server and the leader both took timeline {0}, each on a way of its own: only a \
+         new copy helps"
+    )]
+    SameNumber(Timeline),
     #[error("recover the server from its crash before the rewind")]
     Recover(#[source] ToolError),
     /// The data directory may be half changed: only another rewind or a new copy helps.
@@ -134,7 +140,75 @@ pub fn rewind_need(local: LocalEnd, leader: &LeaderPosition) -> RewindNeed {
     }
 }
 
+/// How the way of a server on `timeline` compares with the leader's, up to the point where that
+/// timeline began: two promotions that did not know of each other take the same number.
+fn same_way(timeline: Timeline, parents: &[HistoryLine], leader: &LeaderPosition) -> bool {
+    let theirs = leader.history.iter().filter(|line| line.timeline < timeline);
+    let is_on_it =
+        timeline == leader.timeline || leader.history.iter().any(|line| line.timeline == timeline);
+    !is_on_it || theirs.eq(parents.iter())
+}
+
+/// What is compared where a timeline begins: its first record has the time of the promotion in it.
+const FORK_BYTES: usize = 256;
+
+/// Name of the file that holds a position, and the offset in it.
+fn wal_file(timeline: Timeline, lsn: Lsn, segment_bytes: u64) -> Option<(String, u64)> {
+    let segment = lsn.0.checked_div(segment_bytes)?;
+    let per_log = 0x1_0000_0000_u64.checked_div(segment_bytes)?;
+    let (high, low) = (segment.checked_div(per_log)?, segment.checked_rem(per_log)?);
+    let offset = lsn.0.checked_rem(segment_bytes)?;
+    Some((format!("{:08X}{high:08X}{low:08X}", timeline.0), offset))
+}
+
 impl Postgres {
+    /// Whether this server went another way than the leader under the same numbers of timelines. False
+    /// as well if it cannot be told, for what it takes may have been removed.
+    pub async fn took_another_way(
+        &self,
+        leader: &Upstream,
+        position: &LeaderPosition,
+        timeline: Timeline,
+    ) -> Result<bool, RewindError> {
+        let name = format!("{:08X}.history", timeline.0);
+        let text = fs::read_to_string(self.data_dir().join("pg_wal").join(name)).ok();
+        let Some(parents) = text.as_deref().and_then(parse_history) else { return Ok(false) };
+        if !same_way(timeline, &parents, position) {
+            return Ok(true);
+        }
+        let Some(fork) = parents.last() else { return Ok(false) };
+        let segment_bytes = self.controldata().await?.wal_segment_bytes;
+        let Some((file, offset)) = wal_file(timeline, fork.end, segment_bytes) else {
+            return Ok(false);
+        };
+        let ours = fs::read(self.data_dir().join("pg_wal").join(&file)).ok();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let ours = ours.as_deref().and_then(|bytes| bytes.get(from..from + FORK_BYTES));
+        let theirs = self.leaders_bytes(leader, &file, offset).await?;
+        Ok(matches!((ours, theirs.as_deref()), (Some(a), Some(b)) if a != b))
+    }
+
+    /// A piece of the leader's log; `None` if it has it no more.
+    async fn leaders_bytes(
+        &self,
+        leader: &Upstream,
+        file: &str,
+        offset: u64,
+    ) -> Result<Option<Vec<u8>>, RewindError> {
+        let (settings, port) = (self.settings(), leader.port);
+        let role = settings.rewind();
+        let login = sql::remote_config(&leader.host, port, &settings.database, role, "rewind");
+        let client = sql::connect(&login).await.map_err(RewindError::Leader)?;
+        let statement = format!(
+            "SELECT encode(pg_read_binary_file('pg_wal/{file}', {offset}, {FORK_BYTES}, true), 'hex')"
+        );
+        let rows = ask(&client, "show a piece of its log", &statement).await;
+        let rows = rows.map_err(RewindError::Leader)?;
+        let text = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+        let bytes = text.as_deref().and_then(super::slots::from_hex);
+        Ok(bytes.filter(|bytes| bytes.len() == FORK_BYTES))
+    }
+
     /// Where the log of the server ends, which must not run. `None`: it has crashed as a primary;
     /// [`Postgres::recover_from_crash`] first.
     pub async fn local_end(&self) -> Result<Option<LocalEnd>, ControlDataError> {
@@ -230,6 +304,11 @@ impl Postgres {
         }
         let control = self.controldata().await?;
         let position = self.leader_position(leader).await?;
+        let own = LocalEnd::of(&control).map_or(control.timeline, |local| local.timeline);
+        if self.took_another_way(leader, &position, own).await? {
+            tracing::warn!(timeline = %own, "two servers took the same timeline, each its own way");
+            return Ok(RewindNeed::Diverged);
+        }
         let need = match LocalEnd::of(&control) {
             Some(local) => rewind_need(local, &position),
             // It has crashed as a primary and may have written beyond the fork.
@@ -263,6 +342,10 @@ impl Postgres {
         if !control.state.is_clean() {
             self.recover_claimed(&claim).await?;
             control = self.controldata().await?;
+        }
+        let own = LocalEnd::of(&control).map_or(control.timeline, |local| local.timeline);
+        if self.took_another_way(leader, &position, own).await? {
+            return Err(RewindError::SameNumber(own));
         }
         info!(timeline = %control.timeline, leader = %position.timeline, "rewinding");
         let passfile = self.inner.write_passfile()?;
@@ -325,6 +408,32 @@ mod tests {
         assert_eq!(history[1], HistoryLine { timeline: Timeline(2), end: Lsn(0x0500_0148) });
         assert_eq!(parse_history("1\tx\ty"), None);
         assert_eq!(parse_history(""), Some(vec![]));
+    }
+
+    #[test]
+    fn equal_numbers_of_timelines_are_not_trusted() {
+        let way = |timeline: u32, ends: &[(u32, u64)]| {
+            let parents: Vec<HistoryLine> = ends
+                .iter()
+                .map(|(timeline, end)| HistoryLine {
+                    timeline: Timeline(*timeline),
+                    end: Lsn(*end),
+                })
+                .collect();
+            same_way(Timeline(timeline), &parents, &leader())
+        };
+        assert!(way(3, &[(1, 0x0300_0000), (2, 0x0500_0148)]));
+        assert!(!way(3, &[(1, 0x0300_0000), (2, 0x0500_0140)]), "it left timeline 2 elsewhere");
+        assert!(!way(3, &[(1, 0x0300_0000)]));
+        assert!(way(2, &[(1, 0x0300_0000)]));
+        assert!(!way(2, &[(1, 0x0400_0000)]));
+        assert!(way(7, &[(1, 0x0300_0000)]), "the leader never was there: that is told elsewhere");
+    }
+
+    #[test]
+    fn a_position_is_found_in_its_file() {
+        let file = wal_file(Timeline(2), Lsn(0x1_0500_0148), 16 << 20);
+        assert_eq!(file, Some(("000000020000000100000005".to_owned(), 0x148)));
     }
 
     #[test]

@@ -174,7 +174,7 @@ impl Postgres {
     }
 }
 
-fn from_hex(text: &str) -> Option<Vec<u8>> {
+pub(super) fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> =
         text.chars().map(|c| u8::try_from(c.to_digit(16)?).ok()).collect();
     let pairs = digits?;

@@ -12,7 +12,7 @@ use crate::address::{HostPort, Listen};
 use crate::agent::{
     AgentSettings, BasicAuth, BootstrapMethod, BootstrapSettings, CtlSettings, CustomBootstrap,
     GuardSettings, HandoverSettings, KornakSettings, RestSettings, ServerTls, ServerTokens,
-    VerifyClient, WatchdogMode, WatchdogSettings,
+    VerifyClient, WatchdogDriver, WatchdogMode, WatchdogSettings,
 };
 use crate::section::{Section, scalar_text};
 
@@ -268,10 +268,8 @@ fn initial_config(section: &Section<'_>) -> Map<String, Value> {
 }
 
 fn watchdog(section: &Section<'_>) -> WatchdogSettings {
-    section.tolerate(
-        &["mode", "device", "safety_margin"],
-        &[("driver", "there is one driver, for /dev/watchdog")],
-    );
+    section.tolerate(&["mode", "device", "safety_margin", "driver"], &[]);
+    let drivers = [("default", WatchdogDriver::Kernel), ("testing", WatchdogDriver::Testing)];
     let modes = [
         ("off", WatchdogMode::Off),
         ("automatic", WatchdogMode::Automatic),
@@ -283,6 +281,7 @@ fn watchdog(section: &Section<'_>) -> WatchdogSettings {
     WatchdogSettings {
         mode: section.word("mode", &modes).unwrap_or_default(),
         device: section.path("device").unwrap_or_else(|| PathBuf::from("/dev/watchdog")),
+        driver: section.word("driver", &drivers).unwrap_or_default(),
         safety_margin: (!half).then(|| section.duration("safety_margin").unwrap_or(default)),
     }
 }

@@ -18,7 +18,7 @@ use super::rest::Rest;
 use super::scratch::{Scratch, kill_below, processes_below};
 
 /// What differs between clusters.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct AgentSpec {
     pub scope: String,
     pub name: String,
@@ -29,6 +29,12 @@ pub struct AgentSpec {
     pub failsafe: bool,
     /// Lines of `tags:`, such as `nofailover: true`.
     pub tags: Vec<String>,
+    /// Lines of `bootstrap.dcs:`.
+    pub dcs: Vec<String>,
+    /// Lines of `bootstrap:`.
+    pub bootstrap: Vec<String>,
+    /// Lines of `watchdog:`; without any it is off.
+    pub watchdog: Vec<String>,
     /// Lines of `bootstrap.dcs.postgresql.parameters:`.
     pub parameters: Vec<String>,
     /// Lines of `postgresql:`.
@@ -201,6 +207,12 @@ impl Node {
         };
         let parameters = lines(&spec.parameters, "        ");
         let postgresql = lines(&spec.postgresql, "  ");
+        let (dcs, bootstrap) = (lines(&spec.dcs, "    "), lines(&spec.bootstrap, "  "));
+        // Nobody wants the machine that runs the tests to be reset.
+        let watchdog = match spec.watchdog.as_slice() {
+            [] => "  mode: off\n".to_owned(),
+            given => lines(given, "  "),
+        };
         let sections = &spec.sections;
         let (data, home, rest) = (self.data_dir(), self.home.display(), self.rest.address());
         let port = self.port();
@@ -227,7 +239,7 @@ bootstrap:
     maximum_lag_on_failover: 1048576
     synchronous_mode: {synchronous}
     failsafe_mode: {failsafe}
-    postgresql:
+{dcs}    postgresql:
       use_pg_rewind: true
       use_slots: true
       parameters:
@@ -237,7 +249,8 @@ bootstrap:
     - encoding: UTF8
     - data-checksums
     - no-sync
-postgresql:
+{bootstrap}watchdog:
+{watchdog}postgresql:
   listen: 127.0.0.1:{port}
   connect_address: 127.0.0.1:{port}
   data_dir: {data}

@@ -331,10 +331,8 @@ fn agent_spec(spec: &ClusterSpec, etcd: &Etcd, index: usize) -> AgentSpec {
         ttl: spec.ttl,
         synchronous: spec.synchronous,
         failsafe: spec.failsafe,
-        tags: Vec::new(),
         parameters: spec.parameters.clone(),
-        postgresql: Vec::new(),
-        sections: String::new(),
+        ..AgentSpec::default()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Data lies in a scratch directory and survives a restart. Elections are fast, for everything is
 //! on one machine: a heartbeat of 50 ms and an election timeout of 500 ms.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -179,6 +179,36 @@ impl Etcd {
             .context("run etcdctl")?;
         ensure!(output.status.success(), "etcdctl: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Saves a backup of what it holds.
+    pub async fn snapshot(&self) -> Result<PathBuf> {
+        let path = self.scratch.join("snapshot.db");
+        self.ctl(&["snapshot", "save", &path.display().to_string()]).await?;
+        Ok(path)
+    }
+
+    /// Ends its only member and starts it anew from a backup, as an operator does after losing it: under
+    /// the old addresses, with older revisions, as another cluster.
+    pub async fn restore(&mut self, snapshot: &Path) -> Result<()> {
+        self.kill_all();
+        let member = self.members.first().context("a member")?;
+        let dir = self.scratch.join(&member.name);
+        std::fs::remove_dir_all(&dir).context("remove the lost data")?;
+        let peer = format!("http://{}", member.peer.address());
+        let output = tokio::process::Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["snapshot", "restore"])
+            .arg(snapshot)
+            .args(["--name", &member.name, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("{}={peer}", member.name)])
+            .args(["--initial-cluster-token", "restored", "--data-dir"])
+            .arg(&dir)
+            .output()
+            .await
+            .context("run etcdctl")?;
+        ensure!(output.status.success(), "etcdctl: {}", String::from_utf8_lossy(&output.stderr));
+        self.start_all()
     }
 
     /// The test has passed, nothing needs to be kept.

@@ -287,6 +287,7 @@ impl Agent {
             race,
             promise_until,
             race_not_before: self.race_not_before.get(),
+            lacks_watchdog: false,
             clones_alone: false,
             stop_budget: STOP_BUDGET,
         }

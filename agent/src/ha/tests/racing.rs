@@ -231,3 +231,8 @@ fn a_request_for_later_names_nobody_yet() {
     });
     check(&Snapshot { cluster, ..orphan() }, CLAIM, Why::MostAdvanced);
 }
+
+#[test]
+fn a_node_without_the_watchdog_that_it_requires_does_not_lead() {
+    check(&Snapshot { lacks_watchdog: true, ..orphan() }, Action::Wait, Why::NoWatchdog);
+}

@@ -1,0 +1,191 @@
+//! Data directories from backups, and those that went another way; and a store from a backup.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kornak_tests::run::agent::{AgentSpec, Node, Program};
+use kornak_tests::run::cluster::{Cluster, ClusterSpec};
+use kornak_tests::run::etcd::Etcd;
+use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, describe, program};
+use kornak_tests::run::scratch::Scratch;
+use kornak_tests::run::wait::until;
+use serde_json::json;
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+fn script(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// A server with an archive, a base backup of it, a restore point, and a row behind that.
+async fn backed_up(scratch: &Scratch, backup: &Path, archive: &Path) -> Result<Postgres> {
+    let archive_command = format!("archive_command=cp %p {}/%f", archive.display());
+    let settings = ["wal_level=replica", "archive_mode=on", &archive_command, "wal_log_hints=on"];
+    let source = Postgres::start(scratch, "source", &settings).await?;
+    let client = source.connect().await?;
+    client.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await?;
+    let output = program("pg_basebackup")
+        .env("PGPASSWORD", SUPERUSER_PASSWORD)
+        .args(["-h", "127.0.0.1", "-U", "postgres", "--checkpoint=fast", "-X", "none"])
+        .args(["-p", &source.port().to_string(), "-D"])
+        .arg(backup)
+        .output()
+        .context("run pg_basebackup")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    client.batch_execute("INSERT INTO t VALUES (2)").await?;
+    client.query("SELECT pg_create_restore_point('before_the_mistake')", &[]).await?;
+    client.batch_execute("DELETE FROM t").await?;
+    client.query("SELECT pg_switch_wal()", &[]).await?;
+    until(LIMIT, "the last file is archived", || async {
+        let sql = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver";
+        let last: String =
+            client.query_one(sql, &[]).await.map_err(|error| describe(&error))?.get(0);
+        let sql = "SELECT pg_walfile_name(pg_current_wal_lsn() - 1)";
+        let now: String =
+            client.query_one(sql, &[]).await.map_err(|error| describe(&error))?.get(0);
+        if last >= now { Ok(()) } else { Err(format!("{last}, {now} wanted")) }
+    })
+    .await;
+    Ok(source)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_begins_at_a_point_in_time_of_a_backup() -> Result<()> {
+    let mut scratch = Scratch::new("restore");
+    let home = scratch.server_dir("backups");
+    let (backup, archive) = (home.join("base"), scratch.server_dir("archive"));
+    let _source = backed_up(&scratch, &backup, &archive).await?;
+    let told = home.join("told");
+    let restore = home.join("restore.sh");
+    let text = format!(
+        "#!/bin/sh\nset -e\necho \"$@\" > {told}\ncp -r {backup}/. \"$PGTARGET\"\n",
+        told = told.display(),
+        backup = backup.display()
+    );
+    // The directory is the last of the words.
+    let text = text.replace(
+        "\"$PGTARGET\"",
+        "\"$(for word in \"$@\"; do case $word in --datadir=*) echo \"${word#--datadir=}\";; esac; done)\"",
+    );
+    script(&restore, &text)?;
+    let check = home.join("after.sh");
+    let seen = home.join("seen");
+    script(
+        &check,
+        &format!(
+            "#!/bin/sh\nexec psql -Atc 'SELECT count(*) FROM t' \"$1\" > {}\n",
+            seen.display()
+        ),
+    )?;
+    let etcd = Etcd::start(1).await?;
+    let spec = AgentSpec {
+        scope: "restored".to_owned(),
+        name: "r0".to_owned(),
+        etcd: etcd.endpoints(),
+        ttl: 8,
+        failsafe: true,
+        bootstrap: vec![
+            "method: wished".to_owned(),
+            "wished:".to_owned(),
+            format!("  command: {}", restore.display()),
+            "  stanza: main".to_owned(),
+            "  recovery_conf:".to_owned(),
+            format!("    restore_command: cp {}/%f %p", archive.display()),
+            "    recovery_target_name: before_the_mistake".to_owned(),
+            format!("post_bootstrap: {}", check.display()),
+        ],
+        ..AgentSpec::default()
+    };
+    let node = Node::start(&scratch, &spec, Program::Kornak)?;
+    until(LIMIT, "the restored cluster takes writes", || async {
+        let client = node.connect().await.map_err(|error| describe(&error))?;
+        let write = client.batch_execute("INSERT INTO t VALUES (3)").await;
+        write.map_err(|error| describe(&error))
+    })
+    .await;
+    let client = node.connect().await?;
+    let sql = "SELECT string_agg(i::text, ',' ORDER BY i) FROM t WHERE i < 3";
+    let rows: String = client.query_one(sql, &[]).await?.get(0);
+    assert_eq!(rows, "1,2", "what was deleted by mistake is there");
+    let told = fs::read_to_string(told)?;
+    let data = node.data_dir();
+    for word in ["--scope=restored", "--stanza=main", &format!("--datadir={}", data.display())] {
+        assert!(told.contains(word), "{word} in {told}");
+    }
+    until(LIMIT, "post_bootstrap has reached the server", || async {
+        let text = fs::read_to_string(&seen).map_err(|error| error.to_string())?;
+        if matches!(text.trim(), "2" | "3") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    drop(node);
+    scratch.passed();
+    Ok(())
+}
+
+/// The leader writes what nobody else gets, and is lost; a standby that was away takes over. Returns
+/// the former leader's name.
+async fn diverge(cluster: &mut Cluster) -> Result<String> {
+    cluster.healthy(LIMIT).await;
+    let leader = cluster.leader().await?;
+    let other = cluster.nodes.iter().map(|it| it.name().to_owned()).find(|name| *name != leader);
+    let other = other.context("two nodes")?;
+    cluster.node_mut(&other)?.kill_all();
+    let client = cluster.node(&leader)?.connect().await?;
+    client
+        .batch_execute("CREATE TABLE IF NOT EXISTS lost (i int); INSERT INTO lost VALUES (1)")
+        .await?;
+    cluster.node_mut(&leader)?.kill_all();
+    cluster.node_mut(&other)?.start_agent()?;
+    assert_eq!(cluster.new_leader(&leader, LIMIT).await, other);
+    let client = cluster.node(&other)?.connect().await?;
+    client
+        .batch_execute("CREATE TABLE IF NOT EXISTS kept (i int); INSERT INTO kept VALUES (1)")
+        .await?;
+    cluster.node_mut(&leader)?.start_agent()?;
+    cluster.healthy(LIMIT).await;
+    Ok(leader)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_diverged_primary_comes_back_by_rewind_or_as_a_new_copy() -> Result<()> {
+    let spec = ClusterSpec { name: "diverged", nodes: 2, synchronous: false, ..Default::default() };
+    let mut cluster = Cluster::start(spec).await?;
+    let former = diverge(&mut cluster).await?;
+    let log = cluster.node(&former)?.agent_log()?;
+    assert!(log.contains("this server has diverged, rewinding it") && log.contains("rewound"));
+
+    let instead = json!({"postgresql": {
+        "use_pg_rewind": false, "remove_data_directory_on_diverged_timelines": true}});
+    cluster.configure(&instead).await?;
+    let former = diverge(&mut cluster).await?;
+    let log = cluster.node(&former)?.agent_log()?;
+    assert!(log.contains("contents of the data directory removed"), "{log}");
+    let client = cluster.node(&former)?.connect().await?;
+    let kept: i64 = client.query_one("SELECT count(*) FROM kept", &[]).await?.get(0);
+    assert_eq!(kept, 2);
+
+    // The store comes back from a backup that is older than two changes of leadership.
+    let snapshot = cluster.etcd.snapshot().await?;
+    let first = cluster.leader().await?;
+    cluster.switchover(&first, &former).await?;
+    cluster.healthy(LIMIT).await;
+    let client = cluster.node(&former)?.connect().await?;
+    client.batch_execute("INSERT INTO kept VALUES (3)").await?;
+    let watch = cluster.watch_writes();
+    cluster.etcd.restore(&snapshot).await?;
+    cluster.healthy(LIMIT).await;
+    let client = cluster.connect_to_leader().await?;
+    let kept: i64 = client.query_one("SELECT count(*) FROM kept", &[]).await?.get(0);
+    assert_eq!(kept, 3, "what was written after the backup of the store is there");
+    cluster.proxy.ready(&cluster.app(), LIMIT).await;
+    let overlaps: Vec<String> =
+        watch.finish().await.overlaps().iter().map(ToString::to_string).collect();
+    assert!(overlaps.is_empty(), "two writable primaries: {overlaps:?}");
+    cluster.passed();
+    Ok(())
+}
