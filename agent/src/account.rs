@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use kornak_cluster::member::{COMPATIBLE_PATRONI_VERSION, KORNAK_RECORDS_VERSION};
 use kornak_cluster::{Member, MemberRole, MemberState, XLog};
+use kornak_config::agent::CitusSettings;
 
 use crate::context::Context;
 use crate::ha::{DataDir, Decision, Job, Lease, Server, Snapshot, Store};
@@ -129,7 +130,8 @@ fn replication(status: &crate::postgres::ServerStatus) -> Vec<ReplicationView> {
 /// What the store is told.
 pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
     let postgresql = &ctx.settings.postgresql;
-    let database = ctx.settings.citus_database.as_deref().unwrap_or(&postgresql.database);
+    let citus = ctx.settings.citus.as_ref();
+    let database = citus.map_or(postgresql.database.as_str(), CitusSettings::first_database);
     let running = view.state == MemberState::Running;
     let standby = running && view.role != MemberRole::Primary;
     let receive = view.xlog.received_location;
@@ -158,6 +160,7 @@ pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
         scheduled_restart: ctx.restart_plan.published(),
         pause: config.pause,
         kornak: Some(KORNAK_RECORDS_VERSION),
+        poolinfo: ctx.settings.kornak.citus.poolinfo.clone(),
     };
     Account { member, ttl: config.ttl }
 }

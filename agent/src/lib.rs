@@ -12,6 +12,7 @@
 mod account;
 pub mod api;
 pub mod callbacks;
+pub mod citus;
 pub mod clock;
 mod commands;
 pub mod context;

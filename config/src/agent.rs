@@ -21,8 +21,8 @@ use crate::store::StoreSettings;
 pub struct AgentSettings {
     /// Namespace (default `service`), scope, and the Citus group if there is one.
     pub scope: Scope,
-    /// Database that Citus lives in (`citus.database`); `Some` exactly if `scope.group` is.
-    pub citus_database: Option<String>,
+    /// `Some` exactly if `scope.group` is.
+    pub citus: Option<CitusSettings>,
     /// The member's name, unique in its group.
     pub name: String,
     pub store: StoreSettings,
@@ -35,6 +35,21 @@ pub struct AgentSettings {
     pub tags: Tags,
     pub log: LogSettings,
     pub kornak: KornakSettings,
+}
+
+/// `citus`: this node belongs to a group of a Citus cluster; the group is in the scope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CitusSettings {
+    /// `citus.databases`, or `citus.database` alone. Never empty; the first one is what other
+    /// members are told to connect to.
+    pub databases: Vec<String>,
+}
+
+impl CitusSettings {
+    /// The database of [`CitusSettings::databases`] that is published.
+    pub fn first_database(&self) -> &str {
+        self.databases.first().map_or("", String::as_str)
+    }
 }
 
 /// User and password of HTTP basic authentication.
@@ -340,6 +355,15 @@ pub struct KornakSettings {
     pub os_user: String,
     pub guard: GuardSettings,
     pub handover: HandoverSettings,
+    pub citus: KornakCitusSettings,
+}
+
+/// `kornak.citus`: what Patroni's Citus support has no word for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KornakCitusSettings {
+    /// Where other nodes of the Citus cluster reach this server through a pool, as it is written to
+    /// `pg_dist_poolinfo`: `host=… port=…`. `None`: they connect to the server itself.
+    pub poolinfo: Option<String>,
 }
 
 impl Default for KornakSettings {
@@ -348,6 +372,7 @@ impl Default for KornakSettings {
             os_user: "postgres".to_owned(),
             guard: GuardSettings::default(),
             handover: HandoverSettings::default(),
+            citus: KornakCitusSettings::default(),
         }
     }
 }

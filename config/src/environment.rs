@@ -78,7 +78,7 @@ const SECTIONS: &[Row] = &[
     ("CTL", &["ctl", "authentication"], &[("USERNAME", Text), ("PASSWORD", Text)]),
     ("ETCD3", &["etcd3"], ETCD),
     ("ETCD", &["etcd"], ETCD),
-    ("CITUS", &["citus"], &[("GROUP", Yaml), ("DATABASE", Text)]),
+    ("CITUS", &["citus"], &[("GROUP", Yaml), ("DATABASE", Text), ("DATABASES", Yaml)]),
     (
         "POSTGRESQL",
         &["postgresql"],

@@ -2,6 +2,7 @@
 //! where it is absent. One module per part of a file.
 
 pub(crate) mod agent;
+mod citus;
 pub(crate) mod ctl;
 pub(crate) mod postgresql;
 pub(crate) mod proxy;

@@ -110,7 +110,7 @@ fn the_rest_of_an_agents_file_is_read() {
         "scope: demo\n",
         "scope: demo
 namespace: /prod/
-citus: {group: 2, database: app}
+citus: {group: 2, databases: [app, b]}
 watchdog: {mode: off}
 tags: {nofailover: no, failover_priority: 3, zone: a}
 log: {level: debug, type: json}
@@ -139,7 +139,7 @@ kornak:
     assert_eq!(warnings, Vec::<String>::new());
     assert_eq!(settings.scope.base(), "/prod/demo/2/");
     assert_eq!(settings.scope.group, Some(GroupId(2)));
-    assert_eq!(settings.citus_database.as_deref(), Some("app"));
+    assert_eq!(settings.citus.map(|citus| citus.databases), Some(vec!["app".to_owned(), "b".to_owned()]));
     assert_eq!(settings.watchdog.mode, WatchdogMode::Off);
     assert_eq!(settings.tags.failover_priority(), 3);
     assert_eq!((settings.log.level, settings.log.kind), (LogLevel::Debug, LogType::Json));
@@ -218,6 +218,26 @@ fn an_agents_mistakes_are_named_with_line_key_and_expectation() {
             "scope: demo\n",
             "scope: demo\ncitus: {group: 1}\n",
             "error: f.yml:2: citus.database: missing, expected the database of the Citus extension",
+        ),
+        (
+            "scope: demo\n",
+            "scope: demo\ncitus: {group: coordinator, database: app}\n",
+            "error: f.yml:2: citus.group: expected a number from 0 to 2147483647, found",
+        ),
+        (
+            "scope: demo\n",
+            "scope: demo\ncitus: {group: 0, database: a, databases: [a]}\n",
+            "error: f.yml:2: citus.databases: expected either database or databases",
+        ),
+        (
+            "scope: demo\n",
+            "scope: demo\ncitus: {group: 0, databases: [a, a]}\n",
+            "error: f.yml:2: citus.databases: expected each name once, found \"a\" twice",
+        ),
+        (
+            "scope: demo\n",
+            "scope: demo\nkornak: {citus: {poolinfo: dbname=x}}\n",
+            "error: f.yml:2: kornak.citus.poolinfo: expected host=… port=… of the pool",
         ),
     ] {
         let text = changed(AGENT, from, to);

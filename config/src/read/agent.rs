@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kornak_cluster::{GroupId, Tags};
+use kornak_cluster::Tags;
 use serde_json::{Map, Value};
 
 use super::postgresql::{options, postgresql};
@@ -40,40 +40,27 @@ pub(crate) fn agent(root: &Section<'_>) -> Option<AgentSettings> {
         (!text.is_empty() && !text.contains(['/', '\0', '\n', ','])).then(|| text.to_owned())
     });
     let name = root.required("name", "the member's name", name);
-    let (group, citus_database) = citus(root);
+    let citus = super::citus::citus(root);
+    let group = citus.as_ref().map(|(group, _)| *group);
     let scope = super::scope(root, group);
     let store = super::store::store(root);
     let restapi = restapi(&root.section("restapi"));
     let postgresql = postgresql(&root.section("postgresql"));
     let settings = AgentSettings {
         ctl: agents_ctl(&root.section("ctl"), restapi.as_ref()),
-        bootstrap: bootstrap(&root.section("bootstrap")),
+        bootstrap: bootstrap(&root.section("bootstrap"), citus.is_some()),
         watchdog: watchdog(&root.section("watchdog")),
         tags: tags(&root.section("tags")),
         log: super::log(root),
         kornak: kornak(&root.section("kornak")),
         scope: scope?,
-        citus_database,
+        citus: citus.map(|(_, settings)| settings),
         name: name?,
         store: store?,
         restapi: restapi?,
         postgresql: postgresql?,
     };
     Some(settings)
-}
-
-/// The group and the database, if this is a node of a Citus cluster.
-fn citus(root: &Section<'_>) -> (Option<GroupId>, Option<String>) {
-    if !root.has("citus") {
-        return (None, None);
-    }
-    let section = root.section("citus");
-    section.tolerate(&["group", "database"], &[]);
-    let group = section.count("group", 0..=u64::from(u32::MAX));
-    let group = section.required("group", "the number of the group, 0 for the coordinator", group);
-    let database = section.text("database");
-    let database = section.required("database", "the database of the Citus extension", database);
-    (group.and_then(|group| u32::try_from(group).ok()).map(GroupId), database)
 }
 
 fn restapi(section: &Section<'_>) -> Option<RestSettings> {
@@ -210,7 +197,7 @@ fn agents_ctl(section: &Section<'_>, restapi: Option<&RestSettings>) -> CtlSetti
     ctl
 }
 
-fn bootstrap(section: &Section<'_>) -> BootstrapSettings {
+fn bootstrap(section: &Section<'_>, citus: bool) -> BootstrapSettings {
     let method_name = section.text("method").unwrap_or_else(|| "initdb".to_owned());
     let known =
         ["dcs", "method", "initdb", "pg_hba", "post_bootstrap", "post_init", method_name.as_str()];
@@ -244,7 +231,7 @@ fn bootstrap(section: &Section<'_>) -> BootstrapSettings {
         )
     };
     BootstrapSettings {
-        dcs: initial_config(section),
+        dcs: initial_config(section, citus),
         method,
         initdb: options(section, "initdb", &["pgdata", "nosync", "pwfile", "sync-only", "version"]),
         pg_hba: section.texts("pg_hba", '\n').unwrap_or_default(),
@@ -252,9 +239,14 @@ fn bootstrap(section: &Section<'_>) -> BootstrapSettings {
     }
 }
 
-/// `bootstrap.dcs`, with failsafe mode on unless the file says otherwise.
-fn initial_config(section: &Section<'_>) -> Map<String, Value> {
+/// `bootstrap.dcs`, with failsafe mode on unless the file says otherwise; in a Citus cluster
+/// synchronous mode `quorum` as well, as in Patroni: an acknowledged row that one group has lost is
+/// half of a distributed transaction.
+fn initial_config(section: &Section<'_>, citus: bool) -> Map<String, Value> {
     let mut dcs = section.map("dcs");
+    if citus && !dcs.contains_key("synchronous_mode") {
+        dcs.insert("synchronous_mode".to_owned(), Value::from("quorum"));
+    }
     if dcs.get("failsafe_mode").is_none_or(Value::is_null) {
         dcs.insert("failsafe_mode".to_owned(), Value::Bool(true));
     }
@@ -308,13 +300,14 @@ fn tags(section: &Section<'_>) -> Tags {
 
 /// The section that is Kornak's alone: an unknown key is a mistake.
 fn kornak(section: &Section<'_>) -> KornakSettings {
-    section.only(&["os_user", "guard", "handover"]);
+    section.only(&["os_user", "guard", "handover", "citus"]);
     let defaults = KornakSettings::default();
     let guard = section.section("guard");
     guard.only(&["enabled", "stop_budget", "margin"]);
     let handover = section.section("handover");
     handover.only(&["max_hold", "switch_hold", "drain_timeout"]);
     KornakSettings {
+        citus: super::citus::kornak_citus(&section.section("citus")),
         os_user: section.text("os_user").unwrap_or(defaults.os_user),
         guard: GuardSettings {
             enabled: guard.flag("enabled").unwrap_or(defaults.guard.enabled),

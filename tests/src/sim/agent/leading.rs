@@ -270,5 +270,6 @@ fn account(agent: &Agent) -> Member {
         scheduled_restart: None,
         pause: false,
         kornak: Some(1),
+        poolinfo: None,
     }
 }

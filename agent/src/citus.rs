@@ -1,0 +1,4 @@
+//! Citus.
+pub mod flight;
+pub mod plan;
+pub mod seen;
