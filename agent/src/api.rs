@@ -13,6 +13,7 @@
 //! Not here: any decision, any knowledge of how a command is carried out.
 
 mod access;
+mod citus;
 pub(crate) mod health;
 mod manual;
 mod schedule;
@@ -87,6 +88,8 @@ pub struct ApiSettings {
     /// For questions to candidates, and for requests that the leader has to carry out.
     pub peers: Peers,
     pub restart_plan: RestartPlan,
+    /// Of a node of a Citus cluster.
+    pub citus: Option<Arc<crate::citus::Desk>>,
     pub counters: Arc<Counters>,
     /// The clock of [`NodeView::cycle_at`].
     pub clock: fn() -> Moment,
@@ -129,6 +132,7 @@ impl ApiSettings {
             extra_headers: headers.filter_map(header).collect(),
             peers,
             restart_plan: RestartPlan::default(),
+            citus: None,
             counters: Arc::default(),
             clock,
         }
@@ -143,6 +147,7 @@ pub struct Api {
     rules: ArcSwap<Rules>,
     tls: Option<Arc<RestTls>>,
     restart_plan: RestartPlan,
+    citus: Option<Arc<crate::citus::Desk>>,
     counters: Arc<Counters>,
     clock: fn() -> Moment,
 }
@@ -177,8 +182,8 @@ impl Api {
     /// Over what the agent shows, and what it takes orders through.
     pub fn new(views: NodeViews, commands: Commands, settings: ApiSettings) -> Self {
         let rules = ArcSwap::from_pointee(Rules::new(&settings));
-        let ApiSettings { tls, restart_plan, counters, clock, .. } = settings;
-        Self { views, commands, rules, tls, restart_plan, counters, clock }
+        let ApiSettings { tls, restart_plan, citus, counters, clock, .. } = settings;
+        Self { views, commands, rules, tls, restart_plan, citus, counters, clock }
     }
 
     /// Puts other rules in force for the requests that come from now on: passwords, lists, headers
@@ -241,7 +246,8 @@ impl Api {
                 _ => text(StatusCode::BAD_GATEWAY, "failsafe mode is off"),
             },
             "metrics" => {
-                let page = metrics::render(view, &self.counters, (self.clock)());
+                let mut page = metrics::render(view, &self.counters, (self.clock)());
+                page.extend(self.citus.as_deref().map(|desk| metrics::citus(view, desk)));
                 let kind = HeaderValue::from_static("text/plain; version=0.0.4");
                 ([(CONTENT_TYPE, kind)], page).into_response()
             }
@@ -291,6 +297,8 @@ impl Api {
                     | "reinitialize"
                     | "failsafe"
                     | "sigterm"
+                    | "citus"
+                    | "mpp"
             ),
             _ => false,
         };
@@ -324,6 +332,9 @@ impl Api {
             (_, "failsafe") => self.failsafe(&object(head, body).await?).await,
             // Patroni stops at it on Windows, for its tests; everywhere else it only answers.
             (_, "sigterm") => text(StatusCode::ACCEPTED, "shutdown scheduled"),
+            (_, "citus" | "mpp") => {
+                citus::told(self.citus.as_deref(), &object(head, body).await?, (self.clock)()).await
+            }
             (_, "reload") => {
                 let reload = |answer| Command::Reload { answer };
                 self.carry_out(reload, StatusCode::ACCEPTED, Some("reload scheduled")).await

@@ -63,6 +63,8 @@ pub struct Context {
     pub slot_complaint: parking_lot::Mutex<Option<String>>,
     /// Parameters that wait for a restart, in Patroni's form.
     pub pending_restart: parking_lot::Mutex<Option<serde_json::Value>>,
+    /// Of a node of a Citus cluster.
+    pub citus: Option<Arc<crate::citus::Desk>>,
     /// Asks for a look at the server now.
     pub look: Arc<Notify>,
     /// Asks the driver for a cycle now.
@@ -96,6 +98,23 @@ impl Context {
                 oldest: Duration::from_millis(activity.oldest_transaction_ms()),
             },
             Err(_) => Busy { backends: u32::MAX, oldest: Duration::ZERO },
+        }
+    }
+
+    /// This node's server is the primary of a cluster that has been made, by a proven lease.
+    pub fn leads_primary(&self) -> bool {
+        let made = self.cluster().initialize.is_some_and(|identifier| !identifier.is_empty());
+        made && self.keeper.held().is_some()
+            && matches!(self.observed().server, crate::ha::Server::Primary(_))
+    }
+
+    /// Who works on any server that a handover of this one concerns: in a Citus cluster a transaction
+    /// that began on another node may come here, and every session is held.
+    pub async fn busy_anywhere(&self) -> Busy {
+        let (here, there) = tokio::join!(self.busy(), crate::citus::notify::busy_elsewhere(self));
+        Busy {
+            backends: here.backends.saturating_add(there.backends),
+            oldest: here.oldest.max(there.oldest),
         }
     }
 

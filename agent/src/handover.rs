@@ -17,6 +17,7 @@ use kornak_dcs::{Compare, DcsError, LeaseId, Op, Txn};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, warn};
 
+use crate::citus::notify::Paused;
 use crate::context::Context;
 use crate::guard::boottime_now;
 use crate::ha::switchover::{self, Busy, Gate, Refusal};
@@ -284,6 +285,7 @@ impl Run<'_> {
             }
             let pause = switchover::pause_after(self.record.attempt);
             info!(attempt = self.record.attempt, "drain failed, everybody works on");
+            crate::citus::notify::resume(self.ctx).await;
             self.record.attempt += 1;
             self.record.phase = HandoverPhase::Prepare;
             self.write(Vec::new(), Vec::new()).await?;
@@ -298,7 +300,7 @@ impl Run<'_> {
         max_hold: Duration,
     ) -> Busy {
         loop {
-            let busy = self.ctx.busy().await;
+            let busy = self.ctx.busy_anywhere().await;
             if switchover::may_drain(busy, max_hold) || boottime_now().since(began) >= limit {
                 return busy;
             }
@@ -342,6 +344,10 @@ impl Run<'_> {
             return Err(HandoverError::Lease(ClaimError::Lost));
         };
         if boottime_now().since(held.proven_at) > held.ttl / 2 {
+            return Ok(false);
+        }
+        let left = (began + max_hold).since(boottime_now());
+        if crate::citus::notify::pause(ctx, self.revision, left).await == Paused::No {
             return Ok(false);
         }
         self.record.phase = HandoverPhase::Switch;
@@ -519,6 +525,7 @@ impl Run<'_> {
         if let Err(error) = ctx.store.txn(txn).await {
             warn!(error = %error, "the handover record is left to its lease");
         }
+        crate::citus::notify::resume(ctx).await;
         let ttl = ctx.cluster().config.clone().unwrap_or_default().ttl;
         if let Err(error) = ctx.keeper.move_to(ttl).await {
             warn!(error = &error as &dyn std::error::Error, "the regular lease could not be taken");

@@ -9,11 +9,12 @@ mod making;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{HandoverPhase, SyncMode, SyncState};
+use kornak_cluster::{ClusterState, HandoverPhase, SyncMode, SyncState};
 use kornak_dcs::lease::leader_checks;
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::{info, warn};
 
+use crate::citus::notify::{self, Known};
 use crate::context::Context;
 use crate::guard::{Fencing, boottime_now};
 use crate::ha::{Server, Why};
@@ -194,14 +195,18 @@ fn planned_for(ctx: &Context) -> bool {
     })
 }
 
-async fn finish_handover(ctx: &Context, planned: bool) {
+async fn finish_handover(ctx: &Arc<Context>, planned: bool) {
     if !planned {
+        let ctx = Arc::clone(ctx);
+        // Nobody is held for it.
+        tokio::spawn(async move { notify::resume(&ctx).await });
         return;
     }
     let cluster = ctx.cluster();
+    let revision = settle(ctx, &cluster).await;
     let key = ctx.keys.handover();
     let mut txn = Txn::just(Op::delete(&key))
-        .when(Compare::Modified { key, revision: cluster.handover_revision })
+        .when(Compare::Modified { key, revision })
         .and(Op::DeletePrefix { prefix: ctx.keys.acks() });
     txn.then.extend(handover::cluster_failover_cleared(ctx, &cluster));
     if let Err(error) = ctx.store.txn(txn).await {
@@ -211,6 +216,28 @@ async fn finish_handover(ctx: &Context, planned: bool) {
     if let Err(error) = ctx.keeper.move_to(ttl).await {
         warn!(error = &error as &dyn std::error::Error, "the regular lease could not be taken");
     }
+}
+
+/// In a Citus cluster clients go on when the coordinator knows its new primary, and those of other nodes
+/// when these do. The revision of the record afterwards.
+async fn settle(ctx: &Context, cluster: &ClusterState) -> u64 {
+    let (Some(_), Some(record)) = (&ctx.settings.citus, cluster.handover.clone()) else {
+        return cluster.handover_revision;
+    };
+    if !notify::resume(ctx).await {
+        notify::until_known(ctx, Known::Coordinator).await;
+    }
+    let lease = ctx.keeper.held().map_or(0, |held| held.lease);
+    let record = kornak_cluster::Handover { phase: HandoverPhase::Settle, ..record };
+    let key = ctx.keys.handover();
+    let settling = Txn::just(Op::put_leased(&key, json(&record), lease))
+        .when(Compare::Modified { key, revision: cluster.handover_revision });
+    let revision = match ctx.store.txn(settling).await {
+        Ok(outcome) if outcome.succeeded => outcome.revision,
+        Ok(_) | Err(_) => cluster.handover_revision,
+    };
+    notify::until_known(ctx, Known::Everywhere).await;
+    revision
 }
 
 /// The server could not be made writable: nobody may think that it was, then somebody else may try.

@@ -122,14 +122,12 @@ pub async fn start(
     let reread = Arc::<Notify>::default();
     let current = Arc::new(ArcSwap::from_pointee(settings));
     let settings = current.load_full();
-    let address = settings.restapi.listen.to_string();
-    let listener = TcpListener::bind(&address)
-        .await
-        .map_err(|source| RunError::Listen { address: address.clone(), source })?;
-    let api = listener.local_addr().map_err(|source| RunError::Listen { address, source })?;
+    let (listener, api) = listen(&settings).await?;
     let (commands_in, mut commands) = mpsc::channel(COMMAND_QUEUE);
     let (counters, restart_plan) =
         (Arc::<metrics::Counters>::default(), api::RestartPlan::default());
+    let citus = settings.citus.as_ref().map(|citus| Arc::new(citus::Desk::new(&citus.databases)));
+    let desk = citus.clone();
     let make = {
         let (current, counters) = (Arc::clone(&current), Arc::clone(&counters));
         let (restart_plan, reread) = (restart_plan.clone(), Arc::clone(&reread));
@@ -138,6 +136,7 @@ pub async fn start(
                 renew,
                 counters: Arc::clone(&counters),
                 restart_plan: restart_plan.clone(),
+                citus: desk.clone(),
                 reread: Arc::clone(&reread),
                 renewed,
             };
@@ -150,7 +149,7 @@ pub async fn start(
     let (views_in, views) = watch::channel(Arc::new(first.first_view()));
     let api_stop = CancellationToken::new();
     let peers = first.ctx.peers.clone();
-    let shown = (Arc::clone(&counters), restart_plan.clone());
+    let shown = (Arc::clone(&counters), restart_plan.clone(), citus);
     let (rest, rest_tls) = rest_api(&settings, peers, (views.clone(), commands_in), shown)?;
     let served = api::serve(listener, Arc::clone(&rest), api_stop.clone());
     let reloader = Reloader {
@@ -210,16 +209,28 @@ pub async fn start(
     Ok(Running { api, views, reloader, task })
 }
 
+async fn listen(settings: &AgentSettings) -> Result<(TcpListener, SocketAddr), RunError> {
+    let address = settings.restapi.listen.to_string();
+    let failed = |source| RunError::Listen { address: address.clone(), source };
+    let listener = TcpListener::bind(&address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
 /// The REST API as the settings have it, and its certificates.
 fn rest_api(
     settings: &AgentSettings,
     peers: peers::Peers,
     (views, commands): (NodeViews, node::Commands),
-    (counters, restart_plan): (Arc<metrics::Counters>, api::RestartPlan),
+    (counters, restart_plan, citus): (
+        Arc<metrics::Counters>,
+        api::RestartPlan,
+        Option<Arc<citus::Desk>>,
+    ),
 ) -> Result<(Arc<api::Api>, Option<Arc<tls::RestTls>>), tls::TlsError> {
     let rest_tls = settings.restapi.tls.as_ref().map(tls::RestTls::new).transpose()?.map(Arc::new);
     let made = api::ApiSettings::new(settings, peers, rest_tls.clone(), boottime_now);
-    let settings = api::ApiSettings { counters, restart_plan, ..made };
+    let settings = api::ApiSettings { counters, restart_plan, citus, ..made };
     Ok((Arc::new(api::Api::new(views, commands, settings)), rest_tls))
 }
 
@@ -284,6 +295,7 @@ struct Shown {
     renew: CancellationToken,
     counters: Arc<metrics::Counters>,
     restart_plan: api::RestartPlan,
+    citus: Option<Arc<citus::Desk>>,
     reread: Arc<Notify>,
     renewed: bool,
 }
@@ -303,7 +315,7 @@ impl Instance {
         guard_program: Option<PathBuf>,
         shown: Shown,
     ) -> Result<Self, RunError> {
-        let Shown { renew, counters, restart_plan, reread, renewed } = shown;
+        let Shown { renew, counters, restart_plan, citus, reread, renewed } = shown;
         let mut config = GuardConfig::new(&settings.postgresql.data_dir);
         config.stop_budget = settings.kornak.guard.stop_budget;
         config.linger = GUARD_LINGER;
@@ -314,6 +326,7 @@ impl Instance {
             name: settings.name.clone(),
             cluster_name: settings.scope.name.clone(),
             settings: settings.postgresql.clone(),
+            citus: settings.citus.is_some(),
             os_user: settings.kornak.os_user.clone(),
             guard: config.clone(),
         })?;
@@ -369,6 +382,7 @@ impl Instance {
             slots_to_copy: parking_lot::Mutex::default(),
             slot_complaint: parking_lot::Mutex::default(),
             pending_restart: parking_lot::Mutex::new(None),
+            citus,
             look: Arc::new(Notify::new()),
             cycle: Arc::new(Notify::new()),
             reread,
@@ -421,7 +435,8 @@ impl Instance {
         );
         tasks.spawn(watchdog::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
         tasks.spawn(leading::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
-        tasks.spawn(rounds::run(Arc::clone(ctx), over.clone()).instrument(span));
+        tasks.spawn(rounds::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
+        tasks.spawn(citus::run(Arc::clone(ctx), over.clone()).instrument(span));
         let driver = Driver::new(Arc::clone(ctx), views, account_in);
         let end = driver.drive(commands, stop.clone()).await;
         over.cancel();

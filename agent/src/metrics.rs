@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use crate::api::health::accepts_writes;
 use crate::api::status::{job, synchrony_flags};
+use crate::citus::Desk;
 use crate::ha::{Decision, Job};
 use crate::node::NodeView;
 
@@ -65,6 +66,24 @@ pub fn render(view: &NodeView, counters: &Counters, now: Moment) -> String {
     server(view, now, &mut page);
     cluster(view, &mut page);
     agent(view, counters, now, &mut page);
+    page.out
+}
+
+/// What a node of a Citus cluster shows besides.
+pub fn citus(view: &NodeView, desk: &Desk) -> String {
+    let mut page = Page::new(view);
+    let oldest = *desk.oldest_prepared.borrow();
+    let help = "Age of the oldest prepared transaction; one that stays holds locks.";
+    page.gauge("kornak_citus_oldest_prepared_seconds", help, oldest);
+    const AGREES: &str = "kornak_citus_metadata_agrees";
+    page.head(
+        AGREES,
+        "gauge",
+        "1 if pg_dist_node is what the store says; the coordinator's leader.",
+    );
+    for (database, standing) in &*desk.standings.borrow() {
+        page.labelled(AGREES, &[("database", database)], flag(standing.agrees()));
+    }
     page.out
 }
 

@@ -13,6 +13,7 @@
 
 mod basebackup;
 mod callbacks;
+mod citus;
 mod claim;
 mod conf;
 mod controldata;
@@ -58,7 +59,7 @@ pub use rewind::{
 };
 pub use script::ScriptError;
 pub use slots::slot_name_of;
-pub use sql::{APPLICATION_PREFIX, Sql, SqlError, TextRow, identifier, literal};
+pub use sql::{APPLICATION_PREFIX, Sql, SqlError, TextRow, ask, identifier, literal};
 pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus};
 pub use tool::{Told, ToolError, split_words};
 
@@ -101,6 +102,8 @@ pub struct Options {
     /// Patroni's `scope`: `cluster_name`.
     pub cluster_name: String,
     pub settings: PostgresqlSettings,
+    /// A node of a Citus cluster.
+    pub citus: bool,
     /// OS user for PostgreSQL's programs if we are root.
     pub os_user: String,
     pub guard: GuardConfig,
@@ -149,6 +152,7 @@ struct Inner {
     name: String,
     cluster_name: String,
     settings: PostgresqlSettings,
+    citus: bool,
     user: Option<OsUser>,
     guard_config: GuardConfig,
     guard: tokio::sync::Mutex<Option<GuardClient>>,
@@ -185,7 +189,7 @@ struct Wanted {
 impl Postgres {
     /// Touches nothing yet.
     pub fn new(options: Options) -> Result<Self, SetupError> {
-        let Options { name, cluster_name, settings, os_user, guard } = options;
+        let Options { name, cluster_name, settings, citus, os_user, guard } = options;
         let user = OsUser::to_become(&os_user)
             .map_err(|source| SetupError { name: os_user.clone(), source })?;
         let heartbeat = Sql::new(&settings, "heartbeat");
@@ -193,6 +197,7 @@ impl Postgres {
             name,
             cluster_name,
             settings,
+            citus,
             user,
             guard_config: guard,
             guard: tokio::sync::Mutex::new(None),
@@ -315,7 +320,7 @@ impl Postgres {
     /// Writes a checkpoint, however long it takes.
     pub async fn checkpoint(&self) -> Result<(), SqlError> {
         let client = self.inner.heartbeat.connect_patiently().await?;
-        sql::ask(&client, "write a checkpoint", "CHECKPOINT").await.map(drop)
+        ask(&client, "write a checkpoint", "CHECKPOINT").await.map(drop)
     }
 
     /// Ends walsenders, but for those of `keep`, so that a shutdown need not wait for them. Returns how
@@ -379,6 +384,19 @@ impl Postgres {
         sql::connect(&sql::remote_config(host, port, database, superuser, application)).await
     }
 
+    /// Logs in to a database of the local server as the superuser, for what may take as long as it
+    /// wants.
+    pub async fn connect_to_database(
+        &self,
+        database: &str,
+        application: &str,
+    ) -> Result<Client, SqlError> {
+        let settings = &self.inner.settings;
+        let mut config = sql::local_config(settings, &settings.superuser, application);
+        config.dbname(database).options(sql::options(Duration::ZERO));
+        sql::connect(&config).await
+    }
+
     /// How to log in to the local server as the superuser.
     pub fn local_login(&self, application: &str) -> Config {
         let settings = &self.inner.settings;
@@ -394,18 +412,18 @@ impl Postgres {
         };
         let mut wanted = self.inner.wanted.lock();
         wanted.dynamic = conf::parameters(config.parameters());
+        if self.inner.citus {
+            let settings = &self.inner.settings;
+            let local = conf::parameters(Some(&settings.parameters));
+            let here = sql::local_host(settings);
+            wanted.overrides = citus::adjust(&mut wanted.dynamic, &local, &here);
+        }
         let recovery = config.postgresql().and_then(|section| section.get("recovery_conf"));
         wanted.dynamic_recovery = conf::parameters(recovery.and_then(|map| map.as_object()));
         let logical = |slot: &PermanentSlot| slot.kind != SlotKind::Physical;
         wanted.feedback = config.permanent_slots().iter().any(logical);
         wanted.dynamic_hba = lines("pg_hba");
         wanted.dynamic_ident = lines("pg_ident");
-    }
-
-    /// Parameters that win over the store's and the node's, such as Citus needs; in force as above.
-    /// Those on the command line (`max_connections` …) are not among them.
-    pub fn set_overrides(&self, overrides: Parameters) {
-        self.inner.wanted.lock().overrides = overrides;
     }
 
     /// One of PostgreSQL's programs, to be run as the OS user.

@@ -8,6 +8,7 @@
 //!               ▲          │          │           │
 //!               └──────────┘          └───────────┴─► (none): the old leader starts in place
 //! ```
+//! In a Citus cluster `settle` is between promote and the end.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ pub enum HandoverPhase {
     Switch,
     /// The candidate owns the key and becomes writable.
     Promote,
+    /// In a Citus cluster: the candidate is primary and the coordinator knows it. Other nodes hear of
+    /// it in a moment; until then only their own clients wait.
+    Settle,
     #[serde(other)]
     Unknown,
 }

@@ -8,6 +8,7 @@
 //! Not here: where the values are stored (`kornak-dcs`), what is decided from them
 //! (`kornak-agent`, `kornak-proxy`), any clock, any socket.
 
+pub mod citus;
 pub mod config;
 pub mod epoch;
 pub mod handover;
@@ -19,6 +20,7 @@ pub mod slots;
 pub mod state;
 pub mod topology;
 
+pub use citus::{CitusDatabase, CitusRegistration};
 pub use config::{ClusterConfig, StandbyCluster, SyncMode};
 pub use epoch::Epoch;
 pub use handover::{Ack, Handover, HandoverPhase, ProxyRegistration, Unfenced};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::citus::CitusRegistration;
 use crate::config::ClusterConfig;
 use crate::epoch::Epoch;
 use crate::handover::{Ack, Handover, ProxyRegistration, Unfenced};
@@ -185,6 +186,8 @@ pub struct ClusterState {
     pub acks: BTreeMap<String, Ack>,
     pub proxies: BTreeMap<String, ProxyRegistration>,
     pub unfenced: Option<Unfenced>,
+    /// In a Citus cluster: whether its metadata agree with the store.
+    pub citus: Option<CitusRegistration>,
     /// Keys whose value made no sense.
     pub unreadable: Vec<String>,
 }

@@ -1,6 +1,6 @@
 //! What a proxy needs to know of a cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::epoch::Epoch;
@@ -58,6 +58,17 @@ pub struct Topology {
     pub handover_revision: u64,
     /// The registered proxies that can be reached by others: where, by their ids.
     pub proxies: BTreeMap<String, String>,
+    /// In a Citus cluster: groups that every database's metadata know; `None`: nobody says.
+    pub registered: Option<BTreeSet<GroupId>>,
+}
+
+impl Topology {
+    /// Whether clients of the workers' listener may be sent to this group: until it is registered it
+    /// has no distributed tables.
+    pub fn is_worker(&self, group: GroupId) -> bool {
+        group != GroupId::COORDINATOR
+            && self.registered.as_ref().is_none_or(|registered| registered.contains(&group))
+    }
 }
 
 impl Group {

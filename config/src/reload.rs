@@ -21,7 +21,7 @@ pub fn agent(old: &AgentSettings, new: AgentSettings) -> (AgentSettings, Vec<&'s
     let https = |settings: &AgentSettings| settings.restapi.tls.is_some();
     keep("name", old.name == merged.name);
     keep("scope", old.scope == merged.scope);
-    keep("citus", old.citus_database == merged.citus_database);
+    keep("citus", old.citus == merged.citus);
     keep("etcd3", same_store(&old.store, &merged.store));
     keep("restapi.listen", old.restapi.listen == merged.restapi.listen);
     keep("restapi.certfile", https(old) == https(&merged));
@@ -38,7 +38,7 @@ pub fn agent(old: &AgentSettings, new: AgentSettings) -> (AgentSettings, Vec<&'s
 
     merged.name.clone_from(&old.name);
     merged.scope = old.scope.clone();
-    merged.citus_database.clone_from(&old.citus_database);
+    merged.citus.clone_from(&old.citus);
     merged.store = old.store.clone();
     merged.restapi.listen = old.restapi.listen.clone();
     if https(old) != https(&merged) {

@@ -139,7 +139,10 @@ kornak:
     assert_eq!(warnings, Vec::<String>::new());
     assert_eq!(settings.scope.base(), "/prod/demo/2/");
     assert_eq!(settings.scope.group, Some(GroupId(2)));
-    assert_eq!(settings.citus.map(|citus| citus.databases), Some(vec!["app".to_owned(), "b".to_owned()]));
+    assert_eq!(
+        settings.citus.map(|citus| citus.databases),
+        Some(vec!["app".to_owned(), "b".to_owned()])
+    );
     assert_eq!(settings.watchdog.mode, WatchdogMode::Off);
     assert_eq!(settings.tags.failover_priority(), 3);
     assert_eq!((settings.log.level, settings.log.kind), (LogLevel::Debug, LogType::Json));

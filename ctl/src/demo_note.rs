@@ -1,6 +1,7 @@
 //! The note by which a running `kornak demo` tells the operator's verbs where it is, so that
 //! `kornak list` works with nothing configured.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -11,6 +12,9 @@ pub struct DemoNote {
     pub scope: String,
     /// REST of the nodes, `http://host:port`.
     pub api: Vec<String>,
+    /// The same by group, if it is a Citus cluster.
+    #[serde(default)]
+    pub groups: BTreeMap<u32, Vec<String>>,
     /// Work directory.
     pub dir: PathBuf,
     pub pid: u32,
@@ -49,7 +53,13 @@ mod tests {
     use super::*;
 
     fn note(pid: u32) -> DemoNote {
-        DemoNote { scope: "demo".to_owned(), api: vec![], dir: PathBuf::from("/tmp"), pid }
+        DemoNote {
+            scope: "demo".to_owned(),
+            api: vec![],
+            groups: BTreeMap::new(),
+            dir: PathBuf::from("/tmp"),
+            pid,
+        }
     }
 
     #[test]

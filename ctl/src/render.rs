@@ -9,7 +9,7 @@ mod tree;
 mod yaml;
 
 use clap::ValueEnum;
-use kornak_cluster::HistoryEntry;
+use kornak_cluster::{CitusDatabase, GroupId, HistoryEntry};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -94,6 +94,9 @@ pub fn members(cluster: &ClusterView, extended: bool, format: Format) -> String 
                     text.push_str(&format!("\nCitus group: {group}"));
                 }
                 text.push_str(&format!("\n {}", notes.join("\n ")));
+            }
+            for note in citus_notes(cluster) {
+                text.push_str(&format!("\n Citus metadata: {note}"));
             }
             text
         }
@@ -224,6 +227,29 @@ fn title(cluster: &ClusterView) -> String {
         }
         (true, _) => format!(" Citus cluster: {name} "),
     }
+}
+
+/// Whether `pg_dist_node` is what the store says, one line for each database.
+fn citus_notes(cluster: &ClusterView) -> Vec<String> {
+    let Some(registration) = &cluster.registration else { return Vec::new() };
+    let coordinator = cluster.groups.iter().find(|group| group.group == Some(GroupId::COORDINATOR));
+    let leads =
+        |group: &GroupView| group.leader().is_some_and(|leader| leader.name == registration.member);
+    if coordinator.is_some_and(|group| !leads(group)) {
+        return vec![format!(
+            "unknown since {} leads the coordinator no more",
+            registration.member
+        )];
+    }
+    let note = |(name, database): (&String, &CitusDatabase)| match &database.since {
+        _ if database.agrees && database.synced => format!("{name} agrees"),
+        _ if database.agrees => format!("{name} agrees, not yet on every node"),
+        since => {
+            let since = since.as_deref().unwrap_or("an unknown time");
+            format!("{name} has not agreed since {since}: {}", database.differences.join("; "))
+        }
+    };
+    registration.databases.iter().map(note).collect()
 }
 
 fn service_info(group: &GroupView) -> Vec<String> {

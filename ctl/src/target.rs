@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use hyper::Method;
 use kornak_agent::peers::{Answer, PeerError, Peers};
-use kornak_cluster::{FailoverRequest, GroupId, HistoryEntry, Scope};
+use kornak_cluster::{CitusRegistration, FailoverRequest, GroupId, HistoryEntry, Scope};
 use kornak_config::{Etcd3Settings, HostPort, OperatorSettings, Scheme, StoreSettings};
 use kornak_dcs::keys::{self, Keys};
 use kornak_dcs::{Compare, Dcs, Op, Txn};
@@ -78,8 +78,14 @@ pub struct Target {
 
 #[derive(Debug)]
 enum Reach {
-    Store { dcs: Arc<dyn Dcs>, scope: Scope },
-    Rest { bases: Vec<String> },
+    Store {
+        dcs: Arc<dyn Dcs>,
+        scope: Scope,
+    },
+    /// By group; `None` in a plain cluster.
+    Rest {
+        groups: Vec<(Option<GroupId>, Vec<String>)>,
+    },
 }
 
 impl Target {
@@ -137,8 +143,13 @@ impl Target {
         if let Some(name) = cluster.filter(|name| *name != note.scope) {
             bail!("no configuration found; the running demo is called {}, not {name}", note.scope);
         }
-        let reach = Reach::Rest { bases: note.api };
-        Ok(Self { name: note.scope, own_group: None, citus: false, reach, rest })
+        let citus = !note.groups.is_empty();
+        let groups = match citus {
+            true => note.groups.into_iter().map(|(id, api)| (Some(GroupId(id)), api)).collect(),
+            false => vec![(None, note.api)],
+        };
+        let reach = Reach::Rest { groups };
+        Ok(Self { name: note.scope, own_group: None, citus, reach, rest })
     }
 
     /// Reads one group, or all of them.
@@ -167,25 +178,46 @@ impl Target {
                     found
                 };
                 let groups = groups.into_iter().map(read).collect();
-                Ok(ClusterView { name: self.name.clone(), citus, groups })
+                let registration = Keys::new(scope).state(&view).citus.filter(|_| citus);
+                Ok(ClusterView { name: self.name.clone(), citus, groups, registration })
             }
-            Reach::Rest { bases } => {
-                let (base, cluster) = self.ask(bases, "/cluster").await?;
-                let status = self.get(base, "/patroni").await;
-                let identifier = status.ok().and_then(|status| {
-                    Some(status.get("database_system_identifier")?.as_str()?.to_owned())
-                });
-                let config = self.get(base, "/config").await.ok();
-                let config = config.as_ref().and_then(Value::as_object).cloned();
-                let node = self.get(base, "/kornak/node").await.ok();
-                let unfenced = node.as_ref().and_then(|node| node.pointer("/unfenced/member"));
-                let groups = vec![GroupView {
-                    unfenced: unfenced.and_then(Value::as_str).map(str::to_owned),
-                    ..GroupView::from_rest(&cluster, identifier, config)
-                }];
-                Ok(ClusterView { name: self.name.clone(), citus: false, groups })
+            Reach::Rest { groups: known } => {
+                let mut groups = Vec::new();
+                let mut registration = None;
+                let asked = known.iter().filter(|(id, _)| group.is_none() || *id == group);
+                for (id, bases) in asked {
+                    let (view, found) = self.read_by_rest(*id, bases).await?;
+                    groups.push(view);
+                    registration = registration.or(found);
+                }
+                let citus = self.citus;
+                Ok(ClusterView { name: self.name.clone(), citus, groups, registration })
             }
         }
+    }
+
+    async fn read_by_rest(
+        &self,
+        group: Option<GroupId>,
+        bases: &[String],
+    ) -> anyhow::Result<(GroupView, Option<CitusRegistration>)> {
+        let (base, cluster) = self.ask(bases, "/cluster").await?;
+        let status = self.get(base, "/patroni").await;
+        let identifier = status.ok().and_then(|status| {
+            Some(status.get("database_system_identifier")?.as_str()?.to_owned())
+        });
+        let config = self.get(base, "/config").await.ok();
+        let config = config.as_ref().and_then(Value::as_object).cloned();
+        let registration = cluster.get("citus").cloned();
+        let registration = registration.and_then(|citus| serde_json::from_value(citus).ok());
+        let node = self.get(base, "/kornak/node").await.ok();
+        let unfenced = node.as_ref().and_then(|node| node.pointer("/unfenced/member"));
+        let view = GroupView {
+            group,
+            unfenced: unfenced.and_then(Value::as_str).map(str::to_owned),
+            ..GroupView::from_rest(&cluster, identifier, config)
+        };
+        Ok((view, registration))
     }
 
     /// Reads one group; in a Citus cluster it must be named.
@@ -211,7 +243,9 @@ impl Target {
                 let view = dcs.range(&scope.root()).await.context("read the store")?;
                 Ok(keys.state(&view).history)
             }
-            Reach::Rest { bases } => {
+            Reach::Rest { groups } => {
+                let known = groups.iter().find(|(id, _)| *id == group || group.is_none());
+                let bases = known.map(|(_, bases)| bases.as_slice()).unwrap_or_default();
                 let (_, rows) = self.ask(bases, "/history").await?;
                 Ok(view::history_from_rest(&rows.to_string()))
             }

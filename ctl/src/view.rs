@@ -3,7 +3,9 @@
 //! The words and fields are those of `GET /cluster` (COMPAT: one account for REST and the command
 //! line), so a state read from the store and one read by REST look alike. Pure.
 
-use kornak_cluster::{ClusterState, GroupId, HistoryEntry, Lsn, Member, SyncMode, Tags};
+use kornak_cluster::{
+    CitusRegistration, ClusterState, GroupId, HistoryEntry, Lsn, Member, SyncMode, Tags,
+};
 use serde_json::{Map, Value};
 
 /// All groups that were asked for.
@@ -14,6 +16,8 @@ pub struct ClusterView {
     pub citus: bool,
     /// In the order of their numbers.
     pub groups: Vec<GroupView>,
+    /// Whether the Citus metadata agree with the store; `None`: nobody says.
+    pub registration: Option<CitusRegistration>,
 }
 
 /// One HA group.

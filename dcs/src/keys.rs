@@ -24,6 +24,7 @@
 //! | `handover/acks/<proxy>` | this proxy holds | the proxy's | that proxy |
 //! | `proxies/<proxy>` | a proxy that obeys handovers | the proxy's | that proxy |
 //! | `unfenced` | a primary that no guard would stop | no | that member |
+//! | `citus` | whether `pg_dist_node` agrees with the store | no | the coordinator's leader |
 
 use kornak_cluster::{
     ClusterConfig, ClusterState, Epoch, FailoverRequest, GroupId, HistoryEntry, Leader, Scope,
@@ -110,6 +111,10 @@ impl Keys {
         format!("{}{proxy}", self.proxies())
     }
 
+    pub fn citus(&self) -> String {
+        format!("{}kornak/citus", self.root)
+    }
+
     pub fn unfenced(&self) -> String {
         format!("{}kornak/unfenced", self.root)
     }
@@ -173,6 +178,9 @@ impl Keys {
         }
         if let Some(found) = view.get(&self.unfenced()) {
             state.unfenced = json(found, &mut state.unreadable);
+        }
+        if let Some(found) = view.get(&self.citus()) {
+            state.citus = json(found, &mut state.unreadable);
         }
         for (proxy, found) in view.below(&self.acks()) {
             if let Some(ack) = json(found, &mut state.unreadable) {

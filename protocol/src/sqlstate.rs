@@ -72,6 +72,8 @@ states! {
     READ_ONLY_SQL_TRANSACTION = b"25006";
     /// `in_failed_sql_transaction`: a statement in the dead transaction that we answer for.
     IN_FAILED_SQL_TRANSACTION = b"25P02";
+    /// `insufficient_privilege`: a server does not let a role set a parameter at login.
+    INSUFFICIENT_PRIVILEGE = b"42501";
     /// `invalid_authorization_specification`: no rule admits this client.
     INVALID_AUTHORIZATION = b"28000";
     /// `invalid_password`: the proof was wrong, or the role does not exist, which must look

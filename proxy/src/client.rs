@@ -8,6 +8,7 @@
 //! ```
 
 mod ahead;
+mod secondary;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use kornak_cluster::HandoverPhase;
+use kornak_cluster::{GroupId, HandoverPhase};
 use kornak_config::proxy::{ListenerSettings, Target};
 use kornak_protocol::auth::Credentials;
 use kornak_protocol::error::ErrorFields;
@@ -29,7 +30,7 @@ use crate::forward::{Conversation, LastWords, Link, Stop};
 use crate::gate::Side;
 use crate::metrics::count;
 use crate::registry::{CancelTarget, Doing, Flags};
-use crate::route::{self, Candidate};
+use crate::route::{self, AtHome, Candidate};
 use crate::session::Aftermath;
 use crate::session::answers::Verdict;
 use crate::session::journal::Pin;
@@ -38,6 +39,9 @@ use crate::stream::Stream;
 
 /// How long a client may take to read our last words before the socket is closed under it.
 const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a session on a worker waits for its own group's leader before another group will do.
+const HOME_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Pause before a server is tried again that refused without a change of leadership in sight.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -77,9 +81,28 @@ pub enum End {
 /// Which side of the gate a listener's sessions are on before they have a server.
 pub fn side_of(target: &Target) -> Side {
     match target {
-        Target::Primary | Target::Workers => Side::Leading,
+        Target::Primary => Side::Leading,
+        Target::Workers => Side::Workers,
         Target::Standbys | Target::Any | Target::Member(_) => Side::Following,
     }
+}
+
+/// The side of a session that is on this server.
+fn side_on(listener: &ListenerSettings, candidate: &Candidate) -> Side {
+    match side_of(&listener.target) {
+        Side::Following if candidate.leading => Side::Leading,
+        side => side,
+    }
+}
+
+/// Waits for a standing that ends this term; for ever if the server is used as a follower.
+async fn term_ends(shared: &Shared, candidate: &Candidate, term: u64) {
+    if !candidate.leading {
+        return std::future::pending().await;
+    }
+    let (mut watching, group) = (shared.standings.subscribe(), candidate.group);
+    // The sender lives as long as the proxy.
+    let _ = watching.wait_for(|now| now.term(group) != term).await;
 }
 
 /// Finds a server for a session and logs in, or only dials if there is no identity yet (the client
@@ -88,7 +111,9 @@ pub async fn open(
     shared: &Shared,
     listener: &ListenerSettings,
     identity: Option<&Identity>,
+    home: Option<GroupId>,
 ) -> Result<Opened, DialError> {
+    let since = Instant::now();
     let mut standings = shared.standings.subscribe();
     let mut topology = shared.topology.subscribe();
     let mut refused: Vec<Arc<str>> = Vec::new();
@@ -99,7 +124,18 @@ pub async fn open(
         let known = Arc::clone(&standings.borrow_and_update());
         let cluster = Arc::clone(&topology.borrow_and_update());
         let generation = shared.generation();
-        let Ok(found) = route::candidates(listener, &cluster, &known, &refused) else {
+        let mut found = route::candidates(listener, &cluster, &known, &refused);
+        let away =
+            home.is_some_and(|home| route::at_home(&mut found, home, &cluster) == AtHome::Away);
+        if away && since.elapsed() < HOME_PATIENCE {
+            tokio::select! {
+                _ = standings.changed() => {}
+                _ = topology.changed() => {}
+                () = tokio::time::sleep(HOME_PATIENCE) => {}
+            }
+            continue;
+        }
+        let Ok(found) = found else {
             let pause = async {
                 match refused.is_empty() {
                     true => std::future::pending().await,
@@ -119,28 +155,18 @@ pub async fn open(
         else {
             continue;
         };
-        if candidate.leading && shared.gate.is_closed(Side::Leading) {
-            shared.gate.open(Side::Leading).await;
+        let side = side_on(listener, &candidate);
+        if candidate.leading && shared.gate.is_closed(side) {
+            shared.gate.open(side).await;
             continue;
         }
         let term = known.term(candidate.group);
         let proof = known.proof(candidate.group);
         let address = Address { host: candidate.node.host.clone(), port: candidate.node.port };
-        let dialled = {
-            let mut watching = shared.standings.subscribe();
-            let (leading, group) = (candidate.leading, candidate.group);
-            let ended = async {
-                match leading {
-                    // The sender lives as long as the proxy.
-                    true => drop(watching.wait_for(|now| now.term(group) != term).await),
-                    false => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                dialled = dial(shared, &candidate, &address, identity) => dialled,
-                // Somebody else leads now: a host that vanished may keep us waiting for seconds.
-                () = ended => continue,
-            }
+        let dialled = tokio::select! {
+            dialled = dial(shared, &candidate, &address, identity) => dialled,
+            // Somebody else leads now: a host that vanished may keep us waiting for seconds.
+            () = term_ends(shared, &candidate, term) => continue,
         };
         match dialled {
             Ok(connected)
@@ -188,6 +214,10 @@ async fn dial(
         let dialled = tokio::time::timeout(limit, backend::dial(address, tls)).await;
         return dialled.map_err(|_| DialError::Timeout)?.map(Connected::fresh);
     };
+    let reads = !candidate.leading && candidate.group == GroupId::COORDINATOR;
+    if reads && shared.topology.borrow().groups.len() > 1 {
+        return secondary::connect(shared, address, identity, limit).await;
+    }
     let credentials = identity.credentials.clone();
     backend::connect(address, tls, &identity.startup, &identity.user, credentials, limit).await
 }
@@ -210,6 +240,8 @@ pub struct Client {
     pub identity: Identity,
     pub listener: Arc<ListenerSettings>,
     pub scratch: Rc<RefCell<Box<[u8]>>>,
+    /// On the workers' listener: the group that the session is on, through a change of its leader.
+    pub home: Option<GroupId>,
 }
 
 impl Client {
@@ -222,8 +254,8 @@ impl Client {
         } else {
             self.talk.handle.set_server(&candidate.name, None);
         }
-        self.talk.side =
-            if candidate.leading { Side::Leading } else { side_of(&self.listener.target) };
+        self.talk.side = side_on(&self.listener, &candidate);
+        self.home = (self.listener.target == Target::Workers).then_some(candidate.group);
         let follows = matches!(self.listener.target, Target::Standbys);
         self.talk.link = Some(Link {
             rereads: !candidate.leading && self.listener.retry_reads,
@@ -293,7 +325,10 @@ impl Client {
                 let opened = ahead::open(&shared, &self.listener, &self.identity, side).await;
                 match opened {
                     Some(opened) => Ok(Some(opened)),
-                    None => open(&shared, &self.listener, Some(&self.identity)).await.map(Some),
+                    None => {
+                        let identity = Some(&self.identity);
+                        open(&shared, &self.listener, identity, self.home).await.map(Some)
+                    }
                 }
             };
             let way = tokio::select! {

@@ -576,7 +576,9 @@ impl Link {
     /// Whether the server still has the part for which the connection was opened.
     pub fn is_current(&self, shared: &Shared) -> bool {
         if self.leading {
-            return shared.standings.borrow().term(self.group) == self.term;
+            let worker = self.group == GroupId::COORDINATOR
+                || shared.topology.borrow().is_worker(self.group);
+            return worker && shared.standings.borrow().term(self.group) == self.term;
         }
         let topology = shared.topology.borrow();
         let group = topology.groups.get(&self.group);

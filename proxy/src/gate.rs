@@ -20,6 +20,8 @@ pub enum Side {
     Leading,
     /// Those on standbys.
     Following,
+    /// Those on the leaders of a Citus cluster's worker groups.
+    Workers,
 }
 
 impl Side {
@@ -31,6 +33,7 @@ impl Side {
         match self {
             Self::Leading => 0,
             Self::Following => 1,
+            Self::Workers => 2,
         }
     }
 }
@@ -44,8 +47,10 @@ impl Sides {
     pub const NONE: Self = Self(0);
     /// Sessions on leaders.
     pub const LEADING: Self = Self(1);
+    /// Sessions on workers.
+    pub const WORKERS: Self = Self(4);
     /// Everybody: a Citus session may reach any node.
-    pub const ALL: Self = Self(3);
+    pub const ALL: Self = Self(7);
 
     /// Whether the side is in the set.
     pub fn contains(self, side: Side) -> bool {
@@ -62,7 +67,7 @@ impl Sides {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Lane {
-    inside: [AtomicUsize; 2],
+    inside: [AtomicUsize; 3],
 }
 
 /// The gate of one proxy.
@@ -110,8 +115,8 @@ impl Gate {
                 .map(|n| n.load(SeqCst))
                 .sum()
         };
-        let both = [Side::Leading, Side::Following];
-        both.into_iter().filter(|side| sides.contains(*side)).map(count).sum()
+        let all = [Side::Leading, Side::Following, Side::Workers];
+        all.into_iter().filter(|side| sides.contains(*side)).map(count).sum()
     }
 
     /// Waits until nobody of these sides is inside. Meaningful only while they are closed.

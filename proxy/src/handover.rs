@@ -151,6 +151,11 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
                     let held_ms = held.as_millis() as u64;
                     tracing::info!(elapsed_ms = held_ms, "gate opened");
                 }
+                Effect::OpenMost(held) => {
+                    shared.gate.close(Sides::WORKERS);
+                    let held_ms = held.as_millis() as u64;
+                    tracing::info!(elapsed_ms = held_ms, "gate opened, but for workers");
+                }
                 Effect::Acknowledge(attempt) => {
                     retry_ack = !acknowledge(
                         &shared,
@@ -222,6 +227,7 @@ fn show(shared: &Shared, hold: &Hold) {
         State::Draining { attempt, acknowledged, .. } => ("draining", Some(attempt), *acknowledged),
         State::Released { attempt, .. } => ("released", Some(attempt), false),
         State::Switching { attempt, .. } => ("switching", Some(attempt), true),
+        State::Settling { attempt, .. } => ("settling", Some(attempt), true),
     };
     let holding = Holding {
         phase,

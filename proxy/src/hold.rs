@@ -10,6 +10,7 @@
 //!  │                     │ switch
 //!  │                     ▼
 //!  └─ proven, deadline  Switching: connections to the leader are gone ([`crate::prover`] withdrew it)
+//!  └─ gone, deadline ─  Settling: (Citus) everybody but the sessions on workers goes on
 //! ```
 //! The gate is a courtesy with a deadline, never a lock: whatever happens to the record, the store
 //! or the leader, it opens again by our own clock (SAFETY.md A5).
@@ -53,6 +54,12 @@ pub enum State {
         until: Moment,
         proof: u64,
     },
+    /// In a Citus cluster: only sessions on workers wait, for their nodes to hear of the new primary.
+    Settling {
+        attempt: Attempt,
+        since: Moment,
+        until: Moment,
+    },
 }
 
 /// What is known at one moment.
@@ -77,6 +84,8 @@ pub enum Effect {
     Close,
     /// Open it; so long it was closed.
     Open(Duration),
+    /// Open it, but for sessions on workers; so long it was closed for the others.
+    OpenMost(Duration),
     /// Tell the leader that nobody is inside and nobody will be.
     Acknowledge(Attempt),
 }
@@ -102,7 +111,9 @@ impl Hold {
     /// When to look again even if nothing changes.
     pub fn deadline(&self) -> Option<Moment> {
         match &self.state {
-            State::Draining { until, .. } | State::Switching { until, .. } => Some(*until),
+            State::Draining { until, .. }
+            | State::Switching { until, .. }
+            | State::Settling { until, .. } => Some(*until),
             State::Open | State::Released { .. } => None,
         }
     }
@@ -123,6 +134,7 @@ impl Hold {
             Some((record, HandoverPhase::Drain)) => self.drain(record, facts, now, effects),
             Some((record, HandoverPhase::Switch)) => self.switch(record, facts, now, effects),
             Some((record, HandoverPhase::Promote)) => self.promote(record, facts, now, effects),
+            Some((record, HandoverPhase::Settle)) => self.settle(record, facts, now, effects),
             Some((_, HandoverPhase::Prepare | HandoverPhase::Unknown)) | None => {
                 self.resume(facts, now, effects);
             }
@@ -190,13 +202,46 @@ impl Hold {
         match &self.state {
             State::Switching { since, until, proof, .. }
                 if now >= *until
-                    || facts.serving.is_some() && (new_leader || facts.proof > *proof) =>
+                    // In a Citus cluster the other nodes have to know it as well.
+                    || record.group.is_none()
+                        && facts.serving.is_some()
+                        && (new_leader || facts.proof > *proof) =>
             {
                 out.push(Effect::Open(now.since(*since)));
                 self.state = State::Released { attempt: attempt_of(record), switched: true };
             }
-            State::Switching { .. } | State::Released { .. } | State::Open => {}
+            State::Switching { .. }
+            | State::Settling { .. }
+            | State::Released { .. }
+            | State::Open => {}
             // We missed the switch; who serves is withdrawn by the change of the leader key.
+            State::Draining { .. } => self.switch(record, facts, now, out),
+        }
+    }
+
+    /// The coordinator knows its new primary, or the workers' one; workers do not yet.
+    fn settle(&mut self, record: &Handover, facts: &Facts<'_>, now: Moment, out: &mut Vec<Effect>) {
+        let new_leader = facts.serving.is_some_and(|epoch| epoch != record.epoch);
+        match &self.state {
+            State::Switching { since, until, proof, .. }
+                if now < *until
+                    && facts.serving.is_some()
+                    && (new_leader || facts.proof > *proof) =>
+            {
+                out.push(Effect::OpenMost(now.since(*since)));
+                let attempt = attempt_of(record);
+                self.state = State::Settling { attempt, since: *since, until: *until };
+            }
+            State::Switching { since, until, .. } | State::Settling { since, until, .. }
+                if now >= *until =>
+            {
+                out.push(Effect::Open(now.since(*since)));
+                self.state = State::Released { attempt: attempt_of(record), switched: true };
+            }
+            State::Switching { .. }
+            | State::Settling { .. }
+            | State::Released { .. }
+            | State::Open => {}
             State::Draining { .. } => self.switch(record, facts, now, out),
         }
     }
@@ -205,7 +250,7 @@ impl Hold {
         match &self.state {
             State::Open => {}
             State::Released { .. } => self.state = State::Open,
-            State::Draining { since, .. } => {
+            State::Draining { since, .. } | State::Settling { since, .. } => {
                 out.push(Effect::Open(now.since(*since)));
                 self.state = State::Open;
             }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::{Bytes, BytesMut};
+use kornak_cluster::GroupId;
 use kornak_config::proxy::ListenerSettings;
 use kornak_config::rules::Method;
 use kornak_protocol::auth::{Binding, Credentials};
@@ -29,6 +30,7 @@ use kornak_protocol::startup::{ProtocolVersion, Replication};
 
 use crate::client::{Identity, Opened};
 use crate::registry::Entry;
+use crate::route;
 use crate::rules::{self, Visit};
 use crate::session::Session;
 use crate::shared::Shared;
@@ -124,6 +126,7 @@ pub async fn login(
     let visitor = Visitor {
         shared,
         listener,
+        group: route::worker_for(shared, listener),
         user: user.clone(),
         startup,
         version: negotiation.version,
@@ -165,6 +168,8 @@ fn refuse_by_rule<T>(stream: Stream, visit: &Visit<'_>, why: &str) -> Login<T> {
 struct Visitor<'a> {
     shared: &'a Arc<Shared>,
     listener: &'a ListenerSettings,
+    /// On the workers' listener: the group that the session will be on, whose verifier counts.
+    group: Option<GroupId>,
     user: Bytes,
     startup: Bytes,
     version: ProtocolVersion,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kornak_cluster::{GroupId, Node, Topology};
 use kornak_config::proxy::{Balance, ListenerSettings, Target};
 
+use crate::shared::Shared;
 use crate::standing::{Standings, Why};
 
 /// A server that a session may use.
@@ -39,7 +40,7 @@ pub fn candidates(
         Target::Workers => {
             let mut why = Why::NoLeader;
             let mut found = Vec::new();
-            for group in topology.groups.keys().filter(|group| **group != GroupId::COORDINATOR) {
+            for group in topology.groups.keys().filter(|group| topology.is_worker(**group)) {
                 match leader(*group) {
                     Ok(candidate) => found.push(candidate),
                     Err(reason) => why = reason,
@@ -77,6 +78,47 @@ pub fn has_standby(topology: &Topology, group: GroupId) -> bool {
             node.running && !node.noloadbalance && leader.is_some_and(|name| *name != node.name)
         })
     })
+}
+
+/// The worker group for a new session: chosen before its client has proven who it is, for the proof is
+/// one for that group's servers. `None`: another target, or no worker is there yet.
+pub fn worker_for(shared: &Shared, listener: &ListenerSettings) -> Option<GroupId> {
+    if listener.target != Target::Workers {
+        return None;
+    }
+    let (topology, standings) = (shared.topology(), shared.standings());
+    let found = candidates(listener, &topology, &standings, &[]).ok()?;
+    let sessions = shared.registry.by_node();
+    choose(&found, listener.balance, &sessions, shared.dice()).map(|chosen| chosen.group)
+}
+
+/// Whether a session's own worker group can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtHome {
+    /// It is all that is left of the candidates.
+    Yes,
+    /// Its leader is away.
+    Away,
+    /// It is no worker any more.
+    Moved,
+}
+
+/// Narrows candidates down to the group that the session is on, if that is there.
+pub fn at_home(
+    found: &mut Result<Vec<Candidate>, Why>,
+    home: GroupId,
+    topology: &Topology,
+) -> AtHome {
+    if !topology.groups.contains_key(&home) || !topology.is_worker(home) {
+        return AtHome::Moved;
+    }
+    match found {
+        Ok(candidates) if candidates.iter().any(|candidate| candidate.group == home) => {
+            candidates.retain(|candidate| candidate.group == home);
+            AtHome::Yes
+        }
+        _ => AtHome::Away,
+    }
 }
 
 fn followers(

@@ -261,6 +261,7 @@ fn assemble(
         identity: admitted.identity,
         listener: Arc::clone(settings),
         scratch: Rc::clone(&thread.scratch),
+        home: None,
     });
     if let Some(opened) = admitted.opened {
         client.link(opened);

@@ -175,7 +175,7 @@ impl Shared {
                 };
                 t.groups.iter().map(parts).collect()
             };
-            moved = leaders(known) != leaders(&topology);
+            moved = leaders(known) != leaders(&topology) || known.registered != topology.registered;
             let changed = **known != *topology;
             *known = topology;
             changed

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kornak_cluster::topology::Group;
-use kornak_cluster::{GroupId, Scope, Topology};
+use kornak_cluster::{CitusRegistration, GroupId, Scope, Topology};
 use kornak_config::proxy::StaticMember;
 use kornak_dcs::keys::{self, Keys};
 use kornak_dcs::{Dcs, DcsError, Reach, View};
@@ -64,6 +64,7 @@ pub fn read(scope: &Scope, view: &View) -> (Topology, Vec<String>) {
         topology.handover_revision = state.handover_revision;
         let reachable = state.proxies.into_iter().filter_map(|(id, it)| Some((id, it.cancel?)));
         topology.proxies.extend(reachable);
+        topology.registered = state.citus.as_ref().map(CitusRegistration::groups);
         unreadable.extend(state.unreadable);
     }
     unreadable.sort();

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use kornak_cluster::GroupId;
 use kornak_config::proxy::AuthSettings;
 use kornak_protocol::auth::StoredPassword;
 use kornak_protocol::auth::scram::Verifier;
@@ -68,6 +69,10 @@ impl Answer {
     }
 }
 
+/// The group whose servers are asked, and the role: groups of a Citus cluster may have different verifiers
+/// for one password. `None`: any server would do.
+pub type Role = (Option<GroupId>, Bytes);
+
 /// A place for one question at a time, with the connection that asked last.
 type Lane = tokio::sync::Mutex<Option<(Address, Connected)>>;
 
@@ -75,7 +80,7 @@ type Lane = tokio::sync::Mutex<Option<(Address, Connected)>>;
 pub struct Verifiers {
     query: String,
     prober: Arc<Prober>,
-    known: Mutex<HashMap<Bytes, Answer>>,
+    known: Mutex<HashMap<Role, Answer>>,
     lanes: [Lane; LANES],
     lane_of: RandomState,
     /// Makes the salts of roles that do not exist.
@@ -120,7 +125,7 @@ impl Verifiers {
     }
 
     /// Looks a role up at the servers, in this order; if none answers, in the cache.
-    pub async fn find(&self, role: &Bytes, servers: &[Address]) -> Result<Known, DialError> {
+    pub async fn find(&self, role: &Role, servers: &[Address]) -> Result<Known, DialError> {
         let came = Instant::now();
         let limit = match self.remembered(role) {
             Some(_) => PATIENCE,
@@ -133,12 +138,12 @@ impl Verifiers {
         }
     }
 
-    fn remembered(&self, role: &Bytes) -> Option<Answer> {
+    fn remembered(&self, role: &Role) -> Option<Answer> {
         let known = self.known.lock();
         known.get(role).filter(|answer| answer.asked.elapsed() < STALE).cloned()
     }
 
-    fn remember(&self, role: &Bytes, answer: Answer) {
+    fn remember(&self, role: &Role, answer: Answer) {
         let mut known = self.known.lock();
         if known.len() >= MAX_ROLES && !known.contains_key(role) {
             known.retain(|_, old| old.stored.is_some() && old.asked.elapsed() < STALE);
@@ -151,7 +156,7 @@ impl Verifiers {
 
     async fn ask(
         &self,
-        role: &Bytes,
+        role: &Role,
         servers: &[Address],
         came: Instant,
     ) -> Result<Answer, DialError> {
@@ -165,7 +170,7 @@ impl Verifiers {
         let mut last = DialError::Timeout;
         for server in servers {
             let asked = Instant::now();
-            match tokio::time::timeout(ASK_LIMIT, self.ask_one(role, server, &mut lane)).await {
+            match tokio::time::timeout(ASK_LIMIT, self.ask_one(&role.1, server, &mut lane)).await {
                 Ok(Ok((stored, ends))) => {
                     let answer = Answer { asked, stored, ends };
                     self.remember(role, answer.clone());

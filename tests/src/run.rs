@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod certificates;
+pub mod citus;
 pub mod cluster;
 pub mod etcd;
 pub mod kornak;

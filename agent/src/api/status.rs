@@ -111,6 +111,9 @@ pub(super) fn cluster(scope: &str, cluster: &ClusterState) -> Map<String, Value>
         put(&mut out, "scheduled_switchover", scheduled);
     }
     put(&mut out, "scope", scope);
+    if let Some(citus) = cluster.citus.as_ref().and_then(|citus| serde_json::to_value(citus).ok()) {
+        put(&mut out, "citus", citus);
+    }
     out
 }
 

@@ -152,6 +152,7 @@ fn settings() -> ApiSettings {
         extra_headers: Vec::new(),
         peers: peers(None),
         restart_plan: RestartPlan::default(),
+        citus: None,
         counters: Arc::default(),
         clock: || Moment::at_millis(100_000),
     }

@@ -116,20 +116,32 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
     /// Wait for something to happen; not longer than until then.
-    Rest { until: Moment },
+    Rest {
+        until: Moment,
+    },
     /// Read `pg_dist_node`.
     Load,
     /// Let go of everything that only a leader has.
     StandDown,
     /// Open the transaction with this update, for this request.
-    Open { request: usize, step: Step, former: Address },
+    Open {
+        request: usize,
+        step: Step,
+        former: Address,
+    },
     /// Update, in the open transaction or in one of its own, and commit. Whoever asked is told.
-    Commit { steps: Vec<Step>, request: Option<usize> },
+    Commit {
+        steps: Vec<Step>,
+        request: Option<usize>,
+    },
     /// Add or remove a row.
     Member(Step),
     /// Give the open transaction up.
     Rollback,
-    Answer { request: usize, answer: Answer },
+    Answer {
+        request: usize,
+        answer: Answer,
+    },
 }
 
 /// Chooses the one next step.
@@ -141,7 +153,9 @@ pub fn next(f: &Facts<'_>) -> Next {
         return Next::Answer { request, answer: Answer::Late };
     }
     match f.flight {
-        Flight::Open { group, former, until, record } => in_flight(f, *group, former, *until, *record),
+        Flight::Open { group, former, until, record } => {
+            in_flight(f, *group, former, *until, *record)
+        }
         Flight::Grounded => grounded(f),
     }
 }
@@ -184,13 +198,7 @@ fn updates_for(f: &Facts<'_>, rows: &[Row], group: GroupId, primary: Address) ->
     plan::updates(rows, &wanted)
 }
 
-fn in_flight(
-    f: &Facts<'_>,
-    group: GroupId,
-    former: &Address,
-    until: Moment,
-    record: u64,
-) -> Next {
+fn in_flight(f: &Facts<'_>, group: GroupId, former: &Address, until: Moment, record: u64) -> Next {
     let rows = f.rows.unwrap_or_default();
     for (request, asked) in f.requests.iter().enumerate() {
         match asked.event {
@@ -251,6 +259,10 @@ fn grounded(f: &Facts<'_>) -> Next {
     let stale = f.read_at + REREAD;
     if rows.iter().any(|row| !row.synced) {
         return reread(f, f.read_at + SYNC_PAUSE);
+    }
+    // Adding and removing takes locks on every node.
+    if f.seen.handover.is_some() {
+        return reread(f, stale);
     }
     match plan::membership(rows, &f.seen.wanted, f.hopeless) {
         Some(step) => Next::Member(step),

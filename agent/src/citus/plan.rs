@@ -90,6 +90,15 @@ pub struct Group {
     pub primary: Option<Address>,
     /// Running members that may be read from.
     pub secondaries: BTreeSet<Address>,
+    /// Members that may be read from when they run again: a row that they have stays, for a restart is
+    /// no reason to change every node's metadata twice.
+    pub resting: BTreeSet<Address>,
+}
+
+impl Group {
+    fn keeps(&self, address: &Address) -> bool {
+        self.secondaries.contains(address) || self.resting.contains(address)
+    }
 }
 
 /// Every group that has keys in the store.
@@ -172,7 +181,8 @@ fn targets(rows: &[Row], wanted: &Wanted) -> BTreeMap<i32, Address> {
         missing.remove(address);
         let mut free: Vec<&Row> = Vec::new();
         for row in of_role(Role::Secondary) {
-            if missing.remove(&row.address) {
+            if row.address != *address && want.keeps(&row.address) {
+                missing.remove(&row.address);
                 targets.insert(row.node, row.address.clone());
             } else {
                 free.push(row);
@@ -214,9 +224,7 @@ pub fn membership(rows: &[Row], wanted: &Wanted, hopeless: &BTreeSet<Address>) -
         // A group whose keys are all gone; its standbys first. The coordinator is never removed.
         None => row.group != GroupId::COORDINATOR,
         Some(want) => {
-            row.role == Role::Secondary
-                && want.primary.is_some()
-                && !want.secondaries.contains(&row.address)
+            row.role == Role::Secondary && want.primary.is_some() && !want.keeps(&row.address)
         }
     };
     let gone = rows.iter().filter(unwanted).filter(|row| !hopeless.contains(&row.address));
@@ -257,7 +265,7 @@ pub fn differences(rows: &[Row], wanted: &Wanted) -> Vec<String> {
         for missing in want.secondaries.iter().filter(|address| !registered.contains(address)) {
             found.push(format!("group {group} has a standby {missing} that is not registered"));
         }
-        for extra in registered.into_iter().filter(|address| !want.secondaries.contains(address)) {
+        for extra in registered.into_iter().filter(|address| !want.keeps(address)) {
             found.push(format!("group {group} has a registered standby {extra} that is gone"));
         }
     }

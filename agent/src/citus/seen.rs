@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kornak_cluster::{
-    ClusterState, GroupId, Handover, Member, MemberRole, MemberState, Scope,
-};
+use kornak_cluster::{ClusterState, GroupId, Handover, Member, MemberRole, MemberState, Scope};
 use kornak_dcs::View;
 use kornak_dcs::keys::{self, Keys};
 
@@ -44,9 +42,10 @@ impl Seen {
             if let Some(leader) = leader_of(&state) {
                 seen.leaders.insert(group, leader);
             }
-            let pools = state.members.values().filter_map(|member| {
-                Some((address_of(member)?, member.poolinfo.clone()?))
-            });
+            let pools = state
+                .members
+                .values()
+                .filter_map(|member| Some((address_of(member)?, member.poolinfo.clone()?)));
             seen.pools.extend(pools);
         }
         seen
@@ -86,15 +85,15 @@ fn group_of(state: &ClusterState) -> Group {
         let leads = runs(member) && member.role == MemberRole::Primary;
         address_of(member).filter(|_| leads)
     });
-    let secondaries: BTreeSet<Address> = state
+    let readable = state
         .members
         .iter()
-        .filter(|(name, member)| {
-            leader != Some(name.as_str()) && runs(member) && !member.tags.noloadbalance()
-        })
-        .filter_map(|(_, member)| address_of(member))
-        .collect();
-    Group { primary, secondaries }
+        .filter(|(name, member)| leader != Some(name.as_str()) && !member.tags.noloadbalance());
+    let (running, resting): (Vec<_>, Vec<_>) = readable.partition(|(_, member)| runs(member));
+    let addresses = |members: Vec<(&String, &Member)>| -> BTreeSet<Address> {
+        members.into_iter().filter_map(|(_, member)| address_of(member)).collect()
+    };
+    Group { primary, secondaries: addresses(running), resting: addresses(resting) }
 }
 
 #[cfg(test)]
@@ -144,7 +143,9 @@ mod tests {
         let seen = Seen::read(&Scope::new("service", "demo", None), &view(&rows));
         let at = |host: &str| Address { host: host.to_owned(), port: 5432 };
         let first = &seen.wanted[&GroupId(1)];
-        assert_eq!((&first.primary, &first.secondaries), (&Some(at("a")), &BTreeSet::from([at("b")])));
+        assert_eq!(first.primary, Some(at("a")));
+        assert_eq!(first.secondaries, BTreeSet::from([at("b")]));
+        assert_eq!(first.resting, BTreeSet::from([at("c")]));
         assert_eq!(seen.wanted[&GroupId(2)].primary, None, "not before it is primary");
         assert_eq!(seen.leaders[&GroupId(2)].name, "x");
         assert!(seen.wanted.contains_key(&GroupId(3)), "any key makes a group");

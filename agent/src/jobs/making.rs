@@ -93,6 +93,9 @@ async fn make_primary(ctx: &Context) -> Result<(), JobError> {
         ctx.postgres.wait_ready(START_LIMIT).await?;
     }
     ctx.postgres.create_roles().await?;
+    for database in ctx.settings.citus.iter().flat_map(|citus| &citus.databases) {
+        crate::citus::database::ensure(&ctx.postgres, database).await?;
+    }
     if let Some(command) = &bootstrap.post_bootstrap {
         let url = ctx.postgres.connection_url();
         ctx.postgres.run_script(command, &[&url], SCRIPT_LIMIT).await?;

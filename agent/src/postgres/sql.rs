@@ -191,7 +191,7 @@ pub(super) async fn connect(config: &Config) -> Result<Client, SqlError> {
 }
 
 /// Asks one thing over a connection.
-pub(super) async fn ask(
+pub async fn ask(
     client: &Client,
     operation: &'static str,
     statement: &str,
@@ -215,9 +215,9 @@ pub(super) fn local_config(
 ) -> Config {
     let mut config = Config::new();
     if settings.use_unix_socket {
-        config.host_path(socket_dir(settings));
+        config.host_path(local_host(settings));
     } else {
-        config.host(settings.listen.local_host());
+        config.host(local_host(settings));
     }
     config.port(settings.listen.port).dbname(&settings.database);
     log_in_as(&mut config, credentials, application);
@@ -251,12 +251,21 @@ fn log_in_as(config: &mut Config, credentials: &Credentials, application: &str) 
 
 /// Settings of our sessions. What we write is never held up by a lost standby, and nobody's functions
 /// come before PostgreSQL's own.
-fn options(statement_timeout: Duration) -> String {
+pub(super) fn options(statement_timeout: Duration) -> String {
     format!(
         "-c statement_timeout={} -c synchronous_commit=local -c search_path=pg_catalog \
          -c standard_conforming_strings=on -c default_transaction_read_only=off",
         statement_timeout.as_millis()
     )
+}
+
+/// Where the local server is reached: the directory of its socket, or a host.
+pub(super) fn local_host(settings: &PostgresqlSettings) -> String {
+    if settings.use_unix_socket {
+        socket_dir(settings)
+    } else {
+        settings.listen.local_host().to_owned()
+    }
 }
 
 /// Where the server puts its unix socket.

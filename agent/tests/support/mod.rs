@@ -95,6 +95,7 @@ impl Field {
             name: name.to_owned(),
             cluster_name: "demo".to_owned(),
             settings: loaded.settings.postgresql,
+            citus: false,
             os_user: "postgres".to_owned(),
             guard: guard.clone(),
         };

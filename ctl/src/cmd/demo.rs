@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "the demo talks to the person who started it")]
 
 mod files;
+mod layout;
 mod ports;
 mod progress;
 
@@ -25,14 +26,18 @@ use kornak_dcs::memory::MemoryDcs;
 use tokio_util::sync::CancellationToken;
 
 use files::Secrets;
+use layout::Layout;
 use ports::Ports;
 
 /// Starts a PostgreSQL cluster with automatic failover on this machine.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Database nodes.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
-    nodes: u16,
+    /// Database nodes of a plain cluster. Default: 3, or a Citus cluster if the extension is installed.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=9))]
+    nodes: Option<u16>,
+    /// A Citus cluster: three coordinators and two groups of two workers.
+    #[arg(long, conflicts_with = "nodes")]
+    citus: bool,
     /// Where the cluster's state is kept.
     #[arg(long, value_enum, default_value_t = DemoStore::Memory)]
     dcs: DemoStore,
@@ -103,15 +108,43 @@ pub fn start(args: DemoArgs) -> anyhow::Result<()> {
 }
 
 fn prepare(args: &DemoArgs) -> anyhow::Result<Prepared> {
-    let ports = Ports::choose(args.ports_from, args.nodes, args.dcs == DemoStore::Etcd);
+    let bin_dir = files::postgres_bin_dir()?;
+    let layout = layout_for(args, &bin_dir)?;
+    let ports = Ports::choose(args.ports_from, layout.len(), args.dcs == DemoStore::Etcd);
     ports.check()?;
     let dir = work_dir(args.dir.as_deref())?;
     let log = dir.path.join("kornak.log");
-    Ok(Prepared { ports, dir, log })
+    Ok(Prepared { bin_dir, layout, ports, dir, log })
+}
+
+/// A kept directory keeps its layout; otherwise the extension decides what is shown.
+fn layout_for(args: &DemoArgs, bin_dir: &Path) -> anyhow::Result<Layout> {
+    let installed = layout::has_citus(bin_dir);
+    let holds = |name: &str| args.dir.as_ref().is_some_and(|dir| dir.join(name).exists());
+    match args.nodes {
+        Some(nodes) => Ok(Layout::plain(nodes)),
+        None if args.citus && !installed => {
+            bail!("the Citus extension is not installed for {}", bin_dir.display())
+        }
+        None if args.citus => Ok(Layout::citus()),
+        None if holds("node1.yml") => Ok(Layout::plain(3)),
+        None if installed => {
+            println!(
+                "The Citus extension is installed: this is a Citus cluster (--nodes 3: a plain one)"
+            );
+            Ok(Layout::citus())
+        }
+        None => {
+            println!("The Citus extension is not installed: this is a plain cluster");
+            Ok(Layout::plain(3))
+        }
+    }
 }
 
 /// A demo that can be started: its ports are free and its directory exists.
 struct Prepared {
+    bin_dir: PathBuf,
+    layout: Layout,
     ports: Ports,
     dir: WorkDir,
     log: PathBuf,
@@ -122,11 +155,10 @@ struct Prepared {
 /// # Errors
 /// A port is taken, a program is missing, or the cluster does not come up; each says what to do.
 async fn run(args: DemoArgs, prepared: Prepared, stop: CancellationToken) -> anyhow::Result<()> {
-    let Prepared { ports, dir, log } = prepared;
-    let bin_dir = files::postgres_bin_dir()?;
+    let Prepared { bin_dir, layout, ports, dir, log } = prepared;
     let secrets = Secrets::of(&dir.path)?;
-    let _note = files::leave_note(&dir.path, &ports)?;
-    println!("Starting {} nodes below {}", args.nodes, dir.path.display());
+    let _note = files::leave_note(&dir.path, &ports, &layout)?;
+    println!("Starting {} nodes below {}", layout.len(), dir.path.display());
     let (store, _etcd): (Arc<dyn Dcs>, _) = match args.dcs {
         DemoStore::Memory => (Arc::new(MemoryDcs::default()), None),
         DemoStore::Etcd => {
@@ -141,25 +173,25 @@ async fn run(args: DemoArgs, prepared: Prepared, stop: CancellationToken) -> any
     let environment: &Environment = &[];
     let mut halts = Vec::new();
     let mut nodes = Vec::new();
-    for index in 1..=args.nodes {
+    for node in &layout.nodes {
         let file =
-            files::write_node(&dir.path, &bin_dir, &ports, index, &secrets, args.synchronous)?;
+            files::write_node(&dir.path, &bin_dir, &ports, node, &secrets, args.synchronous)?;
         let settings = load_agent(Some(&file), environment)?.settings;
         let halt = CancellationToken::new();
         let node = kornak_agent::start(settings, Arc::clone(&store), None, halt.clone()).await?;
         nodes.push(node);
         halts.push(halt);
     }
-    let file = files::write_proxy(&dir.path, &ports, &secrets)?;
+    let file = files::write_proxy(&dir.path, &ports, &secrets, &layout)?;
     let settings = load_proxy(Some(&file), environment)?.settings;
     let proxy_halt = CancellationToken::new();
     let proxy = kornak_proxy::start(settings, Some(store), proxy_halt.clone()).await?;
 
-    let up = progress::until_ready(&nodes, START_LIMIT, &stop).await;
+    let up = progress::until_ready(&nodes, &layout, START_LIMIT, &stop).await;
     match up {
         progress::Start::Ready => {
             let passfile = files::write_passfile(&dir.path, &secrets)?;
-            print_welcome(&ports, &passfile, &log, args.nodes);
+            print_welcome(&ports, &passfile, &log, &layout);
             progress::tell_changes(&nodes, &stop).await;
         }
         progress::Start::Interrupted => {}
@@ -237,22 +269,30 @@ fn start_etcd(dir: &Path, ports: &Ports) -> anyhow::Result<Etcd> {
     Ok(Etcd(child))
 }
 
-fn print_welcome(ports: &Ports, passfile: &Path, log: &Path, nodes: u16) {
+fn print_welcome(ports: &Ports, passfile: &Path, log: &Path, layout: &Layout) {
+    let citus = layout.is_citus();
+    let database = if citus { files::CITUS_DATABASE } else { "postgres" };
     let psql = |port: u16| {
         format!(
-            "psql \"host=127.0.0.1 port={port} user=postgres dbname=postgres passfile={}\"",
+            "psql \"host=127.0.0.1 port={port} user=postgres dbname={database} passfile={}\"",
             passfile.display()
         )
     };
     println!();
-    println!("Ready. Reads and writes, wherever the primary is:");
+    let whose = if citus { "coordinator's primary" } else { "primary" };
+    println!("Ready. Reads and writes, wherever the {whose} is:");
     println!("    {}", psql(ports.primary()));
-    if nodes > 1 {
+    if layout.len() > 1 {
         println!("Reads, over the standbys:");
         println!("    {}", psql(ports.standbys()));
     }
+    if citus {
+        println!("Queries from any worker:");
+        println!("    {}", psql(ports.workers()));
+    }
     println!("Status page: http://127.0.0.1:{}/    log: {}", ports.status(), log.display());
-    println!("In another terminal: kornak list, kornak switchover");
+    let group = if citus { " --group 2" } else { "" };
+    println!("In another terminal: kornak list, kornak switchover{group}");
     println!("Ctrl-C stops everything.");
     println!();
 }

@@ -33,7 +33,7 @@ fn group() -> GroupView {
 
 fn cluster(groups: Vec<GroupView>) -> ClusterView {
     let citus = groups.iter().any(|group| group.group.is_some());
-    ClusterView { name: "demo".to_owned(), citus, groups }
+    ClusterView { name: "demo".to_owned(), citus, groups, registration: None }
 }
 
 fn check(cluster: &ClusterView, format: Format, expected: &str) {
@@ -144,6 +144,33 @@ Citus group: 1
 | pg0    | 10.0.0.0 | Leader | running |  1 |             |     |            |     |
 +--------+----------+--------+---------+----+-------------+-----+------------+-----+
 ",
+    );
+}
+
+#[test]
+fn whether_the_citus_metadata_agree_is_said_below_the_table() {
+    let check = |registration: &str, expected: &[&str]| {
+        let mut cluster = cluster(vec![GroupView { group: Some(GroupId(0)), ..group() }]);
+        cluster.registration = serde_json::from_str(registration).ok();
+        assert!(cluster.registration.is_some(), "{registration}");
+        let text = members(&cluster, false, Format::Pretty);
+        let notes: Vec<&str> = text.lines().filter(|line| line.starts_with(' ')).collect();
+        assert_eq!(notes, expected);
+    };
+    check(
+        r#"{"member":"pg0","databases":{"citus":{"agrees":true,"synced":true}}}"#,
+        &[" Citus metadata: citus agrees"],
+    );
+    check(
+        r#"{"member":"pg0","databases":{"a":{"agrees":true},"b":{"agrees":false,"since":"2027-01-01T00:00:00Z","differences":["group 1 is not registered"]}}}"#,
+        &[
+            " Citus metadata: a agrees, not yet on every node",
+            " Citus metadata: b has not agreed since 2027-01-01T00:00:00Z: group 1 is not registered",
+        ],
+    );
+    check(
+        r#"{"member":"pg9","databases":{"a":{"agrees":true}}}"#,
+        &[" Citus metadata: unknown since pg9 leads the coordinator no more"],
     );
 }
 

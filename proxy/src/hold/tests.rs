@@ -151,3 +151,41 @@ fn a_record_that_we_do_not_understand_holds_nobody() {
     let phase = record(HandoverPhase::Unknown, 1);
     assert_eq!(step(&mut hold, &facts(Some(&phase)), 0), []);
 }
+
+/// Brings a hold of a Citus group's switchover to `switch` at 100 ms.
+fn switching_a_group() -> (Hold, Handover) {
+    let record =
+        Handover { group: Some(kornak_cluster::GroupId(1)), ..record(HandoverPhase::Switch, 1) };
+    let mut hold = Hold::default();
+    assert_eq!(step(&mut hold, &facts(Some(&record)), 100), [Effect::Close]);
+    (hold, record)
+}
+
+#[test]
+fn in_a_citus_cluster_a_proven_server_is_not_enough_until_the_coordinator_knows_it() {
+    let (mut hold, switch) = switching_a_group();
+    let promote = Handover { phase: HandoverPhase::Promote, ..switch.clone() };
+    let proven = Facts { serving: Some(NEW), proof: 2, ..facts(Some(&promote)) };
+    assert_eq!(step(&mut hold, &proven, 300), []);
+    let settle = Handover { phase: HandoverPhase::Settle, ..switch };
+    let proven = Facts { record: Some(&settle), ..proven };
+    let most = Effect::OpenMost(Duration::from_millis(300));
+    assert_eq!(step(&mut hold, &proven, 400), [most]);
+    assert_eq!(step(&mut hold, &proven, 450), []);
+    let gone = Facts { record: None, ..proven };
+    assert_eq!(step(&mut hold, &gone, 500), opened(400));
+    assert_eq!(*hold.state(), State::Open);
+}
+
+#[test]
+fn a_coordinator_that_never_knows_and_workers_that_never_hear_release_by_our_own_clock() {
+    let (mut hold, switch) = switching_a_group();
+    let promote = Handover { phase: HandoverPhase::Promote, ..switch.clone() };
+    let proven = Facts { serving: Some(NEW), proof: 2, ..facts(Some(&promote)) };
+    assert_eq!(step(&mut hold, &proven, 11_100), opened(11_000));
+    let (mut hold, switch) = switching_a_group();
+    let settle = Handover { phase: HandoverPhase::Settle, ..switch };
+    let proven = Facts { record: Some(&settle), ..proven };
+    assert_eq!(step(&mut hold, &proven, 400).len(), 1);
+    assert_eq!(step(&mut hold, &proven, 11_100), opened(11_000));
+}

@@ -41,7 +41,7 @@ impl Visitor<'_> {
             None => self.open(Some(&identity)).await.map(Some),
             Some(_) if self.must_wait() => Ok(None),
             Some(_) => {
-                let opening = open(self.shared, self.listener, Some(&identity));
+                let opening = open(self.shared, self.listener, Some(&identity), self.group);
                 match tokio::time::timeout(WELCOME_PATIENCE, opening).await {
                     Ok(opened) => opened.map(Some),
                     Err(_) => Ok(None),
@@ -67,7 +67,7 @@ impl Visitor<'_> {
 
     /// Finds a server, or says so while there is still time to tell the client.
     pub(super) async fn open(&self, identity: Option<&Identity>) -> Result<Opened, DialError> {
-        let opening = open(self.shared, self.listener, identity);
+        let opening = open(self.shared, self.listener, identity, self.group);
         tokio::time::timeout(self.patience(), opening).await.map_err(|_| DialError::Timeout)?
     }
 

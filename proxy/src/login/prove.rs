@@ -1,6 +1,7 @@
 //! Has the client prove who it is, against what the servers have stored of its role's password.
 
 use bytes::BytesMut;
+use kornak_cluster::GroupId;
 use kornak_config::rules::Method;
 use kornak_protocol::auth::{Credentials, Refusal, ServerAuth, Step, StoredPassword};
 use kornak_protocol::error::ErrorFields;
@@ -90,7 +91,8 @@ impl Visitor<'_> {
     pub(super) async fn verifier(&self) -> Result<crate::verifiers::Known, DialError> {
         loop {
             let servers = self.servers();
-            match self.shared.verifiers.find(&self.user, &servers).await {
+            let role = (self.group, self.user.clone());
+            match self.shared.verifiers.find(&role, &servers).await {
                 Err(error) if error.is_about_server() => tokio::time::sleep(ASK_PAUSE).await,
                 found => return found,
             }
@@ -103,10 +105,12 @@ impl Visitor<'_> {
             |node: &kornak_cluster::Node| Address { host: node.host.clone(), port: node.port };
         let standings = self.shared.standings();
         let topology = self.shared.topology();
-        let groups = topology.groups.keys();
+        let asked = |group: &&GroupId| self.group.is_none_or(|own| own == **group);
+        let groups = topology.groups.keys().filter(asked);
         let leaders = groups.filter_map(|group| standings.serving(*group).ok());
         let mut servers: Vec<Address> = leaders.map(|serving| address(&serving.node)).collect();
-        let nodes = topology.groups.values().flat_map(|group| group.nodes.values());
+        let groups = topology.groups.iter().filter(|(group, _)| asked(group));
+        let nodes = groups.flat_map(|(_, group)| group.nodes.values());
         for node in nodes.filter(|node| node.running) {
             let found = address(node);
             if !servers.contains(&found) {

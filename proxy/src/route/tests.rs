@@ -121,3 +121,52 @@ fn the_least_busy_is_chosen_and_equal_ones_take_turns() {
     assert_eq!(pick(Balance::RoundRobin, &busy, 2), "b");
     assert!(choose(&[], Balance::Random, &equal, 5).is_none());
 }
+
+/// Groups 1 and 2 with a leader each, `w1` and `w2`, beside the coordinator.
+fn workers() -> (Topology, Standings) {
+    let (mut topology, mut standings) = cluster();
+    for group in [1, 2] {
+        let id = GroupId(group);
+        let name = format!("w{group}");
+        let leader = Node { group: id, ..node(&name, None) };
+        let epoch = Epoch { store: 1, revision: 1 };
+        let known = Group {
+            leader: Some((name.clone(), epoch)),
+            nodes: [(name.clone(), leader.clone())].into(),
+            system_identifier: None,
+        };
+        topology.groups.insert(id, Arc::new(known));
+        let instance = Instance::default();
+        let (node, name) = (Arc::new(leader), name.as_str().into());
+        standings.0.entry(id).or_default().prove(Serving { node, name, epoch, instance });
+    }
+    (topology, standings)
+}
+
+#[test]
+fn clients_of_workers_go_to_groups_that_are_registered() {
+    let (mut topology, standings) = workers();
+    let listener = listener(Target::Workers);
+    let found = |topology: &Topology| names(candidates(&listener, topology, &standings, &[]));
+    assert_eq!(found(&topology), Ok(vec!["w1".to_owned(), "w2".to_owned()]), "nobody says");
+    topology.registered = Some([GroupId(0), GroupId(2)].into());
+    assert_eq!(found(&topology), Ok(vec!["w2".to_owned()]));
+    topology.registered = Some([GroupId(0)].into());
+    assert!(found(&topology).is_err());
+}
+
+#[test]
+fn a_session_stays_on_its_group_as_long_as_that_is_a_worker() {
+    let (mut topology, mut standings) = workers();
+    let listener = listener(Target::Workers);
+    let home = |topology: &Topology, standings: &Standings| {
+        let mut found = candidates(&listener, topology, standings, &[]);
+        let state = at_home(&mut found, GroupId(2), topology);
+        (state, names(found).unwrap_or_default().join(" "))
+    };
+    assert_eq!(home(&topology, &standings), (AtHome::Yes, "w2".to_owned()));
+    standings.0.entry(GroupId(2)).or_default().withdraw(Why::Silent, false);
+    assert_eq!(home(&topology, &standings), (AtHome::Away, "w1".to_owned()));
+    topology.registered = Some([GroupId(0), GroupId(1)].into());
+    assert_eq!(home(&topology, &standings), (AtHome::Moved, "w1".to_owned()));
+}

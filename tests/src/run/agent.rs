@@ -64,12 +64,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// Writes its file and starts the agent.
-    pub fn start(scratch: &Scratch, spec: &AgentSpec, program: Program) -> Result<Self> {
+    /// Writes its file and starts nothing yet.
+    fn prepare(scratch: &Scratch, spec: &AgentSpec, program: Program) -> Result<Self> {
         let home = scratch.server_dir(&spec.name);
         let [postgres, rest] = Port::several();
         let file = scratch.join(&format!("{}.yml", spec.name));
-        let mut node = Self {
+        let node = Self {
             name: spec.name.clone(),
             program,
             postgres,
@@ -80,6 +80,12 @@ impl Node {
             agent: None,
         };
         fs::write(&node.file, node.yaml(spec)).context("write the agent's file")?;
+        Ok(node)
+    }
+
+    /// Writes its file and starts the agent.
+    pub fn start(scratch: &Scratch, spec: &AgentSpec, program: Program) -> Result<Self> {
+        let mut node = Self::prepare(scratch, spec, program)?;
         node.start_agent()?;
         Ok(node)
     }

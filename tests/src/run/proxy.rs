@@ -15,11 +15,12 @@ use super::rest::Rest;
 use super::scratch::Scratch;
 use super::wait::until_true;
 
-/// A running proxy with a listener for the primary, one for the standbys and a status page.
+/// A running proxy with listeners for the primary, the standbys and the workers, and a status page.
 #[derive(Debug)]
 pub struct Proxy {
     primary: Port,
     standbys: Port,
+    workers: Port,
     status: Port,
     file: PathBuf,
     log: PathBuf,
@@ -34,14 +35,16 @@ impl Proxy {
     /// # Panics
     /// When it does not listen within 15 s.
     pub async fn start(scratch: &Scratch, name: &str, head: &str, proxy: &str) -> Result<Self> {
-        let [primary, standbys, status] = Port::several();
+        let [primary, standbys, workers, status] = Port::several();
         let text = format!(
             "{head}\nproxy:\n  listeners:\n    \
              - {{name: primary, listen: \"{}\", target: primary}}\n    \
-             - {{name: standbys, listen: \"{}\", target: standbys}}\n  \
+             - {{name: standbys, listen: \"{}\", target: standbys}}\n    \
+             - {{name: workers, listen: \"{}\", target: workers}}\n  \
              status: {{listen: \"{}\"}}\n{}\n",
             primary.address(),
             standbys.address(),
+            workers.address(),
             status.address(),
             indent(proxy),
         );
@@ -50,7 +53,7 @@ impl Proxy {
         let log = scratch.join(&format!("{name}.log"));
         let process = Process::spawn(name, Self::command(&file), &log)?;
         let mut proxy =
-            Self { primary, standbys, status, file, log, name: name.to_owned(), process };
+            Self { primary, standbys, workers, status, file, log, name: name.to_owned(), process };
         proxy.listening().await;
         Ok(proxy)
     }
@@ -66,6 +69,11 @@ impl Proxy {
 
     pub fn standbys(&self) -> u16 {
         self.standbys.number()
+    }
+
+    /// Port whose sessions reach the primaries of a Citus cluster's worker groups.
+    pub fn workers(&self) -> u16 {
+        self.workers.number()
     }
 
     /// Status page and `/metrics`.

@@ -35,7 +35,8 @@ fn world() -> World {
     let mut seen = Seen { revision: 100, ..Seen::default() };
     let secondaries = BTreeSet::from([at("b")]);
     seen.wanted.insert(GroupId(0), Group { primary: Some(at("c")), ..Group::default() });
-    seen.wanted.insert(GroupId(1), Group { primary: Some(at("a")), secondaries });
+    seen.wanted
+        .insert(GroupId(1), Group { primary: Some(at("a")), secondaries, ..Group::default() });
     seen.leaders.insert(GroupId(0), leader("c"));
     seen.leaders.insert(GroupId(1), leader("a"));
     World {
@@ -79,8 +80,7 @@ impl World {
 
     /// The rename has been done for group 1.
     fn renamed(mut self, record: u64) -> Self {
-        let flight =
-            Flight::Open { group: GroupId(1), former: at("a"), until: ms(40_000), record };
+        let flight = Flight::Open { group: GroupId(1), former: at("a"), until: ms(40_000), record };
         self.flight = flight;
         if let Some(row) = self.rows.iter_mut().flatten().find(|row| row.node == 4) {
             row.address = at("a-demoted");
@@ -166,7 +166,8 @@ fn before_a_switchover_the_row_is_renamed_and_the_transaction_stays_open() {
 fn the_new_primarys_word_ends_the_transaction() {
     let new = world().switching().renamed(90).led_by("b", false).asked(Event::AfterPromote, "b");
     check(&new, &commit(&[(5, "a"), (4, "b")], Some(0)));
-    let patroni = world().renamed(0).led_by("b", false).asked(Event::AfterPromote, "b").of_patroni();
+    let patroni =
+        world().renamed(0).led_by("b", false).asked(Event::AfterPromote, "b").of_patroni();
     check(&patroni, &commit(&[(5, "a"), (4, "b")], Some(0)));
 }
 
@@ -241,6 +242,9 @@ fn rows_are_added_only_when_every_node_has_the_metadata() {
     grown.seen.wanted.entry(GroupId(1)).or_default().secondaries.insert(at("d"));
     let add = Step::Add { group: GroupId(1), address: at("d"), role: Role::Secondary };
     check(&grown, &Next::Member(add));
+    grown = grown.switching();
+    check(&grown, &Next::Rest { until: ms(15_000) });
+    grown.seen.handover = None;
     grown.rows.iter_mut().flatten().for_each(|row| row.synced = row.node != 4);
     check(&grown, &Next::Rest { until: ms(10_100) });
     check(&grown.at(10_100), &Next::Load);

@@ -22,7 +22,7 @@ fn rows(text: &str) -> Vec<Row> {
         .collect()
 }
 
-/// `1 a b c`: group, primary (`-`: unknown), secondaries.
+/// `1 a b (c)`: group, primary (`-`: unknown), secondaries, one that does not run.
 fn wanted(text: &str) -> Wanted {
     text.lines()
         .map(str::trim)
@@ -31,7 +31,11 @@ fn wanted(text: &str) -> Wanted {
             let mut words = line.split_whitespace();
             let group = GroupId(words.next().unwrap().parse().unwrap());
             let primary = words.next().filter(|word| *word != "-").map(at);
-            (group, Group { primary, secondaries: words.map(at).collect() })
+            let (resting, running): (Vec<&str>, Vec<&str>) =
+                words.partition(|word| word.starts_with('('));
+            let resting = resting.iter().map(|word| at(word.trim_matches(['(', ')']))).collect();
+            let secondaries = running.into_iter().map(at).collect();
+            (group, Group { primary, secondaries, resting })
         })
         .collect()
 }
@@ -40,7 +44,9 @@ fn show(step: &Step) -> String {
     match step {
         Step::Update { node, to } => format!("{node}={}", to.host),
         Step::SetCoordinator { address } => format!("coordinator={}", address.host),
-        Step::Add { group, address, role } => format!("+{group}:{}:{}", address.host, role.as_str()),
+        Step::Add { group, address, role } => {
+            format!("+{group}:{}:{}", address.host, role.as_str())
+        }
         Step::Remove { group, address } => format!("-{group}:{}", address.host),
     }
 }
@@ -131,6 +137,15 @@ fn a_group_without_a_known_leader_is_left_as_it_is() {
 fn three_members_whose_roles_all_change() {
     check("1 4 a p\n1 5 b s\n1 6 c s", "1 c a b", "4=a-demoted 6=a 4=c");
     check("1 4 a p\n1 5 b s\n1 6 c s", "1 d e f", "4=d 5=e 6=f");
+}
+
+#[test]
+fn a_standby_that_restarts_keeps_its_row_and_gets_none_before_it_runs() {
+    check("1 4 a p\n1 5 b s", "1 a (b)", "");
+    check_membership("1 4 a p\n1 5 b s", "1 a (b)", "");
+    check_membership("1 4 a p", "1 a (b)", "");
+    check("1 4 a p\n1 5 b s", "1 b (a)", "4=a-demoted 5=a 4=b");
+    check("1 4 a p\n1 5 b s\n1 6 c s", "1 c (a) b", "4=a-demoted 6=a 4=c");
 }
 
 #[test]

@@ -9,7 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde_json::json;
 
+use super::layout::{Layout, Node};
 use super::ports::Ports;
+
+/// The database of a Citus demo.
+pub(super) const CITUS_DATABASE: &str = "citus";
 
 /// Passwords of this cluster: a directory that is kept keeps them as well.
 pub(super) struct Secrets {
@@ -70,15 +74,29 @@ pub(super) fn write_node(
     dir: &Path,
     bin_dir: &Path,
     ports: &Ports,
-    index: u16,
+    node: &Node,
     secrets: &Secrets,
     synchronous: bool,
 ) -> anyhow::Result<PathBuf> {
-    let (server, rest) = (ports.server(index), ports.rest(index));
+    let Node { index, name, group } = node;
+    let (server, rest) = (ports.server(*index), ports.rest(*index));
+    // Seven servers on one machine; and they have no certificates for each other.
+    let (citus, memory, conninfo) = match group {
+        Some(group) => (
+            format!("citus: {{group: {group}, database: {CITUS_DATABASE}}}\n"),
+            "16MB",
+            "        citus.node_conninfo: sslmode=prefer\n",
+        ),
+        None => (String::new(), "64MB", ""),
+    };
+    let synchronous = match group {
+        Some(_) if !synchronous => String::new(),
+        _ => format!("    synchronous_mode: {synchronous}\n"),
+    };
     let text = format!(
         r#"scope: demo
-name: node{index}
-restapi:
+name: {name}
+{citus}restapi:
   listen: 127.0.0.1:{rest}
   connect_address: 127.0.0.1:{rest}
 etcd3:
@@ -89,13 +107,12 @@ bootstrap:
     loop_wait: 5
     retry_timeout: 5
     failsafe_mode: true
-    synchronous_mode: {synchronous}
-    postgresql:
+{synchronous}    postgresql:
       use_pg_rewind: true
       parameters:
         max_connections: 200
-        shared_buffers: 64MB
-        wal_log_hints: "on"
+        shared_buffers: {memory}
+{conninfo}        wal_log_hints: "on"
   initdb:
     - encoding: UTF8
     - locale: C.UTF-8
@@ -113,18 +130,30 @@ postgresql:
   remove_data_directory_on_diverged_timelines: true
 "#,
         etcd = ports.etcd_client(),
-        data = dir.join(format!("node{index}")).display(),
+        data = dir.join(name).display(),
         bin = bin_dir.display(),
         superuser = secrets.superuser,
         replication = secrets.replication,
     );
-    let path = dir.join(format!("node{index}.yml"));
+    let path = dir.join(format!("{name}.yml"));
     secret_file(&path, &text)?;
     Ok(path)
 }
 
 /// The proxy's file.
-pub(super) fn write_proxy(dir: &Path, ports: &Ports, secrets: &Secrets) -> anyhow::Result<PathBuf> {
+pub(super) fn write_proxy(
+    dir: &Path,
+    ports: &Ports,
+    secrets: &Secrets,
+    layout: &Layout,
+) -> anyhow::Result<PathBuf> {
+    let workers = match layout.is_citus() {
+        true => format!(
+            "    - {{name: workers, listen: \"127.0.0.1:{}\", target: workers}}\n",
+            ports.workers()
+        ),
+        false => String::new(),
+    };
     let text = format!(
         r#"scope: demo
 etcd3:
@@ -132,7 +161,7 @@ etcd3:
 proxy:
   listeners:
     - {{name: primary, listen: "127.0.0.1:{primary}", target: primary}}
-    - {{name: standbys, listen: "127.0.0.1:{standbys}", target: standbys}}
+{workers}    - {{name: standbys, listen: "127.0.0.1:{standbys}", target: standbys}}
   status: {{listen: "127.0.0.1:{status}"}}
   auth: {{method: scram, user: postgres, password: "{superuser}"}}
 "#,
@@ -167,7 +196,7 @@ impl Drop for Note {
 }
 
 /// Tells the operator's verbs about this demo. A second demo leaves the first one's note alone.
-pub(super) fn leave_note(dir: &Path, ports: &Ports) -> anyhow::Result<Note> {
+pub(super) fn leave_note(dir: &Path, ports: &Ports, layout: &Layout) -> anyhow::Result<Note> {
     let path = crate::demo_note::path();
     if crate::demo_note::read(&path).is_some_and(|note| note.is_alive()) {
         println!("Another demo is running: kornak list and kornak switchover mean that one.");
@@ -176,6 +205,7 @@ pub(super) fn leave_note(dir: &Path, ports: &Ports) -> anyhow::Result<Note> {
     let note = json!({
         "scope": "demo",
         "api": ports.rest_urls(),
+        "groups": layout.by_group(|index| ports.rest_url(index)),
         "dir": dir,
         "pid": std::process::id(),
     });

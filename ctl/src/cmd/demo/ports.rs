@@ -20,6 +20,7 @@ impl Ports {
         let mut ports = Self { named: Vec::new(), from, nodes };
         let mut named = vec![
             ("the primary listener".to_owned(), ports.primary()),
+            ("the workers listener".to_owned(), ports.workers()),
             ("the standbys listener".to_owned(), ports.standbys()),
             ("the status page".to_owned(), ports.status()),
         ];
@@ -41,6 +42,10 @@ impl Ports {
 
     pub(super) fn primary(&self) -> u16 {
         self.at(5000, 0)
+    }
+
+    pub(super) fn workers(&self) -> u16 {
+        self.at(5001, 1)
     }
 
     pub(super) fn standbys(&self) -> u16 {
@@ -69,7 +74,12 @@ impl Ports {
 
     /// REST addresses of all nodes.
     pub(super) fn rest_urls(&self) -> Vec<String> {
-        (1..=self.nodes).map(|index| format!("http://127.0.0.1:{}", self.rest(index))).collect()
+        (1..=self.nodes).map(|index| self.rest_url(index)).collect()
+    }
+
+    /// REST address of one node.
+    pub(super) fn rest_url(&self, index: u16) -> String {
+        format!("http://127.0.0.1:{}", self.rest(index))
     }
 
     /// # Errors

@@ -1,11 +1,14 @@
 //! What the demo tells while it runs: one line per node and change.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kornak_agent::Running;
 use kornak_agent::node::NodeView;
 use kornak_cluster::MemberRole;
 use tokio_util::sync::CancellationToken;
+
+use super::layout::Layout;
 
 /// How the start ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,21 +31,31 @@ fn line(view: &NodeView) -> String {
     format!("  {:<8} {what}{}", view.name, timeline.unwrap_or_default())
 }
 
-fn ready(nodes: &[Running]) -> bool {
-    nodes.iter().any(|node| node.views.borrow().leads)
-        && nodes.iter().all(|node| {
-            let view = node.views.borrow();
-            view.leads || view.replication_state.as_deref() == Some("streaming")
+/// Every group has a leader, every other node streams, and the coordinator has registered all.
+fn ready(nodes: &[Running], layout: &Layout) -> bool {
+    let views: Vec<_> = nodes.iter().map(|node| node.views.borrow()).collect();
+    let groups: BTreeSet<Option<u32>> = layout.nodes.iter().map(|node| node.group).collect();
+    let leaders = views.iter().filter(|view| view.leads).count();
+    let up = |view: &NodeView| view.leads || view.replication_state.as_deref() == Some("streaming");
+    let registered = |view: &NodeView| {
+        view.cluster.citus.as_ref().is_some_and(|citus| {
+            let agree = citus.databases.values().all(|database| database.agrees && database.synced);
+            agree && citus.groups().len() == groups.len()
         })
+    };
+    leaders == groups.len()
+        && views.iter().all(|view| up(view))
+        && (!layout.is_citus() || views.iter().any(|view| registered(view)))
 }
 
 /// Prints what changes until all nodes are up.
 pub(super) async fn until_ready(
     nodes: &[Running],
+    layout: &Layout,
     limit: Duration,
     stop: &CancellationToken,
 ) -> Start {
-    let told = tell(nodes, stop, ready);
+    let told = tell(nodes, stop, |nodes| ready(nodes, layout));
     match tokio::time::timeout(limit, told).await {
         Ok(true) => Start::Ready,
         Ok(false) => Start::Interrupted,

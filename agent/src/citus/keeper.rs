@@ -1,0 +1,385 @@
+//! The hands of [`super::flight`]: one task for each database of the coordinator, with a connection that
+//! holds the open transaction.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::{GroupId, Moment, Scope};
+use tokio::sync::oneshot;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::database::APPLICATION;
+use super::desk::{Desk, Standing};
+use super::flight::{Answer, Facts, Flight, Next, Request, next};
+use super::plan::{self, Address, Role, Row, Step};
+use super::seen::Seen;
+use crate::context::Context;
+use crate::guard::boottime_now;
+use crate::postgres::{SqlError, ask, literal};
+
+/// Pauses after failures: doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long rows that Citus would not remove are left alone.
+const HOPELESS_FOR: Duration = Duration::from_secs(30);
+
+/// Shortest wait for a lock: PostgreSQL takes 0 for no limit.
+const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(10);
+
+const ROWS: &str = "SELECT nodeid, groupid, nodename, nodeport, noderole, \
+    (noderole <> 'primary' OR NOT hasmetadata OR metadatasynced)::int \
+    FROM pg_catalog.pg_dist_node WHERE nodecluster = 'default' ORDER BY nodeid";
+
+/// One database's keeper.
+pub(super) struct Keeper {
+    ctx: Arc<Context>,
+    desk: Arc<Desk>,
+    scope: Scope,
+    database: String,
+    client: Option<Client>,
+    rows: Option<Vec<Row>>,
+    read_at: Moment,
+    flight: Flight,
+    requests: Vec<Request>,
+    answers: Vec<oneshot::Sender<Answer>>,
+    hopeless: BTreeSet<Address>,
+    hopeless_until: Moment,
+    not_before: Moment,
+    pause: Duration,
+    trouble: Option<String>,
+}
+
+impl Keeper {
+    pub(super) fn new(ctx: &Arc<Context>, desk: &Arc<Desk>, database: &str) -> Self {
+        Self {
+            ctx: Arc::clone(ctx),
+            desk: Arc::clone(desk),
+            scope: ctx.settings.scope.whole(),
+            database: database.to_owned(),
+            client: None,
+            rows: None,
+            read_at: Moment::default(),
+            flight: Flight::Grounded,
+            requests: Vec::new(),
+            answers: Vec::new(),
+            hopeless: BTreeSet::new(),
+            hopeless_until: Moment::default(),
+            not_before: Moment::default(),
+            pause: FIRST_PAUSE,
+            trouble: None,
+        }
+    }
+
+    /// Works until `stop`.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut view = self.ctx.view.clone();
+        let mut observed = self.ctx.observation.clone();
+        let mut held = self.ctx.keeper.subscribe();
+        loop {
+            for (request, answer) in self.desk.take(&self.database) {
+                self.requests.push(request);
+                self.answers.push(answer);
+            }
+            let seen = Seen::read(&self.scope, &view.borrow_and_update().clone());
+            observed.borrow_and_update();
+            held.borrow_and_update();
+            let now = boottime_now();
+            if now >= self.hopeless_until {
+                self.hopeless.clear();
+            }
+            let leads = self.leads();
+            self.show(leads, &seen);
+            let next = next(&Facts {
+                now,
+                leads,
+                rows: self.rows.as_deref(),
+                read_at: self.read_at,
+                seen: &seen,
+                flight: &self.flight,
+                requests: &self.requests,
+                hopeless: &self.hopeless,
+                not_before: self.not_before,
+            });
+            let until = match next {
+                Next::Rest { until } => until,
+                next => {
+                    self.carry_out(next, &seen).await;
+                    continue;
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return self.stand_down(),
+                () = self.desk.arrived(&self.database) => {}
+                _ = view.changed() => {}
+                _ = observed.changed() => {}
+                _ = held.changed() => {}
+                () = tokio::time::sleep(until.since(boottime_now())) => {}
+            }
+        }
+    }
+
+    fn leads(&self) -> bool {
+        self.ctx.settings.scope.group == Some(GroupId::COORDINATOR) && self.ctx.leads_primary()
+    }
+
+    fn show(&self, leads: bool, seen: &Seen) {
+        let standing = match &self.rows {
+            _ if !leads => None,
+            // In the middle of a switchover the rows are as they have to be.
+            Some(_) if self.flight != Flight::Grounded => return,
+            Some(rows) => Some(Standing {
+                differences: plan::differences(rows, &seen.wanted),
+                trouble: self.trouble.clone(),
+                synced: rows.iter().all(|row| row.synced),
+                groups: rows
+                    .iter()
+                    .filter(|row| row.role == Role::Primary)
+                    .map(|row| row.group)
+                    .collect(),
+            }),
+            None if self.trouble.is_some() => {
+                Some(Standing { trouble: self.trouble.clone(), ..Standing::default() })
+            }
+            None => return,
+        };
+        self.desk.stands(&self.database, standing);
+    }
+
+    async fn carry_out(&mut self, next: Next, seen: &Seen) {
+        let request = match &next {
+            Next::Open { request, .. } => Some(*request),
+            Next::Commit { request, .. } => *request,
+            _ => None,
+        };
+        let member = match &next {
+            Next::Member(Step::Remove { address, .. }) => Some(address.clone()),
+            _ => None,
+        };
+        match self.try_to(next, seen).await {
+            Ok(()) => {
+                self.trouble = None;
+                self.pause = FIRST_PAUSE;
+            }
+            Err(error) => {
+                let late = error.code() == Some("55P03");
+                if let Some(address) = member {
+                    self.hopeless.insert(address);
+                    self.hopeless_until = boottime_now() + HOPELESS_FOR;
+                }
+                self.failed(&error, late);
+                if let Some(request) = request {
+                    self.answer(request, if late { Answer::Late } else { Answer::Failed });
+                }
+            }
+        }
+    }
+
+    async fn try_to(&mut self, next: Next, seen: &Seen) -> Result<(), SqlError> {
+        match next {
+            Next::Rest { .. } => {}
+            Next::Load => self.load().await?,
+            Next::StandDown => self.stand_down(),
+            Next::Answer { request, answer } => self.answer(request, answer),
+            Next::Open { request, step, former } => self.open(request, &step, former, seen).await?,
+            Next::Commit { steps, request } => self.commit(&steps, request).await?,
+            Next::Member(step) => {
+                info!(database = %self.database, change = %Spoken(&step), "pg_dist_node");
+                self.say(&statement(&step, false, Duration::ZERO)).await?;
+                self.rows = None;
+            }
+            Next::Rollback => {
+                warn!(
+                    database = %self.database,
+                    "nobody has ended the switchover that was announced, giving its transaction up"
+                );
+                self.say("ROLLBACK").await?;
+                self.flight = Flight::Grounded;
+                self.rows = None;
+            }
+        }
+        Ok(())
+    }
+
+    async fn load(&mut self) -> Result<(), SqlError> {
+        let rows = self.say(ROWS).await?;
+        self.rows = Some(rows.iter().filter_map(|row| read_row(row)).collect());
+        self.read_at = boottime_now();
+        Ok(())
+    }
+
+    /// Renames the primary's row and keeps the transaction.
+    async fn open(
+        &mut self,
+        request: usize,
+        step: &Step,
+        former: Address,
+        seen: &Seen,
+    ) -> Result<(), SqlError> {
+        let Some(asked) = self.requests.get(request).cloned() else { return Ok(()) };
+        self.say("BEGIN").await?;
+        let now = boottime_now();
+        if let Some(hold) = asked.hold {
+            let left = (asked.received + hold).since(now).max(SHORTEST_LOCK_WAIT).as_millis();
+            self.say(&format!("SET LOCAL lock_timeout = {left}")).await?;
+        }
+        self.say(&statement(step, asked.hold.is_none(), asked.cooldown)).await?;
+        info!(
+            database = %self.database,
+            group = asked.group.0,
+            leader = %asked.leader,
+            elapsed_ms = boottime_now().since(asked.received).as_millis() as u64,
+            "writes to the group wait for its next primary"
+        );
+        if let (Step::Update { node, to }, Some(rows)) = (step, self.rows.as_mut())
+            && let Some(row) = rows.iter_mut().find(|row| row.node == *node)
+        {
+            row.address = to.clone();
+        }
+        let until = now + asked.timeout;
+        let record = if asked.hold.is_some() { asked.record.max(1) } else { 0 };
+        self.flight = Flight::Open { group: asked.group, former, until, record };
+        // What other databases do meanwhile is theirs; this one is ready.
+        let _ = seen;
+        self.answer(request, Answer::Done);
+        Ok(())
+    }
+
+    async fn commit(&mut self, steps: &[Step], request: Option<usize>) -> Result<(), SqlError> {
+        let began = boottime_now();
+        if self.flight == Flight::Grounded {
+            self.say("BEGIN").await?;
+        }
+        for step in steps {
+            self.say(&statement(step, true, FORCE_AFTER)).await?;
+        }
+        // From here on its outcome may be unknown: the rows are read again whatever happens.
+        self.rows = None;
+        self.say("COMMIT").await?;
+        self.flight = Flight::Grounded;
+        let changes: Vec<String> = steps.iter().map(|step| Spoken(step).to_string()).collect();
+        info!(
+            database = %self.database,
+            changes = %changes.join(", "),
+            elapsed_ms = boottime_now().since(began).as_millis() as u64,
+            "pg_dist_node"
+        );
+        if let Some(request) = request {
+            self.answer(request, Answer::Done);
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, request: usize, answer: Answer) {
+        if request < self.requests.len() {
+            let asked = self.requests.remove(request);
+            if answer != Answer::Done {
+                info!(
+                    database = %self.database,
+                    group = asked.group.0,
+                    leader = %asked.leader,
+                    event = ?asked.event,
+                    answer = ?answer,
+                    "notification not followed"
+                );
+            }
+            // Who asked may have gone.
+            let _ = self.answers.remove(request).send(answer);
+        }
+    }
+
+    /// The connection goes, and with it whatever was open; the rows are read again.
+    fn failed(&mut self, error: &SqlError, quietly: bool) {
+        let text = chain(error);
+        if !quietly && self.trouble.as_ref() != Some(&text) {
+            warn!(database = %self.database, error = %text, "pg_dist_node cannot be kept");
+        }
+        if !quietly {
+            self.trouble = Some(text);
+            self.not_before = boottime_now() + self.pause;
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        }
+        self.stand_down();
+    }
+
+    fn stand_down(&mut self) {
+        self.client = None;
+        self.flight = Flight::Grounded;
+        self.rows = None;
+    }
+
+    async fn say(&mut self, statement: &str) -> Result<Vec<crate::postgres::TextRow>, SqlError> {
+        if self.client.as_ref().is_none_or(Client::is_closed) {
+            let postgres = &self.ctx.postgres;
+            self.client = Some(postgres.connect_to_database(&self.database, APPLICATION).await?);
+        }
+        let Some(client) = &self.client else { return Ok(Vec::new()) };
+        ask(client, "change pg_dist_node", statement).await
+    }
+}
+
+/// In a failover, whoever holds a lock on the group's placements waits for a server that is gone.
+const FORCE_AFTER: Duration = Duration::from_secs(1);
+
+fn read_row(row: &[Option<String>]) -> Option<Row> {
+    let text = |n: usize| row.get(n)?.as_deref();
+    Some(Row {
+        node: text(0)?.parse().ok()?,
+        group: GroupId(text(1)?.parse().ok()?),
+        address: Address { host: text(2)?.to_owned(), port: text(3)?.parse().ok()? },
+        role: if text(4)? == "primary" { Role::Primary } else { Role::Secondary },
+        synced: text(5)? == "1",
+    })
+}
+
+/// Citus' functions for a step.
+fn statement(step: &Step, force: bool, cooldown: Duration) -> String {
+    let at = |address: &Address| format!("{}, {}", literal(&address.host), address.port);
+    match step {
+        Step::Update { node, to } => format!(
+            "SELECT citus_update_node({node}, {}, {force}, {})",
+            at(to),
+            cooldown.as_millis()
+        ),
+        Step::SetCoordinator { address } => {
+            format!("SELECT citus_set_coordinator_host({}, 'primary', 'default')", at(address))
+        }
+        Step::Add { group, address, role } => format!(
+            "SELECT citus_add_node({}, {group}, '{}', 'default')",
+            at(address),
+            role.as_str()
+        ),
+        Step::Remove { address, .. } => format!("SELECT citus_remove_node({})", at(address)),
+    }
+}
+
+/// A step in an operator's words.
+struct Spoken<'a>(&'a Step);
+
+impl std::fmt::Display for Spoken<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Step::Update { node, to } => write!(f, "node {node} is at {to}"),
+            Step::SetCoordinator { address } => write!(f, "coordinator is at {address}"),
+            Step::Add { group, address, role } => {
+                write!(f, "group {group} has {} {address}", role.as_str())
+            }
+            Step::Remove { group, address } => write!(f, "group {group} has no {address}"),
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,188 @@
+//! What each group's leader keeps in order on its own server: the database and the extension, the
+//! login to other nodes, pools (`pg_dist_poolinfo`), and distributed transactions that a failover has
+//! left prepared.
+//!
+//! Every node has these tables of its own, and every node may be where a distributed transaction
+//! began, so every leader looks after them; the coordinator's `pg_dist_node` is [`super::keeper`]'s.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_cluster::GroupId;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::database::{self, APPLICATION};
+use super::desk::Desk;
+use super::plan::Address;
+use super::seen::Seen;
+use crate::context::Context;
+use crate::postgres::{SqlError, ask, literal};
+
+/// Between two rounds when nothing changes.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Between two rounds when something failed or was changed.
+const SOON: Duration = Duration::from_millis(500);
+
+/// Works while this node leads its group, until `stop`.
+pub(super) async fn run(
+    ctx: Arc<Context>,
+    desk: Arc<Desk>,
+    databases: Vec<String>,
+    stop: CancellationToken,
+) {
+    let mut local = Local { ctx, desk, databases, settled_for: None, complained: None };
+    let mut view = local.ctx.view.clone();
+    let mut observed = local.ctx.observation.clone();
+    loop {
+        let seen = Seen::read(&local.ctx.settings.scope.whole(), &view.borrow_and_update().clone());
+        observed.borrow_and_update();
+        let was_primary = local.leads();
+        let pause = if was_primary { local.round(&seen).await } else { local.rest() };
+        let changed = async {
+            loop {
+                tokio::select! {
+                    _ = view.changed() => {}
+                    _ = observed.changed() => {}
+                }
+                let now = Seen::read(&local.ctx.settings.scope.whole(), &view.borrow().clone());
+                if local.leads() != was_primary || primaries(&now) != primaries(&seen) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = changed => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn primaries(seen: &Seen) -> BTreeMap<GroupId, Option<Address>> {
+    seen.wanted.iter().map(|(group, want)| (*group, want.primary.clone())).collect()
+}
+
+struct Local {
+    ctx: Arc<Context>,
+    desk: Arc<Desk>,
+    databases: Vec<String>,
+    /// The primaries after whose last change prepared transactions were recovered.
+    settled_for: Option<BTreeMap<GroupId, Option<Address>>>,
+    complained: Option<String>,
+}
+
+impl Local {
+    fn leads(&self) -> bool {
+        self.ctx.leads_primary()
+    }
+
+    /// A standby's prepared transactions are its primary's affair.
+    fn rest(&mut self) -> Duration {
+        self.settled_for = None;
+        self.desk.oldest_prepared.send_replace(0.0);
+        EVERY
+    }
+
+    async fn round(&mut self, seen: &Seen) -> Duration {
+        let leaders = primaries(seen);
+        let recover = self.settled_for.as_ref() != Some(&leaders);
+        let mut settled = true;
+        for database in self.databases.clone() {
+            match self.keep(&database, seen, recover).await {
+                Ok(true) => {}
+                Ok(false) => settled = false,
+                Err(error) => {
+                    settled = false;
+                    self.complain(&database, &error);
+                }
+            }
+        }
+        self.look_at_prepared().await;
+        if settled {
+            self.complained = None;
+            self.settled_for = Some(leaders);
+        }
+        if settled { EVERY } else { SOON }
+    }
+
+    /// `false`: something is left to be done soon.
+    async fn keep(&self, name: &str, seen: &Seen, recover: bool) -> Result<bool, SqlError> {
+        let postgres = &self.ctx.postgres;
+        if recover {
+            database::ensure(postgres, name).await?;
+        }
+        let client = postgres.connect_to_database(name, APPLICATION).await?;
+        pools(&client, seen).await?;
+        if !recover {
+            return Ok(true);
+        }
+        let statement = "SELECT recover_prepared_transactions()";
+        let rows = ask(&client, "recover prepared transactions", statement).await?;
+        let count = rows.first().and_then(|row| row.first().cloned().flatten());
+        let count: u64 = count.and_then(|count| count.parse().ok()).unwrap_or_default();
+        if count > 0 {
+            info!(database = name, count, "prepared transactions recovered");
+        }
+        let left = "SELECT count(*) FROM pg_prepared_xacts \
+                    WHERE database = current_database() AND gid LIKE 'citus_%'";
+        let rows = ask(&client, "count prepared transactions", left).await?;
+        let left = rows.first().and_then(|row| row.first().cloned().flatten());
+        // They may be under way, or begun by a node that has not come to it yet.
+        Ok(left.as_deref() == Some("0"))
+    }
+
+    async fn look_at_prepared(&self) {
+        let statement = "SELECT coalesce(extract(epoch FROM \
+            max(clock_timestamp() - prepared)), 0)::float8 FROM pg_prepared_xacts";
+        let oldest = self.ctx.postgres.sql().value("tell its oldest prepared", statement).await;
+        let oldest = oldest.ok().flatten().and_then(|age| age.parse::<f64>().ok());
+        if let Some(oldest) = oldest {
+            self.desk.oldest_prepared.send_replace(oldest.max(0.0));
+        }
+    }
+
+    fn complain(&mut self, database: &str, error: &SqlError) {
+        let text = error.to_string();
+        if self.complained.as_ref() != Some(&text) {
+            let error: &dyn std::error::Error = error;
+            warn!(database, error, "Citus' own tables cannot be kept");
+            self.complained = Some(text);
+        }
+    }
+}
+
+/// `pg_dist_poolinfo` has a row for each node whose member has a pool, and no other; the table is the
+/// operator's while no member has one.
+async fn pools(client: &Client, seen: &Seen) -> Result<(), SqlError> {
+    if seen.pools.is_empty() {
+        return Ok(());
+    }
+    let values: Vec<String> = seen
+        .pools
+        .iter()
+        .map(|(at, pool)| format!("({}, {}, {})", literal(&at.host), at.port, literal(pool)))
+        .collect();
+    let statement = format!(
+        "WITH wanted AS (SELECT n.nodeid, v.pool FROM pg_catalog.pg_dist_node n \
+           JOIN (VALUES {values}) AS v (host, port, pool) \
+             ON v.host = n.nodename AND v.port = n.nodeport), \
+         gone AS (DELETE FROM pg_catalog.pg_dist_poolinfo p \
+           WHERE NOT EXISTS (SELECT FROM wanted w WHERE w.nodeid = p.nodeid) RETURNING 1), \
+         changed AS (INSERT INTO pg_catalog.pg_dist_poolinfo (nodeid, poolinfo) \
+           SELECT nodeid, pool FROM wanted \
+           ON CONFLICT (nodeid) DO UPDATE SET poolinfo = EXCLUDED.poolinfo \
+           WHERE pg_dist_poolinfo.poolinfo <> EXCLUDED.poolinfo RETURNING 1) \
+         SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM changed)",
+        values = values.join(", ")
+    );
+    let rows = ask(client, "write pg_dist_poolinfo", &statement).await?;
+    let changed = rows.first().and_then(|row| row.first().cloned().flatten());
+    if let Some(rows) = changed.filter(|count| count != "0") {
+        info!(rows = %rows, "pg_dist_poolinfo changed");
+    }
+    Ok(())
+}

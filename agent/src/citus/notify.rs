@@ -1,0 +1,228 @@
+//! A group's leader tells the coordinator's what happens to it (`POST /citus`, Patroni's words), and
+//! looks into the coordinator's `pg_dist_node` whether it was understood: that works with a Patroni
+//! coordinator as well.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::time::Duration;
+
+use kornak_cluster::GroupId;
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use super::database::APPLICATION;
+use super::plan::Address;
+use super::seen::{Leader, Seen};
+use crate::context::Context;
+use crate::guard::boottime_now;
+use crate::ha::switchover::Busy;
+use crate::postgres::{SqlError, ask, literal};
+
+/// How long a coordinator may take over a notification that nobody is held for. Patroni's constant.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long clients may be held until every node has the new address. After that it is repaired while
+/// they work.
+const SYNC_LIMIT: Duration = Duration::from_secs(2);
+
+/// Between two looks at the coordinator's rows.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+
+/// What became of a wish to make writes wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paused {
+    /// They wait, or there is nobody through whom they could come.
+    Yes,
+    /// They could not be made to wait in time; nothing has changed.
+    No,
+}
+
+fn seen(ctx: &Context) -> Seen {
+    let view = std::sync::Arc::clone(&ctx.view.borrow());
+    Seen::read(&ctx.settings.scope.whole(), &view)
+}
+
+/// The coordinator's leader, if this node is a worker.
+fn coordinator(ctx: &Context) -> Option<Leader> {
+    ctx.settings.citus.as_ref()?;
+    ctx.settings.scope.group.filter(|group| *group != GroupId::COORDINATOR)?;
+    seen(ctx).coordinator().cloned()
+}
+
+fn event(ctx: &Context, kind: &str) -> Value {
+    let config = ctx.cluster().config.unwrap_or_default();
+    json!({
+        "type": kind,
+        "group": ctx.settings.scope.group.unwrap_or_default().0,
+        "leader": ctx.name,
+        "timeout": config.ttl.as_secs(),
+        "cooldown": config.retry_timeout.as_secs(),
+    })
+}
+
+/// Makes writes to this group that come through the coordinator wait, until [`resume`] or the next
+/// primary's [`announce`]; nobody's transaction is ended for it. `hold`: clients are held no longer.
+pub async fn pause(ctx: &Context, record: u64, hold: Duration) -> Paused {
+    let Some(leader) = coordinator(ctx) else { return Paused::Yes };
+    let Some(api) = leader.api else { return Paused::Yes };
+    let mut body = event(ctx, "before_demote");
+    if let Some(body) = body.as_object_mut() {
+        let hold_ms = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
+        body.insert("kornak".to_owned(), json!({"hold_ms": hold_ms, "record": record}));
+    }
+    let began = boottime_now();
+    match ctx.peers.post_json(&format!("{api}/citus"), &body, hold).await {
+        Ok(answer) if answer.status == 200 => {
+            let elapsed_ms = boottime_now().since(began).as_millis() as u64;
+            info!(coordinator = %leader.name, elapsed_ms, "writes through the coordinator wait");
+            Paused::Yes
+        }
+        Err(crate::peers::PeerError::Connect(error)) => {
+            let error: &dyn std::error::Error = &error;
+            warn!(coordinator = %leader.name, error, "the coordinator cannot be told");
+            Paused::Yes
+        }
+        Ok(answer) => {
+            info!(coordinator = %leader.name, status = answer.status, "not now, says the coordinator");
+            Paused::No
+        }
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            warn!(coordinator = %leader.name, error, "the coordinator does not answer in time");
+            Paused::No
+        }
+    }
+}
+
+/// This node accepts writes (again). `true`: the coordinator says that it has registered it; Patroni's
+/// says so in any case, and is not believed.
+pub async fn resume(ctx: &Context) -> bool {
+    let Some(leader) = coordinator(ctx) else { return false };
+    let Some(api) = leader.api else { return false };
+    let mut body = event(ctx, "after_promote");
+    if let Some(body) = body.as_object_mut() {
+        let patience = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
+        body.insert("kornak".to_owned(), json!({"hold_ms": patience}));
+    }
+    match ctx.peers.post_json(&format!("{api}/citus"), &body, PATIENCE).await {
+        Ok(answer) if answer.status == 200 => return leader.kornak,
+        Ok(answer) => {
+            warn!(coordinator = %leader.name, status = answer.status, "the coordinator will find out by itself");
+        }
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            warn!(coordinator = %leader.name, error, "the coordinator will find out by itself");
+        }
+    }
+    false
+}
+
+/// Whether the coordinator, and then every node, knows this node as its group's primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Known {
+    Nowhere,
+    Coordinator,
+    Everywhere,
+}
+
+/// Waits until this node is known at least so well in every database. `false`: not in time.
+pub async fn until_known(ctx: &Context, wanted: Known) -> bool {
+    let mut open = BTreeMap::new();
+    let waiting = async {
+        loop {
+            match known(ctx, &mut open).await {
+                Ok(found) if found >= wanted => return,
+                Ok(_) => tokio::time::sleep(LOOK_PAUSE).await,
+                Err(error) => {
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "registration unknown"
+                    );
+                    open.clear();
+                    tokio::time::sleep(LOOK_PAUSE * 10).await;
+                }
+            }
+        }
+    };
+    let known = tokio::time::timeout(SYNC_LIMIT, waiting).await.is_ok();
+    if !known {
+        warn!(wanted = ?wanted, "this primary is not known yet, clients go on without");
+    }
+    known
+}
+
+/// One look at every database.
+async fn known(
+    ctx: &Context,
+    open: &mut BTreeMap<String, tokio_postgres::Client>,
+) -> Result<Known, SqlError> {
+    let Some(citus) = &ctx.settings.citus else { return Ok(Known::Everywhere) };
+    let own = &ctx.settings.postgresql.connect_address;
+    let own = Address { host: own.host.clone(), port: own.port };
+    let group = ctx.settings.scope.group.unwrap_or_default();
+    let mut least = Known::Everywhere;
+    for database in &citus.databases {
+        let statement = format!(
+            "SELECT bool_or(groupid = {group} AND nodename = {} AND nodeport = {})::int, \
+               bool_and(NOT hasmetadata OR metadatasynced)::int \
+             FROM pg_catalog.pg_dist_node WHERE noderole = 'primary'",
+            literal(&own.host),
+            own.port
+        );
+        let client = match open.entry(database.clone()) {
+            Entry::Occupied(client) => client.into_mut(),
+            Entry::Vacant(none) => none.insert(to_coordinator(ctx, database).await?),
+        };
+        let rows = ask(client, "tell who is registered", &statement).await?;
+        let flag = |n: usize| {
+            rows.first().and_then(|row| row.get(n).cloned().flatten()).as_deref() == Some("1")
+        };
+        least = least.min(match (flag(0), flag(1)) {
+            (true, true) => Known::Everywhere,
+            (true, false) => Known::Coordinator,
+            (false, _) => Known::Nowhere,
+        });
+    }
+    Ok(least)
+}
+
+async fn to_coordinator(ctx: &Context, database: &str) -> Result<tokio_postgres::Client, SqlError> {
+    if ctx.settings.scope.group == Some(GroupId::COORDINATOR) {
+        return ctx.postgres.connect_to_database(database, APPLICATION).await;
+    }
+    let at = seen(ctx).coordinator().and_then(|leader| leader.address.clone());
+    let Some(at) = at else { return Err(SqlError::Refused) };
+    ctx.postgres.connect_to(&at.host, at.port, database, APPLICATION).await
+}
+
+/// Who works on the primaries of other groups: their transactions may reach this one, and a drain waits
+/// for them. A server that gives no answer is left out.
+pub async fn busy_elsewhere(ctx: &Context) -> Busy {
+    let Some(citus) = &ctx.settings.citus else { return Busy::default() };
+    let own = ctx.settings.scope.group;
+    let others: Vec<Address> = seen(ctx)
+        .wanted
+        .into_iter()
+        .filter(|(group, _)| Some(*group) != own)
+        .filter_map(|(_, want)| want.primary)
+        .collect();
+    let database = citus.first_database();
+    let statement = "SELECT count(*), coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0) \
+        * 1000 FROM pg_stat_activity WHERE backend_type = 'client backend' \
+        AND pid <> pg_backend_pid() AND state IS DISTINCT FROM 'idle' \
+        AND application_name NOT LIKE 'Kornak %'";
+    let asked = others.iter().map(|at| async move {
+        let client = ctx.postgres.connect_to(&at.host, at.port, database, APPLICATION).await?;
+        ask(&client, "tell who works", statement).await
+    });
+    let mut busy = Busy::default();
+    for rows in futures_util::future::join_all(asked).await.into_iter().flatten() {
+        let number = |n: usize| -> f64 {
+            let text = rows.first().and_then(|row| row.get(n).cloned().flatten());
+            text.and_then(|text| text.parse().ok()).unwrap_or_default()
+        };
+        busy.backends = busy.backends.saturating_add(number(0) as u32);
+        busy.oldest = busy.oldest.max(Duration::from_millis(number(1).max(0.0) as u64));
+    }
+    busy
+}

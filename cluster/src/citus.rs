@@ -1,0 +1,46 @@
+//! Whether the Citus metadata agree with the store: value of `kornak/citus`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::GroupId;
+
+/// Written by the coordinator's leader whenever it changes. A cluster whose coordinator has no leader,
+/// or another one, does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CitusRegistration {
+    /// Who says so.
+    pub member: String,
+    /// By the database's name.
+    #[serde(default)]
+    pub databases: BTreeMap<String, CitusDatabase>,
+}
+
+impl CitusRegistration {
+    /// Groups that are registered in every database.
+    pub fn groups(&self) -> BTreeSet<GroupId> {
+        let mut databases = self.databases.values();
+        let first = databases.next().map(|database| database.groups.clone()).unwrap_or_default();
+        databases.fold(first, |known, database| &known & &database.groups)
+    }
+}
+
+/// One database's `pg_dist_node`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CitusDatabase {
+    /// It names exactly the primaries and standbys that the store knows.
+    pub agrees: bool,
+    /// Every node has the coordinator's rows.
+    #[serde(default)]
+    pub synced: bool,
+    /// Groups that have a row for their primary.
+    #[serde(default)]
+    pub groups: BTreeSet<GroupId>,
+    /// Since when it has not agreed, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// What does not agree, and why it cannot be changed; sentences for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<String>,
+}
