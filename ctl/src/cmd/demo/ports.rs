@@ -85,11 +85,12 @@ impl Ports {
     /// # Errors
     /// Names the first port that is taken, and the way out.
     pub(super) fn check(&self) -> anyhow::Result<()> {
+        let other = if self.from == Some(15000) { 16000 } else { 15000 };
         for (whose, port) in &self.named {
             if let Err(error) = TcpListener::bind(("127.0.0.1", *port)) {
                 bail!(
                     "port {port}, for {whose}, cannot be used ({error}); is another demo \
-                     running? choose other ports with --ports-from, for example --ports-from 15000"
+                     running? choose other ports with --ports-from, for example --ports-from {other}"
                 );
             }
         }
