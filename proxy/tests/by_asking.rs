@@ -49,7 +49,9 @@ async fn clients_outlive_a_failover_that_only_the_servers_tell_of() {
     let account = load.finish().await;
     let errors = account.errors.lock().clone();
     assert_eq!(account.lost.load(std::sync::atomic::Ordering::SeqCst), 0, "{errors:?}");
-    assert!(errors.iter().all(|e| ["08007", "40001", "57P03"].contains(&e.as_str())), "{errors:?}");
+    // 25P02: the driver had closed a statement without waiting, and that answer was the 40001.
+    let allowed = ["08007", "40001", "57P03", "25P02"];
+    assert!(errors.iter().all(|e| allowed.contains(&e.as_str())), "{errors:?}");
     assert_eq!(
         one(&reader, "SELECT pg_is_in_recovery()").await,
         "f",

@@ -1,4 +1,4 @@
-//! A cluster that follows another one, takes over from it, and gives the lead back.
+//! A cluster that follows another one, and takes over from it.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ async fn configure(node: &Node, change: &Value) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_cluster_takes_over_and_the_other_one_follows_it() -> Result<()> {
+async fn a_standby_cluster_follows_and_takes_over() -> Result<()> {
     let spec = ClusterSpec { name: "near", nodes: 2, synchronous: false, ..ClusterSpec::default() };
     let near = Cluster::start(spec).await?;
     let leader = near.leader().await?;
@@ -115,15 +115,6 @@ async fn a_standby_cluster_takes_over_and_the_other_one_follows_it() -> Result<(
     })
     .await;
 
-    // And the first one follows by putting it in, with what it had on its own undone.
-    source.connect().await?.batch_execute("INSERT INTO t VALUES (-1), (-2), (-3)").await?;
-    let remote = json!({"standby_cluster": {"host": "127.0.0.1", "port": far_leader.port()}});
-    configure(source, &remote).await?;
-    settled(&near.nodes, "standby_leader").await;
-    far_leader.connect().await?.batch_execute("INSERT INTO t VALUES (4)").await?;
-    for node in near.nodes.iter().chain(&far) {
-        count(node, 4).await;
-    }
     scratch.passed();
     near.passed();
     Ok(())
