@@ -61,7 +61,7 @@ fn event(ctx: &Context, kind: &str) -> Value {
 }
 
 /// Makes writes to this group that come through the coordinator wait, until [`resume`] or the next
-/// primary's [`announce`]; nobody's transaction is ended for it. `hold`: clients are held no longer.
+/// primary's `announce`; nobody's transaction is ended for it. `hold`: clients are held no longer.
 pub async fn pause(ctx: &Context, record: u64, hold: Duration) -> Paused {
     let Some(leader) = coordinator(ctx) else { return Paused::Yes };
     let Some(api) = leader.api else { return Paused::Yes };

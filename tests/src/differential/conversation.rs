@@ -19,7 +19,7 @@ pub enum Wait {
     /// A message with one of these tags; or an error that was answered before, behind which a server
     /// answers nothing up to the next Sync.
     Tag(&'static [u8]),
-    /// The answer to [`put_marker`].
+    /// The answer to `put_marker`.
     Marker,
     /// The other side closes.
     End,
