@@ -152,6 +152,12 @@ async fn configuration(cluster: &Cluster, tools: &Tools<'_>) -> Result<()> {
         tools.same(&["list", "-f", "json"]).await;
         // A primary's max_connections must not be above a standby's: standbys first, for a rise.
         tools.succeed(tool, &["restart", "demo", "-r", "replica", "--pending", "--force"]).await?;
+        // Patroni says so at its next heartbeat, and refuses a restart without need till then.
+        until(SOON, "only the primary waits for a restart", || async {
+            let out = tools.say(kornak, &["list"]).await.map_err(|it| it.to_string())?.out;
+            if out.matches("max_connections: 10").count() == 1 { Ok(()) } else { Err(out) }
+        })
+        .await;
         tools.succeed(tool, &["restart", "demo", "--pending", "--force"]).await?;
         cluster.healthy(SOON).await;
         until(SOON, "nobody waits for a restart", || async {

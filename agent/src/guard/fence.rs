@@ -13,23 +13,29 @@ use super::wire::Fencing;
 ///     ▲               │ ▲└─ARM: a new deadline
 ///     └────DISARM─────┘ └─(a jump of the clock may bring the end of it nearer)
 /// ```
+///
+/// The first half of the budget is for a fast stop, in which a primary hands its standbys the last
+/// of its WAL; the second half is for killing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fence {
     Disarmed,
     Armed {
         /// As the agent gave it.
         deadline: Moment,
-        /// When killing begins.
+        /// When the fast stop begins.
         fire_at: Moment,
+        /// When killing begins.
+        kill_at: Moment,
     },
-    /// Killing, or guarding what has been killed. Only a proof that nothing runs ends it.
+    /// Stopping, killing, or guarding what has been killed. Only a proof that nothing runs ends it.
     Fired {
         deadline: Moment,
+        kill_at: Moment,
     },
 }
 
 impl Fence {
-    /// Takes a new deadline, later or earlier. Killing begins `budget` before it.
+    /// Takes a new deadline, later or earlier. The server is stopped `budget` before it.
     pub(super) fn arm(
         &mut self,
         deadline: Moment,
@@ -43,7 +49,7 @@ impl Fence {
         if *self == Self::Disarmed && now >= fire_at {
             return Err("this deadline is past");
         }
-        *self = Self::Armed { deadline, fire_at };
+        *self = Self::Armed { deadline, fire_at, kill_at: deadline.minus(budget / 2) };
         if now >= fire_at { Err("this deadline is past: killing") } else { Ok(()) }
     }
 
@@ -56,7 +62,7 @@ impl Fence {
         Ok(())
     }
 
-    /// The moment for killing has come.
+    /// The moment for stopping has come.
     pub(super) fn late(&self, now: Moment) -> bool {
         match self {
             Self::Disarmed => false,
@@ -65,11 +71,19 @@ impl Fence {
         }
     }
 
-    /// Remembers that killing has begun. True the first time.
+    /// The moment for killing has come.
+    pub(super) fn kills(&self, now: Moment) -> bool {
+        match self {
+            Self::Disarmed => false,
+            Self::Armed { kill_at, .. } | Self::Fired { kill_at, .. } => now >= *kill_at,
+        }
+    }
+
+    /// Remembers that stopping has begun. True the first time.
     pub(super) fn fire(&mut self) -> bool {
         match *self {
-            Self::Armed { deadline, .. } => {
-                *self = Self::Fired { deadline };
+            Self::Armed { deadline, kill_at, .. } => {
+                *self = Self::Fired { deadline, kill_at };
                 true
             }
             Self::Disarmed | Self::Fired { .. } => false,
@@ -78,8 +92,9 @@ impl Fence {
 
     /// The host may have stood still: the lease must be proven again within `grace`.
     pub(super) fn jumped(&mut self, now: Moment, grace: Duration) {
-        if let Self::Armed { fire_at, .. } = self {
+        if let Self::Armed { fire_at, kill_at, .. } = self {
             *fire_at = (*fire_at).min(now + grace);
+            *kill_at = (*kill_at).min(now + grace);
         }
     }
 
@@ -92,7 +107,7 @@ impl Fence {
         }
     }
 
-    /// When to wake up for killing.
+    /// When to wake up for stopping.
     pub(super) fn fire_at(&self) -> Option<Moment> {
         match self {
             Self::Armed { fire_at, .. } => Some(*fire_at),
@@ -103,7 +118,7 @@ impl Fence {
     /// As the agent gave it.
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self {
-            Self::Armed { deadline, .. } | Self::Fired { deadline } => Some(*deadline),
+            Self::Armed { deadline, .. } | Self::Fired { deadline, .. } => Some(*deadline),
             Self::Disarmed => None,
         }
     }
@@ -126,10 +141,15 @@ mod tests {
     }
 
     #[test]
-    fn killing_begins_a_budget_before_the_deadline() {
-        let fence = armed(1000);
+    fn stopping_begins_a_budget_before_the_deadline_and_killing_half_of_it() {
+        let mut fence = armed(1000);
         assert!(!fence.late(at(899)));
         assert!(fence.late(at(900)));
+        assert!(!fence.kills(at(949)));
+        assert!(fence.kills(at(950)));
+        fence.fire();
+        assert!(!fence.kills(at(949)));
+        assert!(fence.kills(at(950)));
         assert_eq!(fence.deadline(), Some(at(1000)));
     }
 
@@ -172,6 +192,7 @@ mod tests {
         let mut fence = armed(10_000);
         fence.jumped(at(100), Duration::from_millis(2000));
         assert_eq!(fence.fire_at(), Some(at(2100)));
+        assert!(fence.kills(at(2100)), "the whole grace was time to prove it");
         fence.jumped(at(200), Duration::from_millis(60_000));
         assert_eq!(fence.fire_at(), Some(at(2100)), "never later");
         fence.arm(at(20_000), at(300), BUDGET).unwrap();

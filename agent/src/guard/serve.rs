@@ -36,7 +36,7 @@ pub(super) const SOCKET: &str = "guard.sock";
 const LOCK: &str = "guard.lock";
 const LOG: &str = "guard.log";
 
-/// Between two looks while processes are being killed.
+/// Between two looks while processes are being stopped or killed.
 const KILLING_LOOK: Duration = Duration::from_millis(5);
 /// Between two looks while nothing may run.
 const FIRED_LOOK: Duration = Duration::from_millis(100);
@@ -229,11 +229,20 @@ impl Guard {
         }
     }
 
-    /// Kills whatever must not run. Called in each turn of the loop: level-triggered.
+    /// Stops, then kills whatever must not run. Called in each turn of the loop: level-triggered.
     fn enforce(&mut self) {
         let now = boottime_now();
         let late = self.fence.late(now);
         if !late && self.ending.is_none() {
+            return;
+        }
+        if late && self.fence.fire() {
+            self.say(&Answer::Fired);
+            self.note("fired: the deadline has come");
+            // Unlike a kill it lets the standbys have what was acknowledged.
+            let _ = self.signal(Signal::INT);
+        }
+        if self.is_draining(now) {
             return;
         }
         let first = self.postmaster.as_ref().map(|postmaster| postmaster.pid);
@@ -246,10 +255,6 @@ impl Guard {
             return;
         }
         let mut left = kill_once(&self.real_dir, first, loggers);
-        if late && self.fence.fire() {
-            self.say(&Answer::Fired);
-            self.note("fired: the deadline has come");
-        }
         if late && self.ending.is_none() && (left > 0 || first.is_some()) {
             self.ending = Some(Ending { since: now, said: false });
         }
@@ -269,6 +274,14 @@ impl Guard {
         if kill_loggers(&self.real_dir, loggers) == 0 {
             self.ending = None;
         }
+    }
+
+    /// A fast stop is under way, and there is still time for it.
+    fn is_draining(&self, now: Moment) -> bool {
+        matches!(self.fence, Fence::Fired { .. })
+            && self.ending.is_none()
+            && self.postmaster.is_some()
+            && !self.fence.kills(now)
     }
 
     /// Collects the status of children: the postmaster, and orphans that the kernel gave us.
@@ -333,6 +346,7 @@ impl Guard {
         timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &spec)?;
         let look = match (&self.ending, &self.fence) {
             (Some(_), _) => KILLING_LOOK,
+            _ if self.is_draining(boottime_now()) => KILLING_LOOK,
             (None, Fence::Fired { .. }) => FIRED_LOOK,
             (None, _) => IDLE_LOOK,
         };
@@ -520,7 +534,7 @@ impl Guard {
 
     /// Writes the notes down, unless something is to be killed: the disk may hang.
     fn write_notes(&mut self) {
-        if self.ending.is_none() {
+        if self.ending.is_none() && !self.is_draining(boottime_now()) {
             for note in self.notes.drain(..) {
                 let _ = writeln!(&self.log, "{note}");
             }
