@@ -17,6 +17,10 @@ impl Driver {
         if let Some((job, handle)) = self.job.take_if(|(_, handle)| handle.is_finished()) {
             match handle.await {
                 Ok(Ok(())) => {}
+                // Nothing has failed here: this node may soon be the candidate of a handover.
+                Ok(Err(JobError::Claim(ClaimError::Lost))) if job == Job::Bootstrap => {
+                    info!(job = job.as_str(), "another node was faster");
+                }
                 Ok(Err(error)) => {
                     self.ctx.counters.step_failed(job);
                     if matches!(job, Job::Promote | Job::Bootstrap) {
