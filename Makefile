@@ -5,7 +5,7 @@ export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
 CARGO ?= cargo
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
-.PHONY: help install demo test lint bench
+.PHONY: help install demo test lint drivers bench
 
 help:           ## Show this list
 	@sed -nE 's/^([a-z]+): *[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,6 +34,11 @@ lint:           ## Check format, clippy and documentation, warnings denied
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
+
+drivers:        ## Run drivers' own test suites directly and through the proxy
+	scripts/install.sh --tests
+	$(CARGO) build --locked --workspace --bin kornak
+	KORNAK_BIN=$(TARGET_DIR)/debug/kornak tests/drivers/run.sh $(ARGS)
 
 bench:          ## Compare pgbench direct, through HAProxy, PgBouncer and Kornak
 	scripts/install.sh --tests

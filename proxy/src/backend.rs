@@ -24,6 +24,10 @@ use crate::tls::{self, Attempt, ServerTls};
 /// Longest message taken from a server outside of the data path: an answer to a query of ours.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
+/// Bound of what is kept of a login's notices: a startup packet is of 10,000 bytes, and each name in it
+/// is told twice at most.
+const MAX_NOTICE_BYTES: usize = 1 << 15;
+
 /// Where a server is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
@@ -105,6 +109,9 @@ pub struct Connected {
     pub stream: Stream,
     /// What it reported.
     pub params: Parameters,
+    /// NoticeResponses of the login, whole messages: about names in the startup packet that were cut.
+    /// Not more than [`MAX_NOTICE_BYTES`].
+    pub notices: BytesMut,
     pub key: Option<BackendKey>,
     /// How it had us prove who we are.
     pub method: Method,
@@ -180,6 +187,7 @@ async fn log_in(
     }
     let mut buf = BytesMut::new();
     let mut params = Parameters::default();
+    let mut notices = BytesMut::new();
     let mut key = None;
     loop {
         let frame = next_frame(&mut stream, &mut buf).await?;
@@ -202,9 +210,12 @@ async fn log_in(
             b'Z' => {
                 let method = auth.method();
                 tracing::debug!(method = method.as_str(), "logged in to a server");
-                return Ok(Connected { stream, params, key, method, rest: buf });
+                return Ok(Connected { stream, params, notices, key, method, rest: buf });
             }
             b'E' => return Err(refused(&frame.body)),
+            b'N' if notices.len() + frame.body.len() < MAX_NOTICE_BYTES => {
+                put_frame(&frame, &mut notices);
+            }
             b'N' | b'v' => {}
             tag => return Err(unexpected(tag)),
         }
@@ -221,6 +232,13 @@ pub async fn next_frame(stream: &mut Stream, buf: &mut BytesMut) -> Result<Frame
     }
 }
 
+/// A message as it came.
+pub fn put_frame(frame: &Frame, out: &mut BytesMut) {
+    out.extend_from_slice(&[frame.tag]);
+    out.extend_from_slice(&(frame.body.len() as u32 + 4).to_be_bytes());
+    out.extend_from_slice(&frame.body);
+}
+
 fn refused(body: &Bytes) -> DialError {
     let view = ErrorView::parse_prefix(body);
     let message = String::from_utf8_lossy(view.message.unwrap_or_default()).into_owned();
@@ -234,8 +252,14 @@ fn unexpected(tag: u8) -> DialError {
 impl Connected {
     /// A connection over which nothing was said yet.
     pub fn fresh(stream: Stream) -> Self {
-        let (params, rest) = (Parameters::default(), BytesMut::new());
-        Self { stream, params, key: None, method: Method::Nothing, rest }
+        Self {
+            stream,
+            params: Parameters::default(),
+            notices: BytesMut::new(),
+            key: None,
+            method: Method::Nothing,
+            rest: BytesMut::new(),
+        }
     }
 
     /// Sends what a session held elsewhere and reads the answers, so many ReadyForQuery; their

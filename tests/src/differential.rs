@@ -167,7 +167,11 @@ async fn run_lane(pair: Pair, plan: Plan, lane: u64, stop: Arc<AtomicBool>) -> R
 
 /// Parameters of one connection's startup packet.
 fn startup_parameters(rng: &Rng) -> Vec<(String, String)> {
-    let all: [(&str, &str); 10] = [
+    let all: [(&str, &str); 11] = [
+        (
+            "application_name",
+            "longer than a name may be, so the server cuts it and says so, in a notice",
+        ),
         ("application_name", "different 'names' \\ here"),
         ("client_encoding", "LATIN1"),
         ("client_encoding", "UTF8"),
@@ -223,6 +227,10 @@ impl Talk<'_> {
         let set = |talker: &Talker| talker.reported.iter().cloned().collect::<BTreeSet<_>>();
         if set(&direct) != set(&proxied) {
             let what = format!("{:?}\n{:?}", direct.reported, proxied.reported);
+            return Err(Difference::Login(what));
+        }
+        if direct.noticed != proxied.noticed {
+            let what = format!("{:?}\n{:?}", direct.noticed, proxied.noticed);
             return Err(Difference::Login(what));
         }
         // A difference that is a silence is looked at many times.

@@ -58,6 +58,8 @@ pub struct Talker {
     pub key: BackendKey,
     /// The parameters that were reported at login, in their order.
     pub reported: Vec<(String, String)>,
+    /// Notices before the first ReadyForQuery, in short words.
+    pub noticed: Vec<String>,
 }
 
 impl Talker {
@@ -75,8 +77,9 @@ impl Talker {
         let stream = TcpStream::connect(("127.0.0.1", login.port)).await.context("connect")?;
         stream.set_nodelay(true)?;
         let key = BackendKey { pid: 0, key: Bytes::new() };
-        let (inbox, reported) = (BytesMut::new(), Vec::new());
-        let mut talker = Self { stream, inbox, port: login.port, key, reported };
+        let (reported, noticed) = (Vec::new(), Vec::new());
+        let inbox = BytesMut::new();
+        let mut talker = Self { stream, inbox, port: login.port, key, reported, noticed };
         let mut out = BytesMut::new();
         let own = [("user", login.user.as_str()), ("database", login.database.as_str())];
         let more = login.params.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -212,6 +215,7 @@ impl HalfLogin {
                     talker.reported.push((text(name), text(value)));
                 }
                 b'K' => talker.key = BackendKey::parse(&frame.body)?,
+                b'N' => talker.noticed.push(show(&frame)),
                 b'Z' => return Ok(talker),
                 _ => bail!("login refused: {}", show(&frame)),
             }

@@ -127,6 +127,9 @@ impl Visitor<'_> {
         let key = self.new_key(entry, pid);
         let mut out = BytesMut::new();
         backend::put_authentication_ok(&mut out);
+        if let Some(opened) = &opened {
+            out.extend_from_slice(&opened.connected.notices);
+        }
         if params.put(&mut out).and_then(|()| key.put(&mut out)).is_err() {
             return Err(NotAdmitted::Silent);
         }

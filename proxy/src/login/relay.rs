@@ -7,7 +7,7 @@ use kornak_protocol::frame::Frame;
 use kornak_protocol::params::Parameters;
 
 use super::{Admitted, Login, NotAdmitted, Visitor, client_frame, silent};
-use crate::backend::next_frame;
+use crate::backend::{next_frame, put_frame};
 use crate::client::Identity;
 use crate::registry::Entry;
 use crate::session::Session;
@@ -99,10 +99,4 @@ fn relay_request(frame: &Frame, out: &mut BytesMut) -> bool {
             true
         }
     }
-}
-
-fn put_frame(frame: &Frame, out: &mut BytesMut) {
-    out.extend_from_slice(&[frame.tag]);
-    out.extend_from_slice(&(frame.body.len() as u32 + 4).to_be_bytes());
-    out.extend_from_slice(&frame.body);
 }
