@@ -3,6 +3,7 @@
 //!
 //! The bench of the cores is in `benches/`; how to read both is in README.md.
 
+pub mod idle;
 pub mod rows;
 pub mod table;
 pub mod ways;

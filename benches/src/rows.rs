@@ -20,45 +20,82 @@ pub struct Row {
     /// Named prepared statements are used.
     prepared: bool,
     large: bool,
+    /// Far more clients than the server takes connections.
+    many: bool,
+    /// Clients speak TLS.
+    tls: bool,
 }
 
+const PLAIN: Row =
+    Row { name: "", arguments: &[], prepared: false, large: false, many: false, tls: false };
+
 /// In the order of the table.
-pub const ROWS: [Row; 6] = [
+pub const ROWS: [Row; 11] = [
     Row {
         name: "select-only, prepared, 1 client",
         arguments: &["-S", "-M", "prepared", "-c", "1", "-j", "1"],
         prepared: true,
-        large: false,
+        ..PLAIN
     },
     Row {
         name: "select-only, prepared, 16 clients",
         arguments: &["-S", "-M", "prepared", "-c", "16", "-j", "2"],
         prepared: true,
-        large: false,
+        ..PLAIN
     },
     Row {
         name: "select-only, simple, 64 clients",
         arguments: &["-S", "-M", "simple", "-c", "64", "-j", "2"],
-        prepared: false,
-        large: false,
+        ..PLAIN
     },
     Row {
         name: "tpcb-like, simple, 8 clients",
         arguments: &["-b", "tpcb-like", "-M", "simple", "-c", "8", "-j", "2"],
-        prepared: false,
-        large: false,
+        ..PLAIN
     },
     Row {
         name: "results of 20 MB, 2 clients",
         arguments: &["-M", "simple", "-c", "2", "-j", "2"],
-        prepared: false,
         large: true,
+        ..PLAIN
     },
     Row {
         name: "a connection each, 4 clients",
         arguments: &["-S", "-C", "-M", "simple", "-c", "4", "-j", "2"],
-        prepared: false,
-        large: false,
+        ..PLAIN
+    },
+    Row {
+        name: "2,000 clients on 40 connections, select-only, simple",
+        arguments: &["-S", "-M", "simple", "-c", "2000", "-j", "2"],
+        many: true,
+        ..PLAIN
+    },
+    Row {
+        name: "2,000 clients on 40 connections, select-only, prepared",
+        arguments: &["-S", "-M", "prepared", "-c", "2000", "-j", "2"],
+        prepared: true,
+        many: true,
+        ..PLAIN
+    },
+    Row {
+        name: "2,000 clients on 40 connections, select-only, simple, TLS",
+        arguments: &["-S", "-M", "simple", "-c", "2000", "-j", "2"],
+        many: true,
+        tls: true,
+        ..PLAIN
+    },
+    Row {
+        name: "select-only, simple, 64 clients, TLS",
+        arguments: &["-S", "-M", "simple", "-c", "64", "-j", "2"],
+        tls: true,
+        ..PLAIN
+    },
+    Row {
+        name: "results of 20 MB, 2 clients, TLS",
+        arguments: &["-M", "simple", "-c", "2", "-j", "2"],
+        large: true,
+        tls: true,
+        ..PLAIN
     },
 ];
 
@@ -70,10 +107,10 @@ impl Row {
         length: Duration,
         scratch: &Scratch,
     ) -> Result<Option<f64>> {
-        if self.prepared && !way.prepared {
+        if self.prepared && !way.prepared || self.many && !way.pooled {
             return Ok(None);
         }
-        let mut command = pgbench(way.port);
+        let mut command = pgbench(way.port, self.tls);
         command.args(["-n", "-T", &length.as_secs().max(1).to_string()]).args(self.arguments);
         if self.large {
             let script = scratch.join("large.sql");

@@ -33,6 +33,7 @@ pub struct ProxySettings {
     pub tls: ProxyTls,
     pub limits: LimitSettings,
     pub failover: FailoverSettings,
+    pub pool: PoolSettings,
     /// Worker threads; `None`: one per core.
     pub threads: Option<usize>,
     pub log: LogSettings,
@@ -86,6 +87,16 @@ pub enum Balance {
     Random,
 }
 
+/// How long a client keeps a server connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PoolMode {
+    /// As long as it is connected: it cannot tell the proxy from the server.
+    #[default]
+    Session,
+    /// For one transaction; many clients share few connections.
+    Transaction,
+}
+
 /// One address that clients connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSettings {
@@ -103,6 +114,11 @@ pub struct ListenerSettings {
     /// passed on runs again on another server. Default true if the listener never leads to a
     /// primary, else false.
     pub retry_reads: bool,
+    pub pool_mode: PoolMode,
+    /// In place of [`PoolSettings::size`].
+    pub pool_size: Option<usize>,
+    /// In place of [`PoolSettings::max_servers`].
+    pub max_servers: Option<usize>,
 }
 
 /// `proxy.failover`: what becomes of sessions whose server is lost.
@@ -133,6 +149,40 @@ pub enum UnknownOutcome {
     Error,
     /// FATAL 08007; the session ends, for clients that run a statement again by themselves.
     Close,
+}
+
+/// `proxy.pool`: for listeners whose clients share server connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolSettings {
+    /// Server connections of one role to one database through one listener, at most. Default 20.
+    pub size: usize,
+    /// Server connections of one listener, at most. Default 100, PostgreSQL's `max_connections`.
+    pub max_servers: usize,
+    /// How long a transaction waits for a connection while all are busy. Default 120 s.
+    pub wait_timeout: Duration,
+    /// After this long a waiting client gets a NOTICE; `None` (written 0): never. Default 5 s.
+    pub wait_notice: Option<Duration>,
+    /// A connection that nobody used for so long is closed; `None` (written 0): never. Default
+    /// 10 min.
+    pub idle_timeout: Option<Duration>,
+    /// A connection is closed after so long, when it is idle; a fifth of it is random. Default 1 h.
+    pub lifetime: Duration,
+    /// Prepared statements kept on one server connection. Default 200.
+    pub prepared_statements: usize,
+}
+
+impl Default for PoolSettings {
+    fn default() -> Self {
+        Self {
+            size: 20,
+            max_servers: 100,
+            wait_timeout: Duration::from_secs(120),
+            wait_notice: Some(Duration::from_secs(5)),
+            idle_timeout: Some(Duration::from_secs(600)),
+            lifetime: Duration::from_secs(3600),
+            prepared_statements: 200,
+        }
+    }
 }
 
 /// How clients prove who they are.
@@ -279,6 +329,7 @@ impl ProxySettings {
             tls: ProxyTls::default(),
             limits: LimitSettings::default(),
             failover: FailoverSettings::default(),
+            pool: PoolSettings::default(),
             threads: None,
             log: LogSettings::default(),
         }
@@ -297,6 +348,9 @@ impl ListenerSettings {
             max_lag_bytes: None,
             proxy_protocol: false,
             retry_reads: false,
+            pool_mode: PoolMode::default(),
+            pool_size: None,
+            max_servers: None,
         }
     }
 }

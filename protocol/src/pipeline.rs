@@ -460,6 +460,11 @@ impl Pipeline {
         self.ready_owed
     }
 
+    /// How many requests are not yet answered.
+    pub fn owed_len(&self) -> usize {
+        self.owed.len()
+    }
+
     /// The requests not yet answered, oldest first.
     pub fn owed(&self) -> impl Iterator<Item = &Owner> {
         self.owed.iter().filter(|owner| owner.kind != Kind::CopyEnd)

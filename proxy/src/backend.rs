@@ -110,7 +110,7 @@ pub struct Connected {
     /// What it reported.
     pub params: Parameters,
     /// NoticeResponses of the login, whole messages: about names in the startup packet that were cut.
-    /// Not more than [`MAX_NOTICE_BYTES`].
+    /// Not more than 32 KiB.
     pub notices: BytesMut,
     pub key: Option<BackendKey>,
     /// How it had us prove who we are.

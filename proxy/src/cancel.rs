@@ -103,18 +103,22 @@ pub async fn obey(shared: &Shared, request: &CancelRequest) {
 }
 
 async fn deliver(shared: &Shared, handle: &Arc<Handle>) {
-    match handle.cancel_target() {
-        Some(target) if handle.doing() != Doing::Held => {
+    let is_held = handle.doing() == Doing::Held;
+    match if is_held { None } else { handle.begin_cancel() } {
+        Some(mut cancelling) => {
             let limit = shared.settings.limits.connect_timeout;
+            let target = &cancelling.target;
             let sent = backend::cancel(&target.address, shared.prober.tls(), &target.key);
-            if let Ok(Err(error)) = tokio::time::timeout(limit, sent).await {
-                tracing::debug!(
+            match tokio::time::timeout(limit, sent).await {
+                Ok(Ok(())) => cancelling.delivered = true,
+                Ok(Err(error)) => tracing::debug!(
                     error = &error as &dyn std::error::Error,
                     "cancel request not delivered"
-                );
+                ),
+                Err(_) => tracing::debug!("cancel request not delivered in time"),
             }
         }
-        _ => handle.raise(Flags::CANCEL),
+        None => handle.raise(Flags::CANCEL),
     }
 }
 

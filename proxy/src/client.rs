@@ -8,6 +8,7 @@
 //! ```
 
 mod ahead;
+mod pooled;
 mod secondary;
 
 use std::cell::RefCell;
@@ -20,7 +21,6 @@ use kornak_cluster::{GroupId, HandoverPhase};
 use kornak_config::proxy::{ListenerSettings, Target};
 use kornak_protocol::auth::Credentials;
 use kornak_protocol::error::ErrorFields;
-use kornak_protocol::frame::{Direction, Scanner};
 use kornak_protocol::frontend;
 use kornak_protocol::sqlstate::{ADMIN_SHUTDOWN, CRASH_SHUTDOWN};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,7 +29,7 @@ use crate::backend::{self, Address, Connected, DialError};
 use crate::forward::{Conversation, LastWords, Link, Stop};
 use crate::gate::Side;
 use crate::metrics::count;
-use crate::registry::{CancelTarget, Doing, Flags};
+use crate::registry::{Doing, Flags};
 use crate::route::{self, AtHome, Candidate};
 use crate::session::Aftermath;
 use crate::session::answers::Verdict;
@@ -61,6 +61,8 @@ pub struct Opened {
     pub connected: Connected,
     pub candidate: Candidate,
     pub address: Address,
+    /// Which side of the gate a session on it is on.
+    pub side: Side,
     pub term: u64,
     pub generation: u64,
 }
@@ -177,7 +179,7 @@ pub async fn open(
             }
             Ok(connected) => {
                 count(&shared.metrics.dialled);
-                return Ok(Opened { connected, candidate, address, term, generation });
+                return Ok(Opened { connected, candidate, address, side, term, generation });
             }
             Err(error) if error.is_about_server() => {
                 count(&shared.metrics.dial_failures);
@@ -247,30 +249,14 @@ pub struct Client {
 impl Client {
     /// Takes a fresh server connection.
     pub fn link(&mut self, opened: Opened) {
-        let Opened { connected, candidate, address, term, generation } = opened;
-        if let Some(key) = connected.key {
-            let target = CancelTarget { address: address.clone(), key };
-            self.talk.handle.set_server(&candidate.name, Some(target));
-        } else {
-            self.talk.handle.set_server(&candidate.name, None);
-        }
-        self.talk.side = side_on(&self.listener, &candidate);
-        self.home = (self.listener.target == Target::Workers).then_some(candidate.group);
+        let (mut link, _) = Link::new(opened);
+        self.home = (self.listener.target == Target::Workers).then_some(link.group);
         let follows = matches!(self.listener.target, Target::Standbys);
-        self.talk.link = Some(Link {
-            rereads: !candidate.leading && self.listener.retry_reads,
-            stands_in: candidate.leading && follows,
-            stream: connected.stream,
-            scanner: Scanner::new(Direction::Backend),
-            tail: connected.rest.to_vec(),
-            to_server: BytesMut::new(),
-            node: candidate.name,
-            address,
-            group: candidate.group,
-            leading: candidate.leading,
-            term,
-            generation,
-        });
+        link.rereads = !link.leading && self.listener.retry_reads;
+        link.stands_in = link.leading && follows;
+        self.talk.handle.set_server(&link.node, link.target.clone());
+        self.talk.side = link.side;
+        self.talk.link = Some(link);
     }
 
     /// Runs the session to its end.
@@ -288,6 +274,9 @@ impl Client {
                     Err(self.told(Verdict::Garbage))
                 }
                 Stop::ServerGarbage => self.after_loss(),
+                Stop::Unfit => Box::pin(self.make_fit()).await,
+                Stop::Examine => Box::pin(self.examine()).await,
+                Stop::Denied(denied) => self.denied(&denied),
             };
             if let Err(end) = step {
                 return end;
@@ -313,6 +302,9 @@ impl Client {
         let shared = Arc::clone(&self.talk.shared);
         let give_up = tokio::time::Instant::now() + shared.settings.limits.hold_timeout;
         self.drop_stale_link()?;
+        if self.talk.member.is_some() {
+            return self.wait_at_gate().await;
+        }
         self.talk.handle.set_doing(Doing::Held);
         let way = loop {
             let handle = Arc::clone(&self.talk.handle);
@@ -428,7 +420,7 @@ impl Client {
             say_good_bye(&mut link.stream);
         }
         self.talk.session.detached();
-        self.talk.handle.set_server(&"".into(), None);
+        self.talk.handle.set_server(&self.talk.shared.nobody, None);
         Ok(())
     }
 
@@ -460,6 +452,11 @@ impl Client {
         if flags.has(Flags::STOP_NOW) || (flags.has(Flags::STOP) && self.talk.is_quiet()) {
             return Err(self.told(Verdict::Shutdown));
         }
+        if flags.has(Flags::CANCEL)
+            && let Some(done) = self.cancelled()
+        {
+            return done;
+        }
         self.drop_stale_link()
     }
 
@@ -473,7 +470,10 @@ impl Client {
             return Err(if words.is_empty() { End::Broken } else { End::Passed(words) });
         }
         count(&shared.metrics.servers_lost);
-        if let Some(words) = words {
+        // Nobody's connection was ended: it was not this session's any more, or not yet.
+        let was_resting = self.talk.member.is_some() && self.talk.session.is_quiet();
+        if let Some(words) = words.filter(|_| !was_resting || self.talk.session.pinned().is_some())
+        {
             let general = match words.sqlstate {
                 CRASH_SHUTDOWN => true,
                 ADMIN_SHUTDOWN => self.is_server_going(&shared).await,
@@ -517,8 +517,8 @@ impl Client {
     /// Ends the session in order: the last message, what is still to be written, and a moment for
     /// the client to read it, so that no reset destroys it.
     pub async fn finish(mut self: Box<Self>, end: End) {
-        if let Some(mut link) = self.talk.link.take() {
-            say_good_bye(&mut link.stream);
+        if let Some(link) = self.talk.link.take() {
+            self.leave_link(link).await;
         }
         let mut out = std::mem::take(&mut self.talk.to_client);
         match &end {
@@ -544,7 +544,7 @@ pub async fn close(mut client: Stream, out: &[u8]) {
 }
 
 /// Terminates a server connection without waiting for anything.
-fn say_good_bye(stream: &mut Stream) {
+pub fn say_good_bye(stream: &mut Stream) {
     let mut out = BytesMut::new();
     frontend::put_terminate(&mut out);
     stream.say_last(&out);

@@ -10,6 +10,9 @@
 //! ([`crate::session`]).
 
 mod io;
+mod link;
+pub mod pooled;
+mod stop;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,20 +20,22 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
-use kornak_cluster::GroupId;
+use kornak_protocol::backend;
 use kornak_protocol::frame::{Direction, Flow, Scanner};
-use kornak_protocol::sqlstate::SqlState;
 
-use crate::backend::Address;
 use crate::gate::{Side, Ticket};
+use crate::pool::lender::Member;
 use crate::registry::{Doing, Handle};
 use crate::route;
 use crate::session::answers::Verdict;
 use crate::session::journal::Pin;
+use crate::session::pooled::Edits;
 use crate::session::{Aftermath, Answered, Heard, Session};
 use crate::shared::Shared;
 use crate::stream::Stream;
 use io::{flush, keep_front, poll_read, write};
+pub use link::Link;
+pub use stop::{Denied, LastWords, Stop};
 
 /// Bytes of one read. Smaller ones cost system calls, larger ones the cache (FIELD.md §4).
 pub const SCRATCH_BYTES: usize = 64 * 1024;
@@ -42,29 +47,6 @@ const MAX_KEPT_BYTES: usize = 16 * 1024;
 /// death seldom leaves a client in the middle of a message, where nothing can be said any more.
 const MAX_HELD_ROW_BYTES: usize = 16 * 1024;
 
-/// A server connection of a session.
-#[derive(Debug)]
-pub struct Link {
-    pub stream: Stream,
-    pub scanner: Scanner,
-    /// Bytes from the server that were not passed on yet: the beginning of a message.
-    pub tail: Vec<u8>,
-    /// Bytes for the server that it did not take yet.
-    pub to_server: BytesMut,
-    pub node: Arc<str>,
-    pub address: Address,
-    pub group: GroupId,
-    pub leading: bool,
-    /// Of a leader: the term it was opened in.
-    pub term: u64,
-    /// [`Shared::generation`] when it was last found usable.
-    pub generation: u64,
-    /// A statement whose answer has not begun may run again elsewhere.
-    pub rereads: bool,
-    /// A leader that stands in for a standby.
-    pub stands_in: bool,
-}
-
 /// Why client bytes were not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Held {
@@ -72,31 +54,6 @@ enum Held {
     Partial,
     /// The gate, the server connection or an answer is missing.
     Blocked,
-}
-
-/// Why the path ended.
-#[derive(Debug)]
-pub enum Stop {
-    /// The client has something to say and there is no way to a server now.
-    Wants,
-    /// The server connection is gone; what it said last, if anything.
-    ServerLost(Option<LastWords>),
-    /// The client has left.
-    ClientGone,
-    /// The client's bytes cannot be followed.
-    ClientGarbage,
-    /// The server's bytes cannot be followed.
-    ServerGarbage,
-    /// Somebody wants our attention.
-    Flagged,
-}
-
-/// A FATAL of a server.
-#[derive(Debug, Clone)]
-pub struct LastWords {
-    pub sqlstate: SqlState,
-    /// The whole message.
-    pub message: Bytes,
 }
 
 /// One session with its sockets.
@@ -117,7 +74,13 @@ pub struct Conversation {
     /// is not carried from one to the next.
     said_again: bool,
     pub session: Session,
-    pub link: Option<Link>,
+    pub link: Option<Box<Link>>,
+    /// Of a session whose server connections change hands.
+    pub member: Option<Box<Member>>,
+    /// The session was pinned when it was last looked at, and when that was.
+    examined: Option<Instant>,
+    /// A Flush of ours was sent into an endless batch.
+    flushed: bool,
     pub ticket: Ticket,
     pub side: Side,
     pub handle: Arc<Handle>,
@@ -150,6 +113,9 @@ impl Conversation {
             said_again: false,
             session,
             link: None,
+            member: None,
+            examined: None,
+            flushed: false,
             ticket,
             side,
             handle,
@@ -164,6 +130,11 @@ impl Conversation {
         loop {
             if self.handle.is_flagged() {
                 return Poll::Ready(Stop::Flagged);
+            }
+            if self.is_waiting()
+                && let Err(stop) = self.look_at_seat()
+            {
+                return Poll::Ready(stop);
             }
             let from_server = match self.server_to_client(cx, scratch) {
                 Ok(moved) => moved,
@@ -199,6 +170,9 @@ impl Conversation {
             self.said_again = false;
             self.handle.set_pin(self.session.pinned());
             self.handle.set_doing(Doing::Idle);
+            if self.member.is_some() {
+                self.rest()?;
+            }
         }
         Ok(true)
     }
@@ -304,6 +278,7 @@ impl Conversation {
             }
             Heard::Pass => self.to_client.extend_from_slice(message),
             Heard::Swallow => {}
+            Heard::Parsed => backend::put_parse_complete(&mut self.to_client),
         }
         let rest = Bytes::copy_from_slice(rest.get(len..).unwrap_or_default());
         self.pass_to_client(&rest, cx)
@@ -317,6 +292,9 @@ impl Conversation {
                 Ok(false) => return Ok(false),
                 Err(_) => link.to_server.clear(),
             }
+        }
+        if self.is_waiting() || self.must_flush(cx) {
+            return Ok(false);
         }
         if self.held_is == Held::Blocked && !self.held.is_empty() {
             let held = self.held.split().freeze();
@@ -363,6 +341,13 @@ impl Conversation {
                 }
                 _ => {}
             }
+            if self.link.is_none() && self.member.is_some() {
+                let borrowed = self.borrow_server();
+                if !matches!(borrowed, Ok(true)) {
+                    self.hold(data, Held::Blocked);
+                    return borrowed;
+                }
+            }
             if !self.ticket.enter(self.side) || !self.may_use_link() {
                 self.ticket.leave();
                 self.hold(data, Held::Blocked);
@@ -383,10 +368,22 @@ impl Conversation {
             return Ok(false);
         }
         let session = &mut self.session;
-        let scanned = self.client_scanner.scan(data, |seen| {
-            let ends = session.forwarded(&seen);
-            if ends && draining { Flow::StopAfter } else { Flow::Pass }
-        });
+        let mut edits = Edits::default();
+        let mut waits = false;
+        let scanned = match &self.member {
+            None => self.client_scanner.scan(data, |seen| {
+                let ends = session.forwarded(&seen);
+                if ends && draining { Flow::StopAfter } else { Flow::Pass }
+            }),
+            Some(member) => self.client_scanner.scan(data, |seen| {
+                if session.must_wait_for_answers(&seen) {
+                    waits = true;
+                    return Flow::StopBefore;
+                }
+                let ends = session.forwarded_pooled(&seen, &member.lender().texts, &mut edits);
+                if ends && draining { Flow::StopAfter } else { Flow::Pass }
+            }),
+        };
         let Ok(at) = scanned else { return Err(Stop::ClientGarbage) };
         let end = at - self.client_scanner.unshown();
         if end == data.len() {
@@ -405,6 +402,9 @@ impl Conversation {
             self.handle.set_doing(Doing::Idle);
             return Ok(true);
         }
+        if waits && end == 0 {
+            return Ok(false);
+        }
         let pass = data.get(..end).unwrap_or_default();
         let may_keep = (first || !self.kept.is_empty())
             && self.kept.len() + pass.len() <= MAX_KEPT_BYTES
@@ -417,7 +417,12 @@ impl Conversation {
         let Some(link) = &mut self.link else { return Err(Stop::ServerLost(None)) };
         self.shared.metrics.bytes_in.fetch_add(pass.len() as u64, Relaxed);
         // An error shows itself when the connection is read.
-        let _ = write(&mut link.stream, &mut link.to_server, pass, cx);
+        let _ = if edits.is_empty() {
+            write(&mut link.stream, &mut link.to_server, pass, cx)
+        } else {
+            edits.apply(pass, &mut link.to_server);
+            flush(&mut link.stream, &mut link.to_server, cx).map(drop)
+        };
         Ok(true)
     }
 
@@ -548,7 +553,7 @@ impl Conversation {
         self.drop_client += self.client_scanner.remaining();
         self.client_scanner = Scanner::new(Direction::Frontend);
         self.ticket.leave();
-        self.handle.set_server(&"".into(), None);
+        self.handle.set_server(&self.shared.nobody, None);
         let doing = if self.session.is_open() { Doing::Idle } else { Doing::Dead };
         self.handle.set_doing(doing);
         aftermath
@@ -562,27 +567,12 @@ impl Conversation {
         self.held_is = Held::Blocked;
         self.client_scanner = Scanner::new(Direction::Frontend);
         self.ticket.leave();
-        self.handle.set_server(&"".into(), None);
+        self.handle.set_server(&self.shared.nobody, None);
     }
 
     fn count_errors(&mut self) {
         for verdict in self.session.take_errors() {
             self.shared.metrics.error(verdict.sqlstate());
         }
-    }
-}
-
-impl Link {
-    /// Whether the server still has the part for which the connection was opened.
-    pub fn is_current(&self, shared: &Shared) -> bool {
-        if self.leading {
-            let worker = self.group == GroupId::COORDINATOR
-                || shared.topology.borrow().is_worker(self.group);
-            return worker && shared.standings.borrow().term(self.group) == self.term;
-        }
-        let topology = shared.topology.borrow();
-        let group = topology.groups.get(&self.group);
-        let leads = group.and_then(|group| group.leader.as_ref());
-        leads.is_none_or(|(name, _)| **name != *self.node)
     }
 }

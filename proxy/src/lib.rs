@@ -7,7 +7,8 @@
 //! learnt that log it in anywhere), a server. From then on [`forward`] moves whole buffers between
 //! the two sockets and shows message heads to [`session`], which knows at every byte whether the
 //! session is between transactions, and what it holds. When a transaction is to start, the session
-//! goes through the [`gate`]; with no way to a server, [`client`] waits for one, logs in, restores
+//! goes through the [`gate`]; on a listener with `pool_mode: transaction` it borrows a server connection
+//! from its [`pool`] for the length of it. With no way to a server, [`client`] waits for one, logs in, restores
 //! what the session held and goes on. When a server is lost, [`session`] says what is true of the
 //! requests in flight.
 //!
@@ -31,6 +32,7 @@ pub mod handover;
 pub mod hold;
 pub mod login;
 pub mod metrics;
+pub mod pool;
 pub mod probe;
 pub mod prover;
 pub mod proxy_protocol;
@@ -55,11 +57,14 @@ use kornak_config::ProxySettings;
 use kornak_config::proxy::{ProxyTls, ServerSideTls, Source};
 use kornak_dcs::Dcs;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use error::{RunError, StartError};
+use pool::Limits;
+use pool::lender::Lender;
 use probe::Prober;
 use shared::Shared;
 
@@ -145,10 +150,12 @@ pub async fn start(
     };
     let id = settings.name.clone().unwrap_or_else(own_name);
     let prober = Prober::new(&settings.auth, server_tls);
+    let (lanes, orders): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
+    let lender = Arc::new(Lender::new(lanes, pool_limits(&settings)));
     let reached_at = cancel::reached_at(&settings, &listeners);
     // Proxies have no certificates for each other: better encrypted than not.
     let peer_tls = tls::ServerTls::new(&ServerSideTls::default())?;
-    let shared = Shared::new(settings, id, threads, prober, client_tls, peer_tls, reached_at);
+    let shared = Shared::new(settings, id, lender, prober, client_tls, peer_tls, reached_at);
     let shared = Arc::new(shared);
     learn(&shared, store, &stop)?;
     tokio::spawn(prover::run(Arc::clone(&shared), stop.clone()));
@@ -162,8 +169,8 @@ pub async fn start(
         tokio::spawn(status::serve(Arc::clone(&shared), socket, stop.clone()));
     }
     let mut finished = Vec::new();
-    for (lane, sockets) in sockets.into_iter().enumerate() {
-        let thread = serve::spawn_thread(lane, Arc::clone(&shared), sockets, stop.clone());
+    for (lane, (sockets, orders)) in sockets.into_iter().zip(orders).enumerate() {
+        let thread = serve::spawn_thread(lane, Arc::clone(&shared), sockets, orders, stop.clone());
         finished.push(thread.map_err(StartError::Thread)?);
     }
     tracing::info!(proxy = %shared.id, threads, "proxy serves");
@@ -199,6 +206,18 @@ fn learn(
         Source::Rest { members } => topology::ask_by_rest(shared, members, stop),
     }
     Ok(())
+}
+
+fn pool_limits(settings: &ProxySettings) -> impl Iterator<Item = Limits> {
+    let (pool, hold_timeout) = (&settings.pool, settings.limits.hold_timeout);
+    settings.listeners.iter().map(move |listener| Limits {
+        pool_size: listener.pool_size.unwrap_or(pool.size),
+        max_servers: listener.max_servers.unwrap_or(pool.max_servers),
+        wait_timeout: pool.wait_timeout,
+        hold_timeout,
+        notice_after: pool.wait_notice,
+        idle_timeout: pool.idle_timeout,
+    })
 }
 
 /// Host name and process id, and a few random letters: several proxies may run in one process.

@@ -5,11 +5,13 @@
 //!    └─ CancelRequest ──► routed, closed             │ scram: by us    └─► AuthenticationOk …
 //!                                                    └ relay: by the server, through us
 //! ```
+//! On a listener whose clients share server connections the welcome is the pool's.
 //! The caller has the deadline. A login that no server can be found for is answered from what an
 //! equal session was told before; its first query waits (DESIGN.md §6).
 
 mod admit;
 mod hello;
+mod pooled;
 mod prove;
 mod relay;
 
@@ -29,6 +31,7 @@ use kornak_protocol::sqlstate::{INVALID_AUTHORIZATION, PROTOCOL_VIOLATION};
 use kornak_protocol::startup::{ProtocolVersion, Replication};
 
 use crate::client::{Identity, Opened};
+use crate::pool::lender::Member;
 use crate::registry::Entry;
 use crate::route;
 use crate::rules::{self, Visit};
@@ -49,6 +52,8 @@ pub struct Admitted {
     pub session: Session,
     /// Its server, unless the login was answered from memory.
     pub opened: Option<Opened>,
+    /// Of a client that shares server connections with others.
+    pub member: Option<Box<Member>>,
 }
 
 /// Why nobody was admitted.

@@ -84,6 +84,16 @@ pub struct Metrics {
     pub hold: Histogram,
     /// `kornak_proxy_handover_seconds`: time the gate was closed.
     pub gate: Histogram,
+    /// `kornak_proxy_pool_wait_seconds`: time a transaction waited for a pooled connection.
+    pub pool_wait: Histogram,
+    /// `kornak_proxy_pool_fitted_total`: connections that were told a session's settings first.
+    pub pool_fitted: AtomicU64,
+    /// `kornak_proxy_pool_resets_total`: connections made as new after a client that left state.
+    pub pool_resets: AtomicU64,
+    /// `kornak_proxy_pool_dirty_total`: connections ended because a client left in a transaction.
+    pub pool_dirty: AtomicU64,
+    /// `kornak_proxy_pool_doubtful_total`: connections ended because a cancel request may still come.
+    pub pool_doubtful: AtomicU64,
     /// `kornak_proxy_cancels_total`: cancel requests.
     pub cancels: AtomicU64,
     /// `kornak_proxy_cancels_passed_on_total`: of these passed on to other proxies.
@@ -118,7 +128,7 @@ impl Metrics {
 
     /// Appends all series.
     pub fn print(&self, out: &mut String) {
-        let counters: [(&str, &AtomicU64); 13] = [
+        let counters: [(&str, &AtomicU64); 17] = [
             ("kornak_proxy_client_connections_total", &self.accepted),
             ("kornak_proxy_logins_total", &self.logins),
             ("kornak_proxy_logins_answered_from_cache_total", &self.cached_logins),
@@ -129,6 +139,10 @@ impl Metrics {
             ("kornak_proxy_server_connection_failures_total", &self.dial_failures),
             ("kornak_proxy_servers_lost_total", &self.servers_lost),
             ("kornak_proxy_sessions_moved_total", &self.moved),
+            ("kornak_proxy_pool_fitted_total", &self.pool_fitted),
+            ("kornak_proxy_pool_resets_total", &self.pool_resets),
+            ("kornak_proxy_pool_dirty_total", &self.pool_dirty),
+            ("kornak_proxy_pool_doubtful_total", &self.pool_doubtful),
             ("kornak_proxy_cancels_total", &self.cancels),
             ("kornak_proxy_cancels_passed_on_total", &self.cancels_passed_on),
             ("kornak_proxy_panics_total", &self.panics),
@@ -143,6 +157,7 @@ impl Metrics {
         let _ = writeln!(out, "{name}{{direction=\"to_client\"}} {to_client}");
         self.login.print("kornak_proxy_login_seconds", out);
         self.hold.print("kornak_proxy_hold_seconds", out);
+        self.pool_wait.print("kornak_proxy_pool_wait_seconds", out);
         self.gate.print("kornak_proxy_handover_seconds", out);
         let _ = writeln!(out, "# TYPE kornak_proxy_errors_total counter");
         for (code, n) in self.errors() {

@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use kornak_protocol::backend::BackendKey;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::backend::Address;
 
@@ -67,6 +68,62 @@ impl Doing {
 pub struct CancelTarget {
     pub address: Address,
     pub key: BackendKey,
+    /// Cancel requests on their way to it.
+    pub under_way: Arc<UnderWay>,
+}
+
+impl CancelTarget {
+    /// With no request on its way.
+    pub fn new(address: Address, key: BackendKey) -> Self {
+        Self { address, key, under_way: Arc::default() }
+    }
+}
+
+/// Cancel requests on their way to a server connection: it must not change hands before they have
+/// arrived, or they would cancel somebody else's query.
+#[derive(Debug, Default)]
+pub struct UnderWay {
+    count: AtomicUsize,
+    /// One of them may have been lost on the way and come at any time.
+    doubtful: AtomicBool,
+    none: Notify,
+}
+
+impl UnderWay {
+    /// Whether there is one.
+    pub fn is_any(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
+    /// Waits until all have arrived. Answers whether that is certain.
+    pub async fn arrived(&self) -> bool {
+        loop {
+            let none = self.none.notified();
+            if !self.is_any() {
+                return !self.doubtful.load(Ordering::Acquire);
+            }
+            none.await;
+        }
+    }
+}
+
+/// A cancel request that is being delivered.
+#[derive(Debug)]
+pub struct Cancelling {
+    pub target: CancelTarget,
+    /// The server has taken it.
+    pub delivered: bool,
+}
+
+impl Drop for Cancelling {
+    fn drop(&mut self) {
+        let under_way = &self.target.under_way;
+        if !self.delivered {
+            under_way.doubtful.store(true, Ordering::Release);
+        }
+        under_way.count.fetch_sub(1, Ordering::AcqRel);
+        under_way.none.notify_waiters();
+    }
 }
 
 /// What others see of a session.
@@ -75,6 +132,8 @@ pub struct Handle {
     pub id: u64,
     /// Index of its listener.
     pub listener: usize,
+    /// Number of its thread.
+    pub lane: usize,
     pub since: Instant,
     flags: AtomicU32,
     waker: AtomicWaker,
@@ -110,6 +169,11 @@ impl Handle {
     /// Raises a flag and wakes the session.
     pub fn raise(&self, flag: Flags) {
         self.flags.fetch_or(flag.0, Ordering::AcqRel);
+        self.waker.wake();
+    }
+
+    /// Wakes the session without a flag.
+    pub fn wake(&self) {
         self.waker.wake();
     }
 
@@ -170,9 +234,18 @@ impl Handle {
         Arc::clone(&self.node.lock())
     }
 
-    /// Where its query can be cancelled.
+    /// Its server connection, to be looked at.
     pub fn cancel_target(&self) -> Option<CancelTarget> {
         self.target.lock().clone()
+    }
+
+    /// Where its query can be cancelled now. The connection stays the session's until the answer is
+    /// dropped.
+    pub fn begin_cancel(&self) -> Option<Cancelling> {
+        let target = self.target.lock();
+        let target = target.as_ref()?;
+        target.under_way.count.fetch_add(1, Ordering::AcqRel);
+        Some(Cancelling { target: target.clone(), delivered: false })
     }
 }
 
@@ -195,7 +268,7 @@ pub struct Entry {
 
 impl Registry {
     /// Enters a session, unless there are `limit` already.
-    pub fn enter(self: &Arc<Self>, listener: usize, limit: usize) -> Option<Entry> {
+    pub fn enter(self: &Arc<Self>, listener: usize, lane: usize, limit: usize) -> Option<Entry> {
         let mut sessions = self.sessions.lock();
         if sessions.len() >= limit {
             return None;
@@ -203,6 +276,7 @@ impl Registry {
         let handle = Arc::new(Handle {
             id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
             listener,
+            lane,
             since: Instant::now(),
             flags: AtomicU32::new(0),
             waker: AtomicWaker::new(),

@@ -19,6 +19,7 @@ use kornak_protocol::error::ErrorFields;
 use kornak_protocol::sqlstate::TOO_MANY_CONNECTIONS;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,8 @@ use crate::forward::{Conversation, SCRATCH_BYTES};
 use crate::gate::Ticket;
 use crate::login::{Admitted, NotAdmitted, login};
 use crate::metrics::count;
+use crate::pool::keeper;
+use crate::pool::lender::Order;
 use crate::registry::{Doing, Entry, Flags};
 use crate::shared::Shared;
 use crate::stream::{self, Leg, Stream};
@@ -88,13 +91,14 @@ pub fn spawn_thread(
     lane: usize,
     shared: Arc<Shared>,
     sockets: Vec<Bound>,
+    orders: UnboundedReceiver<Order>,
     stop: CancellationToken,
 ) -> io::Result<oneshot::Receiver<()>> {
     let (done, finished) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name(format!("kornak-proxy-{lane}")).spawn(move || {
         let local = LocalSet::new();
-        local.block_on(&runtime, serve(lane, shared, sockets, stop));
+        local.block_on(&runtime, serve(lane, shared, sockets, orders, stop));
         // The receiver may have gone away first.
         let _ = done.send(());
     })?;
@@ -109,11 +113,20 @@ struct Thread {
     listeners: Vec<Arc<ListenerSettings>>,
 }
 
-async fn serve(lane: usize, shared: Arc<Shared>, sockets: Vec<Bound>, stop: CancellationToken) {
+async fn serve(
+    lane: usize,
+    shared: Arc<Shared>,
+    sockets: Vec<Bound>,
+    orders: UnboundedReceiver<Order>,
+    stop: CancellationToken,
+) {
     let listeners = shared.settings.listeners.iter().cloned().map(Arc::new).collect();
     let scratch = Rc::new(RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()));
     let thread = Rc::new(Thread { lane, shared: Arc::clone(&shared), scratch, listeners });
     let sessions = tokio_util::task::TaskTracker::new();
+    // Sessions that are told to end may still want a connection to end their transactions on.
+    let keeping = keeper::run(lane, Arc::clone(&shared), orders);
+    tokio::task::spawn_local(keeping);
     for Bound { listener, socket } in sockets {
         match TcpListener::from_std(socket) {
             Ok(socket) => {
@@ -184,7 +197,7 @@ async fn accept(
 async fn session(thread: Rc<Thread>, listener: usize, tcp: TcpStream) {
     let shared = &thread.shared;
     let limits = &shared.settings.limits;
-    let Some(entry) = shared.registry.enter(listener, limits.max_clients) else {
+    let Some(entry) = shared.registry.enter(listener, thread.lane, limits.max_clients) else {
         let fields = ErrorFields::fatal(TOO_MANY_CONNECTIONS, "sorry, too many clients already")
             .hint("The proxy's limit max_clients is reached.");
         shared.metrics.error(TOO_MANY_CONNECTIONS);
@@ -263,6 +276,7 @@ fn assemble(
         scratch: Rc::clone(&thread.scratch),
         home: None,
     });
+    client.talk.member = admitted.member;
     if let Some(opened) = admitted.opened {
         client.link(opened);
     }
@@ -276,7 +290,11 @@ async fn run_unless_idle(client: &mut Client, limit: Duration) -> End {
         // Dropping the run between two awaits loses nothing: all state is in the client.
         match tokio::time::timeout(left, client.run()).await {
             Ok(end) => return end,
-            Err(_) if client.talk.last_heard == heard && client.talk.is_quiet() => {
+            Err(_)
+                if client.talk.last_heard == heard
+                    && client.talk.is_quiet()
+                    && !client.talk.is_waiting() =>
+            {
                 let state = kornak_protocol::sqlstate::IDLE_SESSION_TIMEOUT;
                 let text = "terminating connection due to client_idle_timeout";
                 return End::Told(ErrorFields::fatal(state, text));

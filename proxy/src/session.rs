@@ -16,8 +16,11 @@
 pub mod answers;
 pub mod dead;
 pub mod journal;
+pub mod pooled;
 #[cfg(test)]
 mod tests;
+
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use kornak_config::proxy::{FailoverSettings, KeepSessions, UnknownOutcome};
@@ -56,6 +59,8 @@ pub enum Heard {
     Precede(Verdict),
     /// Keep it from the client.
     Swallow,
+    /// Tell ParseComplete in its place.
+    Parsed,
 }
 
 /// What a client message in `Skipping` or `Dead` did.
@@ -85,7 +90,7 @@ pub struct Session {
     journal: Journal,
     mode: Mode,
     /// What the client has been told of its server.
-    told: Parameters,
+    told: Arc<Parameters>,
     /// A commit is acknowledged that no standby has confirmed (SAFETY.md A13).
     unconfirmed: bool,
     /// Errors of ours since they were last counted.
@@ -95,12 +100,12 @@ pub struct Session {
 
 impl Session {
     /// A session that has just logged in and was told these parameters.
-    pub fn new(told: Parameters) -> Self {
+    pub fn new(told: impl Into<Arc<Parameters>>) -> Self {
         Self {
             pipeline: Pipeline::new(TransactionStatus::Idle),
             journal: Journal::default(),
             mode: Mode::Open,
-            told,
+            told: told.into(),
             unconfirmed: false,
             errors: Vec::new(),
             policy: FailoverSettings::default(),
@@ -217,6 +222,7 @@ impl Session {
                 if view.severity().ends_session() {
                     return Ok(Heard::LastWords(view.sqlstate()));
                 }
+                self.error_heard(&view);
             }
             b'N' if self.notice(seen.body) => return Ok(Heard::Swallow),
             b'S' => self.parameter(seen.body),
@@ -224,6 +230,7 @@ impl Session {
         }
         let failed = self.pipeline.error_passed();
         match self.pipeline.received(seen.tag, seen.body)? {
+            Received::Done(owner) if self.is_shared(&owner) => return Ok(self.shared_done(&owner)),
             Received::Done(owner) if matches!(seen.tag, b'C' | b'1' | b'3') => {
                 let text = seen.body.strip_suffix(b"\0").unwrap_or(seen.body);
                 let tag = (seen.tag == b'C').then_some(CommandTag(text));
@@ -233,8 +240,12 @@ impl Session {
                     return Ok(Heard::Replace(Verdict::Unknown));
                 }
             }
+            Received::Failed(Some(owner)) if self.is_shared(&owner) => self.shared_failed(&owner),
             Received::Ready(status, _) => {
                 self.journal.ready(status, failed);
+                if let Some(shared) = &mut self.journal.statements {
+                    shared.ready();
+                }
                 if self.pipeline.movable() {
                     self.journal.quiet();
                 }
@@ -265,7 +276,7 @@ impl Session {
     #[cold]
     fn parameter(&mut self, body: &[u8]) {
         if let Ok((name, value)) = backend::parameter_status(body)
-            && self.told.set(name, value).is_err()
+            && Arc::make_mut(&mut self.told).set(name, value).is_err()
         {
             self.journal.pin(Pin::TooMuch);
         }
@@ -427,8 +438,9 @@ impl Session {
             // Both came from a server's message, so they fit into one.
             let _ = backend::put_parameter_status(name, value, out);
         }
+        let told = Arc::make_mut(&mut self.told);
         for (name, value) in reported.iter() {
-            if self.told.set(name, value).is_err() {
+            if told.set(name, value).is_err() {
                 self.journal.pin(Pin::TooMuch);
             }
         }

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::gate::Gate;
 use crate::metrics::Metrics;
+use crate::pool::lender::Lender;
 use crate::probe::Prober;
 use crate::registry::{Flags, Registry};
 use crate::route;
@@ -63,6 +64,10 @@ pub struct Shared {
     pub passing_on: Semaphore,
     /// Who may log in how.
     pub rules: ArcSwap<Rules>,
+    /// Lends server connections where the listener's clients share them.
+    pub lender: Arc<Lender>,
+    /// Name of no server.
+    pub nobody: Arc<str>,
     /// Grows whenever a connection might have to be given up; sessions look before they start a
     /// transaction.
     generation: AtomicU64,
@@ -70,7 +75,7 @@ pub struct Shared {
     doubts: Mutex<HashMap<GroupId, u64>>,
     doubted: Notify,
     dialling: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
-    welcomes: Mutex<HashMap<Bytes, (Instant, Parameters)>>,
+    welcomes: Mutex<HashMap<Bytes, (Instant, Arc<Parameters>)>>,
     dice: AtomicUsize,
     /// Why the last thing that a person should know of went wrong.
     pub trouble: Mutex<HashMap<&'static str, String>>,
@@ -97,7 +102,7 @@ impl Shared {
     pub fn new(
         settings: ProxySettings,
         id: String,
-        threads: usize,
+        lender: Arc<Lender>,
         prober: Prober,
         client_tls: ClientSide,
         peer_tls: ServerTls,
@@ -107,7 +112,7 @@ impl Shared {
         let verifiers = Verifiers::new(&settings.auth, Arc::clone(&prober));
         Self {
             id,
-            gate: Arc::new(Gate::new(threads)),
+            gate: Arc::new(Gate::new(lender.lanes())),
             registry: Arc::new(Registry::default()),
             metrics: Metrics::default(),
             topology: watch::Sender::new(Arc::new(Topology::default())),
@@ -124,6 +129,8 @@ impl Shared {
             peer_tls,
             passing_on: Semaphore::new(crate::cancel::MAX_PASSED_ON),
             rules: ArcSwap::from_pointee(settings.auth.rules.clone()),
+            lender,
+            nobody: "".into(),
             generation: AtomicU64::new(1),
             doubts: Mutex::new(HashMap::new()),
             doubted: Notify::new(),
@@ -229,17 +236,18 @@ impl Shared {
     }
 
     /// What a session with this startup packet was told at login, if one was lately.
-    pub fn welcome(&self, startup: &Bytes) -> Option<Parameters> {
-        self.welcomes.lock().get(startup).map(|(_, params)| params.clone())
+    pub fn welcome(&self, startup: &Bytes) -> Option<Arc<Parameters>> {
+        self.welcomes.lock().get(startup).map(|(_, params)| Arc::clone(params))
     }
 
-    /// Remembers it.
-    pub fn remember_welcome(&self, startup: &Bytes, params: &Parameters) {
+    /// Remembers it, and answers the one copy that equal sessions share.
+    pub fn remember_welcome(&self, startup: &Bytes, params: &Parameters) -> Arc<Parameters> {
         let mut welcomes = self.welcomes.lock();
-        if let Some((when, _)) = welcomes.get(startup)
-            && when.elapsed().as_secs() < 5
+        if let Some((when, known)) = welcomes.get_mut(startup)
+            && **known == *params
         {
-            return;
+            *when = Instant::now();
+            return Arc::clone(known);
         }
         if welcomes.len() >= MAX_WELCOMES {
             let oldest = welcomes.iter().min_by_key(|(_, (when, _))| *when);
@@ -247,7 +255,9 @@ impl Shared {
                 welcomes.remove(&key);
             }
         }
-        welcomes.insert(startup.clone(), (Instant::now(), params.clone()));
+        let params = Arc::new(params.clone());
+        welcomes.insert(startup.clone(), (Instant::now(), Arc::clone(&params)));
+        params
     }
 
     /// The lease of our registration, 0 if there is none.

@@ -1,6 +1,7 @@
 //! A TCP connection, in the clear or under TLS, of either leg.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -87,6 +88,17 @@ impl Stream {
             }
             Self::Plain(_) => None,
         }
+    }
+
+    /// Moves the connection to the calling thread: its readiness is from now on heard of here.
+    pub fn rehome(&mut self) -> io::Result<()> {
+        let tcp = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_mut().0,
+        };
+        let copy = std::net::TcpStream::from(tcp.as_fd().try_clone_to_owned()?);
+        *tcp = TcpStream::from_std(copy)?;
+        Ok(())
     }
 }
 

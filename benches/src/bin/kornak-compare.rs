@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Parser;
+use kornak_benches::idle;
 use kornak_benches::rows::ROWS;
 use kornak_benches::table::Table;
 use kornak_benches::ways::Stage;
@@ -18,7 +19,7 @@ struct Arguments {
     /// Seconds of each measurement
     #[arg(long, default_value_t = 4)]
     seconds: u64,
-    /// Only rows whose name contains this
+    /// Only rows whose name contains this; `idle`: only the memory of idle sessions
     #[arg(long, default_value = "")]
     only: String,
 }
@@ -48,6 +49,9 @@ async fn main() -> Result<()> {
         eprintln!("round {round} of {} after {:.0?}", arguments.rounds, began.elapsed());
     }
     println!("{}", table.render());
+    if "idle".contains(&arguments.only) {
+        println!("{}", idle::table(&ways).await?);
+    }
     stage.passed();
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A proxy's file: the head of an agent's, and `proxy:`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kornak_cluster::Scope;
 use secrecy::SecretString;
@@ -10,8 +11,8 @@ use super::store::strip_scheme;
 use crate::address::{HostPort, Listen};
 use crate::proxy::{
     AuthMethod, AuthSettings, Balance, ClientTls, FailoverSettings, KeepSessions, LimitSettings,
-    ListenerSettings, ProxySettings, ProxyTls, ServerSideTls, Source, SslMode, StaticMember,
-    Target, UnknownOutcome,
+    ListenerSettings, PoolMode, PoolSettings, ProxySettings, ProxyTls, ServerSideTls, Source,
+    SslMode, StaticMember, Target, UnknownOutcome,
 };
 use crate::rules::{ClientCert, Method};
 use crate::section::Section;
@@ -47,6 +48,7 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
         "tls",
         "limits",
         "failover",
+        "pool",
         "threads",
         "static",
         "rest",
@@ -73,6 +75,7 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
         tls,
         limits: limits(&section.section("limits")),
         failover: failover(&section.section("failover")),
+        pool: pool(&section.section("pool")),
         threads: section.count("threads", 1..=1024).and_then(|count| usize::try_from(count).ok()),
         log: super::log(root),
         scope: scope?,
@@ -195,6 +198,9 @@ fn listener(item: &Section<'_>) -> Option<ListenerSettings> {
         "max_lag",
         "proxy_protocol",
         "retry_reads",
+        "pool_mode",
+        "pool_size",
+        "max_servers",
     ]);
     let listen = item.parsed("listen", "host:port", |text| Listen::parse(text, None));
     let listen = item.required("listen", "host:port", listen);
@@ -221,6 +227,7 @@ fn listener(item: &Section<'_>) -> Option<ListenerSettings> {
         ("round_robin", Balance::RoundRobin),
         ("random", Balance::Random),
     ];
+    let modes = [("session", PoolMode::Session), ("transaction", PoolMode::Transaction)];
     let defaults = ListenerSettings::new(&name?, listen?, target?);
     let fallback = item.flag("fallback_to_primary").unwrap_or(defaults.fallback_to_primary);
     let never_leads = defaults.target == Target::Standbys && !fallback;
@@ -230,6 +237,9 @@ fn listener(item: &Section<'_>) -> Option<ListenerSettings> {
         max_lag_bytes: item.bytes("max_lag"),
         proxy_protocol: item.flag("proxy_protocol").unwrap_or(defaults.proxy_protocol),
         retry_reads: item.flag("retry_reads").unwrap_or(never_leads),
+        pool_mode: item.word("pool_mode", &modes).unwrap_or(defaults.pool_mode),
+        pool_size: servers(item, "pool_size"),
+        max_servers: servers(item, "max_servers"),
         ..defaults
     })
 }
@@ -363,6 +373,40 @@ fn failover(section: &Section<'_>) -> FailoverSettings {
     FailoverSettings {
         keep_sessions: section.word("keep_sessions", &keep).unwrap_or_default(),
         unknown_outcome: section.word("unknown_outcome", &outcome).unwrap_or_default(),
+    }
+}
+
+/// A number of server connections.
+fn servers(section: &Section<'_>, key: &str) -> Option<usize> {
+    section.count(key, 1..=100_000).and_then(|count| usize::try_from(count).ok())
+}
+
+fn pool(section: &Section<'_>) -> PoolSettings {
+    section.only(&[
+        "size",
+        "max_servers",
+        "wait_timeout",
+        "wait_notice",
+        "idle_timeout",
+        "lifetime",
+        "prepared_statements",
+    ]);
+    let defaults = PoolSettings::default();
+    let or_never = |key: &str, default: Option<Duration>| match section.duration(key) {
+        Some(duration) => Some(duration).filter(|duration| !duration.is_zero()),
+        None => default,
+    };
+    PoolSettings {
+        size: servers(section, "size").unwrap_or(defaults.size),
+        max_servers: servers(section, "max_servers").unwrap_or(defaults.max_servers),
+        wait_timeout: section.duration("wait_timeout").unwrap_or(defaults.wait_timeout),
+        wait_notice: or_never("wait_notice", defaults.wait_notice),
+        idle_timeout: or_never("idle_timeout", defaults.idle_timeout),
+        lifetime: section.duration("lifetime").unwrap_or(defaults.lifetime),
+        prepared_statements: section
+            .count("prepared_statements", 1..=10_000)
+            .and_then(|count| usize::try_from(count).ok())
+            .unwrap_or(defaults.prepared_statements),
     }
 }
 

@@ -67,7 +67,7 @@ async fn dial_candidate(shared: &Shared, identity: &Identity, side: Side) -> Opt
     let address = Address { host: known.node.host.clone(), port: known.node.port };
     match dial(shared, &known, &address, Some(identity)).await {
         Ok(connected) => {
-            Some(Opened { connected, candidate: known, address, term: 0, generation: 0 })
+            Some(Opened { connected, candidate: known, address, side, term: 0, generation: 0 })
         }
         Err(error) => {
             tracing::debug!(server = %known.name, error = &error as &dyn std::error::Error, "candidate cannot be used ahead");

@@ -1,8 +1,10 @@
 //! Who has proved itself gets a server, or an answer from memory, and its first ReadyForQuery.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use kornak_config::proxy::PoolMode;
 use kornak_protocol::auth::{Credentials, LoginError, Refusal};
 use kornak_protocol::backend::{self, BackendKey};
 use kornak_protocol::error::ErrorFields;
@@ -34,6 +36,9 @@ impl Visitor<'_> {
         entry: &mut Entry,
         credentials: Credentials,
     ) -> Login<Admitted> {
+        if self.listener.pool_mode == PoolMode::Transaction && !self.replication {
+            return self.admit_pooled(stream, read, entry, credentials).await;
+        }
         let (user, startup) = (self.user.clone(), self.startup.clone());
         let identity = Identity { user, startup, credentials };
         let welcome = self.shared.welcome(&self.startup);
@@ -56,10 +61,7 @@ impl Visitor<'_> {
             count(&self.shared.metrics.cached_logins);
         }
         let params = match &opened {
-            Some(opened) => {
-                self.shared.remember_welcome(&self.startup, &opened.connected.params);
-                opened.connected.params.clone()
-            }
+            Some(opened) => self.shared.remember_welcome(&self.startup, &opened.connected.params),
             None => welcome.unwrap_or_default(),
         };
         self.greet(stream, read, entry, identity, params, opened).await
@@ -119,7 +121,7 @@ impl Visitor<'_> {
         read: BytesMut,
         entry: &mut Entry,
         identity: Identity,
-        params: Parameters,
+        params: Arc<Parameters>,
         opened: Option<Opened>,
     ) -> Login<Admitted> {
         let pid = opened.as_ref().and_then(|opened| opened.connected.key.as_ref());
@@ -139,7 +141,7 @@ impl Visitor<'_> {
         if self.replication {
             session.pin(Pin::Replication);
         }
-        Ok(Admitted { stream, read, identity, session, opened })
+        Ok(Admitted { stream, read, identity, session, opened, member: None })
     }
 
     /// Makes the session known by the real process id and a secret of our own, which the client

@@ -72,7 +72,8 @@ impl Visitor<'_> {
         session.pin(if self.replication { Pin::Replication } else { Pin::Relay });
         let (user, startup) = (self.user.clone(), self.startup.clone());
         let identity = Identity { user, startup, credentials: Credentials::None };
-        Ok(Admitted { stream, read: buf, identity, session, opened: Some(opened) })
+        let opened = Some(opened);
+        Ok(Admitted { stream, read: buf, identity, session, opened, member: None })
     }
 }
 

@@ -9,7 +9,8 @@ use kornak_protocol::error::ErrorFields;
 use kornak_protocol::pipeline::{Kind, Owner, Pipeline};
 use kornak_protocol::sqlstate::{
     ADMIN_SHUTDOWN, CANNOT_CONNECT_NOW, IN_FAILED_SQL_TRANSACTION, PROTOCOL_VIOLATION,
-    QUERY_CANCELED, SERIALIZATION_FAILURE, SqlState, TRANSACTION_RESOLUTION_UNKNOWN,
+    QUERY_CANCELED, SERIALIZATION_FAILURE, SqlState, TOO_MANY_CONNECTIONS,
+    TRANSACTION_RESOLUTION_UNKNOWN,
 };
 use kornak_protocol::txn::TransactionStatus;
 
@@ -28,6 +29,8 @@ pub enum Verdict {
     NotDone,
     /// 57P03: no server within the hold time.
     NoServer,
+    /// 53300: every server connection of the pool was busy for too long.
+    Busy,
     /// 25P02: the transaction is dead.
     Dead,
     /// 57014: cancelled while it was held.
@@ -49,6 +52,7 @@ impl Verdict {
             Self::Retry => SERIALIZATION_FAILURE,
             Self::Unknown | Self::UnknownEnds => TRANSACTION_RESOLUTION_UNKNOWN,
             Self::NotDone | Self::NoServer => CANNOT_CONNECT_NOW,
+            Self::Busy => TOO_MANY_CONNECTIONS,
             Self::Dead => IN_FAILED_SQL_TRANSACTION,
             Self::Cancelled => QUERY_CANCELED,
             Self::Ends(_) | Self::NotKept | Self::Shutdown => ADMIN_SHUTDOWN,
@@ -77,6 +81,11 @@ impl Verdict {
             Self::NoServer => ErrorFields::error(state, "no server is available")
                 .detail("The statement was held back and not executed.")
                 .hint("Try again later."),
+            Self::Busy => ErrorFields::error(state, "no server connection became free in time")
+                .detail("The statement was held back and not executed.")
+                .hint(
+                    "All connections of the pool are in use: see its pool_size and wait_timeout.",
+                ),
             Self::Dead => ErrorFields::error(
                 state,
                 "current transaction is aborted, commands ignored until end of transaction block",

@@ -108,8 +108,7 @@ impl DeadTransaction {
                 if !self.may_end(fate) {
                     return Some(self.skip(out));
                 }
-                journal.parse(parse, seen.is_whole().then_some(seen.body));
-                journal.confirm_unforwarded();
+                journal.parse_unforwarded(parse, seen.is_whole().then_some(seen.body));
                 backend::put_parse_complete(out);
             }
             b'B' => {

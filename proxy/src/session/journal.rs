@@ -7,12 +7,19 @@
 //! Not here: `currval`, random seeds and plan caches, which are neither moved nor pin (SAFETY.md
 //! A11), and what functions do out of sight.
 
+mod pin;
+mod pooled;
+
 use std::collections::{HashMap, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kornak_protocol::frontend::{self, StatementKind};
 use kornak_protocol::pipeline::{Fate, Kind, Owner, Unit};
 use kornak_protocol::txn::{CommandTag, TagKind, TransactionStatus};
+
+use crate::pool::statements::Statements;
+pub use pin::{Pin, Pins};
+pub use pooled::Examined;
 
 /// Bytes of prepared statements kept of one session; a driver's cache of 256 statements of 2 KiB
 /// fits, and ten thousand such sessions are 5 GB at the very worst.
@@ -26,114 +33,6 @@ const MAX_SETTINGS: usize = 128;
 
 /// Named portals followed in one transaction; of more the fate is not known.
 const MAX_PORTALS: usize = 256;
-
-/// Why a session cannot be moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Pin {
-    /// The server authenticated the client, we cannot log in in its place.
-    Relay,
-    /// A replication stream.
-    Replication,
-    /// Temporary tables.
-    Temporary,
-    /// A cursor WITH HOLD.
-    HoldCursor,
-    /// It listens; notifications would be lost.
-    Listen,
-    /// A statement prepared by SQL.
-    SqlPrepare,
-    /// A setting whose text we could not follow.
-    Setting,
-    /// A library was loaded.
-    Load,
-    /// Text that may take advisory locks, set parameters or open connections by a function.
-    Opaque,
-    /// Advisory locks of the session, by the server's own list.
-    Advisory,
-    /// More prepared statements or settings than are kept.
-    TooMuch,
-    /// The conversation could not be followed.
-    Lost,
-}
-
-impl Pin {
-    /// Every reason.
-    pub const ALL: [Self; 12] = [
-        Self::Relay,
-        Self::Replication,
-        Self::Temporary,
-        Self::HoldCursor,
-        Self::Listen,
-        Self::SqlPrepare,
-        Self::Setting,
-        Self::Load,
-        Self::Opaque,
-        Self::Advisory,
-        Self::TooMuch,
-        Self::Lost,
-    ];
-
-    /// Label of metrics and status.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Relay => "relay",
-            Self::Replication => "replication",
-            Self::Temporary => "temporary_table",
-            Self::HoldCursor => "hold_cursor",
-            Self::Listen => "listen",
-            Self::SqlPrepare => "sql_prepare",
-            Self::Setting => "setting",
-            Self::Load => "load",
-            Self::Opaque => "opaque_function",
-            Self::Advisory => "advisory_lock",
-            Self::TooMuch => "too_much_state",
-            Self::Lost => "not_followed",
-        }
-    }
-
-    /// What a person can do about it.
-    pub fn hint(self) -> &'static str {
-        match self {
-            Self::Relay => "Sessions move only with auth method scram.",
-            Self::Replication => "Replication streams cannot be moved; reconnect.",
-            Self::Temporary => "The session held temporary tables.",
-            Self::HoldCursor => "The session held a cursor WITH HOLD.",
-            Self::Listen => "The session was listening; notifications may have been missed.",
-            Self::SqlPrepare => "The session held statements of SQL PREPARE.",
-            Self::Setting => "The session held a setting that could not be followed.",
-            Self::Load => "The session had loaded a library.",
-            Self::Opaque => "The session may have held advisory locks or other state of functions.",
-            Self::Advisory => "The session held advisory locks.",
-            Self::TooMuch => "The session held more state than is kept.",
-            Self::Lost => "The session could not be followed.",
-        }
-    }
-}
-
-/// A set of pins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Pins(u16);
-
-impl Pins {
-    /// Adds a reason.
-    pub fn add(&mut self, pin: Pin) {
-        self.0 |= 1 << pin as u16;
-    }
-
-    fn remove(&mut self, pin: Pin) {
-        self.0 &= !(1 << pin as u16);
-    }
-
-    fn without(self, pin: Pin) -> Self {
-        Self(self.0 & !(1 << pin as u16))
-    }
-
-    /// The first reason, if there is any.
-    pub fn first(self) -> Option<Pin> {
-        Pin::ALL.into_iter().find(|pin| self.0 & (1 << *pin as u16) != 0)
-    }
-}
 
 /// What is known of a statement from its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,16 +81,27 @@ enum Change {
     ResetAll,
 }
 
+/// What was set, in the order in which it was: a name and the statement that set it.
+pub type Settings = Vec<(Box<[u8]>, Bytes)>;
+
 /// The journal of one session.
 #[derive(Debug, Default)]
 pub struct Journal {
+    /// Of a session whose connections change hands, in place of `prepared`.
+    pub(super) statements: Option<Box<Statements>>,
+    /// What is set again when the client resets everything.
+    base: Settings,
+    /// The server connection may hold something else than `settings`.
+    unfit: bool,
+    /// A text was seen whose effects no server shows.
+    unseen: bool,
     prepared: HashMap<Box<[u8]>, Prepared>,
     prepared_bytes: usize,
     unnamed: Option<Prepared>,
     portals: HashMap<Box<[u8]>, (Statement, Option<Bytes>)>,
     unnamed_portal: Option<(Statement, Option<Bytes>)>,
     /// In the order they were made; each by the statement that made it.
-    settings: Vec<(Box<[u8]>, Bytes)>,
+    settings: Settings,
     pending: Vec<Change>,
     rolled_back: bool,
     pins: Pins,
@@ -227,6 +137,7 @@ impl Journal {
         // CREATE TEMP is followed by its tag, which knows whether it succeeded.
         if statement.kind != StatementKind::CreateTemp && frontend::may_touch_session_state(sql) {
             self.pins.add(Pin::Opaque);
+            self.unseen |= leaves_unseen(sql);
         }
         if statement.kind == StatementKind::CreateTemp && statement.fate == Fate::Unknown {
             self.pins.add(Pin::Temporary);
@@ -275,12 +186,16 @@ impl Journal {
             name => self.prepared.get(name),
         };
         let bound = known.map_or((Statement::UNKNOWN, None), |p| (p.statement, p.note.clone()));
-        if bind.portal.is_empty() {
+        self.bind_as(bind.portal, bound);
+    }
+
+    fn bind_as(&mut self, portal: &[u8], bound: (Statement, Option<Bytes>)) {
+        if portal.is_empty() {
             self.unnamed_portal = Some(bound);
         } else if self.portals.len() < MAX_PORTALS {
-            self.portals.insert(bind.portal.into(), bound);
+            self.portals.insert(portal.into(), bound);
         } else {
-            self.portals.remove(bind.portal);
+            self.portals.remove(portal);
         }
     }
 
@@ -305,14 +220,29 @@ impl Journal {
 
     /// What is known of a statement that a Bind names; for transactions that we answer for.
     pub fn kind_of(&self, statement: &[u8]) -> Option<Statement> {
+        if let Some(shared) = &self.statements {
+            return shared.get(statement).map(|content| content.statement);
+        }
         match statement {
             b"" => self.unnamed.as_ref().map(|p| p.statement),
             name => self.prepared.get(name).map(|p| p.statement),
         }
     }
 
-    /// A Parse that we answered ourselves has to be made on the next server.
-    pub fn confirm_unforwarded(&mut self) {
+    /// A Parse that we answer ourselves: it has to be made on the next server.
+    pub fn parse_unforwarded(&mut self, parse: frontend::ParseMessage<'_>, body: Option<&[u8]>) {
+        let Some(shared) = &mut self.statements else {
+            self.parse(parse, body);
+            self.confirm_unforwarded();
+            return;
+        };
+        if let Some(content) = body.and_then(crate::pool::statements::content_of) {
+            let content = Self::content(parse, Bytes::copy_from_slice(content));
+            shared.define(parse.statement, content.into());
+        }
+    }
+
+    fn confirm_unforwarded(&mut self) {
         while let Some((_, note)) = self.notes.pop_front() {
             if let Note::Parse { name, message } = note {
                 self.confirm(&name, message);
@@ -367,11 +297,15 @@ impl Journal {
     fn forget_all(&mut self) {
         self.prepared.clear();
         self.prepared_bytes = 0;
+        if let Some(shared) = &mut self.statements {
+            shared.forget_all();
+        }
         self.pins.remove(Pin::SqlPrepare);
     }
 
     fn command(&mut self, tag: Option<CommandTag<'_>>, text: Option<&Bytes>) {
         let Some(tag) = tag else { return };
+        self.pins.1 |= undoes(tag);
         match tag.kind() {
             TagKind::Set => self.set(text),
             TagKind::Reset => self.reset(text),
@@ -424,12 +358,14 @@ impl Journal {
     }
 
     fn discard_all(&mut self) {
-        self.settings.clear();
+        self.settings = self.base.clone();
+        self.unfit = true;
         self.pending.clear();
         self.forget_all();
         for pin in [Pin::Temporary, Pin::HoldCursor, Pin::Listen, Pin::Setting, Pin::Opaque] {
             self.pins.remove(pin);
         }
+        self.unseen = false;
     }
 
     /// ReadyForQuery: `failed` tells whether an error was answered since the last one.
@@ -462,16 +398,27 @@ impl Journal {
                     self.settings.push((name, text));
                 }
             }
-            Change::Reset(name) => self.settings.retain(|(known, _)| *known != name),
+            Change::Reset(name) => {
+                self.settings.retain(|(known, _)| *known != name);
+                if let Some(base) = self.base.iter().find(|(known, _)| *known == name) {
+                    self.settings.push(base.clone());
+                    self.unfit = true;
+                }
+            }
             Change::ResetAll => {
+                self.unfit = true;
                 let stays = |name: &[u8]| name == b"role" || name == b"session authorization";
                 self.settings.retain(|(name, _)| stays(name));
+                self.settings.extend(self.base.iter().cloned());
             }
         }
     }
 
     /// The server is gone: what was in flight or not committed is forgotten.
     pub fn lost_server(&mut self) {
+        if let Some(shared) = &mut self.statements {
+            shared.lost_server();
+        }
         self.notes.clear();
         self.pending.clear();
         self.portals.clear();
@@ -486,6 +433,8 @@ impl Journal {
     pub fn quiet(&mut self) {
         if !self.notes.is_empty() {
             self.notes.clear();
+            // Nobody is left who could mistake a new note for an old one.
+            self.next_token = 0;
         }
     }
 
@@ -512,6 +461,14 @@ impl Journal {
     }
 }
 
+/// Whether a text may leave something in the session that cannot be asked for: connections of dblink,
+/// a replication origin, or a name that is spelled with escapes.
+fn leaves_unseen(sql: &[u8]) -> bool {
+    let lower = sql.to_ascii_lowercase();
+    let has = |name: &[u8]| memchr::memmem::find(&lower, name).is_some();
+    has(b"dblink") || has(b"pg_replication") || has(b"_replication_slot") || has(b"u&\"")
+}
+
 /// Tokens wrap; half of the circle is the past.
 fn is_before(token: u32, than: u32) -> bool {
     than != 0 && than.wrapping_sub(token).wrapping_sub(1) < u32::MAX / 2
@@ -526,6 +483,13 @@ fn remembered(statement: Statement, sql: &[u8], is_whole: bool) -> Option<Bytes>
     );
     let fits = is_whole && sql.len() <= MAX_NOTE_BYTES && statement.fate != Fate::Unknown;
     (matters && fits).then(|| Bytes::copy_from_slice(sql))
+}
+
+/// Whether a command may have ended what pins the session.
+fn undoes(tag: CommandTag<'_>) -> bool {
+    use TagKind as T;
+    let ends = [T::Deallocate, T::Unlisten, T::CloseCursor, T::Discard, T::DiscardTemp];
+    ends.contains(&tag.kind()) || tag.verb() == b"DROP"
 }
 
 enum Setting {

@@ -46,6 +46,8 @@ pub struct ClusterSpec {
     pub parameters: Vec<String>,
     /// Numbers of the nodes whose agent is Patroni.
     pub patroni: &'static [usize],
+    /// More of the proxy's listener for the primary: `, pool_mode: transaction`.
+    pub listener: &'static str,
 }
 
 impl Default for ClusterSpec {
@@ -61,6 +63,7 @@ impl Default for ClusterSpec {
             failsafe: true,
             parameters: Vec::new(),
             patroni: &[],
+            listener: "",
         }
     }
 }
@@ -106,7 +109,7 @@ impl Cluster {
         let head = format!("scope: demo\netcd3:\n  hosts: [{}]", etcd.endpoints().join(", "));
         let auth =
             format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
-        let proxy = Proxy::start(&scratch, "proxy", &head, &auth).await?;
+        let proxy = Proxy::start_as(&scratch, "proxy", &head, spec.listener, &auth).await?;
         let cluster = Self { spec, nodes, proxy, etcd, scratch, _turn: turn };
         cluster.healthy(START_LIMIT).await;
         cluster.create_app().await?;

@@ -35,10 +35,24 @@ impl Proxy {
     /// # Panics
     /// When it does not listen within 15 s.
     pub async fn start(scratch: &Scratch, name: &str, head: &str, proxy: &str) -> Result<Self> {
+        Self::start_as(scratch, name, head, "", proxy).await
+    }
+
+    /// The same; `more` is for the primary's listener: `, pool_mode: transaction`.
+    ///
+    /// # Panics
+    /// When it does not listen within 15 s.
+    pub async fn start_as(
+        scratch: &Scratch,
+        name: &str,
+        head: &str,
+        more: &str,
+        proxy: &str,
+    ) -> Result<Self> {
         let [primary, standbys, workers, status] = Port::several();
         let text = format!(
             "{head}\nproxy:\n  listeners:\n    \
-             - {{name: primary, listen: \"{}\", target: primary}}\n    \
+             - {{name: primary, listen: \"{}\", target: primary{more}}}\n    \
              - {{name: standbys, listen: \"{}\", target: standbys}}\n    \
              - {{name: workers, listen: \"{}\", target: workers}}\n  \
              status: {{listen: \"{}\"}}\n{}\n",

@@ -1,0 +1,83 @@
+//! A server connection as the data path has it.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use kornak_cluster::GroupId;
+use kornak_protocol::frame::{Direction, Scanner};
+use kornak_protocol::params::Parameters;
+
+use crate::backend::Address;
+use crate::client::Opened;
+use crate::gate::Side;
+use crate::pool::lender::Lease;
+use crate::registry::CancelTarget;
+use crate::shared::Shared;
+use crate::stream::Stream;
+
+/// A server connection of a session.
+#[derive(Debug)]
+pub struct Link {
+    pub stream: Stream,
+    pub scanner: Scanner,
+    /// Bytes from the server that were not passed on yet: the beginning of a message.
+    pub tail: Vec<u8>,
+    /// Bytes for the server that it did not take yet.
+    pub to_server: BytesMut,
+    pub node: Arc<str>,
+    pub address: Address,
+    pub group: GroupId,
+    pub leading: bool,
+    /// Which side of the gate a session on it is on.
+    pub side: Side,
+    /// Of a leader: the term it was opened in.
+    pub term: u64,
+    /// [`Shared::generation`] when it was last found usable.
+    pub generation: u64,
+    /// A statement whose answer has not begun may run again elsewhere.
+    pub rereads: bool,
+    /// A leader that stands in for a standby.
+    pub stands_in: bool,
+    pub target: Option<CancelTarget>,
+    /// Of a connection that changes hands.
+    pub lease: Option<Lease>,
+}
+
+impl Link {
+    /// A connection that has logged in, and what it reported.
+    pub fn new(opened: Opened) -> (Box<Self>, Parameters) {
+        let Opened { connected, candidate, address, side, term, generation } = opened;
+        let target = connected.key.map(|key| CancelTarget::new(address.clone(), key));
+        let link = Self {
+            stream: connected.stream,
+            scanner: Scanner::new(Direction::Backend),
+            tail: connected.rest.to_vec(),
+            to_server: BytesMut::new(),
+            node: candidate.name,
+            address,
+            group: candidate.group,
+            leading: candidate.leading,
+            side,
+            term,
+            generation,
+            rereads: false,
+            stands_in: false,
+            target,
+            lease: None,
+        };
+        (Box::new(link), connected.params)
+    }
+
+    /// Whether the server still has the part for which the connection was opened.
+    pub fn is_current(&self, shared: &Shared) -> bool {
+        if self.leading {
+            let worker = self.group == GroupId::COORDINATOR
+                || shared.topology.borrow().is_worker(self.group);
+            return worker && shared.standings.borrow().term(self.group) == self.term;
+        }
+        let topology = shared.topology.borrow();
+        let group = topology.groups.get(&self.group);
+        let leads = group.and_then(|group| group.leader.as_ref());
+        leads.is_none_or(|(name, _)| **name != *self.node)
+    }
+}

@@ -1,0 +1,590 @@
+//! Who gets which server connection, and when: transaction pooling's decisions, pure.
+//!
+//! ```text
+//! client asks ──► an idle connection? ──► given
+//!      │ no            room for one more? ──► opened, given when it is there
+//!      │               an idle one of others? ──► closed, one opened in its place
+//!      └─► waits, first come first served ──► given │ told to wait │ refused when its time is up
+//! released ──► the oldest who waits │ a poorer kind that waits longer │ idle
+//! ```
+//! Connections belong to *kinds* (a startup packet: what RESET goes back to), kinds to *pools* (a
+//! role and a database on a listener), pools to listeners. Each level above the kind has a bound.
+//!
+//! Order: within a kind first come, first served, except that a connection goes to its own thread's
+//! clients unless another thread's client has waited [`LANE_PATIENCE`] longer: moving a socket
+//! between threads costs system calls. Between kinds that share a bound, a connection that becomes
+//! free goes to the one that waits longest if it has fewer connections, so nobody starves and nobody
+//! takes turns for nothing.
+//!
+//! Not here: sockets and who sits behind a [`MemberId`] ([`lender`]), what a connection must be told
+//! before its next client uses it ([`crate::client`]), prepared statements ([`statements`]).
+
+mod event;
+pub mod keeper;
+pub mod lender;
+pub mod seat;
+pub mod statements;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use kornak_cluster::Moment;
+use slab::Slab;
+
+pub use event::{Effect, Event, Expired, KindId, Limits, MemberId, PoolCount, PoolId, SlotId};
+
+/// How much longer than its own thread's clients another thread's client must have waited to be
+/// given a connection. Well below what anybody notices, well above a transaction's length.
+pub const LANE_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Pause after a login that failed before a kind that has other connections tries another.
+const LOGIN_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Waiting {
+    member: MemberId,
+    since: Moment,
+    noticed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Kind {
+    pool: u32,
+    clients: usize,
+    /// By thread, the one used last at the end.
+    idle: Vec<Vec<SlotId>>,
+    /// By thread, the oldest first.
+    queues: Vec<VecDeque<Waiting>>,
+    waiting: usize,
+    opening: usize,
+    /// Idle or lent.
+    ready: usize,
+    retry_at: Moment,
+}
+
+#[derive(Debug)]
+struct Pool {
+    listener: usize,
+    kinds: Vec<KindId>,
+    /// Places taken.
+    slots: usize,
+    idle: usize,
+    waiting: usize,
+}
+
+#[derive(Debug)]
+struct Listener {
+    limits: Limits,
+    slots: usize,
+    idle: usize,
+    waiting: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SlotState {
+    Opening,
+    Idle { since: Moment },
+    Lent,
+}
+
+#[derive(Debug)]
+struct Slot {
+    kind: KindId,
+    lane: usize,
+    state: SlotState,
+    expires: Moment,
+}
+
+/// All pools of a proxy.
+#[derive(Debug)]
+pub struct Pools {
+    lanes: usize,
+    listeners: Vec<Listener>,
+    pools: Slab<Pool>,
+    kinds: Slab<Kind>,
+    slots: Slab<Slot>,
+}
+
+impl Pools {
+    /// No pool yet. One entry of `limits` for each listener.
+    pub fn new(lanes: usize, limits: impl IntoIterator<Item = Limits>) -> Self {
+        let listener = |limits| Listener { limits, slots: 0, idle: 0, waiting: 0 };
+        Self {
+            lanes: lanes.max(1),
+            listeners: limits.into_iter().map(listener).collect(),
+            pools: Slab::new(),
+            kinds: Slab::new(),
+            slots: Slab::new(),
+        }
+    }
+
+    /// A role and database on a listener.
+    pub fn add_pool(&mut self, listener: usize) -> PoolId {
+        let pool = Pool { listener, kinds: Vec::new(), slots: 0, idle: 0, waiting: 0 };
+        PoolId(self.pools.insert(pool) as u32)
+    }
+
+    /// A startup packet of the pool.
+    pub fn add_kind(&mut self, pool: PoolId) -> KindId {
+        let kind = Kind {
+            pool: pool.0,
+            idle: vec![Vec::new(); self.lanes],
+            queues: (0..self.lanes).map(|_| VecDeque::new()).collect(),
+            ..Kind::default()
+        };
+        let kind = KindId(self.kinds.insert(kind) as u32);
+        if let Some(pool) = self.pools.get_mut(pool.0 as usize) {
+            pool.kinds.push(kind);
+        }
+        kind
+    }
+
+    /// A client of this kind has come.
+    pub fn join(&mut self, kind: KindId) {
+        if let Some(kind) = self.kinds.get_mut(kind.0 as usize) {
+            kind.clients += 1;
+        }
+    }
+
+    /// It has left. Answers whether nobody and nothing of the kind is left, which is then forgotten,
+    /// and whether the same is true of its pool.
+    pub fn leave(&mut self, kind: KindId) -> (bool, bool) {
+        if let Some(kind) = self.kinds.get_mut(kind.0 as usize) {
+            kind.clients = kind.clients.saturating_sub(1);
+        }
+        self.forget_if_empty(kind)
+    }
+
+    /// Forgets a kind of which nobody and nothing is left; see [`Pools::leave`].
+    pub fn forget_if_empty(&mut self, id: KindId) -> (bool, bool) {
+        let at = id.0 as usize;
+        let empty = self
+            .kinds
+            .get(at)
+            .is_some_and(|kind| kind.clients + kind.waiting + kind.opening + kind.ready == 0);
+        if !empty {
+            return (false, false);
+        }
+        let pool = self.kinds.remove(at).pool as usize;
+        let Some(left) = self.pools.get_mut(pool) else { return (true, false) };
+        left.kinds.retain(|kind| *kind != id);
+        let gone = left.kinds.is_empty();
+        if gone {
+            self.pools.remove(pool);
+        }
+        (true, gone)
+    }
+
+    /// Which kind a place belongs to.
+    pub fn kind_of(&self, slot: SlotId) -> Option<KindId> {
+        self.slots.get(slot.0 as usize).map(|slot| slot.kind)
+    }
+
+    /// Counts of a pool.
+    pub fn count(&self, pool: PoolId, now: Moment) -> PoolCount {
+        let mut count = PoolCount::default();
+        let kinds = self.pools.get(pool.0 as usize).map(|pool| pool.kinds.as_slice());
+        for kind in kinds.unwrap_or_default() {
+            let Some(kind) = self.kinds.get(kind.0 as usize) else { continue };
+            let idle: usize = kind.idle.iter().map(Vec::len).sum();
+            count.clients += kind.clients;
+            count.waiting += kind.waiting;
+            count.opening += kind.opening;
+            count.idle += idle;
+            count.lent += kind.ready - idle;
+            if let Some(oldest) = kind.oldest() {
+                count.longest_wait = count.longest_wait.max(now.since(oldest));
+            }
+        }
+        count
+    }
+
+    /// Takes what happened in; what is to be done about it goes to `out`.
+    pub fn on(&mut self, event: Event, now: Moment, out: &mut Vec<Effect>) {
+        match event {
+            Event::Ask { member, kind, lane } => self.ask(member, kind, lane, now, out),
+            Event::Withdraw { member, kind } => self.withdraw(member, kind),
+            Event::Opened { slot, expires } => self.opened(slot, expires, now, out),
+            Event::Failed { slot } => self.failed(slot, now, out),
+            Event::Released { slot } => self.released(slot, now, out),
+            Event::Gone { slot } => self.gone(slot, now, out),
+            Event::Tick => self.tick(now, out),
+        }
+    }
+
+    fn ask(
+        &mut self,
+        member: MemberId,
+        id: KindId,
+        lane: usize,
+        now: Moment,
+        out: &mut Vec<Effect>,
+    ) {
+        let lane = lane % self.lanes;
+        let Some(kind) = self.kinds.get_mut(id.0 as usize) else { return };
+        let own = kind.idle.get_mut(lane).and_then(Vec::pop);
+        let found = own.or_else(|| kind.idle.iter_mut().rev().find_map(Vec::pop));
+        if let Some(slot) = found {
+            self.count_idle(id, false);
+            self.lend(slot, member, Some(lane), out);
+            return;
+        }
+        if let Some(queue) = kind.queues.get_mut(lane) {
+            queue.push_back(Waiting { member, since: now, noticed: false });
+        }
+        self.count_waiting(id, true);
+        self.grow(id, now, out);
+    }
+
+    fn lend(&mut self, slot: SlotId, member: MemberId, lane: Option<usize>, out: &mut Vec<Effect>) {
+        if let Some(known) = self.slots.get_mut(slot.0 as usize) {
+            known.state = SlotState::Lent;
+            known.lane = lane.unwrap_or(known.lane);
+            out.push(Effect::Give { slot, member });
+        }
+    }
+
+    fn withdraw(&mut self, member: MemberId, id: KindId) {
+        let Some(kind) = self.kinds.get_mut(id.0 as usize) else { return };
+        for queue in &mut kind.queues {
+            if let Some(at) = queue.iter().position(|waiting| waiting.member == member) {
+                queue.remove(at);
+                self.count_waiting(id, false);
+                return;
+            }
+        }
+    }
+
+    fn opened(&mut self, id: SlotId, expires: Moment, now: Moment, out: &mut Vec<Effect>) {
+        let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
+        slot.expires = expires;
+        slot.state = SlotState::Lent;
+        let kind = slot.kind;
+        if let Some(kind) = self.kinds.get_mut(kind.0 as usize) {
+            kind.opening -= 1;
+            kind.ready += 1;
+        }
+        self.pass_on(id, now, out);
+    }
+
+    fn failed(&mut self, id: SlotId, now: Moment, out: &mut Vec<Effect>) {
+        let Some(slot) = self.slots.try_remove(id.0 as usize) else { return };
+        let lane = slot.lane;
+        let kind = self.vacate(&slot);
+        let Some(known) = self.kinds.get_mut(kind.0 as usize) else { return };
+        if known.ready == 0 {
+            if let Some((member, _)) = known.take_next(lane) {
+                self.count_waiting(kind, false);
+                out.push(Effect::Refuse { member, slot: id });
+            }
+        } else {
+            known.retry_at = now + LOGIN_PAUSE;
+        }
+        self.grow_whoever_waits(kind, now, out);
+    }
+
+    fn released(&mut self, id: SlotId, now: Moment, out: &mut Vec<Effect>) {
+        let Some(slot) = self.slots.get(id.0 as usize) else { return };
+        if now >= slot.expires {
+            out.push(Effect::Close { slot: id });
+            self.gone(id, now, out);
+            return;
+        }
+        self.pass_on(id, now, out);
+    }
+
+    /// A connection that nobody has: to whoever is next, or to rest.
+    fn pass_on(&mut self, id: SlotId, now: Moment, out: &mut Vec<Effect>) {
+        let Some(slot) = self.slots.get(id.0 as usize) else { return };
+        let (kind, lane) = (slot.kind, slot.lane);
+        if let Some(poorer) = self.poorer(kind) {
+            out.push(Effect::Close { slot: id });
+            if let Some(slot) = self.slots.try_remove(id.0 as usize) {
+                self.vacate(&slot);
+            }
+            self.grow(poorer, now, out);
+            return;
+        }
+        let Some(known) = self.kinds.get_mut(kind.0 as usize) else { return };
+        if let Some((member, to)) = known.take_next(lane) {
+            self.count_waiting(kind, false);
+            self.lend(id, member, Some(to), out);
+            return;
+        }
+        if let Some(rest) = known.idle.get_mut(lane) {
+            rest.push(id);
+        }
+        if let Some(slot) = self.slots.get_mut(id.0 as usize) {
+            slot.state = SlotState::Idle { since: now };
+        }
+        self.count_idle(kind, true);
+    }
+
+    /// A kind that shares a bound with this one, cannot grow because of it, has fewer connections,
+    /// and whose oldest client has waited longer than any of ours.
+    fn poorer(&self, of: KindId) -> Option<KindId> {
+        let own = self.kinds.get(of.0 as usize)?;
+        let pool = self.pools.get(own.pool as usize)?;
+        let listener = self.listeners.get(pool.listener)?;
+        if listener.waiting == own.waiting {
+            return None;
+        }
+        let listener_full = listener.slots >= listener.limits.max_servers;
+        let pool_full = pool.slots >= listener.limits.pool_size;
+        if !listener_full && !pool_full {
+            return None;
+        }
+        let ours = own.oldest();
+        let found = self.kinds.iter().filter(|(id, kind)| {
+            let same_pool = kind.pool == own.pool;
+            let neighbour = same_pool
+                || listener_full
+                    && self.pools.get(kind.pool as usize).is_some_and(|p| {
+                        p.listener == pool.listener && p.slots < listener.limits.pool_size
+                    });
+            *id != of.0 as usize
+                && kind.waiting > kind.opening
+                && neighbour
+                && kind.ready + kind.opening < own.ready + own.opening
+                && ours.is_none_or(|ours| kind.oldest().is_some_and(|theirs| theirs < ours))
+        });
+        found.min_by_key(|(_, kind)| kind.oldest()).map(|(id, _)| KindId(id as u32))
+    }
+
+    fn gone(&mut self, id: SlotId, now: Moment, out: &mut Vec<Effect>) {
+        let Some(slot) = self.slots.try_remove(id.0 as usize) else { return };
+        let kind = self.vacate(&slot);
+        if let SlotState::Idle { .. } = slot.state {
+            self.forget_idle(kind, id);
+        }
+        self.grow_whoever_waits(kind, now, out);
+    }
+
+    fn forget_idle(&mut self, kind: KindId, id: SlotId) {
+        if let Some(known) = self.kinds.get_mut(kind.0 as usize) {
+            for rest in &mut known.idle {
+                rest.retain(|slot| *slot != id);
+            }
+        }
+        self.count_idle(kind, false);
+    }
+
+    /// Frees the counts of a place that was taken out.
+    fn vacate(&mut self, slot: &Slot) -> KindId {
+        if let Some(kind) = self.kinds.get_mut(slot.kind.0 as usize) {
+            match slot.state {
+                SlotState::Opening => kind.opening -= 1,
+                SlotState::Idle { .. } | SlotState::Lent => kind.ready -= 1,
+            }
+            if let Some(pool) = self.pools.get_mut(kind.pool as usize) {
+                pool.slots -= 1;
+                if let Some(listener) = self.listeners.get_mut(pool.listener) {
+                    listener.slots -= 1;
+                }
+            }
+        }
+        slot.kind
+    }
+
+    /// Opens connections for a kind as long as it waits for more than are on their way and there is
+    /// room, or room can be made.
+    fn grow(&mut self, id: KindId, now: Moment, out: &mut Vec<Effect>) {
+        loop {
+            let Some(kind) = self.kinds.get(id.0 as usize) else { return };
+            let pauses = kind.ready > 0 && now < kind.retry_at;
+            if kind.opening >= kind.waiting || pauses || !self.make_room(id, out) {
+                return;
+            }
+            let Some(kind) = self.kinds.get_mut(id.0 as usize) else { return };
+            let longest = (0..kind.queues.len()).max_by_key(|lane| {
+                (kind.queues.get(*lane).map_or(0, VecDeque::len), std::cmp::Reverse(*lane))
+            });
+            let lane = longest.unwrap_or(0);
+            kind.opening += 1;
+            let pool = kind.pool;
+            let slot = Slot { kind: id, lane, state: SlotState::Opening, expires: now };
+            let slot = SlotId(self.slots.insert(slot) as u32);
+            if let Some(pool) = self.pools.get_mut(pool as usize) {
+                pool.slots += 1;
+                if let Some(listener) = self.listeners.get_mut(pool.listener) {
+                    listener.slots += 1;
+                }
+            }
+            out.push(Effect::Open { slot, kind: id, lane });
+        }
+    }
+
+    /// After a place became free: first the kind that lost it, then whoever waits longest.
+    fn grow_whoever_waits(&mut self, first: KindId, now: Moment, out: &mut Vec<Effect>) {
+        let pool = self.kinds.get(first.0 as usize).map(|kind| kind.pool);
+        let listener = pool.and_then(|pool| self.pools.get(pool as usize)).map(|p| p.listener);
+        let Some(listener) = listener else { return };
+        if self.listeners.get(listener).is_none_or(|listener| listener.waiting == 0) {
+            return;
+        }
+        let mut waiting: Vec<(Option<Moment>, KindId)> = self
+            .kinds
+            .iter()
+            .filter(|(_, kind)| {
+                kind.waiting > kind.opening
+                    && self.pools.get(kind.pool as usize).is_some_and(|p| p.listener == listener)
+            })
+            .map(|(id, kind)| (kind.oldest(), KindId(id as u32)))
+            .collect();
+        waiting.sort_by_key(|(oldest, _)| *oldest);
+        for (_, kind) in waiting {
+            self.grow(kind, now, out);
+        }
+    }
+
+    /// Whether one more connection of the kind may be opened; closes an idle one of others for it.
+    fn make_room(&mut self, id: KindId, out: &mut Vec<Effect>) -> bool {
+        let Some(pool_at) = self.kinds.get(id.0 as usize).map(|kind| kind.pool as usize) else {
+            return false;
+        };
+        let Some(pool) = self.pools.get(pool_at) else { return false };
+        let Some(listener) = self.listeners.get(pool.listener) else { return false };
+        let (pool_full, full) = (
+            pool.slots >= listener.limits.pool_size,
+            listener.slots >= listener.limits.max_servers,
+        );
+        if !pool_full && !full {
+            return true;
+        }
+        let idle = if pool_full { pool.idle } else { listener.idle };
+        if idle == 0 {
+            return false;
+        }
+        let listener_at = pool.listener;
+        let victim = self
+            .slots
+            .iter()
+            .filter_map(|(at, slot)| {
+                let SlotState::Idle { since } = slot.state else { return None };
+                let owner = self.kinds.get(slot.kind.0 as usize)?.pool as usize;
+                let near = if pool_full {
+                    owner == pool_at
+                } else {
+                    self.pools.get(owner)?.listener == listener_at
+                };
+                (near && slot.kind != id).then_some((since, at))
+            })
+            .min();
+        let Some((_, at)) = victim else { return false };
+        let victim = SlotId(at as u32);
+        let Some(slot) = self.slots.try_remove(at) else { return false };
+        let kind = self.vacate(&slot);
+        self.forget_idle(kind, victim);
+        out.push(Effect::Close { slot: victim });
+        true
+    }
+
+    fn tick(&mut self, now: Moment, out: &mut Vec<Effect>) {
+        let ids: Vec<KindId> = self.kinds.iter().map(|(id, _)| KindId(id as u32)).collect();
+        for id in ids {
+            let Some(limits) = self.limits_of(id) else { continue };
+            self.close_old(id, limits, now, out);
+            let Some(kind) = self.kinds.get_mut(id.0 as usize) else { continue };
+            let (limit, why) = match kind.ready {
+                0 => (limits.hold_timeout, Expired::NoServer),
+                _ => (limits.wait_timeout, Expired::Busy),
+            };
+            let mut expired = 0;
+            for queue in &mut kind.queues {
+                while queue.front().is_some_and(|front| now.since(front.since) >= limit) {
+                    let Some(front) = queue.pop_front() else { break };
+                    out.push(Effect::Expire { member: front.member, why });
+                    expired += 1;
+                }
+                let Some(after) = limits.notice_after else { continue };
+                let late = queue.iter_mut().take_while(|it| now.since(it.since) >= after);
+                for (ahead, waiting) in late.enumerate().filter(|(_, it)| !it.noticed) {
+                    waiting.noticed = true;
+                    out.push(Effect::Notice { member: waiting.member, ahead });
+                }
+            }
+            for _ in 0..expired {
+                self.count_waiting(id, false);
+            }
+            self.grow(id, now, out);
+        }
+    }
+
+    fn close_old(&mut self, id: KindId, limits: Limits, now: Moment, out: &mut Vec<Effect>) {
+        let Some(kind) = self.kinds.get(id.0 as usize) else { return };
+        let idle: Vec<SlotId> = kind.idle.iter().flatten().copied().collect();
+        for slot in idle {
+            let Some(known) = self.slots.get(slot.0 as usize) else { continue };
+            let SlotState::Idle { since } = known.state else { continue };
+            let bored = limits.idle_timeout.is_some_and(|limit| now.since(since) >= limit);
+            if bored || now >= known.expires {
+                out.push(Effect::Close { slot });
+                self.gone(slot, now, out);
+            }
+        }
+    }
+
+    fn limits_of(&self, kind: KindId) -> Option<Limits> {
+        let pool = self.kinds.get(kind.0 as usize)?.pool;
+        let listener = self.pools.get(pool as usize)?.listener;
+        self.listeners.get(listener).map(|listener| listener.limits)
+    }
+
+    fn count_idle(&mut self, kind: KindId, more: bool) {
+        self.count_in(kind, |pool, listener| {
+            for count in [&mut pool.idle, &mut listener.idle] {
+                *count = if more { *count + 1 } else { *count - 1 };
+            }
+        });
+    }
+
+    fn count_waiting(&mut self, id: KindId, more: bool) {
+        if let Some(kind) = self.kinds.get_mut(id.0 as usize) {
+            kind.waiting = if more { kind.waiting + 1 } else { kind.waiting - 1 };
+        }
+        self.count_in(id, |pool, listener| {
+            for count in [&mut pool.waiting, &mut listener.waiting] {
+                *count = if more { *count + 1 } else { *count - 1 };
+            }
+        });
+    }
+
+    fn count_in(&mut self, kind: KindId, change: impl FnOnce(&mut Pool, &mut Listener)) {
+        let Some(kind) = self.kinds.get(kind.0 as usize) else { return };
+        let Some(pool) = self.pools.get_mut(kind.pool as usize) else { return };
+        if let Some(listener) = self.listeners.get_mut(pool.listener) {
+            change(pool, listener);
+        }
+    }
+}
+
+impl Kind {
+    /// Since when the oldest client waits.
+    fn oldest(&self) -> Option<Moment> {
+        if self.waiting == 0 {
+            return None;
+        }
+        self.queues.iter().filter_map(|queue| queue.front().map(|front| front.since)).min()
+    }
+
+    /// Takes who is next for a connection of this thread, and the thread it goes to.
+    fn take_next(&mut self, lane: usize) -> Option<(MemberId, usize)> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let front = |at: usize| self.queues.get(at)?.front().map(|front| front.since);
+        let own = front(lane);
+        let other = (0..self.queues.len()).filter(|at| *at != lane);
+        let other = other.filter_map(|at| Some((front(at)?, at))).min();
+        let at = match (own, other) {
+            (Some(own), Some((since, at))) if since + LANE_PATIENCE < own => at,
+            (Some(_), _) => lane,
+            (None, Some((_, at))) => at,
+            (None, None) => return None,
+        };
+        let next = self.queues.get_mut(at)?.pop_front()?;
+        Some((next.member, at))
+    }
+}

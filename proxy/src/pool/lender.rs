@@ -1,0 +1,423 @@
+//! The pools' hands: keeps idle connections, carries out what [`Pools`] decides, and knows who sits
+//! behind each number. All of it under one lock that is held for a decision and never while waiting.
+//!
+//! A connection that is lent is accounted for by its [`Lease`]: dropped in whatever way, its place
+//! becomes free.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kornak_cluster::Moment;
+use kornak_protocol::auth::Credentials;
+use kornak_protocol::params::Parameters;
+use parking_lot::{Mutex, MutexGuard};
+use slab::Slab;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::seat::{Delivery, Seat};
+use super::statements::{Prepared, Texts};
+use super::{Effect, Event, KindId, Limits, MemberId, PoolCount, PoolId, Pools, SlotId};
+use crate::backend::DialError;
+use crate::client::Identity;
+use crate::forward::Link;
+use crate::registry::Handle;
+use crate::session::journal::Settings;
+
+/// An order to a thread: open a connection of this kind.
+#[derive(Debug)]
+pub struct Order {
+    pub slot: SlotId,
+    pub kind: Arc<Kind>,
+}
+
+/// A startup packet on a listener, and how to log in with it.
+#[derive(Debug)]
+pub struct Kind {
+    pub id: KindId,
+    pub listener: usize,
+    pub pool: PoolId,
+    pub user: Bytes,
+    pub database: Bytes,
+    /// The packet for servers; without `application_name`, which every client sets for itself.
+    pub startup: Bytes,
+    /// Of the client that logged in last: the newest password.
+    credentials: Mutex<Credentials>,
+    /// What a server reported at the last login.
+    welcome: Mutex<Option<(Instant, Arc<Parameters>)>>,
+}
+
+impl Kind {
+    /// What a server is told to log in.
+    pub fn identity(&self) -> Identity {
+        let credentials = self.credentials.lock().clone();
+        Identity { user: self.user.clone(), startup: self.startup.clone(), credentials }
+    }
+
+    /// What a server reported, unless that is longer ago than `limit`.
+    pub fn welcome(&self, limit: Duration) -> Option<Arc<Parameters>> {
+        let welcome = self.welcome.lock();
+        let (when, params) = welcome.as_ref()?;
+        (when.elapsed() < limit).then(|| Arc::clone(params))
+    }
+
+    fn welcomed(&self, params: &Arc<Parameters>) {
+        *self.welcome.lock() = Some((Instant::now(), Arc::clone(params)));
+    }
+}
+
+/// What a pooled connection carries from client to client.
+#[derive(Debug)]
+pub struct Lease {
+    pub slot: SlotId,
+    pub lane: usize,
+    /// What was set on it; `None` if that is not known.
+    pub settings: Option<Settings>,
+    /// What it reported last.
+    pub params: Arc<Parameters>,
+    pub prepared: Option<Box<Prepared>>,
+    lender: Arc<Lender>,
+    /// It is lent: its end has to be reported.
+    is_out: bool,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.is_out {
+            self.lender.gone(self.slot);
+        }
+    }
+}
+
+/// A client's membership in a kind; ends when dropped.
+#[derive(Debug)]
+pub struct Member {
+    pub kind: Arc<Kind>,
+    pub lane: usize,
+    pub is_waiting: bool,
+    /// When it began to wait.
+    pub since: Instant,
+    id: MemberId,
+    seat: Arc<Seat>,
+    lender: Arc<Lender>,
+}
+
+/// A client that joins.
+#[derive(Debug)]
+pub struct Newcomer {
+    pub listener: usize,
+    pub user: Bytes,
+    pub database: Bytes,
+    pub startup: Bytes,
+    pub credentials: Credentials,
+}
+
+#[derive(Debug)]
+struct Inner {
+    pools: Pools,
+    effects: Vec<Effect>,
+    /// Connections that are not lent.
+    resting: HashMap<SlotId, Box<Link>>,
+    seats: Slab<Arc<Seat>>,
+    kinds: HashMap<KindId, Arc<Kind>>,
+    by_startup: HashMap<(usize, Bytes), KindId>,
+    by_role: HashMap<(usize, Bytes, Bytes), PoolId>,
+}
+
+/// Lends server connections to clients.
+#[derive(Debug)]
+pub struct Lender {
+    inner: Mutex<Inner>,
+    clock: Instant,
+    lanes: Vec<UnboundedSender<Order>>,
+    pub texts: Texts,
+}
+
+impl Lender {
+    /// Without a connection. `lanes` take orders, one for each thread.
+    pub fn new(
+        lanes: Vec<UnboundedSender<Order>>,
+        limits: impl IntoIterator<Item = Limits>,
+    ) -> Self {
+        let inner = Inner {
+            pools: Pools::new(lanes.len(), limits),
+            effects: Vec::new(),
+            resting: HashMap::new(),
+            seats: Slab::new(),
+            kinds: HashMap::new(),
+            by_startup: HashMap::new(),
+            by_role: HashMap::new(),
+        };
+        Self { inner: Mutex::new(inner), clock: Instant::now(), lanes, texts: Texts::default() }
+    }
+
+    /// How many threads there are.
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    fn now(&self) -> Moment {
+        Moment::new(self.clock.elapsed())
+    }
+
+    /// Takes a client in.
+    pub fn join(self: &Arc<Self>, newcomer: Newcomer, handle: &Arc<Handle>, lane: usize) -> Member {
+        let mut inner = self.inner.lock();
+        let Newcomer { listener, user, database, startup, credentials } = newcomer;
+        let known = inner.by_startup.get(&(listener, startup.clone())).copied();
+        let kind = match known.and_then(|id| inner.kinds.get(&id).cloned()) {
+            Some(kind) => {
+                *kind.credentials.lock() = credentials;
+                kind
+            }
+            None => {
+                let role = (listener, user.clone(), database.clone());
+                let pool = match inner.by_role.get(&role) {
+                    Some(pool) => *pool,
+                    None => inner.pools.add_pool(listener),
+                };
+                inner.by_role.insert(role, pool);
+                let id = inner.pools.add_kind(pool);
+                let kind = Arc::new(Kind {
+                    id,
+                    listener,
+                    pool,
+                    user,
+                    database,
+                    startup: startup.clone(),
+                    credentials: Mutex::new(credentials),
+                    welcome: Mutex::new(None),
+                });
+                inner.by_startup.insert((listener, startup), id);
+                inner.kinds.insert(id, Arc::clone(&kind));
+                kind
+            }
+        };
+        inner.pools.join(kind.id);
+        let seat = Arc::new(Seat::new(Arc::clone(handle)));
+        let id = MemberId(inner.seats.insert(Arc::clone(&seat)) as u32);
+        let (lender, since) = (Arc::clone(self), self.clock);
+        Member { kind, lane, is_waiting: false, since, id, seat, lender }
+    }
+
+    /// A connection was opened for an order.
+    pub fn opened(
+        self: &Arc<Self>,
+        order: &Order,
+        lane: usize,
+        mut link: Box<Link>,
+        params: Parameters,
+        lifetime: Duration,
+    ) {
+        let params = Arc::new(params);
+        order.kind.welcomed(&params);
+        link.lease = Some(Lease {
+            slot: order.slot,
+            lane,
+            settings: Some(Settings::new()),
+            params,
+            prepared: Some(Box::default()),
+            lender: Arc::clone(self),
+            is_out: false,
+        });
+        let mut inner = self.inner.lock();
+        inner.resting.insert(order.slot, link);
+        let now = self.now();
+        let event = Event::Opened { slot: order.slot, expires: now + lifetime };
+        // Nobody is asking: what is given goes to a seat.
+        self.happened(inner, event, now, None, None);
+    }
+
+    /// An order could not be carried out.
+    pub fn failed(&self, order: &Order, error: DialError) {
+        let event = Event::Failed { slot: order.slot };
+        let error = Arc::new(error);
+        self.happened(self.inner.lock(), event, self.now(), None, Some(&error));
+    }
+
+    /// A client gives its connection back, fit for the next.
+    pub fn release(&self, mut link: Box<Link>) {
+        let Some(lease) = &mut link.lease else { return };
+        lease.is_out = false;
+        let slot = lease.slot;
+        let mut inner = self.inner.lock();
+        inner.resting.insert(slot, link);
+        self.happened(inner, Event::Released { slot }, self.now(), None, None);
+    }
+
+    fn gone(&self, slot: SlotId) {
+        self.happened(self.inner.lock(), Event::Gone { slot }, self.now(), None, None);
+    }
+
+    /// Time passes.
+    pub fn tick(&self) {
+        self.happened(self.inner.lock(), Event::Tick, self.now(), None, None);
+        let mut inner = self.inner.lock();
+        let unused = inner.kinds.values().filter(|kind| Arc::strong_count(kind) == 1);
+        let unused: Vec<Arc<Kind>> = unused.cloned().collect();
+        for kind in unused {
+            let (kind_gone, pool_gone) = inner.pools.forget_if_empty(kind.id);
+            if kind_gone {
+                inner.forget(&kind, pool_gone);
+            }
+        }
+    }
+
+    /// Ends idle connections of a thread that are not good any more.
+    pub fn sift(&self, lane: usize, mut is_good: impl FnMut(&mut Link) -> bool) {
+        let bad: Vec<SlotId> = {
+            let mut inner = self.inner.lock();
+            let resting = inner.resting.iter_mut();
+            resting
+                .filter(|(_, link)| link.lease.as_ref().is_some_and(|lease| lease.lane == lane))
+                .filter_map(|(slot, link)| (!is_good(link)).then_some(*slot))
+                .collect()
+        };
+        for slot in bad {
+            let mut inner = self.inner.lock();
+            // It may have been lent since. What is not here must not be on offer for a moment.
+            let Some(closed) = inner.resting.remove(&slot) else { continue };
+            self.happened(inner, Event::Gone { slot }, self.now(), None, None);
+            drop(closed);
+        }
+    }
+
+    /// Counts of each pool: listener, role, database.
+    pub fn counts(&self) -> Vec<(usize, Bytes, Bytes, PoolCount)> {
+        let inner = self.inner.lock();
+        let now = self.now();
+        let pools = inner.by_role.iter();
+        pools
+            .map(|((listener, user, database), pool)| {
+                (*listener, user.clone(), database.clone(), inner.pools.count(*pool, now))
+            })
+            .collect()
+    }
+
+    /// Lets the core decide and does what it says. The connection given to `asker` is answered.
+    fn happened(
+        &self,
+        mut inner: MutexGuard<'_, Inner>,
+        event: Event,
+        now: Moment,
+        asker: Option<MemberId>,
+        error: Option<&Arc<DialError>>,
+    ) -> Option<Box<Link>> {
+        let mut effects = std::mem::take(&mut inner.effects);
+        inner.pools.on(event, now, &mut effects);
+        let mut given = None;
+        let mut closed = Vec::new();
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Give { slot, member } => {
+                    let Some(mut link) = inner.resting.remove(&slot) else { continue };
+                    if let Some(lease) = &mut link.lease {
+                        lease.is_out = true;
+                    }
+                    if asker == Some(member) {
+                        given = Some(link);
+                    } else if let Some(seat) = inner.seats.get(member.0 as usize) {
+                        seat.deliver(Delivery::Server(link));
+                    }
+                }
+                Effect::Open { slot, kind, lane } => {
+                    let (kind, lane) = (inner.kinds.get(&kind), self.lanes.get(lane));
+                    if let (Some(kind), Some(lane)) = (kind, lane) {
+                        // A thread that takes no orders has ended, and so will we.
+                        let _ = lane.send(Order { slot, kind: Arc::clone(kind) });
+                    }
+                }
+                Effect::Close { slot } => closed.extend(inner.resting.remove(&slot)),
+                Effect::Notice { member, ahead } => {
+                    if let Some(seat) = inner.seats.get(member.0 as usize) {
+                        seat.notice(ahead);
+                    }
+                }
+                Effect::Expire { member, why } => {
+                    if let Some(seat) = inner.seats.get(member.0 as usize) {
+                        seat.deliver(Delivery::Expired(why));
+                    }
+                }
+                Effect::Refuse { member, .. } => {
+                    let seat = inner.seats.get(member.0 as usize);
+                    if let (Some(seat), Some(error)) = (seat, error) {
+                        seat.deliver(Delivery::Failed(Arc::clone(error)));
+                    }
+                }
+            }
+        }
+        inner.effects = effects;
+        drop(inner);
+        for mut link in closed {
+            crate::client::say_good_bye(&mut link.stream);
+        }
+        given
+    }
+}
+
+impl Member {
+    /// Asks for a connection; without one at hand the seat gets it.
+    pub fn ask(&mut self) -> Option<Box<Link>> {
+        let event = Event::Ask { member: self.id, kind: self.kind.id, lane: self.lane };
+        let lender = &self.lender;
+        let given = lender.happened(lender.inner.lock(), event, lender.now(), Some(self.id), None);
+        self.is_waiting = given.is_none();
+        if self.is_waiting {
+            self.since = Instant::now();
+        }
+        given
+    }
+
+    /// What was brought to the seat; the wait is over then.
+    pub fn delivery(&mut self) -> Option<Delivery> {
+        let delivery = self.seat.take();
+        self.is_waiting &= delivery.is_none();
+        delivery
+    }
+
+    /// How many are in front, if the client is to be told.
+    pub fn take_notice(&self) -> Option<u32> {
+        self.seat.take_notice()
+    }
+
+    /// Stops waiting. What was brought meanwhile goes back.
+    pub fn withdraw(&mut self) {
+        if !std::mem::take(&mut self.is_waiting) {
+            return;
+        }
+        let event = Event::Withdraw { member: self.id, kind: self.kind.id };
+        let lender = &self.lender;
+        lender.happened(lender.inner.lock(), event, lender.now(), None, None);
+        if let Some(Delivery::Server(link)) = self.seat.take() {
+            lender.release(link);
+        }
+    }
+
+    /// Who lends.
+    pub fn lender(&self) -> &Arc<Lender> {
+        &self.lender
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.withdraw();
+        let mut inner = self.lender.inner.lock();
+        inner.seats.try_remove(self.id.0 as usize);
+        let (kind_gone, pool_gone) = inner.pools.leave(self.kind.id);
+        if kind_gone {
+            inner.forget(&self.kind, pool_gone);
+        }
+    }
+}
+
+impl Inner {
+    fn forget(&mut self, kind: &Kind, pool_gone: bool) {
+        self.kinds.remove(&kind.id);
+        self.by_startup.remove(&(kind.listener, kind.startup.clone()));
+        if pool_gone {
+            self.by_role.remove(&(kind.listener, kind.user.clone(), kind.database.clone()));
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Clients that share servers, against the same clients with a server each: what every message is
+//! answered must be the same, whatever fails, however deep the pipeline and whoever has which
+//! connection.
+
+use super::*;
+use bytes::BytesMut;
+use kornak_protocol::frame::take_frame;
+use kornak_protocol::frontend::{Bind, ParseMessage, StatementKind};
+use kornak_protocol::pipeline::Fate;
+
+/// A server's statements, and whether it skips to the next Sync.
+#[derive(Default)]
+struct Server {
+    named: HashMap<Vec<u8>, Vec<u8>>,
+    unnamed: Option<Vec<u8>>,
+    skips: bool,
+}
+
+/// What a server answers, as far as it matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Said {
+    Parsed,
+    /// This text was bound.
+    Bound(Vec<u8>),
+    Closed,
+    Error,
+    Ready,
+}
+
+impl Server {
+    fn hear(&mut self, tag: u8, body: &[u8]) -> Option<Said> {
+        if tag == b'S' {
+            self.skips = false;
+            return Some(Said::Ready);
+        }
+        if self.skips {
+            return None;
+        }
+        let said = match tag {
+            b'P' => self.parse(body),
+            b'B' => {
+                let name = Bind::parse(body).unwrap().statement;
+                let known = match name {
+                    b"" => self.unnamed.as_ref(),
+                    name => self.named.get(name),
+                };
+                known.map_or(Said::Error, |text| Said::Bound(text.clone()))
+            }
+            _ => {
+                let Target::Statement(name) = Target::parse(body).unwrap() else { panic!() };
+                match name {
+                    b"" => self.unnamed = None,
+                    name => drop(self.named.remove(name)),
+                }
+                Said::Closed
+            }
+        };
+        self.skips = said == Said::Error;
+        Some(said)
+    }
+
+    fn parse(&mut self, body: &[u8]) -> Said {
+        let parse = ParseMessage::parse(body).unwrap();
+        if parse.statement.is_empty() {
+            self.unnamed = None;
+        }
+        if parse.sql == b"bad" || self.named.contains_key(parse.statement) {
+            return Said::Error;
+        }
+        match parse.statement {
+            b"" => self.unnamed = Some(parse.sql.to_vec()),
+            name => drop(self.named.insert(name.to_vec(), parse.sql.to_vec())),
+        }
+        Said::Parsed
+    }
+}
+
+/// A client with its place in the pool, and the server it would have alone.
+struct Client {
+    shared: Statements,
+    alone: Server,
+    /// Marks of the messages that were sent, to be met by the server's answers; `None` is a Sync.
+    sent: VecDeque<Option<u32>>,
+    /// What the server will hear.
+    wire: BytesMut,
+    expected: Vec<Said>,
+}
+
+impl Client {
+    fn new() -> Self {
+        Self {
+            shared: Statements::new(3),
+            alone: Server::default(),
+            sent: VecDeque::new(),
+            wire: BytesMut::new(),
+            expected: Vec::new(),
+        }
+    }
+
+    fn owed(&self) -> usize {
+        self.sent.iter().filter(|mark| mark.is_none()).count()
+    }
+
+    fn say(&mut self, message: &[u8]) {
+        let mut copy = BytesMut::from(message);
+        let frame = take_frame(&mut copy, 1000).unwrap().unwrap();
+        self.expected.extend(self.alone.hear(frame.tag, &frame.body));
+        let (mut injected, mut out) = (Vec::new(), Vec::new());
+        self.shared.in_batch(self.owed());
+        let len = message.len();
+        let (treatment, mark) = match frame.tag {
+            b'P' => {
+                let parse = ParseMessage::parse(&frame.body).unwrap();
+                let body = Bytes::copy_from_slice(content_of(&frame.body).unwrap());
+                let statement = Statement { fate: Fate::Stays, kind: StatementKind::Select };
+                let content =
+                    Some(Arc::new(Content { body, statement, note: None, is_opaque: false }));
+                let done =
+                    self.shared.parse(parse.statement, content, len, &mut injected, &mut out);
+                (done.0, mark_of(done.1))
+            }
+            b'B' => {
+                let bind = Bind::parse(&frame.body).unwrap();
+                (self.shared.bind(bind, frame.body.len(), &mut injected, &mut out), 0)
+            }
+            b'C' => {
+                let target = Target::parse(&frame.body).unwrap();
+                let (treatment, counts) = self.shared.close(target, len, &mut out);
+                (treatment, mark_of(counts))
+            }
+            _ => {
+                self.wire.extend_from_slice(message);
+                self.sent.push_back(None);
+                return;
+            }
+        };
+        for injected in injected {
+            let (Injected::Parse(mark) | Injected::Close(mark)) = injected;
+            self.sent.push_back(Some(mark));
+        }
+        self.sent.push_back(Some(mark));
+        self.wire.extend_from_slice(&out);
+        let skip = match treatment {
+            Treatment::Head { skip } => skip,
+            Treatment::AsIs | Treatment::TooLong => 0,
+        };
+        self.wire.extend_from_slice(&message[skip..]);
+    }
+
+    /// The server answers all batches that are complete.
+    fn hear_until_sync(&mut self, server: &mut Server, story: &str) {
+        let unfinished = self.sent.iter().rev().take_while(|mark| mark.is_some()).count();
+        let whole = self.sent.len() - unfinished;
+        let mut told = Vec::new();
+        for _ in 0..whole {
+            told.extend(self.hear_one(server));
+        }
+        let rest = self.expected.split_off(told.len());
+        assert_eq!(told, self.expected, "{story}");
+        self.expected = rest;
+    }
+
+    /// The server answers everything.
+    fn hear(&mut self, server: &mut Server, story: &str) {
+        let mut told = Vec::new();
+        while !self.wire.is_empty() {
+            told.extend(self.hear_one(server));
+        }
+        assert_eq!(told, self.expected, "{story}");
+        self.expected.clear();
+    }
+
+    fn hear_one(&mut self, server: &mut Server) -> Option<Said> {
+        let frame = take_frame(&mut self.wire, 1000).unwrap().unwrap();
+        let mark = self.sent.pop_front().unwrap();
+        let said = server.hear(frame.tag, &frame.body)?;
+        match (mark, said) {
+            (None, said) => {
+                self.shared.ready();
+                Some(said)
+            }
+            (Some(mark), said @ (Said::Parsed | Said::Closed)) if Statements::is_mark(mark) => {
+                match self.shared.answered(mark) {
+                    Answer::Pass => Some(said),
+                    Answer::Parsed => Some(Said::Parsed),
+                    Answer::Swallow => None,
+                }
+            }
+            (Some(mark), said) => {
+                if Statements::is_mark(mark) {
+                    self.shared.failed(mark);
+                }
+                Some(said)
+            }
+        }
+    }
+}
+
+fn mark_of(counts: Counts) -> u32 {
+    let (Counts::Parse(mark) | Counts::Close(mark)) = counts;
+    mark
+}
+
+fn parse(name: &str, text: &str) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    frontend::put_parse(name.as_bytes(), text.as_bytes(), &[], &mut out).unwrap();
+    out.to_vec()
+}
+
+fn bind(name: &str) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    frontend::put_bind(b"", name.as_bytes(), &[Some(b"x")], &mut out).unwrap();
+    out.to_vec()
+}
+
+fn close(name: &str) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    frontend::put_close(Target::Statement(name.as_bytes()), &mut out).unwrap();
+    out.to_vec()
+}
+
+fn sync() -> Vec<u8> {
+    let mut out = BytesMut::new();
+    frontend::put_sync(&mut out);
+    out.to_vec()
+}
+
+#[test]
+fn sharing_is_not_to_be_noticed_in_any_conversation() {
+    for seed in 1..400u64 {
+        let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut roll = |n: u64| {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            (dice % n) as usize
+        };
+        let mut servers = [Server::default(), Server::default()];
+        let mut prepared = [Some(Box::default()), Some(Box::<Prepared>::default())];
+        let mut clients = [Client::new(), Client::new(), Client::new()];
+        let mut story = format!("seed {seed}:");
+        for _ in 0..30 {
+            let (client, at) = (&mut clients[roll(3)], roll(2));
+            client.shared.attach(prepared[at].take().unwrap());
+            for _ in 0..1 + roll(3) {
+                for _ in 0..roll(5) {
+                    let name = ["", "a", "b", "_kornak:1"][roll(4)];
+                    let text = ["one", "two", "three", "four", "bad"][roll(5)];
+                    let message = match roll(5) {
+                        0 | 1 => parse(name, text),
+                        2 | 3 => bind(name),
+                        _ => close(name),
+                    };
+                    story += &format!(" {}({name},{text})", message[0] as char);
+                    client.shared.in_batch(client.owed());
+                    if client.shared.must_wait(message[0], name.as_bytes()) {
+                        story += "w";
+                        client.hear_until_sync(&mut servers[at], &story);
+                    }
+                    client.say(&message);
+                }
+                story += " S";
+                client.say(&sync());
+                if roll(3) == 0 {
+                    client.hear(&mut servers[at], &story);
+                }
+            }
+            client.hear(&mut servers[at], &story);
+            let back = client.shared.detach().unwrap();
+            assert!(back.len() <= 3 + 5, "{story}: {} are kept", back.len());
+            prepared[at] = Some(back);
+            story += &format!(" |{at}|");
+        }
+    }
+}
+
+#[test]
+fn a_text_is_prepared_once_on_a_connection_whoever_uses_it() {
+    let (mut a, mut b) = (Client::new(), Client::new());
+    let mut server = Server::default();
+    a.shared.attach(Box::default());
+    for message in [parse("a", "one"), bind("a"), sync()] {
+        a.say(&message);
+    }
+    a.hear(&mut server, "a");
+    b.shared.attach(a.shared.detach().unwrap());
+    for message in [parse("b", "one"), bind("b"), sync()] {
+        b.say(&message);
+    }
+    b.hear(&mut server, "b");
+    assert_eq!(server.named.len(), 1);
+}
+
+#[test]
+fn a_bind_behind_the_names_goes_as_it_came() {
+    let mut a = Client::new();
+    a.shared.attach(Box::default());
+    a.say(&parse("a", "one"));
+    a.wire.clear();
+    a.say(&bind("a"));
+    let frame = take_frame(&mut a.wire, 1000).unwrap().unwrap();
+    assert!(a.wire.is_empty());
+    let theirs = bind("a");
+    let tail = &theirs[5 + 1 + 2..];
+    assert!(frame.body.ends_with(tail));
+    assert_eq!(Bind::parse(&frame.body).unwrap().statement, b"_kornak:1");
+}
