@@ -284,7 +284,7 @@ impl CitusCluster {
     }
 
     /// Prepared transactions on every primary.
-    pub async fn prepared(&self) -> Result<Vec<(String, String)>> {
+    async fn prepared(&self) -> Result<Vec<(String, String)>> {
         let mut found = Vec::new();
         for group in self.groups.keys() {
             let leader = self.leader(*group).await?;
@@ -293,6 +293,22 @@ impl CitusCluster {
             found.extend(rows.iter().map(|row| (leader.clone(), row.get(0))));
         }
         Ok(found)
+    }
+
+    /// Waits until no primary has a prepared transaction: one that a daemon of Citus makes for its own
+    /// purposes lasts a moment, and one that a failover has left is recovered.
+    ///
+    /// # Panics
+    /// When `limit` has passed.
+    pub async fn nothing_prepared(&self, limit: Duration) {
+        until(limit, "nothing is left prepared", || async {
+            match self.prepared().await {
+                Ok(left) if left.is_empty() => Ok(()),
+                Ok(left) => Err(format!("{left:?}")),
+                Err(error) => Err(format!("{error:#}")),
+            }
+        })
+        .await;
     }
 
     /// The coordinator's primary, past the proxy.
