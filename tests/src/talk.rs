@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use kornak_protocol::auth::{Binding, ClientAuth, Credentials, Step};
 use kornak_protocol::backend::{self, Authentication, BackendKey};
 use kornak_protocol::error::ErrorView;
@@ -148,6 +148,45 @@ impl Talker {
         let mut out = BytesMut::new();
         put_execution(name, sql, &mut out);
         self.send(&out).await
+    }
+
+    /// Takes messages of any length without keeping them, up to the next ReadyForQuery. Answers
+    /// which there were, and how long all of them together.
+    pub async fn discard(&mut self) -> Result<(String, u64)> {
+        let (mut tags, mut bytes) = (String::new(), 0);
+        while !tags.ends_with('Z') {
+            let tag = char::from(self.stream_byte().await?);
+            let mut head = [0; 4];
+            for byte in &mut head {
+                *byte = self.stream_byte().await?;
+            }
+            let mut left = (u32::from_be_bytes(head) as usize).saturating_sub(4);
+            bytes += left as u64 + 5;
+            while left > 0 {
+                if self.inbox.is_empty() {
+                    self.fill().await?;
+                }
+                let taken = left.min(self.inbox.len());
+                self.inbox.advance(taken);
+                left -= taken;
+            }
+            tags.push(tag);
+        }
+        Ok((tags, bytes))
+    }
+
+    async fn stream_byte(&mut self) -> Result<u8> {
+        if self.inbox.is_empty() {
+            self.fill().await?;
+        }
+        Ok(self.inbox.get_u8())
+    }
+
+    async fn fill(&mut self) -> Result<()> {
+        self.inbox.reserve(1 << 16);
+        let read = self.stream.read_buf(&mut self.inbox).await.context("read")?;
+        anyhow::ensure!(read > 0, "closed in the middle of an answer");
+        Ok(())
     }
 
     /// Whether nothing is answered for a moment.

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use kornak_protocol::frontend;
 use kornak_tests::run::kornak;
 use kornak_tests::run::port::Port;
 use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, connect};
 use kornak_tests::run::proxy::Proxy;
 use kornak_tests::run::scratch::Scratch;
 use kornak_tests::run::wait::until;
+use kornak_tests::talk::{Login, Talker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::Client;
@@ -93,6 +95,57 @@ fn startup(user: &str) -> Vec<u8> {
     body.push(0);
     let length = i32::try_from(body.len() + 4).expect("short");
     [length.to_be_bytes().to_vec(), body].concat()
+}
+
+/// The most that the process has ever had in memory, in KiB: VmHWM of proc(5).
+fn most_resident_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// Not bad, but big: values pass through buffers of a bounded size. `KORNAK_BIG_VALUE_MB` makes them
+/// as big as a server allows (1000).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_of_any_size_does_not_grow_the_proxy() -> Result<()> {
+    let mut front = Front::start("big").await?;
+    front.serves().await?;
+    let proxy = &mut front.proxy;
+    let mb = std::env::var("KORNAK_BIG_VALUE_MB").map_or(Ok(200), |mb| mb.parse::<usize>())?;
+    let login = Login::new(proxy.primary(), "app", "right", "postgres");
+    let mut talker = Talker::login(&login).await?;
+    let pid = proxy.process().pid();
+    let before = most_resident_kib(pid)?;
+
+    talker.query(&format!("SELECT repeat('x', {mb} * 1000000)")).await?;
+    let (tags, bytes) = talker.discard().await?;
+    assert_eq!(tags, "TDCZ");
+    assert!(bytes > mb as u64 * 1_000_000);
+    let down = most_resident_kib(pid)?;
+
+    // The other way: as text of a simple query, whose text is looked at, and as a parameter.
+    // (PostgreSQL reads no literal of more than half a GB.)
+    let text = format!("SELECT length('{}')", "y".repeat(mb.min(500) * 1_000_000));
+    talker.query(&text).await?;
+    drop(text);
+    assert_eq!(talker.discard().await?.0, "TDCZ");
+    let mut out = bytes::BytesMut::new();
+    frontend::put_parse(b"", b"SELECT length($1::text)", &[], &mut out)?;
+    let value = vec![b'z'; mb * 1_000_000];
+    frontend::put_bind(b"", b"", &[Some(&value)], &mut out)?;
+    drop(value);
+    frontend::put_execute(b"", 0, &mut out)?;
+    frontend::put_sync(&mut out);
+    talker.send(&out).await?;
+    drop(out);
+    assert_eq!(talker.discard().await?.0, "12DCZ");
+    let up = most_resident_kib(pid)?;
+    println!(
+        "{mb} MB each; KiB resident: {before} before, {down} after the answer, {up} after all"
+    );
+    assert!(up < before + 4096, "the proxy has grown from {before} to {up} KiB");
+    front.scratch.passed();
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
