@@ -11,6 +11,8 @@ pub struct Told {
     role: Option<&'static str>,
     /// The role it had when it last ran.
     last: Option<&'static str>,
+    /// A restart has succeeded that they have not heard of.
+    restarted: bool,
 }
 
 /// The role in Patroni's words.
@@ -22,6 +24,11 @@ pub fn role(server: &Server) -> &'static str {
 }
 
 impl Told {
+    /// A restart that was asked for has succeeded.
+    pub fn restarted(&mut self) {
+        self.restarted = true;
+    }
+
     /// What has changed since the last look. A server that is on its way up or does not answer has
     /// changed nothing yet.
     pub fn changes(
@@ -37,9 +44,14 @@ impl Told {
             }
         };
         // A restart is one event, told when the server is up again.
+        if let Some(now) = now.filter(|now| self.restarted && Some(*now) == self.role) {
+            self.restarted = false;
+            return vec![(CallbackAction::Restart, now)];
+        }
         if now == self.role || (now.is_none() && job == Some(Job::Restart)) {
             return Vec::new();
         }
+        self.restarted = false;
         let before = std::mem::replace(&mut self.role, now);
         let Some(now) = now else {
             return vec![(CallbackAction::Stop, before.unwrap_or("replica"))];
@@ -78,5 +90,19 @@ mod tests {
         assert_eq!(see(&primary), [(RoleChange, "primary")]);
         assert_eq!(see(&Server::Stopped), [(Stop, "primary")]);
         assert_eq!(see(&standby), [(Start, "replica"), (RoleChange, "replica")]);
+    }
+
+    #[test]
+    fn a_restart_is_told_as_such_when_the_server_is_up_again() {
+        let standby = Server::Standby(StandbyFacts::default());
+        let starting = Server::Starting { since: Moment::default() };
+        let mut told = Told::default();
+        told.changes(&standby, None);
+        let restart = Some(Job::Restart);
+        assert_eq!(told.changes(&Server::Stopped, restart), []);
+        told.restarted();
+        assert_eq!(told.changes(&starting, None), []);
+        assert_eq!(told.changes(&standby, None), [(CallbackAction::Restart, "replica")]);
+        assert_eq!(told.changes(&standby, None), []);
     }
 }

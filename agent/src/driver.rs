@@ -51,7 +51,7 @@ pub(crate) struct Driver {
     cycles: u64,
     config_applied: Option<ClusterConfig>,
     /// What the callbacks were last told.
-    told_callbacks: callbacks::Told,
+    told_callbacks: Arc<parking_lot::Mutex<callbacks::Told>>,
     /// When a standby whose stream is broken was last compared with its leader.
     compared_at: Option<kornak_cluster::Moment>,
 }
@@ -68,6 +68,7 @@ impl Driver {
         ctx: Arc<Context>,
         views: watch::Sender<Arc<NodeView>>,
         account: watch::Sender<Option<Account>>,
+        told_callbacks: Arc<parking_lot::Mutex<callbacks::Told>>,
     ) -> Self {
         Self {
             ctx,
@@ -83,7 +84,7 @@ impl Driver {
             cycles: 0,
             config_applied: None,
             compared_at: None,
-            told_callbacks: callbacks::Told::default(),
+            told_callbacks,
         }
     }
 
@@ -117,7 +118,8 @@ impl Driver {
             self.take_up_again();
             let snapshot = self.look();
             self.apply_config(&snapshot.cluster);
-            for (action, role) in self.told_callbacks.changes(&snapshot.server, snapshot.job) {
+            let changes = self.told_callbacks.lock().changes(&snapshot.server, snapshot.job);
+            for (action, role) in changes {
                 self.ctx.callbacks.call(action, role);
             }
             let decision = decide(&snapshot);

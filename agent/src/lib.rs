@@ -164,9 +164,11 @@ pub async fn start(
     let task = tokio::spawn(
         async move {
             let mut instance = first;
+            // The server goes on when the agent begins anew: its callbacks have heard of it.
+            let told = Arc::default();
             loop {
                 let guard = instance.ctx.guard.pid();
-                let end = instance.live(views_in.clone(), &mut commands, &stop).await;
+                let end = instance.live(views_in.clone(), &mut commands, &stop, &told).await;
                 let before = Arc::clone(&instance.ctx.settings);
                 // The guard serves one agent at a time.
                 drop(instance);
@@ -403,6 +405,7 @@ impl Instance {
         views: watch::Sender<Arc<NodeView>>,
         commands: &mut mpsc::Receiver<node::Command>,
         stop: &CancellationToken,
+        told: &Arc<parking_lot::Mutex<callbacks::Told>>,
     ) -> End {
         let ctx = &self.ctx;
         let (account_in, account) = watch::channel(None);
@@ -437,7 +440,7 @@ impl Instance {
         tasks.spawn(leading::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
         tasks.spawn(rounds::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
         tasks.spawn(citus::run(Arc::clone(ctx), over.clone()).instrument(span));
-        let driver = Driver::new(Arc::clone(ctx), views, account_in);
+        let driver = Driver::new(Arc::clone(ctx), views, account_in, Arc::clone(told));
         let end = driver.drive(commands, stop.clone()).await;
         over.cancel();
         while tasks.join_next().await.is_some() {}

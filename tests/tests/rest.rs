@@ -1,6 +1,7 @@
 //! The agent's REST API around a real server: what it answers from, and what a changed file changes.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -113,6 +114,42 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
     assert_eq!(node.postmaster(), Some(postmaster), "the server was not restarted");
     asking.abort();
     assert_eq!(*refused_checks.lock(), [0_u16; 0], "no health check noticed anything");
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callbacks_hear_of_a_reload_and_of_a_restart_and_of_nothing_else() -> Result<()> {
+    let mut cluster = alone("callbacks").await?;
+    let node = cluster.node_mut("node0")?;
+    let home = node.file().parent().context("a directory")?.join("node0");
+    let (script, told) = (home.join("told.sh"), home.join("told"));
+    fs::write(&script, format!("#!/bin/sh\necho \"$@\" >> {}\n", told.display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let mut text = fs::read_to_string(node.file())?;
+    let all = ["on_start", "on_stop", "on_restart", "on_reload", "on_role_change"];
+    let lines = all.map(|name| format!("    {name}: {}\n", script.display())).concat();
+    text = text.replacen(
+        "postgresql:\n  listen",
+        &format!("postgresql:\n  callbacks:\n{lines}  listen"),
+        1,
+    );
+    fs::write(node.file(), text)?;
+    let heard = |expected: &'static [&'static str]| {
+        let told = told.clone();
+        async move {
+            until(SOON, "the callbacks", || async {
+                let text = fs::read_to_string(&told).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                if lines == expected { Ok(()) } else { Err(text) }
+            })
+            .await;
+        }
+    };
+    node.agent().context("it runs")?.signal(Signal::HUP)?;
+    heard(&["on_reload primary demo"]).await;
+    assert_eq!(node.rest().post("/restart", &json!({})).await?.code, 200);
+    heard(&["on_reload primary demo", "on_restart primary demo"]).await;
     cluster.passed();
     Ok(())
 }

@@ -16,6 +16,7 @@ impl Driver {
     pub(super) async fn collect(&mut self) {
         if let Some((job, handle)) = self.job.take_if(|(_, handle)| handle.is_finished()) {
             match handle.await {
+                Ok(Ok(())) if job == Job::Restart => self.told_callbacks.lock().restarted(),
                 Ok(Ok(())) => {}
                 // Nothing has failed here: this node may soon be the candidate of a handover.
                 Ok(Err(JobError::Claim(ClaimError::Lost))) if job == Job::Bootstrap => {
