@@ -161,7 +161,9 @@ pub fn pgbench(port: u16, tls: bool) -> Command {
         .env("PGPASSWORD", APP_PASSWORD)
         .env("PGSSLMODE", if tls { "require" } else { "disable" })
         .env("PGGSSENCMODE", "disable")
-        .env("PGDATABASE", APP);
+        .env("PGDATABASE", APP)
+        // No certificates of whoever runs this, which the server's user may not read.
+        .env("HOME", "/nonexistent");
     command
 }
 
