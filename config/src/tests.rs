@@ -377,6 +377,10 @@ fn a_proxys_mistakes_are_named() {
             "error: f.yml:3: proxy.listeners[0].target: expected one of primary, coordinator, workers, standbys, any, or member: <name>, found \"moon\"",
         ),
         (
+            "{listeners: [{listen: 'x:1', target: workers, pool_mode: transaction}]}",
+            "error: f.yml:3: proxy.listeners[0].pool_mode: expected session for the target workers, whose sessions stay on one group",
+        ),
+        (
             "{listeners: [{name: a, listen: '0.0.0.0:1', target: any}, {name: b, listen: 'h:1', target: any}]}",
             "error: f.yml:3: proxy.listeners[1].listen: expected another address, \"a\" listens there",
         ),

@@ -231,13 +231,21 @@ fn listener(item: &Section<'_>) -> Option<ListenerSettings> {
     let defaults = ListenerSettings::new(&name?, listen?, target?);
     let fallback = item.flag("fallback_to_primary").unwrap_or(defaults.fallback_to_primary);
     let never_leads = defaults.target == Target::Standbys && !fallback;
+    let pool_mode = item.word("pool_mode", &modes).unwrap_or(defaults.pool_mode);
+    if pool_mode == PoolMode::Transaction && defaults.target == Target::Workers {
+        // A client's proof of its password is for one group's verifier, and the session stays there.
+        item.problem(
+            "pool_mode",
+            "expected session for the target workers, whose sessions stay on one group",
+        );
+    }
     Some(ListenerSettings {
         balance: item.word("balance", &balances).unwrap_or(defaults.balance),
         fallback_to_primary: fallback,
         max_lag_bytes: item.bytes("max_lag"),
         proxy_protocol: item.flag("proxy_protocol").unwrap_or(defaults.proxy_protocol),
         retry_reads: item.flag("retry_reads").unwrap_or(never_leads),
-        pool_mode: item.word("pool_mode", &modes).unwrap_or(defaults.pool_mode),
+        pool_mode,
         pool_size: servers(item, "pool_size"),
         max_servers: servers(item, "max_servers"),
         ..defaults
