@@ -36,7 +36,7 @@ lint:           ## Check format, clippy and documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
 
 drivers:        ## Run drivers' own test suites directly and through the proxy
-	scripts/install.sh --tests
+	scripts/install.sh --tests --drivers
 	$(CARGO) build --locked --workspace --bin kornak
 	KORNAK_BIN=$(TARGET_DIR)/debug/kornak tests/drivers/run.sh $(ARGS)
 

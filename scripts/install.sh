@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a bare Debian machine lacks to build and run Kornak; with --tests also what
-# `make test` and `make bench` start. Safe to run again: nothing missing means nothing done.
+# `make test` and `make bench` start, and with --drivers what `make drivers` builds with. Safe to run again: nothing missing means nothing done.
 #
 # No service is started and no database cluster is created by it: the demo and the tests start
 # their own servers on free ports, and a Debian default on 5432 or 2379 would be in their way.
@@ -8,13 +8,15 @@ set -euo pipefail
 
 rust_wanted=1.95
 tests=no
+drivers=no
 
 usage() {
   cat <<TEXT
-usage: scripts/install.sh [--tests]
+usage: scripts/install.sh [--tests] [--drivers]
 
   --tests   also etcd, HAProxy, PgBouncer, openssl and Python's venv (for Patroni itself, from PyPI),
             which the tests and benchmarks start
+  --drivers what `make drivers` needs on top of it to build drivers written in C
 
 Needs root or sudo only if a package is missing. Rust $rust_wanted or newer is required as well;
 it is installed through rustup if rustup is there.
@@ -27,6 +29,7 @@ fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
 for argument in "$@"; do
   case $argument in
     --tests) tests=yes ;;
+    --drivers) drivers=yes ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
   esac
@@ -38,6 +41,10 @@ has_command() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
 has_postgres() { compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || has_command postgres; }
 # Patroni runs as the OS user of the servers, so it is Debian's Python that counts.
 has_venv() { /usr/bin/python3 -c 'import ensurepip, venv' >/dev/null 2>&1; }
+has_libpq() { [ -e "$(pg_config --includedir 2>/dev/null)/libpq-fe.h" ]; }
+has_python_headers() {
+  python3 -c 'import os, sysconfig as s; exit(not os.path.exists(s.get_path("include") + "/Python.h"))' 2>/dev/null
+}
 has_protos() { [ -e /usr/include/google/protobuf/empty.proto ] || [ -n "${PROTOC_INCLUDE:-}" ]; }
 
 missing=()
@@ -57,6 +64,10 @@ list_missing() {
     need openssl has_command openssl
     need pgbouncer has_command pgbouncer
     need python3-venv has_venv
+  fi
+  if [ "$drivers" = yes ]; then
+    need libpq-dev has_libpq
+    need python3-dev has_python_headers
   fi
 }
 

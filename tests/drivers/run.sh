@@ -6,8 +6,9 @@
 #
 # Fetches each suite from its public registry (source distributions of PyPI, the crate), starts one
 # server and one proxy, runs each suite against both, and prints a table. Ends with 1 if a test
-# passes directly and not through the proxy, and exceptions.txt beside this file does not name it;
-# such a test is tried once more on both sides first, because the suites measure times.
+# passes directly and not through the proxy, and exceptions.txt beside this file does not name it.
+# A suite with such a test runs once more through the proxy, because the suites measure times; what
+# passed in one of the two runs has passed.
 #
 # KORNAK_BIN   the binary to test (default: target/debug/kornak)
 # KEEP=1       leave the directory with all outputs
@@ -16,7 +17,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-kornak=${KORNAK_BIN:-$root/target/debug/kornak}
+kornak=$(realpath -m "${KORNAK_BIN:-$root/target/debug/kornak}")
 bin=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)
 export PATH="$bin:$PATH"
 password=pw

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use kornak_tests::load::{Doing, Kind, Load, LoadSpec, Report};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
+use kornak_tests::run::wait::strict_timing;
 
 /// Room for a shared machine where a bound is about the machine and not about the protocol.
 fn slack() -> Duration {
-    let strict = std::env::var_os("KORNAK_STRICT_TIMING").is_some_and(|value| value == "1");
-    if strict { Duration::ZERO } else { Duration::from_secs(5) }
+    if strict_timing() { Duration::ZERO } else { Duration::from_secs(5) }
 }
 
 /// The table of what each client gets: in a transaction 40001, in flight 08007, else it waits.

@@ -310,6 +310,19 @@ impl Cluster {
         Ok(())
     }
 
+    /// The same to whoever may take over, which then leads: each node in turn, and in synchronous
+    /// mode the synchronous standby. Answers with what was done.
+    pub async fn switchover_to_the_next(&self) -> Result<String> {
+        let leader = self.leader().await?;
+        let candidate = self.sync_standby(Duration::from_secs(20)).await;
+        let began = Instant::now();
+        self.switchover(&leader, &candidate).await?;
+        let took = began.elapsed();
+        let leads = self.leader().await?;
+        ensure!(leads == candidate, "{leads} leads after a switchover to {candidate}");
+        Ok(format!("{leader} -> {candidate}, the command took {took:.2?}"))
+    }
+
     /// The same by `POST /switchover`; the answer's code and text.
     pub async fn post_switchover(&self, leader: &str, candidate: &str) -> Result<(u16, String)> {
         let body = json!({"leader": leader, "candidate": candidate});

@@ -3,6 +3,11 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+/// Whether bounds are what the documentation promises, without room for a machine that is shared.
+pub fn strict_timing() -> bool {
+    std::env::var_os("KORNAK_STRICT_TIMING").is_some_and(|value| value == "1")
+}
+
 /// How often a level is looked at. Short, for tests measure with it.
 const STEP: Duration = Duration::from_millis(20);
 

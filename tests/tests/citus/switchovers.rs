@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use kornak_tests::load::{Load, LoadSpec};
 use kornak_tests::run::citus::{CitusCluster, CitusSpec};
+use kornak_tests::run::wait::strict_timing;
 
 use super::{Loads, SOON, distribute, needs_citus, nothing_was_noticed};
 
@@ -17,8 +18,7 @@ fn switchovers() -> usize {
 
 /// The promise, and what a busy machine may make of it.
 fn gap_limit() -> Duration {
-    let strict = std::env::var_os("KORNAK_STRICT_TIMING").is_some_and(|value| value == "1");
-    if strict { Duration::from_millis(500) } else { Duration::from_secs(5) }
+    if strict_timing() { Duration::from_millis(500) } else { Duration::from_secs(5) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
