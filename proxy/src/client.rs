@@ -385,13 +385,7 @@ impl Client {
                 tokio::time::timeout(limit, opened.connected.replay(&replay, owed)).await;
             match replayed {
                 Ok(Ok(0)) => {}
-                Ok(Ok(failed)) => {
-                    tracing::debug!(
-                        session = self.talk.handle.id,
-                        failed,
-                        "part of a session's state was refused"
-                    );
-                }
+                Ok(Ok(_)) => return Err(self.state_refused()),
                 // The new server broke: the request is still held, the next round finds another.
                 Ok(Err(_)) | Err(_) => return Ok(()),
             }
@@ -400,6 +394,16 @@ impl Client {
         count(&self.talk.shared.metrics.moved);
         self.link(opened);
         Ok(())
+    }
+
+    /// A server does not take what the session holds: without it, it must not go on.
+    fn state_refused(&self) -> End {
+        tracing::warn!(session = self.talk.handle.id, "a server refuses what a session holds");
+        let text = "what the session holds cannot be restored on another server connection";
+        self.talk.shared.metrics.error(ADMIN_SHUTDOWN);
+        End::Told(ErrorFields::fatal(ADMIN_SHUTDOWN, text).hint(
+            "The role, a parameter or a table of a prepared statement may be gone; reconnect.",
+        ))
     }
 
     /// A server connection that must not be used any more is closed; between transactions the

@@ -71,8 +71,14 @@ async fn a_session_takes_its_state_along() {
     let statement = client.prepare("SELECT $1::int + 1").await.unwrap();
     let pinned = connect(proxy.port(0)).await.unwrap();
     pinned.batch_execute("CREATE TEMP TABLE mine (a int)").await.unwrap();
+    let bereft = connect(proxy.port(0)).await.unwrap();
+    bereft.batch_execute("CREATE ROLE guest").await.unwrap();
+    bereft.batch_execute("SET ROLE guest").await.unwrap();
+    a.sql().await.batch_execute("DROP ROLE guest").await.unwrap();
     a.stop("fast");
     b.promote();
+    // It is not given a session in which it would be somebody else.
+    assert_eq!(code(&bereft.batch_execute("SELECT 1").await.unwrap_err()), "57P01");
     assert_eq!(one(&client, "SHOW work_mem").await, "5MB");
     assert_eq!(one(&client, "SHOW search_path").await, "pg_catalog");
     let row = client.query_one(&statement, &[&41]).await.unwrap();

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kornak_protocol::error::ErrorFields;
 use kornak_protocol::params::Parameters;
-use kornak_protocol::sqlstate::ADMIN_SHUTDOWN;
 use kornak_protocol::{backend, frontend};
 
 use super::{Client, End};
@@ -66,19 +64,7 @@ impl Client {
                 self.talk.link = Some(link);
                 Ok(())
             }
-            Ok(_) => {
-                tracing::warn!(
-                    session = self.talk.handle.id,
-                    "a session's settings are refused by the server now"
-                );
-                let fields = ErrorFields::fatal(
-                    ADMIN_SHUTDOWN,
-                    "the session's settings cannot be restored on another server connection",
-                )
-                .hint("The role or a parameter that the session had set may be gone; reconnect.");
-                self.talk.shared.metrics.error(ADMIN_SHUTDOWN);
-                Err(End::Told(fields))
-            }
+            Ok(_) => Err(self.state_refused()),
             // It broke: nothing was forwarded, the request asks again.
             Err(_) => {
                 self.talk.handle.set_server(&self.talk.shared.nobody, None);
