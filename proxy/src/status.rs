@@ -31,6 +31,7 @@ pub struct Status {
     pub gate: GateStatus,
     pub groups: BTreeMap<u32, GroupStatus>,
     pub sessions: SessionStatus,
+    pub pools: Vec<PoolStatus>,
     pub errors: BTreeMap<String, u64>,
     /// What a person should look at, by place.
     pub trouble: BTreeMap<&'static str, String>,
@@ -80,6 +81,21 @@ pub struct SessionStatus {
     pub by_state: BTreeMap<&'static str, usize>,
     pub by_listener: BTreeMap<String, usize>,
     pub pinned: BTreeMap<&'static str, usize>,
+}
+
+/// The server connections of one role to one database through one listener.
+#[derive(Debug, Serialize)]
+pub struct PoolStatus {
+    pub listener: String,
+    pub user: String,
+    pub database: String,
+    pub clients: usize,
+    pub waiting: usize,
+    /// How long the one that has waited longest has waited.
+    pub longest_wait_seconds: f64,
+    pub idle: usize,
+    pub lent: usize,
+    pub opening: usize,
 }
 
 /// Serves the status until told to stop.
@@ -139,9 +155,33 @@ fn look(shared: &Shared) -> Status {
         },
         groups: groups.collect(),
         sessions: sessions(shared),
+        pools: pools(shared),
         errors: shared.metrics.errors(),
         trouble: shared.trouble.lock().iter().map(|(k, v)| (*k, v.clone())).collect(),
     }
+}
+
+fn pools(shared: &Shared) -> Vec<PoolStatus> {
+    let listeners = &shared.settings.listeners;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let counts = shared.lender.counts().into_iter();
+    let mut pools: Vec<PoolStatus> = counts
+        .map(|(listener, user, database, count)| PoolStatus {
+            listener: listeners.get(listener).map(|it| it.name.clone()).unwrap_or_default(),
+            user: text(&user),
+            database: text(&database),
+            clients: count.clients,
+            waiting: count.waiting,
+            longest_wait_seconds: count.longest_wait.as_secs_f64(),
+            idle: count.idle,
+            lent: count.lent,
+            opening: count.opening,
+        })
+        .collect();
+    pools.sort_by(|a, b| {
+        (&a.listener, &a.user, &a.database).cmp(&(&b.listener, &b.user, &b.database))
+    });
+    pools
 }
 
 fn sessions(shared: &Shared) -> SessionStatus {
@@ -219,6 +259,19 @@ async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
     }
     for (reason, n) in &status.sessions.pinned {
         let _ = write!(out, "pinned by {reason}: {n} &nbsp; ");
+    }
+    for pool in &status.pools {
+        let _ = write!(
+            out,
+            "pool of {} on {} through {}: {} clients, {} waiting, {} lent, {} idle &nbsp; ",
+            html(&pool.user),
+            html(&pool.database),
+            html(&pool.listener),
+            pool.clients,
+            pool.waiting,
+            pool.lent,
+            pool.idle
+        );
     }
     for (code, n) in &status.errors {
         let known = SqlState::from_bytes(code.as_bytes()).is_some();

@@ -161,7 +161,28 @@ async fn a_pool_in_front_of_a_server() -> Result<()> {
     a_cancel_reaches_its_own_query_only(&pool).await.context("cancel")?;
     a_connection_that_ends_while_idle_is_noticed_by_nobody(&pool).await.context("ended")?;
     ensure!(pool.servers().await? <= SIZE, "too many connections");
+    the_status_shows_the_pool(&pool).await.context("status")?;
     pool.scratch.passed();
+    Ok(())
+}
+
+async fn the_status_shows_the_pool(pool: &Pool) -> Result<()> {
+    let client = pool.client().await?;
+    client.batch_execute("BEGIN").await?;
+    until(SOON, "the pool as it is", || async {
+        let status = pool.proxy.status().get("/status").await.and_then(|it| it.json());
+        let pools = status.map_err(|error| format!("{error:#}"))?["pools"].clone();
+        let [shown] = pools.as_array().map(Vec::as_slice).unwrap_or_default() else {
+            return Err(pools.to_string());
+        };
+        let fits = shown["listener"] == "primary"
+            && shown["user"] == "app"
+            && (&shown["clients"], &shown["lent"], &shown["waiting"])
+                == (&1.into(), &1.into(), &0.into());
+        if fits { Ok(()) } else { Err(pools.to_string()) }
+    })
+    .await;
+    client.batch_execute("COMMIT").await?;
     Ok(())
 }
 
