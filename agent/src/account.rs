@@ -137,6 +137,7 @@ pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
     let receive = view.xlog.received_location;
     let replay = view.xlog.replayed_location;
     let config = view.cluster.config.clone().unwrap_or_default();
+    let leads = view.leads || view.role == MemberRole::StandbyLeader;
     let member = Member {
         conn_url: format!("postgres://{}/{database}", postgresql.connect_address),
         api_url: format!("{}/patroni", ctx.settings.restapi.base_url()),
@@ -147,7 +148,7 @@ pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
             .proxy_address
             .as_ref()
             .map(|address| format!("postgres://{address}/{database}")),
-        checkpoint_after_promote: (view.leads && ctx.checkpoint_pending.load(Ordering::Relaxed))
+        checkpoint_after_promote: (leads && ctx.checkpoint_pending.load(Ordering::Relaxed))
             .then_some(false),
         tags: view.tags.clone(),
         pending_restart: view.pending_restart.is_some(),

@@ -7,23 +7,28 @@
 //! Time is counted from before each write; a step that comes too late is not taken. See
 //! `kornak_cluster::handover` for the phases and SAFETY scenarios A5, A6, A8, A14.
 
+mod error;
+pub mod standby_cluster;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_cluster::{
     ClusterState, FailoverRequest, Handover, HandoverPhase, Lsn, Moment, ProxyRegistration,
 };
-use kornak_dcs::{Compare, DcsError, LeaseId, Op, Txn};
+use kornak_dcs::{Compare, LeaseId, Op, Txn};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, warn};
+
+pub use error::HandoverError;
 
 use crate::citus::notify::Paused;
 use crate::context::Context;
 use crate::guard::boottime_now;
 use crate::ha::switchover::{self, Busy, Gate, Refusal};
-use crate::ha::{PrimaryFacts, Server};
+use crate::ha::{PrimaryFacts, Server, StandbyRow};
 use crate::lease::ClaimError;
-use crate::postgres::{SqlError, StartAs, StopMode, Upstream};
+use crate::postgres::{StartAs, StopMode, Upstream};
 
 /// Lease of the record, and of the leader key from `prepare` on: dying in a handover costs this
 /// much, not a whole ttl. etcd's leases cannot be relied on to be much shorter.
@@ -56,34 +61,6 @@ pub enum Stragglers {
     Terminate,
 }
 
-/// Why a handover did not happen. Until `switch` nobody notices; afterwards the message says where
-/// the primary is.
-#[derive(Debug, thiserror::Error)]
-pub enum HandoverError {
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    #[error("the leader key was lost before the switch")]
-    Lease(#[source] ClaimError),
-    #[error("the store did not take the handover record")]
-    Store(#[source] DcsError),
-    #[error("somebody changed the handover record")]
-    RecordChanged,
-    #[error("checkpoint before the handover")]
-    Checkpoint(#[source] SqlError),
-    #[error("end transactions that outlast every drain")]
-    Stragglers(#[source] SqlError),
-    #[error(
-        "transactions kept running for {0:?}; end them, or ask for a switchover that ends them"
-    )]
-    NeverDrained(Duration),
-    #[error("the server did not stop in time and was started again in place")]
-    NotStopped,
-    #[error("{candidate} did not take over, the server was started again in place")]
-    NotTaken { candidate: String },
-    #[error("the server has stopped and could not be started again in place: {why}")]
-    Stuck { why: String },
-}
-
 struct Run<'a> {
     ctx: &'a Context,
     record: Handover,
@@ -106,7 +83,7 @@ pub async fn hand_over(
     stragglers: Stragglers,
 ) -> Result<String, HandoverError> {
     let held = ctx.keeper.held().ok_or(Refusal::NotLeader)?;
-    let (cluster, candidate) = choose(ctx, asked).await?;
+    let (cluster, candidate) = choose(ctx, asked, of_primary).await?;
     let mut run = begin(ctx, Some(&candidate), held.epoch).await?;
     info!(candidate = %candidate, "handover begun");
     run.until_drained(&cluster, drain_timeout, stragglers).await?;
@@ -119,6 +96,7 @@ pub async fn hand_over(
 async fn choose(
     ctx: &Context,
     asked: Option<&str>,
+    standing: impl Fn(&Context) -> Option<(Vec<StandbyRow>, Lsn)>,
 ) -> Result<(ClusterState, String), HandoverError> {
     let began = boottime_now();
     loop {
@@ -130,12 +108,11 @@ async fn choose(
             warn!("the server gives no fresh answer about its standbys");
         }
         let cluster = ctx.cluster();
-        let Some(facts) = primary_facts(ctx) else { return Err(Refusal::NotLeader.into()) };
-        let refusal =
-            match switchover::candidate(&ctx.name, &cluster, &facts.standbys, facts.lsn, asked) {
-                Ok(candidate) => return Ok((cluster, candidate)),
-                Err(refusal) => refusal,
-            };
+        let (rows, lsn) = standing(ctx).ok_or(Refusal::NotLeader)?;
+        let refusal = match switchover::candidate(&ctx.name, &cluster, &rows, lsn, asked) {
+            Ok(candidate) => return Ok((cluster, candidate)),
+            Err(refusal) => refusal,
+        };
         let may_pass = matches!(
             refusal,
             Refusal::NotSynchronous | Refusal::NoneFit | Refusal::NotStreaming { .. }
@@ -170,6 +147,10 @@ pub async fn restart_in_place(
     let started = start_again(ctx, limit).await;
     run.abandon().await;
     started
+}
+
+fn of_primary(ctx: &Context) -> Option<(Vec<StandbyRow>, Lsn)> {
+    primary_facts(ctx).map(|facts| (facts.standbys, facts.lsn))
 }
 
 fn primary_facts(ctx: &Context) -> Option<PrimaryFacts> {

@@ -7,10 +7,12 @@ mod synchronous;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kornak_cluster::{ClusterState, HandoverPhase, HistoryEntry, Lsn, Status};
 use kornak_dcs::{Compare, DcsError, Op, Txn};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
@@ -58,6 +60,8 @@ enum LeadError {
 struct Done {
     /// Leadership (its key's creation) after which the checkpoint was begun.
     checkpointed: Option<u64>,
+    /// The last restartpoint that a standby cluster's leader asked for, and when.
+    restartpoint: Option<(Instant, JoinHandle<()>)>,
     /// `status` changes with every commit, and is written once in [`EVERY`].
     status_at: Option<Instant>,
     gone_since: GoneSince,
@@ -142,12 +146,13 @@ fn leads_standby_cluster(ctx: &Context) -> Option<(StandbyFacts, ClusterState)> 
 }
 
 async fn standby_round(
-    ctx: &Context,
+    ctx: &Arc<Context>,
     facts: &StandbyFacts,
     cluster: &ClusterState,
     done: &mut Done,
 ) -> Result<(), LeadError> {
     fencing::standby_leader(ctx).await?;
+    restartpoint(ctx, &mut done.restartpoint);
     identity(ctx, cluster).await?;
     failsafe(ctx, cluster).await?;
     if done.status_at.is_none_or(|at| at.elapsed() >= EVERY) {
@@ -273,7 +278,7 @@ async fn failsafe(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
     wanted
         .entry(ctx.name.clone())
         .or_insert_with(|| format!("{}/patroni", ctx.settings.restapi.base_url()));
-    let rests_on_members = ctx.failsafe_active.load(std::sync::atomic::Ordering::Relaxed);
+    let rests_on_members = ctx.failsafe_active.load(Ordering::Relaxed);
     if on && !rests_on_members && cluster.failsafe.as_ref() != Some(&wanted) && !wanted.is_empty() {
         *ctx.unproven_failsafe.lock() = Some(wanted.clone());
         let put = Txn::just(Op::put(ctx.keys.failsafe(), json(&wanted)));
@@ -328,7 +333,7 @@ fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<u64>
         return;
     }
     *done = Some(leader.epoch.revision);
-    ctx.checkpoint_pending.store(true, std::sync::atomic::Ordering::Relaxed);
+    ctx.checkpoint_pending.store(true, Ordering::Relaxed);
     let ctx = Arc::clone(ctx);
     let work = async move {
         if let Err(error) = ctx.postgres.checkpoint().await {
@@ -337,8 +342,34 @@ fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<u64>
                 "checkpoint after the promotion failed"
             );
         }
-        ctx.checkpoint_pending.store(false, std::sync::atomic::Ordering::Relaxed);
+        ctx.checkpoint_pending.store(false, Ordering::Relaxed);
         ctx.cycle.notify_one();
     };
     tokio::spawn(work.in_current_span());
+}
+
+/// The leader of a standby cluster that has come onto another timeline, by a rewind or because its
+/// primary was promoted: its members can be rewound from here once its control file says so. A
+/// restartpoint may come to nothing as long as no checkpoint of that timeline is replayed, so it is
+/// asked for again.
+fn restartpoint(ctx: &Arc<Context>, asked: &mut Option<(Instant, JoinHandle<()>)>) {
+    let observed = ctx.observed();
+    let Some(status) = &observed.status else { return };
+    let behind = status.checkpoint_timeline < status.timeline;
+    if ctx.checkpoint_pending.swap(behind, Ordering::Relaxed) != behind {
+        ctx.cycle.notify_one();
+    }
+    let under_way =
+        |(at, work): &(Instant, JoinHandle<()>)| at.elapsed() < EVERY || !work.is_finished();
+    if !behind || asked.as_ref().is_some_and(under_way) {
+        return;
+    }
+    let ctx = Arc::clone(ctx);
+    let work = async move {
+        if let Err(error) = ctx.postgres.checkpoint().await {
+            debug!(error = &error as &dyn std::error::Error, "no restartpoint on the new timeline");
+        }
+        ctx.look.notify_one();
+    };
+    *asked = Some((Instant::now(), tokio::spawn(work.in_current_span())));
 }

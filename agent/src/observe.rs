@@ -11,7 +11,9 @@ use tracing::{debug, warn};
 
 use crate::guard::{GuardClient, Watched, boottime_now};
 use crate::ha::{Control, DataDir, PrimaryFacts, Server, StandbyFacts, StandbyRow};
-use crate::postgres::{DataDirState, Postgres, ServerProcess, ServerStatus, SqlError};
+use crate::postgres::{
+    DataDirState, Postgres, ReplicationRow, ServerProcess, ServerStatus, SqlError,
+};
 
 /// Between two looks when nothing happens.
 const EVERY: Duration = Duration::from_secs(1);
@@ -168,19 +170,21 @@ fn facts(status: &ServerStatus, before: &Observation, now: Moment) -> Server {
     Server::Primary(PrimaryFacts {
         timeline: status.timeline,
         lsn: status.position(),
-        standbys: status
-            .replication
-            .iter()
-            .map(|row| StandbyRow {
-                application_name: row.application_name.clone(),
-                streaming: row.state.as_deref() == Some("streaming"),
-                synchronous: matches!(row.sync_state.as_deref(), Some("sync" | "quorum")),
-                flush: row.flush_lsn.unwrap_or_default(),
-            })
-            .collect(),
+        standbys: standbys(status),
         sync_names: status.synchronous_standby_names.clone(),
         sync_names_since,
     })
+}
+
+/// Who replicates from this server.
+pub(crate) fn standbys(status: &ServerStatus) -> Vec<StandbyRow> {
+    let row = |row: &ReplicationRow| StandbyRow {
+        application_name: row.application_name.clone(),
+        streaming: row.state.as_deref() == Some("streaming"),
+        synchronous: matches!(row.sync_state.as_deref(), Some("sync" | "quorum")),
+        flush: row.flush_lsn.unwrap_or_default(),
+    };
+    status.replication.iter().map(row).collect()
 }
 
 /// Host and port of a `primary_conninfo` that Kornak or Patroni wrote; `None` if it names no host.

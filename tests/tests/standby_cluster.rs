@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kornak_tests::run::agent::{AgentSpec, Node, Program};
-use kornak_tests::run::cluster::{Cluster, ClusterSpec};
+use kornak_tests::run::cluster::{Cluster, ClusterSpec, run};
+use kornak_tests::run::kornak;
 use kornak_tests::run::postgres::describe;
 use kornak_tests::run::scratch::Scratch;
 use kornak_tests::run::wait::until;
@@ -56,38 +57,78 @@ async fn configure(node: &Node, change: &Value) -> Result<()> {
     Ok(())
 }
 
+/// A cluster of two with a table in it, and another one of two that follows it.
+struct Pair {
+    near: Cluster,
+    far: [Node; 2],
+    scratch: Scratch,
+}
+
+impl Pair {
+    async fn start() -> Result<Self> {
+        let spec =
+            ClusterSpec { name: "near", nodes: 2, synchronous: false, ..ClusterSpec::default() };
+        let near = Cluster::start(spec).await?;
+        let source = near.node(&near.leader().await?)?;
+        write(source, "CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await;
+        // The other cluster is a copy of this one, and its members cascade from its leader.
+        let scratch = Scratch::new("far");
+        let start = |name: &str| {
+            let spec = AgentSpec {
+                scope: "far".to_owned(),
+                name: name.to_owned(),
+                etcd: near.etcd.endpoints(),
+                ttl: near.spec.ttl,
+                synchronous: false,
+                failsafe: true,
+                dcs: vec![format!("standby_cluster: {{host: 127.0.0.1, port: {}}}", source.port())],
+                ..AgentSpec::default()
+            };
+            Node::start(&scratch, &spec, Program::Kornak)
+        };
+        let far = [start("far0")?, start("far1")?];
+        settled(&far, "standby_leader").await;
+        Ok(Self { near, far, scratch })
+    }
+
+    fn passed(mut self) {
+        self.scratch.passed();
+        self.near.passed();
+    }
+}
+
+/// Waits until a server takes these statements.
+async fn write(node: &Node, statements: &str) {
+    until(LIMIT, &format!("{} takes writes", node.name()), || async {
+        let client = node.connect().await.map_err(|error| describe(&error))?;
+        client.batch_execute(statements).await.map_err(|error| describe(&error))
+    })
+    .await;
+}
+
+/// `kornak demote-cluster` or `promote-cluster` as an operator types it.
+async fn command(node: &Node, words: &[&str]) -> Result<()> {
+    let mut command = kornak::command(words.iter().copied());
+    command.arg("-c").arg(node.file()).arg("--force");
+    let output = run(command).await?;
+    ensure!(
+        output.status.success(),
+        "kornak {words:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_cluster_follows_and_takes_over() -> Result<()> {
-    let spec = ClusterSpec { name: "near", nodes: 2, synchronous: false, ..ClusterSpec::default() };
-    let near = Cluster::start(spec).await?;
-    let leader = near.leader().await?;
-    let source = near.node(&leader)?;
-    source
-        .connect()
-        .await?
-        .batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)")
-        .await?;
-
-    // The other cluster is a copy of this one, and its members cascade from its leader.
-    let mut scratch = Scratch::new("far");
-    let start = |name: &str| {
-        let spec = AgentSpec {
-            scope: "far".to_owned(),
-            name: name.to_owned(),
-            etcd: near.etcd.endpoints(),
-            ttl: near.spec.ttl,
-            synchronous: false,
-            failsafe: true,
-            dcs: vec![format!("standby_cluster: {{host: 127.0.0.1, port: {}}}", source.port())],
-            ..AgentSpec::default()
-        };
-        Node::start(&scratch, &spec, Program::Kornak)
-    };
-    let far = [start("far0")?, start("far1")?];
-    let first = settled(&far, "standby_leader").await;
-    let far_leader = named(&far, &first)?;
-    source.connect().await?.batch_execute("INSERT INTO t VALUES (2)").await?;
-    for node in &far {
+    let pair = Pair::start().await?;
+    let far = &pair.far;
+    let source = pair.near.node(&pair.near.leader().await?)?;
+    let first = settled(far, "standby_leader").await;
+    let far_leader = named(far, &first)?;
+    write(source, "INSERT INTO t VALUES (2)").await;
+    for node in far {
         count(node, 2).await;
     }
     let codes = [("/standby-leader", 200), ("/leader", 200), ("/primary", 503)];
@@ -99,14 +140,9 @@ async fn a_standby_cluster_follows_and_takes_over() -> Result<()> {
 
     // Promoted by taking the section out.
     configure(far_leader, &json!({"standby_cluster": null})).await?;
-    let promoted = settled(&far, "leader").await;
+    let promoted = settled(far, "leader").await;
     assert_eq!(promoted, first);
-    until(LIMIT, "the promoted leader takes writes", || async {
-        let client = far_leader.connect().await.map_err(|error| describe(&error))?;
-        let write = client.batch_execute("INSERT INTO t VALUES (3)").await;
-        write.map_err(|error| describe(&error))
-    })
-    .await;
+    write(far_leader, "INSERT INTO t VALUES (3)").await;
     until(LIMIT, "its REST API says so", || async {
         match far_leader.rest().code("/primary").await {
             Ok(200) => Ok(()),
@@ -114,8 +150,70 @@ async fn a_standby_cluster_follows_and_takes_over() -> Result<()> {
         }
     })
     .await;
+    pair.passed();
+    Ok(())
+}
 
-    scratch.passed();
-    near.passed();
+/// The way of a disaster: the other site was promoted while this one still wrote. This one gives up what
+/// it wrote alone, on both of its members, follows, and in the end leads again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_has_written_becomes_a_standby_cluster_and_a_primary_again() -> Result<()> {
+    let pair = Pair::start().await?;
+    let (near, far) = (&pair.near, &pair.far);
+    let far_leader = named(far, &settled(far, "standby_leader").await)?;
+    let first = near.leader().await?;
+    let near_leader = near.node(&first)?;
+    command(far_leader, &["promote-cluster"]).await?;
+    write(far_leader, "INSERT INTO t VALUES (2)").await;
+    write(near_leader, "INSERT INTO t VALUES (-1)").await;
+    for node in &near.nodes {
+        count(node, 2).await;
+    }
+
+    let port = far_leader.port().to_string();
+    command(near_leader, &["demote-cluster", "--host", "127.0.0.1", "--port", &port]).await?;
+    settled(&near.nodes, "standby_leader").await;
+    write(far_leader, "INSERT INTO t VALUES (3)").await;
+    for node in &near.nodes {
+        count(node, 3).await;
+        let client = node.connect().await?;
+        let row = client.query_one("SELECT count(*) FROM t WHERE i < 0", &[]).await?;
+        assert_eq!(row.get::<_, i64>(0), 0, "{} has kept what it wrote alone", node.name());
+    }
+
+    command(near_leader, &["promote-cluster"]).await?;
+    let leader = settled(&near.nodes, "leader").await;
+    write(near.node(&leader)?, "INSERT INTO t VALUES (4)").await;
+    for node in &near.nodes {
+        count(node, 4).await;
+    }
+    pair.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leadership_of_a_standby_cluster_is_handed_over_as_asked() -> Result<()> {
+    let pair = Pair::start().await?;
+    let far = &pair.far;
+    let source = pair.near.node(&pair.near.leader().await?)?;
+    for value in [2, 3] {
+        let leader = settled(far, "standby_leader").await;
+        let other = far.iter().find(|node| node.name() != leader).context("two nodes")?;
+        let words = ["switchover", "--leader", &leader, "--candidate", other.name()];
+        command(named(far, &leader)?, &words).await?;
+        let now = settled(far, "standby_leader").await;
+        assert_eq!(now, other.name());
+        write(source, &format!("INSERT INTO t VALUES ({value})")).await;
+        for node in far {
+            count(node, value).await;
+        }
+    }
+    until(LIMIT, "a request that is carried out is cleared", || async {
+        let read = ["get", "--print-value-only", "/service/far/failover"];
+        let value = pair.near.etcd.ctl(&read).await.map_err(|error| format!("{error:#}"))?;
+        if value.trim() == "{}" { Ok(()) } else { Err(value) }
+    })
+    .await;
+    pair.passed();
     Ok(())
 }

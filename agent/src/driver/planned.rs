@@ -11,7 +11,7 @@ use super::{BACK_OFF, Driver, End};
 use crate::context::Context;
 use crate::ha::request::{Due, due};
 use crate::ha::{Action, Decision, Job, Lease, Server, Snapshot, Why};
-use crate::handover::{self, Stragglers};
+use crate::handover::{self, Stragglers, standby_cluster};
 use crate::node::{CommandError, CommandResult};
 use crate::postgres::StopMode;
 
@@ -56,6 +56,10 @@ impl Driver {
                 let stragglers = if forced { Stragglers::Terminate } else { Stragglers::Abort };
                 self.hand_over(candidate, limit, stragglers, Asked::Store { revision });
             }
+            Due::Done => {
+                info!(candidate = me, "what was asked for in the store is done");
+                self.clear_request(revision);
+            }
             Due::Drop(why) => {
                 warn!(why = %why, "the request in the store is not carried out");
                 self.clear_request(revision);
@@ -93,7 +97,12 @@ impl Driver {
         }
         let ctx = Arc::clone(&self.ctx);
         self.begin(Job::Handover, async move {
-            let result = handover::hand_over(&ctx, candidate.as_deref(), limit, stragglers).await;
+            let candidate = candidate.as_deref();
+            let result = if standby_cluster::is_led(&ctx) {
+                standby_cluster::hand_over(&ctx, candidate).await
+            } else {
+                handover::hand_over(&ctx, candidate, limit, stragglers).await
+            };
             let said = match &result {
                 Ok(new) => Ok(format!("Successfully switched over to \"{new}\"")),
                 Err(handover::HandoverError::Refused(refusal)) => {

@@ -24,6 +24,8 @@ pub enum Due {
         /// A failover was asked for: what does not end by itself is ended.
         forced: bool,
     },
+    /// The candidate leads, and clears it.
+    Done,
     /// It cannot be carried out and is cleared.
     Drop(Stale),
 }
@@ -33,8 +35,6 @@ pub enum Due {
 pub enum Stale {
     #[error("it names another leader than this node")]
     OtherLeader,
-    #[error("the candidate leads already")]
-    AlreadyLeads,
     #[error("its time has passed while nobody could carry it out")]
     TooLate,
     #[error("its time cannot be read")]
@@ -69,11 +69,11 @@ pub fn due(
             return Due::Drop(Stale::TooLate);
         }
     }
+    if request.member.as_deref() == Some(me) {
+        return Due::Done;
+    }
     if request.leader.as_deref().is_some_and(|leader| leader != me) {
         return Due::Drop(Stale::OtherLeader);
-    }
-    if request.member.as_deref() == Some(me) {
-        return Due::Drop(Stale::AlreadyLeads);
     }
     if paused && request.member.is_none() {
         return Due::Drop(Stale::NeedsCandidate);
@@ -117,9 +117,14 @@ mod tests {
     }
 
     #[test]
+    fn what_the_candidate_has_done_is_cleared() {
+        check(r#"{"member":"a"}"#, false, &Due::Done);
+        check(r#"{"leader":"b","member":"a"}"#, false, &Due::Done);
+    }
+
+    #[test]
     fn what_makes_no_sense_any_more_is_cleared() {
         check(r#"{"leader":"b","member":"c"}"#, false, &Due::Drop(Stale::OtherLeader));
-        check(r#"{"member":"a"}"#, false, &Due::Drop(Stale::AlreadyLeads));
         check(r#"{"leader":"a"}"#, true, &Due::Drop(Stale::NeedsCandidate));
         check(r#"{"leader":"a","member":"b"}"#, true, &to(Some("b")));
     }

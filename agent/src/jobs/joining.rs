@@ -9,7 +9,8 @@ use super::{JobError, STOP_LIMIT};
 use crate::context::Context;
 use crate::ha::upstream::{Source, source};
 use crate::postgres::{
-    LocalEnd, Parameters, RewindNeed, ServerProcess, StartAs, StopMode, Upstream, rewind_need,
+    LocalEnd, Parameters, RewindError, RewindNeed, ServerProcess, StartAs, StopMode, Upstream,
+    rewind_need,
 };
 
 /// A member's server, as one to connect to.
@@ -145,6 +146,10 @@ async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Res
             Ok(()) => {
                 info!("rewound");
                 return Ok(());
+            }
+            // Time mends these: nothing was tried yet, and nothing is thrown away for them.
+            Err(source @ (RewindError::NoCheckpoint(_) | RewindError::Leader(_))) => {
+                return Err(source.into());
             }
             Err(source)
                 if !allows(

@@ -227,7 +227,10 @@ impl Postgres {
             "rewind",
         );
         let client = sql::connect(&config).await.map_err(RewindError::Leader)?;
-        let statement = "SELECT CASE WHEN s.r THEN greatest(w.received_tli, c.timeline_id) \
+        // The view of the receiver is empty for a role without pg_read_all_stats; a standby's control
+        // file knows the timeline from its first restartpoint there on, or from the rewind.
+        let statement = "SELECT CASE WHEN s.r THEN greatest(w.received_tli, c.timeline_id, \
+             (pg_control_recovery()).min_recovery_end_timeline) \
              ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
              c.timeline_id \
              FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) AS s \

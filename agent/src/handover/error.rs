@@ -1,0 +1,40 @@
+//! Why a handover fails.
+
+use std::time::Duration;
+
+use kornak_dcs::DcsError;
+
+use crate::ha::switchover::Refusal;
+use crate::lease::ClaimError;
+use crate::postgres::SqlError;
+
+/// Why a handover did not happen. Until `switch` nobody notices; afterwards the message says where
+/// the primary is.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("the leader key was lost before the switch")]
+    Lease(#[source] ClaimError),
+    #[error("the store did not take the handover record")]
+    Store(#[source] DcsError),
+    #[error("somebody changed the handover record")]
+    RecordChanged,
+    #[error("checkpoint before the handover")]
+    Checkpoint(#[source] SqlError),
+    #[error("end transactions that outlast every drain")]
+    Stragglers(#[source] SqlError),
+    #[error(
+        "transactions kept running for {0:?}; end them, or ask for a switchover that ends them"
+    )]
+    NeverDrained(Duration),
+    #[error("the server did not stop in time and was started again in place")]
+    NotStopped,
+    #[error("{candidate} did not take over, the server was started again in place")]
+    NotTaken { candidate: String },
+    /// In a standby cluster no server was stopped for it.
+    #[error("{candidate} did not take the leader key")]
+    NotLed { candidate: String },
+    #[error("the server has stopped and could not be started again in place: {why}")]
+    Stuck { why: String },
+}
