@@ -126,6 +126,18 @@ pub struct ListenerSettings {
 pub struct FailoverSettings {
     pub keep_sessions: KeepSessions,
     pub unknown_outcome: UnknownOutcome,
+    pub listen: ListenPolicy,
+}
+
+/// What becomes of a session that listens on channels when its server is switched over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ListenPolicy {
+    /// It ends: whoever lost notifications reads again when it has reconnected.
+    #[default]
+    Pin,
+    /// In a planned switchover it listens on the new server before anybody writes there through this
+    /// proxy, and is told by a notice. In a failover it ends all the same.
+    Move,
 }
 
 /// Which sessions outlive a failover without warning.

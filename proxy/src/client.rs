@@ -8,6 +8,8 @@
 //! ```
 
 mod ahead;
+mod examine;
+mod listening;
 mod pooled;
 mod secondary;
 
@@ -67,6 +69,15 @@ pub struct Opened {
     pub generation: u64,
 }
 
+/// When a session may have a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// When the gate is open.
+    Gate,
+    /// Before, as soon as the server has proven itself: it has to listen before anybody writes.
+    Early,
+}
+
 /// How a session ended.
 #[derive(Debug)]
 pub enum End {
@@ -114,6 +125,7 @@ pub async fn open(
     listener: &ListenerSettings,
     identity: Option<&Identity>,
     home: Option<GroupId>,
+    way: Way,
 ) -> Result<Opened, DialError> {
     let since = Instant::now();
     let mut standings = shared.standings.subscribe();
@@ -158,7 +170,7 @@ pub async fn open(
             continue;
         };
         let side = side_on(listener, &candidate);
-        if candidate.leading && shared.gate.is_closed(side) {
+        if candidate.leading && way == Way::Gate && shared.gate.is_closed(side) {
             shared.gate.open(side).await;
             continue;
         }
@@ -254,6 +266,7 @@ impl Client {
         let follows = matches!(self.listener.target, Target::Standbys);
         link.rereads = !link.leading && self.listener.retry_reads;
         link.stands_in = link.leading && follows;
+        self.talk.handle.set_term(link.term);
         self.talk.handle.set_server(&link.node, link.target.clone());
         self.talk.side = link.side;
         self.talk.link = Some(link);
@@ -262,12 +275,17 @@ impl Client {
     /// Runs the session to its end.
     pub async fn run(&mut self) -> End {
         loop {
+            if self.must_listen()
+                && let Err(end) = Box::pin(self.obtain()).await
+            {
+                return end;
+            }
             let stop = self.forward().await;
             let step = match stop {
                 // Boxed: an idle session keeps no room for it.
                 Stop::Wants => Box::pin(self.obtain()).await,
                 Stop::ServerLost(words) => Box::pin(self.lost(words)).await,
-                Stop::Flagged => self.flagged(),
+                Stop::Flagged => Box::pin(self.flagged()).await,
                 Stop::ClientGone => Err(End::Gone),
                 Stop::ClientGarbage => {
                     count(&self.talk.shared.metrics.malformed);
@@ -301,7 +319,7 @@ impl Client {
         let since = Instant::now();
         let shared = Arc::clone(&self.talk.shared);
         let give_up = tokio::time::Instant::now() + shared.settings.limits.hold_timeout;
-        self.drop_stale_link()?;
+        self.drop_stale_link().await?;
         if self.talk.member.is_some() {
             return self.wait_at_gate().await;
         }
@@ -309,17 +327,18 @@ impl Client {
         let way = loop {
             let handle = Arc::clone(&self.talk.handle);
             let (side, linked) = (self.talk.side, self.talk.link.is_some());
+            let way = if self.talk.session.listens() { Way::Early } else { Way::Gate };
             let opening = async {
                 if linked {
                     shared.gate.open(side).await;
                     return Ok(None);
                 }
-                let opened = ahead::open(&shared, &self.listener, &self.identity, side).await;
+                let opened = ahead::open(&shared, &self.listener, &self.identity, side, way).await;
                 match opened {
                     Some(opened) => Ok(Some(opened)),
                     None => {
                         let identity = Some(&self.identity);
-                        open(&shared, &self.listener, identity, self.home).await.map(Some)
+                        open(&shared, &self.listener, identity, self.home, way).await.map(Some)
                     }
                 }
             };
@@ -339,7 +358,7 @@ impl Client {
                     if flags.has(Flags::STOP) || flags.has(Flags::STOP_NOW) {
                         return Err(self.told(Verdict::Shutdown));
                     }
-                    self.drop_stale_link()?;
+                    self.drop_stale_link().await?;
                 }
             }
         };
@@ -347,6 +366,8 @@ impl Client {
         match way {
             Ok(None) => Ok(()),
             Ok(Some(opened)) => self.move_to(opened).await,
+            // Whoever listens nowhere must not believe that it does.
+            Err(DialError::Timeout) if self.must_listen() => Err(self.pinned_end(Pin::Listen)),
             Err(DialError::Timeout) => self.refuse(Verdict::NoServer),
             Err(error) => Err(self.cannot_move(&error)),
         }
@@ -393,6 +414,7 @@ impl Client {
         self.talk.session.moved(&opened.connected.params, &mut self.talk.to_client);
         count(&self.talk.shared.metrics.moved);
         self.link(opened);
+        self.listens_again();
         Ok(())
     }
 
@@ -408,7 +430,7 @@ impl Client {
 
     /// A server connection that must not be used any more is closed; between transactions the
     /// session lives on, unless it is pinned.
-    fn drop_stale_link(&mut self) -> Result<(), End> {
+    async fn drop_stale_link(&mut self) -> Result<(), End> {
         if self.talk.link.is_none() || self.talk.may_use_link() {
             return Ok(());
         }
@@ -421,7 +443,7 @@ impl Client {
         }
         self.check_pin()?;
         if let Some(mut link) = self.talk.link.take() {
-            say_good_bye(&mut link.stream);
+            self.take_leave(&mut link).await;
         }
         self.talk.session.detached();
         self.talk.handle.set_server(&self.talk.shared.nobody, None);
@@ -443,14 +465,16 @@ impl Client {
         }
         match self.talk.session.pinned() {
             None => Ok(()),
-            Some(pin) => {
-                self.talk.shared.metrics.pinned_closed(pin.as_str());
-                Err(self.told(Verdict::Ends(Some(pin))))
-            }
+            Some(pin) => Err(self.pinned_end(pin)),
         }
     }
 
-    fn flagged(&mut self) -> Result<(), End> {
+    fn pinned_end(&self, pin: Pin) -> End {
+        self.talk.shared.metrics.pinned_closed(pin.as_str());
+        self.told(Verdict::Ends(Some(pin)))
+    }
+
+    async fn flagged(&mut self) -> Result<(), End> {
         let flags = self.talk.handle.take_flags();
         self.talk.handle.set_pin(self.talk.session.pinned());
         if flags.has(Flags::STOP_NOW) || (flags.has(Flags::STOP) && self.talk.is_quiet()) {
@@ -461,7 +485,10 @@ impl Client {
         {
             return done;
         }
-        self.drop_stale_link()
+        if flags.has(Flags::EXAMINE) && self.talk.may_ask() {
+            self.examine().await?;
+        }
+        self.drop_stale_link().await
     }
 
     /// The server connection is gone. A FATAL that was meant for this session alone is passed on; one

@@ -9,6 +9,7 @@
 //! Not here: what to do when the path ends ([`crate::client`]), what messages mean
 //! ([`crate::session`]).
 
+mod ask;
 mod io;
 mod link;
 pub mod pooled;
@@ -81,6 +82,8 @@ pub struct Conversation {
     examined: Option<Instant>,
     /// A Flush of ours was sent into an endless batch.
     flushed: bool,
+    /// It was busy when it should have asked its server what it holds.
+    to_ask: bool,
     pub ticket: Ticket,
     pub side: Side,
     pub handle: Arc<Handle>,
@@ -116,6 +119,7 @@ impl Conversation {
             member: None,
             examined: None,
             flushed: false,
+            to_ask: false,
             ticket,
             side,
             handle,
@@ -166,10 +170,10 @@ impl Conversation {
         let data = scratch.get(..kept + n).unwrap_or_default();
         self.pass_to_client(data, cx)?;
         if self.ticket.is_inside() && self.is_quiet() {
-            self.ticket.leave();
-            self.said_again = false;
-            self.handle.set_pin(self.session.pinned());
-            self.handle.set_doing(Doing::Idle);
+            if self.must_ask() {
+                return Err(Stop::Examine);
+            }
+            self.leave_gate();
             if self.member.is_some() {
                 self.rest()?;
             }
@@ -533,7 +537,9 @@ impl Conversation {
     pub fn lose_server(&mut self, sudden: bool) -> Aftermath {
         let may_reread = self.may_reread();
         let half_told = self.link.take().is_some_and(|link| link.scanner.remaining() > 0);
-        if !self.kept.is_empty() {
+        // Who listened must not go on as if nothing had been missed.
+        let may_go_on = !sudden || !self.session.listens();
+        if may_go_on && !self.kept.is_empty() {
             if self.session.forget_harmless() {
                 self.say_again();
                 return Aftermath::Lives;

@@ -5,16 +5,18 @@
 //! that: a leader that has listed the proxies either sees us, or we see its record (SAFETY.md A5).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use kornak_cluster::member::KORNAK_RECORDS_VERSION;
-use kornak_cluster::{Ack, GroupId, Moment, ProxyRegistration};
+use kornak_cluster::{Ack, GroupId, Handover, HandoverPhase, Moment, ProxyRegistration};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Compare, Dcs, DcsError, LeaseId, Op, Txn};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::Sides;
 use crate::hold::{Attempt, Effect, Facts, Hold, State};
+use crate::registry::Flags;
 use crate::shared::{Holding, Shared};
 use crate::topology;
 
@@ -120,17 +122,28 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
     let mut hold = Hold::default();
     let mut topology = shared.topology.subscribe();
     let mut standings = shared.standings.subscribe();
+    // Of the handover that is under way, or was the last.
+    let mut former = String::new();
     loop {
+        let listens_again = shared.listens_again.notified();
         let cluster = Arc::clone(&topology.borrow_and_update());
         let known = Arc::clone(&standings.borrow_and_update());
         let record = cluster.handover.as_ref();
         let group = record.and_then(|record| record.group).unwrap_or(GroupId::COORDINATOR);
+        if let Some(record) = record {
+            former.clone_from(&record.leader);
+        }
+        ask(&shared, record);
         let sides = if cluster.groups.len() > 1 { Sides::ALL } else { Sides::LEADING };
         let facts = Facts {
             record,
             inside: shared.gate.inside(sides),
             serving: known.serving(group).ok().map(|serving| serving.epoch),
             proof: known.proof(group),
+            to_listen: match hold.state() {
+                State::Switching { .. } => shared.registry.to_listen(&former, known.term(group)),
+                _ => 0,
+            },
             max_hold: shared.settings.limits.max_hold,
         };
         let asked = record.map_or(Duration::ZERO, |r| Duration::from_millis(r.max_hold_ms));
@@ -183,11 +196,25 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
         tokio::select! {
             changed = topology.changed() => if changed.is_err() { return },
             _ = standings.changed() => {}
+            () = listens_again => {}
             () = shared.gate.empty(sides), if waiting && !retry_ack => {}
             () = tokio::time::sleep(ACK_PAUSE), if retry_ack => {}
             () = tokio::time::sleep(deadline.unwrap_or_default()), if deadline.is_some() => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// While a handover is prepared, sessions on the leader ask it what they hold: what functions did
+/// shows in no text, and what pins a session may be over (DESIGN.md §6).
+fn ask(shared: &Shared, record: Option<&Handover>) {
+    let leader = record
+        .filter(|record| record.is_understood())
+        .filter(|it| matches!(it.phase, HandoverPhase::Prepare | HandoverPhase::Drain))
+        .map(|record| &record.leader);
+    let asked = shared.asks.swap(leader.is_some(), SeqCst);
+    if let Some(leader) = leader.filter(|_| !asked) {
+        shared.registry.raise_on(leader, Flags::EXAMINE);
     }
 }
 

@@ -26,6 +26,10 @@ const GRACE: Duration = Duration::from_millis(300);
 /// How long a candidate may take to become writable (SAFETY.md A6), and the old leader to notice.
 const PROMOTION: Duration = Duration::from_secs(6);
 
+/// How long everybody waits, once the new server has proven itself, for those who listened on the old
+/// one to listen there: each has to log in and say so, most have logged in before.
+const LISTEN_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Which drain of which handover.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
@@ -53,6 +57,8 @@ pub enum State {
         since: Moment,
         until: Moment,
         proof: u64,
+        /// A server has proven itself: for so long those who listened are waited for.
+        patience: Option<Moment>,
     },
     /// In a Citus cluster: only sessions on workers wait, for their nodes to hear of the new primary.
     Settling {
@@ -73,6 +79,8 @@ pub struct Facts<'a> {
     pub serving: Option<Epoch>,
     /// Number of the newest proof.
     pub proof: u64,
+    /// Sessions that listened on the old server and do not listen on the one that serves yet.
+    pub to_listen: usize,
     /// The longest this proxy lets anybody be held by a drain.
     pub max_hold: Duration,
 }
@@ -111,6 +119,7 @@ impl Hold {
     /// When to look again even if nothing changes.
     pub fn deadline(&self) -> Option<Moment> {
         match &self.state {
+            State::Switching { until, patience: Some(patience), .. } => Some(*until.min(patience)),
             State::Draining { until, .. }
             | State::Switching { until, .. }
             | State::Settling { until, .. } => Some(*until),
@@ -186,7 +195,9 @@ impl Hold {
                 };
                 let until = now + (Duration::from_millis(record.switch_hold_ms) + PROMOTION);
                 out.push(Effect::Close);
-                self.state = State::Switching { attempt: wanted, since, until, proof: facts.proof };
+                let proof = facts.proof;
+                self.state =
+                    State::Switching { attempt: wanted, since, until, proof, patience: None };
             }
         }
     }
@@ -198,15 +209,10 @@ impl Hold {
         now: Moment,
         out: &mut Vec<Effect>,
     ) {
-        let new_leader = facts.serving.is_some_and(|epoch| epoch != record.epoch);
+        // In a Citus cluster the other nodes have to know it as well.
+        let free = record.group.is_none() && self.is_free(facts, Some(record.epoch), now);
         match &self.state {
-            State::Switching { since, until, proof, .. }
-                if now >= *until
-                    // In a Citus cluster the other nodes have to know it as well.
-                    || record.group.is_none()
-                        && facts.serving.is_some()
-                        && (new_leader || facts.proof > *proof) =>
-            {
+            State::Switching { since, until, .. } if now >= *until || free => {
                 out.push(Effect::Open(now.since(*since)));
                 self.state = State::Released { attempt: attempt_of(record), switched: true };
             }
@@ -221,13 +227,9 @@ impl Hold {
 
     /// The coordinator knows its new primary, or the workers' one; workers do not yet.
     fn settle(&mut self, record: &Handover, facts: &Facts<'_>, now: Moment, out: &mut Vec<Effect>) {
-        let new_leader = facts.serving.is_some_and(|epoch| epoch != record.epoch);
+        let free = self.is_free(facts, Some(record.epoch), now);
         match &self.state {
-            State::Switching { since, until, proof, .. }
-                if now < *until
-                    && facts.serving.is_some()
-                    && (new_leader || facts.proof > *proof) =>
-            {
+            State::Switching { since, until, .. } if now < *until && free => {
                 out.push(Effect::OpenMost(now.since(*since)));
                 let attempt = attempt_of(record);
                 self.state = State::Settling { attempt, since: *since, until: *until };
@@ -246,7 +248,20 @@ impl Hold {
         }
     }
 
+    /// Whether sessions may go on: a server has proven itself since the switch, or another than the
+    /// former leader did, and who listened listens there, or was waited for long enough.
+    fn is_free(&mut self, facts: &Facts<'_>, former: Option<Epoch>, now: Moment) -> bool {
+        let State::Switching { proof, patience, .. } = &mut self.state else { return false };
+        let Some(serving) = facts.serving else { return false };
+        let another = former.is_some_and(|former| former != serving);
+        if !another && facts.proof <= *proof {
+            return false;
+        }
+        facts.to_listen == 0 || now >= *patience.get_or_insert(now + LISTEN_PATIENCE)
+    }
+
     fn resume(&mut self, facts: &Facts<'_>, now: Moment, out: &mut Vec<Effect>) {
+        let free = self.is_free(facts, None, now);
         match &self.state {
             State::Open => {}
             State::Released { .. } => self.state = State::Open,
@@ -254,9 +269,8 @@ impl Hold {
                 out.push(Effect::Open(now.since(*since)));
                 self.state = State::Open;
             }
-            State::Switching { since, until, proof, .. } => {
-                let proven = facts.serving.is_some() && facts.proof > *proof;
-                if proven || now >= *until {
+            State::Switching { since, until, .. } => {
+                if free || now >= *until {
                     out.push(Effect::Open(now.since(*since)));
                     self.state = State::Open;
                 }

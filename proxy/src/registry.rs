@@ -29,6 +29,8 @@ impl Flags {
     pub const STOP: Self = Self(4);
     /// The proxy shuts down: end now.
     pub const STOP_NOW: Self = Self(8);
+    /// The server will be switched over: ask it what the session holds.
+    pub const EXAMINE: Self = Self(16);
 
     /// Whether all of `other` are up.
     pub fn has(self, other: Self) -> bool {
@@ -141,6 +143,10 @@ pub struct Handle {
     pin: AtomicU8,
     /// It held advisory locks when its server was asked last ([`crate::sampler`]).
     advisory: AtomicBool,
+    /// It listens on channels that move with it.
+    listens: AtomicBool,
+    /// Term of its server.
+    term: AtomicU64,
     /// Name of its server; empty if none.
     node: Mutex<Arc<str>>,
     target: Mutex<Option<CancelTarget>>,
@@ -223,6 +229,17 @@ impl Handle {
         self.advisory.load(Ordering::Relaxed)
     }
 
+    /// Shows whether it listens on channels that move with it.
+    #[inline]
+    pub fn set_listens(&self, listens: bool) {
+        self.listens.store(listens, Ordering::Release);
+    }
+
+    /// Shows the term of its server.
+    pub fn set_term(&self, term: u64) {
+        self.term.store(term, Ordering::Release);
+    }
+
     /// Shows which server it is on.
     pub fn set_server(&self, node: &Arc<str>, target: Option<CancelTarget>) {
         *self.node.lock() = Arc::clone(node);
@@ -283,6 +300,8 @@ impl Registry {
             doing: AtomicU8::new(Doing::Login as u8),
             pin: AtomicU8::new(NO_PIN),
             advisory: AtomicBool::new(false),
+            listens: AtomicBool::new(false),
+            term: AtomicU64::new(0),
             node: Mutex::new("".into()),
             target: Mutex::new(None),
         });
@@ -306,6 +325,28 @@ impl Registry {
     /// Every session, in no order.
     pub fn all(&self) -> Vec<Arc<Handle>> {
         self.sessions.lock().values().cloned().collect()
+    }
+
+    /// How many sessions listened on a server that was switched over, and do not listen on its
+    /// successor yet, which serves in this term. Those that have no server count whatever group it was
+    /// of.
+    pub fn to_listen(&self, former: &str, term: u64) -> usize {
+        let waits = |handle: &&Arc<Handle>| {
+            handle.listens.load(Ordering::Acquire) && {
+                let node = handle.node();
+                node.is_empty() || *node == *former && handle.term.load(Ordering::Acquire) != term
+            }
+        };
+        self.sessions.lock().values().filter(waits).count()
+    }
+
+    /// Every session on this server looks at what the flag asks for.
+    pub fn raise_on(&self, server: &str, flag: Flags) {
+        for handle in self.all() {
+            if *handle.node() == *server {
+                handle.raise(flag);
+            }
+        }
     }
 
     /// How many there are.

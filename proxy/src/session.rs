@@ -23,7 +23,7 @@ mod tests;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use kornak_config::proxy::{FailoverSettings, KeepSessions, UnknownOutcome};
+use kornak_config::proxy::{FailoverSettings, KeepSessions, ListenPolicy, UnknownOutcome};
 use kornak_protocol::backend;
 use kornak_protocol::error::{ErrorView, Severity};
 use kornak_protocol::frame::Seen;
@@ -115,6 +115,29 @@ impl Session {
     /// What becomes of it when its server is lost.
     pub fn set_policy(&mut self, policy: FailoverSettings) {
         self.policy = policy;
+        if policy.listen == ListenPolicy::Move {
+            self.journal.move_channels();
+        }
+    }
+
+    /// Whether it listens on channels that move with it.
+    pub fn listens(&self) -> bool {
+        self.journal.listens()
+    }
+
+    /// On how many channels.
+    pub fn channels(&self) -> usize {
+        self.journal.channels()
+    }
+
+    /// Names of parameters of its own that the session may have set; no server lists them.
+    pub fn custom(&self) -> impl Iterator<Item = &[u8]> {
+        self.journal.custom()
+    }
+
+    /// What the client has been told of its server.
+    pub fn told(&self) -> &Parameters {
+        &self.told
     }
 
     /// Adds a reason not to move.
@@ -340,6 +363,8 @@ impl Session {
             (false, true) => self.journal.pinned_for_certain(),
             (false, false) => self.journal.pinned(),
         };
+        // What was sent meanwhile never reaches it, and nobody was held back until it listened again.
+        let pinned = pinned.or((sudden && self.listens()).then_some(Pin::Listen));
         self.journal.lost_server();
         self.unconfirmed = false;
         if half_told || pipeline.is_terminated() {

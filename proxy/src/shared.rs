@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -28,6 +28,9 @@ use crate::verifiers::Verifiers;
 /// Logins to one server at once. A mass of sessions that move costs a server 5 to 10 ms each; more
 /// at once would only make each of them slower.
 pub const MAX_LOGINS_PER_SERVER: usize = 64;
+
+/// Sessions that ask at once what they hold, before a switchover: clients go on working meanwhile.
+const MAX_QUESTIONS: usize = 16;
 
 /// Kinds of sessions (startup packets) whose parameters are remembered for logins that are answered
 /// while no server is there. An application has a few; 1,024 cost 2 MB.
@@ -68,6 +71,12 @@ pub struct Shared {
     pub lender: Arc<Lender>,
     /// Name of no server.
     pub nobody: Arc<str>,
+    /// A planned handover is being prepared: who becomes idle asks its server what it holds.
+    pub asks: AtomicBool,
+    /// Room for questions to servers what a session holds.
+    pub asking: Semaphore,
+    /// A session listens again on its new server.
+    pub listens_again: Notify,
     /// Grows whenever a connection might have to be given up; sessions look before they start a
     /// transaction.
     generation: AtomicU64,
@@ -131,6 +140,9 @@ impl Shared {
             rules: ArcSwap::from_pointee(settings.auth.rules.clone()),
             lender,
             nobody: "".into(),
+            asks: AtomicBool::new(false),
+            asking: Semaphore::new(MAX_QUESTIONS),
+            listens_again: Notify::new(),
             generation: AtomicU64::new(1),
             doubts: Mutex::new(HashMap::new()),
             doubted: Notify::new(),

@@ -11,8 +11,8 @@ use super::store::strip_scheme;
 use crate::address::{HostPort, Listen};
 use crate::proxy::{
     AuthMethod, AuthSettings, Balance, ClientTls, FailoverSettings, KeepSessions, LimitSettings,
-    ListenerSettings, PoolMode, PoolSettings, ProxySettings, ProxyTls, ServerSideTls, Source,
-    SslMode, StaticMember, Target, UnknownOutcome,
+    ListenPolicy, ListenerSettings, PoolMode, PoolSettings, ProxySettings, ProxyTls, ServerSideTls,
+    Source, SslMode, StaticMember, Target, UnknownOutcome,
 };
 use crate::rules::{ClientCert, Method};
 use crate::section::Section;
@@ -374,13 +374,15 @@ fn both(section: &Section<'_>) -> Option<(PathBuf, PathBuf)> {
 }
 
 fn failover(section: &Section<'_>) -> FailoverSettings {
-    section.only(&["keep_sessions", "unknown_outcome"]);
+    section.only(&["keep_sessions", "unknown_outcome", "listen"]);
     let keep =
         [("clean", KeepSessions::Clean), ("all", KeepSessions::All), ("none", KeepSessions::None)];
     let outcome = [("error", UnknownOutcome::Error), ("close", UnknownOutcome::Close)];
+    let listen = [("pin", ListenPolicy::Pin), ("move", ListenPolicy::Move)];
     FailoverSettings {
         keep_sessions: section.word("keep_sessions", &keep).unwrap_or_default(),
         unknown_outcome: section.word("unknown_outcome", &outcome).unwrap_or_default(),
+        listen: section.word("listen", &listen).unwrap_or_default(),
     }
 }
 

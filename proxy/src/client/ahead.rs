@@ -9,22 +9,23 @@ use std::sync::Arc;
 use kornak_cluster::{GroupId, HandoverPhase, Topology};
 use kornak_config::proxy::{ListenerSettings, Target};
 
-use super::{Identity, Opened, dial};
+use super::{Identity, Opened, Way, dial};
 use crate::backend::Address;
 use crate::gate::Side;
 use crate::route::Candidate;
 use crate::shared::Shared;
 
-/// Waits until the gate is open, and answers a connection to the new leader if there was time to
-/// open one.
+/// Waits until the gate is open, or, if that is too late, a server has proven itself, and answers a
+/// connection to the new leader if there was time to open one.
 pub(super) async fn open(
     shared: &Shared,
     listener: &ListenerSettings,
     identity: &Identity,
     side: Side,
+    way: Way,
 ) -> Option<Opened> {
     if !shared.gate.is_closed(side) || listener.target != Target::Primary {
-        shared.gate.open(side).await;
+        way_is_free(shared, side, way).await;
         return None;
     }
     let early = dial_candidate(shared, identity, side);
@@ -32,10 +33,10 @@ pub(super) async fn open(
     let opened = tokio::select! {
         biased;
         opened = &mut early => {
-            shared.gate.open(side).await;
+            way_is_free(shared, side, way).await;
             opened?
         }
-        () = shared.gate.open(side) => {
+        () = way_is_free(shared, side, way) => {
             // If a login is under way it is nearly done, unless another server leads now.
             let mut standings = shared.standings.subscribe();
             tokio::select! {
@@ -55,6 +56,18 @@ pub(super) async fn open(
         let _ = opened.connected.params.set(b"in_hot_standby", b"off");
     }
     Some(opened)
+}
+
+async fn way_is_free(shared: &Shared, side: Side, way: Way) {
+    match way {
+        Way::Gate => shared.gate.open(side).await,
+        // Whoever is opened ahead leads the coordinator's group; elsewhere `open` waits.
+        Way::Early => {
+            let mut standings = shared.standings.subscribe();
+            // The sender lives as long as the proxy.
+            let _ = standings.wait_for(|now| now.serving(GroupId::COORDINATOR).is_ok()).await;
+        }
+    }
 }
 
 async fn dial_candidate(shared: &Shared, identity: &Identity, side: Side) -> Option<Opened> {

@@ -1,5 +1,5 @@
 //! What a session whose server connections change hands has to wait for: a connection that must be
-//! told its settings first, and the question whether it still holds what pinned it.
+//! told its settings first, and its turn.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,28 +16,8 @@ use crate::metrics::count;
 use crate::registry::Doing;
 use crate::session::Session;
 use crate::session::answers::Verdict;
-use crate::session::journal::{Examined, Pin};
+use crate::session::journal::Pin;
 use crate::stream::write_all;
-
-/// What a session may hold that keeps its connection from others, one row: advisory locks, temporary
-/// relations, channels, statements of SQL PREPARE, cursors WITH HOLD, its settings as the
-/// statements that would make them again, and who it is.
-const EXAMINE: &str = "\
-    SELECT EXISTS (SELECT FROM pg_catalog.pg_locks \
-                   WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()), \
-           EXISTS (SELECT FROM pg_catalog.pg_class \
-                   WHERE relnamespace = pg_catalog.pg_my_temp_schema()), \
-           EXISTS (SELECT FROM pg_catalog.pg_listening_channels()), \
-           EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql), \
-           EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable), \
-           (SELECT pg_catalog.string_agg(pg_catalog.format(\
-                E'%s\\x02SELECT pg_catalog.set_config(%L, %L, false)', name, name, setting), \
-                E'\\x01' ORDER BY turn) \
-            FROM (SELECT name, setting, 1 FROM pg_catalog.pg_settings WHERE source = 'session' \
-                  UNION ALL \
-                  SELECT 'role', pg_catalog.current_setting('role'), 2 \
-                  WHERE pg_catalog.current_setting('role') <> 'none') AS s (name, setting, turn)), \
-           session_user";
 
 /// What makes a connection as good as new, as far as a server can.
 const DISCARD: &[u8] = b"DISCARD ALL";
@@ -73,41 +53,6 @@ impl Client {
         }
     }
 
-    /// Asks the server what the session holds.
-    pub(super) async fn examine(&mut self) -> Result<(), End> {
-        let Some(mut link) = self.talk.link.take() else { return Ok(()) };
-        let limit = self.talk.shared.settings.limits.connect_timeout;
-        let Some(lease) = &mut link.lease else { return Ok(()) };
-        let mut reported = Parameters::clone(&lease.params);
-        let mut out = BytesMut::new();
-        // A constant text always fits.
-        let _ = frontend::put_query(EXAMINE.as_bytes(), &mut out);
-        let told = tell(&mut link, &out, 1, &mut reported, limit).await;
-        self.talk.link = Some(link);
-        let Ok(answers) = told else { return self.after_loss() };
-        self.talk.to_client.extend_from_slice(&answers.aside);
-        self.talk.session.moved(&reported, &mut self.talk.to_client);
-        let row = answers.rows.first().and_then(|row| backend::data_row(row).ok());
-        let row = row.unwrap_or_default();
-        let held = |at: usize| row.get(at).copied().flatten().is_none_or(|value| *value == *b"t");
-        let settings = row.get(5).copied().flatten();
-        self.talk.session.examined(&Examined {
-            locks: held(0),
-            temporary: held(1),
-            listens: held(2),
-            prepared: held(3),
-            hold_cursor: held(4),
-            settings: settings.unwrap_or_default(),
-            is_itself: row.get(6).copied().flatten() == Some(&self.identity.user),
-        });
-        let pin = self.talk.session.pinned();
-        self.talk.handle.set_pin(pin);
-        if pin.is_none() {
-            self.talk.give_back();
-        }
-        Ok(())
-    }
-
     /// The pool has nothing for the request.
     pub(super) fn denied(&mut self, denied: &Denied) -> Result<(), End> {
         match denied {
@@ -135,7 +80,7 @@ impl Client {
         match waited {
             Some(true) => Ok(()),
             Some(false) => self.refuse(Verdict::NoServer),
-            None => self.flagged(),
+            None => Box::pin(self.flagged()).await,
         }
     }
 
@@ -195,16 +140,16 @@ impl Client {
 
 /// What a server answered to statements of ours.
 #[derive(Debug, Default)]
-struct Answers {
-    failed: usize,
-    rows: Vec<Bytes>,
+pub(super) struct Answers {
+    pub(super) failed: usize,
+    pub(super) rows: Vec<Bytes>,
     /// Notifications, which are the client's.
-    aside: BytesMut,
+    pub(super) aside: BytesMut,
 }
 
 /// Sends statements of ours between transactions and takes the answers, so many ReadyForQuery.
 /// After an error the connection is of no use any more.
-async fn tell(
+pub(super) async fn tell(
     link: &mut Link,
     bytes: &[u8],
     mut owed: usize,

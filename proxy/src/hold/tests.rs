@@ -21,7 +21,14 @@ fn record(phase: HandoverPhase, attempt: u32) -> Handover {
 
 /// Facts of a proxy whose sessions are all outside, and whose leader `a` is proven.
 fn facts(record: Option<&Handover>) -> Facts<'_> {
-    Facts { record, inside: 0, serving: Some(OLD), proof: 1, max_hold: Duration::from_secs(1) }
+    Facts {
+        record,
+        inside: 0,
+        serving: Some(OLD),
+        proof: 1,
+        to_listen: 0,
+        max_hold: Duration::from_secs(1),
+    }
 }
 
 fn at(millis: u64) -> Moment {
@@ -188,4 +195,26 @@ fn a_coordinator_that_never_knows_and_workers_that_never_hear_release_by_our_own
     let proven = Facts { record: Some(&settle), ..proven };
     assert_eq!(step(&mut hold, &proven, 400).len(), 1);
     assert_eq!(step(&mut hold, &proven, 11_100), opened(11_000));
+}
+
+#[test]
+fn who_listened_is_waited_for_and_not_for_long() {
+    let switching = || {
+        let mut hold = Hold::default();
+        let switch = record(HandoverPhase::Switch, 1);
+        assert_eq!(step(&mut hold, &facts(Some(&switch)), 0), [Effect::Close]);
+        hold
+    };
+    let promote = record(HandoverPhase::Promote, 1);
+    let waits = Facts { serving: Some(NEW), proof: 2, to_listen: 3, ..facts(Some(&promote)) };
+    let mut hold = switching();
+    assert_eq!(step(&mut hold, &waits, 200), []);
+    assert_eq!(hold.deadline(), Some(at(700)));
+    assert_eq!(step(&mut hold, &Facts { to_listen: 0, ..waits }, 230), opened(230));
+    let mut hold = switching();
+    step(&mut hold, &waits, 200);
+    // The record is gone; they still do not listen.
+    let gone = Facts { record: None, ..waits };
+    assert_eq!(step(&mut hold, &gone, 300), []);
+    assert_eq!(step(&mut hold, &gone, 700), opened(700));
 }

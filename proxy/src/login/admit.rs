@@ -16,7 +16,7 @@ use kornak_protocol::txn::TransactionStatus;
 use super::{Admitted, Login, NotAdmitted, Visitor, refuse, silent};
 use crate::backend::DialError;
 use crate::cancel;
-use crate::client::{Identity, Opened, open, side_of};
+use crate::client::{Identity, Opened, Way, open, side_of};
 use crate::metrics::count;
 use crate::registry::Entry;
 use crate::route;
@@ -46,7 +46,8 @@ impl Visitor<'_> {
             None => self.open(Some(&identity)).await.map(Some),
             Some(_) if self.must_wait() => Ok(None),
             Some(_) => {
-                let opening = open(self.shared, self.listener, Some(&identity), self.group);
+                let opening =
+                    open(self.shared, self.listener, Some(&identity), self.group, Way::Gate);
                 match tokio::time::timeout(WELCOME_PATIENCE, opening).await {
                     Ok(opened) => opened.map(Some),
                     Err(_) => Ok(None),
@@ -69,7 +70,7 @@ impl Visitor<'_> {
 
     /// Finds a server, or says so while there is still time to tell the client.
     pub(super) async fn open(&self, identity: Option<&Identity>) -> Result<Opened, DialError> {
-        let opening = open(self.shared, self.listener, identity, self.group);
+        let opening = open(self.shared, self.listener, identity, self.group, Way::Gate);
         tokio::time::timeout(self.patience(), opening).await.map_err(|_| DialError::Timeout)?
     }
 

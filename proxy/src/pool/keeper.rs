@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::spawn_local;
 
 use super::lender::{Lender, Order};
-use crate::client::open;
+use crate::client::{Way, open};
 use crate::forward::Link;
 use crate::shared::Shared;
 use crate::stream::Stream;
@@ -67,7 +67,7 @@ async fn carry_out(lane: usize, shared: Arc<Shared>, order: Order) {
     let listeners = &shared.settings.listeners;
     let Some(listener) = listeners.get(order.kind.listener) else { return };
     let identity = order.kind.identity();
-    match open(&shared, listener, Some(&identity), None).await {
+    match open(&shared, listener, Some(&identity), None, Way::Gate).await {
         Ok(opened) => {
             let (link, params) = Link::new(opened);
             let lifetime = spread(shared.settings.pool.lifetime);

@@ -7,8 +7,11 @@
 //! Not here: `currval`, random seeds and plan caches, which are neither moved nor pin (SAFETY.md
 //! A11), and what functions do out of sight.
 
+mod channels;
+mod custom;
 mod pin;
 mod pooled;
+mod text;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -18,8 +21,10 @@ use kornak_protocol::pipeline::{Fate, Kind, Owner, Unit};
 use kornak_protocol::txn::{CommandTag, TagKind, TransactionStatus};
 
 use crate::pool::statements::Statements;
+use channels::{Channels, Named};
 pub use pin::{Pin, Pins};
 pub use pooled::Examined;
+use text::{Setting, contains_word, last_word, leaves_unseen, setting_name};
 
 /// Bytes of prepared statements kept of one session; a driver's cache of 256 statements of 2 KiB
 /// fits, and ten thousand such sessions are 5 GB at the very worst.
@@ -79,6 +84,9 @@ enum Change {
     Set(Box<[u8]>, Bytes),
     Reset(Box<[u8]>),
     ResetAll,
+    Listen(Box<[u8]>),
+    Unlisten(Box<[u8]>),
+    UnlistenAll,
 }
 
 /// What was set, in the order in which it was: a name and the statement that set it.
@@ -102,6 +110,11 @@ pub struct Journal {
     unnamed_portal: Option<(Statement, Option<Bytes>)>,
     /// In the order they were made; each by the statement that made it.
     settings: Settings,
+    /// Names that only functions set.
+    custom: Vec<Box<[u8]>>,
+    /// It listens on them; empty unless channels move.
+    channels: Channels,
+    channels_move: bool,
     pending: Vec<Change>,
     rolled_back: bool,
     pins: Pins,
@@ -125,6 +138,22 @@ impl Journal {
         self.pins.without(Pin::Opaque).first()
     }
 
+    /// Channels move with the session, instead of pinning it. Not where connections change hands: the
+    /// session keeps one while it listens.
+    pub fn move_channels(&mut self) {
+        self.channels_move = self.statements.is_none();
+    }
+
+    /// Whether the session listens on channels that move.
+    pub fn listens(&self) -> bool {
+        !self.channels.is_empty()
+    }
+
+    /// On how many.
+    pub fn channels(&self) -> usize {
+        self.channels.len()
+    }
+
     /// A simple query is forwarded; `is_whole` tells whether its text is.
     pub fn query(&mut self, sql: &[u8], is_whole: bool) -> Unit {
         let statement = self.judge(sql, is_whole);
@@ -136,13 +165,18 @@ impl Journal {
         let statement = Statement::of(sql, is_whole);
         // CREATE TEMP is followed by its tag, which knows whether it succeeded.
         if statement.kind != StatementKind::CreateTemp && frontend::may_touch_session_state(sql) {
-            self.pins.add(Pin::Opaque);
-            self.unseen |= leaves_unseen(sql);
+            self.opaque(sql, is_whole);
         }
         if statement.kind == StatementKind::CreateTemp && statement.fate == Fate::Unknown {
             self.pins.add(Pin::Temporary);
         }
         statement
+    }
+
+    fn opaque(&mut self, sql: &[u8], is_whole: bool) {
+        self.pins.add(Pin::Opaque);
+        self.unseen |= leaves_unseen(sql) || !is_whole;
+        self.note_custom(sql);
     }
 
     fn note(&mut self, note: Option<Note>) -> u32 {
@@ -320,10 +354,18 @@ impl Journal {
                 None => self.pins.add(Pin::SqlPrepare),
             },
             TagKind::DiscardAll => self.discard_all(),
-            TagKind::Listen => self.pins.add(Pin::Listen),
-            TagKind::Unlisten if text.and_then(|text| last_word(text)).as_deref() == Some(b"*") => {
-                self.pins.remove(Pin::Listen);
-            }
+            TagKind::Listen => match text.and_then(|text| channels::named(text)) {
+                Some(Named::One(name)) if self.channels_move => {
+                    self.pending.push(Change::Listen(name));
+                }
+                _ => self.pins.add(Pin::Listen),
+            },
+            TagKind::Unlisten => match text.and_then(|text| channels::named(text)) {
+                Some(Named::One(name)) => self.pending.push(Change::Unlisten(name)),
+                Some(Named::All) => self.pending.push(Change::UnlistenAll),
+                None if self.channels.is_empty() => {}
+                None => self.pins.add(Pin::Listen),
+            },
             TagKind::DeclareCursor => {
                 let hold = text.is_none_or(|text| contains_word(text, b"hold"));
                 if hold {
@@ -361,6 +403,8 @@ impl Journal {
         self.settings = self.base.clone();
         self.unfit = true;
         self.pending.clear();
+        self.custom.clear();
+        self.channels.clear();
         self.forget_all();
         for pin in [Pin::Temporary, Pin::HoldCursor, Pin::Listen, Pin::Setting, Pin::Opaque] {
             self.pins.remove(pin);
@@ -405,6 +449,16 @@ impl Journal {
                     self.unfit = true;
                 }
             }
+            Change::Listen(name) => {
+                if !self.channels.add(name) {
+                    self.pins.add(Pin::TooMuch);
+                }
+            }
+            Change::Unlisten(name) => self.channels.remove(&name),
+            Change::UnlistenAll => {
+                self.channels.clear();
+                self.pins.remove(Pin::Listen);
+            }
             Change::ResetAll => {
                 self.unfit = true;
                 let stays = |name: &[u8]| name == b"role" || name == b"session authorization";
@@ -440,7 +494,7 @@ impl Journal {
 
     /// Whether a new server needs nothing but the login.
     pub fn is_clean(&self) -> bool {
-        self.settings.is_empty() && self.prepared.is_empty()
+        self.settings.is_empty() && self.prepared.is_empty() && self.channels.is_empty()
     }
 
     /// Appends what a new server has to be told, each with a Sync or as a query of its own, and
@@ -457,16 +511,8 @@ impl Journal {
             frontend::put_sync(out);
             owed += 1;
         }
-        owed
+        owed + self.channels.put(out)
     }
-}
-
-/// Whether a text may leave something in the session that cannot be asked for: connections of dblink,
-/// a replication origin, or a name that is spelled with escapes.
-fn leaves_unseen(sql: &[u8]) -> bool {
-    let lower = sql.to_ascii_lowercase();
-    let has = |name: &[u8]| memchr::memmem::find(&lower, name).is_some();
-    has(b"dblink") || has(b"pg_replication") || has(b"_replication_slot") || has(b"u&\"")
 }
 
 /// Tokens wrap; half of the circle is the past.
@@ -479,7 +525,14 @@ fn remembered(statement: Statement, sql: &[u8], is_whole: bool) -> Option<Bytes>
     use StatementKind as K;
     let matters = matches!(
         statement.kind,
-        K::Set | K::SetLocal | K::Reset | K::Deallocate | K::Declare | K::Unlisten | K::CreateTemp
+        K::Set
+            | K::SetLocal
+            | K::Reset
+            | K::Deallocate
+            | K::Declare
+            | K::Listen
+            | K::Unlisten
+            | K::CreateTemp
     );
     let fits = is_whole && sql.len() <= MAX_NOTE_BYTES && statement.fate != Fate::Unknown;
     (matters && fits).then(|| Bytes::copy_from_slice(sql))
@@ -490,54 +543,4 @@ fn undoes(tag: CommandTag<'_>) -> bool {
     use TagKind as T;
     let ends = [T::Deallocate, T::Unlisten, T::CloseCursor, T::Discard, T::DiscardTemp];
     ends.contains(&tag.kind()) || tag.verb() == b"DROP"
-}
-
-enum Setting {
-    Local,
-    Session(Box<[u8]>),
-    Unknown,
-}
-
-/// Which setting a single SET statement changes.
-fn setting_name(text: &[u8]) -> Setting {
-    let mut words = words(text);
-    if words.next().as_deref() != Some(b"set") {
-        return Setting::Unknown;
-    }
-    let mut name = words.next();
-    if name.as_deref() == Some(b"session") {
-        match words.next().as_deref() {
-            Some(b"characteristics") => {
-                return Setting::Session(b"session characteristics"[..].into());
-            }
-            Some(b"authorization") => return Setting::Session(b"session authorization"[..].into()),
-            next => name = next.map(Into::into),
-        }
-    }
-    match name.as_deref() {
-        Some(b"local" | b"transaction" | b"constraints") => Setting::Local,
-        Some(b"time") => Setting::Session(b"timezone"[..].into()),
-        Some(b"names") => Setting::Session(b"client_encoding"[..].into()),
-        Some(b"schema") => Setting::Session(b"search_path"[..].into()),
-        Some(b"seed" | b"xml") | None => Setting::Unknown,
-        Some(name) => Setting::Session(name.into()),
-    }
-}
-
-/// Lower-case words of a statement; anything that is no word, dot or quote separates them.
-fn words(text: &[u8]) -> impl Iterator<Item = Box<[u8]>> {
-    text.split(|b| b.is_ascii_whitespace() || matches!(b, b'=' | b';' | b','))
-        .filter(|word| !word.is_empty())
-        .map(|word| {
-            let word = word.strip_prefix(b"\"").and_then(|w| w.strip_suffix(b"\"")).unwrap_or(word);
-            word.to_ascii_lowercase().into_boxed_slice()
-        })
-}
-
-fn last_word(text: &[u8]) -> Option<Box<[u8]>> {
-    words(text).last()
-}
-
-fn contains_word(text: &[u8], wanted: &[u8]) -> bool {
-    words(text).any(|word| word.as_ref() == wanted)
 }

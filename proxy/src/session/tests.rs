@@ -494,3 +494,58 @@ fn only_what_changes_nothing_may_be_said_again() {
     assert!(!again(Play::new().done("BEGIN", "BEGIN", InBlock).query("SELECT 1")));
     assert!(!again(Play::new().done("LISTEN x", "LISTEN", Idle).query("BEGIN")), "pinned");
 }
+
+#[test]
+fn who_listens_moves_if_it_is_planned_and_the_settings_say_so() {
+    let listening = |listen: ListenPolicy| {
+        let mut play = Play::new();
+        play.0.set_policy(FailoverSettings { listen, ..FailoverSettings::default() });
+        play.done("LISTEN a", "LISTEN", Idle);
+        play
+    };
+    let ends = Aftermath::Ends(Verdict::Ends(Some(Pin::Listen)));
+    let planned = |play: &mut Play| play.0.lose_server(false, false, &mut BytesMut::new());
+    assert_eq!(planned(&mut listening(ListenPolicy::Pin)), ends);
+    let mut moves = listening(ListenPolicy::Move);
+    assert_eq!((moves.0.pinned(), moves.0.listens()), (None, true));
+    moves.done("BEGIN", "BEGIN", InBlock).done("LISTEN b", "LISTEN", InBlock);
+    moves.done("ROLLBACK", "ROLLBACK", Idle);
+    assert_eq!(planned(&mut moves), Aftermath::Lives);
+    assert_eq!(moves.replay(), ["LISTEN \"a\""], "what was rolled back is not heard");
+    moves.done("UNLISTEN a", "UNLISTEN", Idle);
+    assert!(!moves.0.listens() && moves.0.is_clean());
+    assert_eq!(listening(ListenPolicy::Move).lose(), (ends, Vec::new()), "nobody announced it");
+    let mut unread = listening(ListenPolicy::Move);
+    unread.done("LISTEN b; LISTEN c", "LISTEN", Idle);
+    assert_eq!(unread.0.pinned(), Some(Pin::Listen));
+}
+
+#[test]
+fn what_a_server_says_is_taken_over_from_it() {
+    let mut play = Play::new();
+    let policy = FailoverSettings { listen: ListenPolicy::Move, ..FailoverSettings::default() };
+    play.0.set_policy(policy);
+    play.done("SET my.a = 1", "SET", Idle);
+    play.done("SELECT set_config('my.b', '2', false)", "SELECT 1", Idle);
+    assert_eq!(play.0.custom().collect::<Vec<_>>(), [&b"my.a"[..], b"my.b"], "to be asked for");
+    let found = journal::Examined {
+        locks: false,
+        temporary: false,
+        listens: true,
+        channels: b"1\x02a",
+        prepared: false,
+        hold_cursor: false,
+        settings: b"DateStyle\x02SELECT 1\x01my.b\x02SELECT 2",
+        is_itself: true,
+    };
+    play.0.examined(&found);
+    assert_eq!(play.0.pinned(), None);
+    assert_eq!(play.replay(), ["SELECT 1", "SELECT 2", "LISTEN \"a\""]);
+    play.done("RESET datestyle", "RESET", Idle);
+    assert_eq!(play.replay(), ["SELECT 2", "LISTEN \"a\""], "names are folded as SQL folds them");
+    play.done("SELECT set_config($1, '2', false)", "SELECT 1", Idle);
+    play.0.examined(&found);
+    assert_eq!(play.0.pinned(), Some(Pin::Opaque), "a name that nobody knows cannot be asked for");
+    play.0.examined(&journal::Examined { temporary: true, ..found });
+    assert_eq!(play.0.pinned(), Some(Pin::Temporary));
+}

@@ -1,6 +1,7 @@
 //! A whole cluster of real processes: etcd, one agent for each node with its guard and PostgreSQL,
 //! and a proxy in front.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_postgres::Client;
 
 use super::agent::{AgentSpec, Node, Program};
+use super::certificates::Workshop;
 use super::etcd::Etcd;
 use super::kornak;
 use super::patroni::Patroni;
@@ -48,6 +50,10 @@ pub struct ClusterSpec {
     pub patroni: &'static [usize],
     /// More of the proxy's listener for the primary: `, pool_mode: transaction`.
     pub listener: &'static str,
+    /// More lines below `proxy:`.
+    pub proxy: &'static str,
+    /// The proxy has a certificate.
+    pub tls: bool,
 }
 
 impl Default for ClusterSpec {
@@ -64,6 +70,8 @@ impl Default for ClusterSpec {
             parameters: Vec::new(),
             patroni: &[],
             listener: "",
+            proxy: "",
+            tls: false,
         }
     }
 }
@@ -107,9 +115,16 @@ impl Cluster {
             nodes.push(Node::start(&scratch, &agent_spec(&spec, &etcd, index), program)?);
         }
         let head = format!("scope: demo\netcd3:\n  hosts: [{}]", etcd.endpoints().join(", "));
-        let auth =
-            format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
-        let proxy = Proxy::start_as(&scratch, "proxy", &head, spec.listener, &auth).await?;
+        let mut lines = format!(
+            "auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}\n{}",
+            spec.proxy
+        );
+        if spec.tls {
+            let pair = Workshop::new(&scratch).self_signed("proxy", "localhost")?;
+            let (cert, key) = (pair.cert.display(), pair.key.display());
+            write!(lines, "\ntls: {{client: {{cert: {cert}, key: {key}}}}}")?;
+        }
+        let proxy = Proxy::start_as(&scratch, "proxy", &head, spec.listener, &lines).await?;
         let cluster = Self { spec, nodes, proxy, etcd, scratch, _turn: turn };
         cluster.healthy(START_LIMIT).await;
         cluster.create_app().await?;

@@ -2,17 +2,21 @@
 //! connections past every proxy.
 
 use std::fs;
+use std::future::poll_fn;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio_postgres::{Client, NoTls};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls};
 
 use super::port::Port;
 use super::process::Process;
 use super::scratch::Scratch;
+use super::tls::Require;
 use super::wait::until;
 
 /// Password of the superuser of every server here.
@@ -68,14 +72,39 @@ pub fn program(name: &str) -> Command {
     command
 }
 
-/// Connects with a keyword/value string and drives the connection in a task.
+/// Connects with a keyword/value string and drives the connection in a task. TLS is used if the string
+/// says `sslmode=require`.
 pub async fn connect(conninfo: &str) -> Result<Client, tokio_postgres::Error> {
+    // The client's next call says what happened to the connection.
+    Ok(connect_hearing(conninfo).await?.0)
+}
+
+/// The same, with what the server says unasked: notices and notifications.
+pub async fn connect_hearing(
+    conninfo: &str,
+) -> Result<(Client, UnboundedReceiver<AsyncMessage>), tokio_postgres::Error> {
+    if conninfo.contains("sslmode=require") {
+        let tls = Require::new().expect("the provider has TLS 1.2 and 1.3");
+        let (client, connection) = tokio_postgres::connect(conninfo, tls).await?;
+        return Ok((client, drive(connection)));
+    }
     let (client, connection) = tokio_postgres::connect(conninfo, NoTls).await?;
+    Ok((client, drive(connection)))
+}
+
+fn drive<S, T>(mut connection: Connection<S, T>) -> UnboundedReceiver<AsyncMessage>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (tell, told) = unbounded_channel();
     tokio::spawn(async move {
-        // The client's next call says what happened.
-        let _ = connection.await;
+        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+            // Most do not listen.
+            let _ = tell.send(message);
+        }
     });
-    Ok(client)
+    told
 }
 
 /// The superuser's connection to the server on `port` of this machine.

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use kornak_protocol::frontend::{self, StatementKind};
 use kornak_protocol::pipeline::Fate;
 
-use super::{Journal, MAX_SETTINGS, Pin, Settings, Statement, leaves_unseen, remembered};
+use super::{Journal, MAX_SETTINGS, Pin, Settings, Statement, remembered};
 use crate::pool::statements::{Content, Statements};
 
 /// What a server says that a session holds.
@@ -16,6 +16,8 @@ pub struct Examined<'a> {
     pub locks: bool,
     pub temporary: bool,
     pub listens: bool,
+    /// How many channels, `\x02` and their names, separated by `\x01`.
+    pub channels: &'a [u8],
     pub prepared: bool,
     pub hold_cursor: bool,
     /// Name, `\x02` and the statement that sets it again, separated by `\x01`.
@@ -54,8 +56,7 @@ impl Journal {
             None => (Statement::UNKNOWN, None),
             Some(content) => {
                 if content.is_opaque {
-                    self.pins.add(Pin::Opaque);
-                    self.unseen |= leaves_unseen(&content.body);
+                    self.opaque(&content.body, true);
                 }
                 if content.statement.kind == StatementKind::CreateTemp
                     && content.statement.fate == Fate::Unknown
@@ -119,10 +120,11 @@ impl Journal {
 
     /// The server has said what the session holds.
     pub fn examined(&mut self, found: &Examined<'_>) {
+        let moves = self.adopt_channels(found.channels);
         let pins = [
             (Pin::Advisory, found.locks),
             (Pin::Temporary, found.temporary),
-            (Pin::Listen, found.listens),
+            (Pin::Listen, found.listens && !moves),
             (Pin::SqlPrepare, found.prepared),
             (Pin::HoldCursor, found.hold_cursor),
         ];
@@ -142,6 +144,10 @@ impl Journal {
         self.pins.1 = false;
     }
 
+    fn adopt_channels(&mut self, channels: &[u8]) -> bool {
+        self.channels_move && self.channels.adopt(channels)
+    }
+
     /// Takes over what a server says is set. Answers false if that is too much.
     fn adopt(&mut self, settings: &[u8]) -> bool {
         let mut found = Settings::new();
@@ -151,7 +157,9 @@ impl Journal {
             if found.len() >= MAX_SETTINGS {
                 return false;
             }
-            found.push((name.into(), Bytes::copy_from_slice(text.get(1..).unwrap_or_default())));
+            // As statements name it; servers write some with capitals.
+            let name = name.to_ascii_lowercase().into();
+            found.push((name, Bytes::copy_from_slice(text.get(1..).unwrap_or_default())));
         }
         self.settings = found;
         true

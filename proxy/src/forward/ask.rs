@@ -1,0 +1,41 @@
+//! When a session asks its server what it holds, before a switchover ([`crate::client`] asks).
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::Conversation;
+use crate::registry::Doing;
+use crate::session::journal::Pin;
+
+impl Conversation {
+    /// The session stands between transactions.
+    pub fn leave_gate(&mut self) {
+        self.ticket.leave();
+        self.said_again = false;
+        self.handle.set_pin(self.session.pinned());
+        self.handle.set_listens(self.session.listens());
+        self.handle.set_doing(Doing::Idle);
+    }
+
+    /// Before a switchover: whether the session, which is about to leave the gate, did something since
+    /// it was asked last that may pin it.
+    #[inline]
+    pub(super) fn must_ask(&mut self) -> bool {
+        self.shared.asks.load(Relaxed)
+            && self.is_askable()
+            && (self.session.take_doubt()
+                || std::mem::take(&mut self.to_ask)
+                // It will not come in again before the switchover.
+                || self.shared.gate.is_closed(self.side))
+    }
+
+    /// The same for one that is idle: it goes inside to ask.
+    pub fn may_ask(&mut self) -> bool {
+        self.to_ask = !self.is_quiet();
+        !self.to_ask && self.is_askable() && self.may_use_link() && self.ticket.enter(self.side)
+    }
+
+    fn is_askable(&self) -> bool {
+        let leads = self.link.as_ref().is_some_and(|link| link.leading);
+        leads && self.member.is_none() && self.session.pinned().is_none_or(Pin::can_be_examined)
+    }
+}
