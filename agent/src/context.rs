@@ -21,11 +21,14 @@ use crate::lease::Keeper;
 use crate::metrics::Counters;
 use crate::observe::Observation;
 use crate::peers::Peers;
-use crate::postgres::{CallbackAction, Callbacks, Postgres};
+use crate::postgres::{CallbackAction, Callbacks, Postgres, ServerProcess, StopError, StopMode};
 use crate::watchdog::Watchdog;
 
 /// A script that hangs must not keep a server from being stopped for ever.
 const BEFORE_STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// A stop without a limit: whoever stops the agent has one.
+const AS_LONG_AS_IT_TAKES: Duration = Duration::from_secs(24 * 3600);
 
 /// Shared by the driver, its jobs, the leader's housekeeping and the failsafe rounds.
 #[derive(Debug)]
@@ -139,11 +142,26 @@ impl Context {
     /// Runs the operator's `before_stop`; what it answers changes nothing.
     pub async fn before_stop(&self) {
         let Some(command) = &self.settings.postgresql.before_stop else { return };
-        let arguments = ["primary", self.settings.scope.name.as_str()];
-        let ran = self.postgres.run_script(command, &arguments, BEFORE_STOP_LIMIT).await;
+        let ran = self.postgres.run_script(command, &[], BEFORE_STOP_LIMIT).await;
         if let Err(error) = ran {
             warn!(error = &error as &dyn std::error::Error, "before_stop failed");
         }
+    }
+
+    /// Stops the server fast, as PostgreSQL calls it, after the operator's `before_stop`. Not for a stop
+    /// that has to be quick.
+    pub async fn stop_in_order(&self, limit: Duration) -> Result<(), StopError> {
+        if let Ok(ServerProcess::Running { .. }) = self.postgres.process().await {
+            self.before_stop().await;
+        }
+        self.postgres.stop(StopMode::Fast, limit).await
+    }
+
+    /// How long a primary may take to stop before it is killed: what it has not sent yet would be
+    /// missing after a failover. Only in synchronous mode somebody else has it for sure.
+    pub fn stop_limit(&self) -> Duration {
+        let config = self.cluster().config;
+        config.and_then(|config| config.stop_limit()).unwrap_or(AS_LONG_AS_IT_TAKES)
     }
 
     /// This member's slot on a leader; `None` where slots are off.

@@ -293,7 +293,8 @@ impl Driver {
             Action::DemoteCluster => self.begin(Job::Demote, jobs::demote_cluster(ctx)),
             Action::CloneWithoutLeader => self.begin(Job::Clone, jobs::clone_without_leader(ctx)),
             Action::Release => {
-                self.race_not_before = Some(boottime_now() + BACK_OFF);
+                let not_before = Some(boottime_now() + BACK_OFF);
+                self.race_not_before = self.race_not_before.max(not_before);
                 if self.errand.is_none()
                     && let Some(held) = ctx.keeper.let_go()
                 {

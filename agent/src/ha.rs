@@ -256,6 +256,10 @@ fn won(s: &Snapshot, facts: &StandbyFacts, epoch: Epoch) -> Decision {
     if standby_cluster(s).is_some() {
         return lead_standby_cluster(s, facts);
     }
+    // The promotion was tried and forbidden, before anything of it was done.
+    if s.race_not_before.is_some_and(|moment| s.now < moment) {
+        return decision(Action::Release, Why::LostRecently, s);
+    }
     // Commits that are acknowledged here while the store still names the standbys of the former
     // leader would be lost by a failover to one of them. The claim writes both at once.
     if is_synchronous(s) {

@@ -148,17 +148,14 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
     let began = boottime_now();
     let planned = planned_for(&ctx);
     let limit = if planned { PROMOTE_LIMIT } else { Duration::from_secs(60) };
-    if let Some(command) = &ctx.settings.postgresql.pre_promote {
-        let arguments = ["primary", &ctx.settings.scope.name];
-        if let Err(error) = ctx.postgres.run_script(command, &arguments, limit).await {
-            warn!(error = &error as &dyn std::error::Error, "pre_promote forbids the promotion");
-            give_up(&ctx, planned).await?;
-            return Err(error.into());
-        }
+    if let Some(command) = &ctx.settings.postgresql.pre_promote
+        && let Err(error) = ctx.postgres.run_script(command, &[], limit).await
+    {
+        warn!(error = &error as &dyn std::error::Error, "pre_promote forbids the promotion");
+        return Err(error.into());
     }
     let config = ctx.cluster().config.unwrap_or_default();
     if !config.pause && !ctx.watchdog.activate(config.ttl) {
-        give_up(&ctx, planned).await?;
         return Err(JobError::NoWatchdog);
     }
     if ctx.keeper.is_unfenced() {
@@ -243,31 +240,34 @@ async fn settle(ctx: &Context, cluster: &ClusterState) -> u64 {
 /// The server could not be made writable: nobody may think that it was, then somebody else may try.
 async fn give_up(ctx: &Context, planned: bool) -> Result<(), JobError> {
     ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+    let also = left_by_candidate(ctx, planned).await;
+    ctx.keeper.release(Vec::new(), also).await?;
+    ctx.guard.disarm().await?;
+    Ok(())
+}
+
+/// What a candidate that gives up writes with the release, so that the old leader can go on.
+async fn left_by_candidate(ctx: &Context, planned: bool) -> Vec<Op> {
     let cluster = ctx.cluster();
-    let mut also = Vec::new();
-    if planned {
-        also.push(Op::delete(ctx.keys.handover()));
-    }
-    let record = cluster.handover.as_ref().filter(|_| planned);
+    let Some(record) = cluster.handover.as_ref().filter(|_| planned) else { return Vec::new() };
+    let mut also = vec![Op::delete(ctx.keys.handover())];
     let synchronous =
         cluster.config.as_ref().is_some_and(|config| config.sync_mode() != SyncMode::Off);
     // Once the control file says so, the server may have taken a commit that nobody else has.
     let never_writable =
         ctx.postgres.controldata().await.is_ok_and(|control| control.state.is_recovery());
-    if let (Some(record), true) = (record, synchronous && never_writable) {
+    if synchronous && never_writable {
         let sync = SyncState::new(&record.leader, std::slice::from_ref(&ctx.name));
         also.push(Op::put(ctx.keys.sync(), json(&sync)));
     }
-    ctx.keeper.release(Vec::new(), also).await?;
-    ctx.guard.disarm().await?;
-    Ok(())
+    also
 }
 
 /// Stops the server and every process of it.
 pub async fn demote(ctx: Arc<Context>, immediate: bool, why: Why) -> Result<(), JobError> {
     warn!(why = why.as_str(), immediate, "stopping the server");
     let (mode, limit) = if immediate {
-        (StopMode::Immediate, STOP_LIMIT)
+        (StopMode::Immediate, STOP_LIMIT.min(ctx.stop_limit()))
     } else {
         (StopMode::Fast, ctx.settings.kornak.guard.stop_budget)
     };
@@ -323,10 +323,11 @@ pub async fn claim(ctx: Arc<Context>, take_over: bool) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Gives the key up with a server that is down.
+/// Gives the key up with a server that is no primary.
 pub async fn release(ctx: Arc<Context>, held: Held) -> Result<(), JobError> {
     let cluster = ctx.cluster();
-    let also = handover::cluster_failover_cleared(&ctx, &cluster);
+    let mut also = left_by_candidate(&ctx, planned_for(&ctx)).await;
+    also.extend(handover::cluster_failover_cleared(&ctx, &cluster));
     ctx.keeper.release_held(held, Vec::new(), also).await?;
     ctx.guard.disarm().await?;
     Ok(())
@@ -341,7 +342,7 @@ pub async fn restart(ctx: Arc<Context>, limit: Option<Duration>) -> Result<(), J
         let drain_timeout = ctx.settings.kornak.handover.drain_timeout;
         handover::restart_in_place(&ctx, drain_timeout, limit).await?;
     } else {
-        ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
+        ctx.stop_in_order(STOP_LIMIT).await?;
         let upstream = joining::own_upstream(&ctx, &ctx.cluster())?;
         ctx.postgres.start(&StartAs::Standby(upstream)).await?;
         ctx.postgres.wait_ready(limit).await?;

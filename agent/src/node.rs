@@ -43,6 +43,10 @@ pub struct NodeView {
     /// The store can be read and written now.
     pub dcs_reachable: bool,
     pub failsafe_active: bool,
+    /// A watchdog is required and cannot be had.
+    pub watchdog_failed: bool,
+    /// The last attempt to lead failed here, and others have the first go.
+    pub stands_back: bool,
     pub pending_restart: Option<Value>,
     pub scheduled_restart: Option<Value>,
     pub cluster: Arc<ClusterState>,

@@ -71,6 +71,8 @@ pub struct PeerStatus {
     pub dcs_last_seen: u64,
     /// Its watchdog cannot stop it, so it does not run for leader.
     pub watchdog_failed: bool,
+    /// Its last attempt to lead has failed a moment ago. Kornak's own key.
+    pub stands_back: bool,
 }
 
 impl PeerStatus {
@@ -78,6 +80,7 @@ impl PeerStatus {
     pub fn from_json(json: &Value) -> Self {
         let word = |key| json.get(key).cloned().unwrap_or(Value::Null);
         let xlog = json.get("xlog");
+        let flag = |key| json.get(key).and_then(Value::as_bool).unwrap_or(false);
         let lsn = |key| Some(Lsn(xlog?.get(key)?.as_u64()?));
         Self {
             name: json.pointer("/patroni/name").and_then(Value::as_str).map(str::to_owned),
@@ -100,7 +103,8 @@ impl PeerStatus {
                 .map(str::to_owned),
             server_version: u32_at(json, "server_version"),
             dcs_last_seen: json.get("dcs_last_seen").and_then(Value::as_u64).unwrap_or_default(),
-            watchdog_failed: json.get("watchdog_failed").and_then(Value::as_bool).unwrap_or(false),
+            watchdog_failed: flag("watchdog_failed"),
+            stands_back: flag("stands_back"),
         }
     }
 
@@ -124,6 +128,7 @@ impl From<PeerStatus> for Peer {
             primary: status.is_primary(),
             position: status.position(),
             timeline: status.timeline,
+            stands_back: status.watchdog_failed || status.stands_back,
             tags: status.tags,
         }
     }

@@ -94,7 +94,7 @@ pub struct ClusterConfig {
     pub pause: bool,
     /// How long an in-place crash recovery may take before another node is preferred. Default 300 s.
     pub primary_start_timeout: Duration,
-    /// In synchronous mode, how long a primary may take to stop; zero waits for ever.
+    /// See [`ClusterConfig::stop_limit`].
     pub primary_stop_timeout: Duration,
     /// Entries kept in `history`; 0 keeps all.
     pub max_timelines_history: usize,
@@ -172,6 +172,13 @@ impl ClusterConfig {
     /// The synchronous mode in force: a standby cluster has none.
     pub fn sync_mode(&self) -> SyncMode {
         if self.standby_cluster.is_some() { SyncMode::Off } else { self.synchronous_mode }
+    }
+
+    /// How long a primary may take to stop before it is killed: `primary_stop_timeout`, in synchronous
+    /// mode. `None`: as long as it takes.
+    pub fn stop_limit(&self) -> Option<Duration> {
+        let counts = self.sync_mode() != SyncMode::Off && !self.primary_stop_timeout.is_zero();
+        counts.then_some(self.primary_stop_timeout)
     }
 
     /// The `postgresql` section, if there is one.
@@ -328,6 +335,16 @@ mod tests {
         ] {
             assert_eq!(read(&format!(r#"{{"synchronous_mode":{text}}}"#)).synchronous_mode, mode);
         }
+    }
+
+    #[test]
+    fn a_stop_has_a_limit_in_synchronous_mode_alone() {
+        let limit = |text: &str| read(text).stop_limit().map(|limit| limit.as_secs());
+        assert_eq!(limit(r#"{"synchronous_mode":true,"primary_stop_timeout":7}"#), Some(7));
+        assert_eq!(limit(r#"{"synchronous_mode":"quorum","master_stop_timeout":7}"#), Some(7));
+        assert_eq!(limit(r#"{"primary_stop_timeout":7}"#), None);
+        assert_eq!(limit(r#"{"synchronous_mode":true,"primary_stop_timeout":0}"#), None);
+        assert_eq!(limit(r#"{"synchronous_mode":true}"#), None);
     }
 
     #[test]

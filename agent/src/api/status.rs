@@ -33,6 +33,12 @@ pub(super) fn node(view: &NodeView, scheduled_restart: Option<Value>) -> Map<Str
     if view.failsafe_active {
         put(&mut out, "failsafe_mode_is_active", true);
     }
+    if view.watchdog_failed {
+        put(&mut out, "watchdog_failed", true);
+    }
+    if view.stands_back {
+        put(&mut out, "stands_back", true);
+    }
     put(&mut out, "dcs_last_seen", view.dcs_last_seen);
     if !view.tags.is_empty() {
         put(&mut out, "tags", view.tags.0.clone());

@@ -91,6 +91,8 @@ pub(crate) fn primary() -> NodeView {
         dcs_last_seen: 1_795_385_397,
         dcs_reachable: true,
         failsafe_active: false,
+        watchdog_failed: false,
+        stands_back: false,
         pending_restart: None,
         scheduled_restart: None,
         cluster: Arc::new(three()),

@@ -25,14 +25,17 @@ impl Driver {
                 Ok(Err(error)) => {
                     self.ctx.counters.step_failed(job);
                     if matches!(job, Job::Promote | Job::Bootstrap) {
-                        self.race_not_before = Some(boottime_now() + BACK_OFF);
+                        self.race_not_before = Some(boottime_now() + self.back_off(&error));
                     }
                     warn!(
                         job = job.as_str(),
                         error = &error as &dyn std::error::Error,
                         "step failed"
                     );
-                    self.pause_after_failure();
+                    // A promotion is not tried again before others had their turn.
+                    if job != Job::Promote {
+                        self.pause_after_failure();
+                    }
                 }
                 Err(error) => error!(job = job.as_str(), error = %error, "step ended unexpectedly"),
             }
@@ -55,6 +58,15 @@ impl Driver {
                 Ok(Errand::Done(_, Ok(()))) => self.fresh_look().await,
                 Err(error) => error!(error = %error, "step ended unexpectedly"),
             }
+        }
+    }
+
+    /// How long the race is left to others. What the operator's `pre_promote` has refused it would most
+    /// likely refuse again.
+    fn back_off(&self, error: &JobError) -> Duration {
+        match error {
+            JobError::Script(_) => self.ctx.cluster().config.unwrap_or_default().ttl,
+            _ => BACK_OFF,
         }
     }
 

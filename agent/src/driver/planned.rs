@@ -160,14 +160,13 @@ impl Driver {
         }
         if let Some((_, handle)) = self.job.take() {
             let limit = SHUTDOWN_DRAIN + Duration::from_secs(15);
+            let running = handle.abort_handle();
             if tokio::time::timeout(limit, handle).await.is_err() {
                 warn!("the handover takes too long, stopping without it");
+                running.abort();
             }
         }
-        if self.ctx.keeper.held().is_some() {
-            self.ctx.before_stop().await;
-        }
-        let stopped = self.ctx.postgres.stop(StopMode::Fast, Duration::from_secs(60)).await;
+        let stopped = self.ctx.stop_in_order(self.ctx.stop_limit()).await;
         if let Err(error) = stopped {
             warn!(error = &error as &dyn std::error::Error, "the server does not stop, killing it");
             let killed = self.ctx.postgres.stop(StopMode::Kill, Duration::from_secs(10)).await;

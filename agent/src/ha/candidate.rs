@@ -194,6 +194,7 @@ fn among_peers(s: &Snapshot, standing: Standing, race: &Race, named: Option<&str
     }
     for (name, peer) in answered() {
         let rival = !peer.tags.nofailover()
+            && !peer.stands_back
             && sync.is_none_or(|sync| sync.matches(name))
             && is_listed(s, name);
         if !rival {
@@ -270,6 +271,7 @@ fn may_lead(s: &Snapshot, name: &str, peer: &Peer) -> bool {
         Standing { position: peer.position, timeline: peer.timeline, primary: peer.primary };
     let forced = is_forced(s, name);
     !peer.tags.nofailover()
+        && !peer.stands_back
         && (forced || is_listed(s, name))
         && unfit(s, name, standing, forced).is_none()
 }

@@ -192,4 +192,7 @@ pub struct Peer {
     pub position: Lsn,
     pub timeline: Timeline,
     pub tags: Tags,
+    /// It would not take the key now, so nobody waits for it: its watchdog has failed, or its last
+    /// attempt to lead.
+    pub stands_back: bool,
 }

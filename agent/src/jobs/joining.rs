@@ -79,7 +79,7 @@ pub async fn rejoin(ctx: Arc<Context>, leader: Option<String>) -> Result<(), Job
         // The stream is broken for another reason; the server goes on trying.
         return Ok(());
     }
-    ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
+    ctx.stop_in_order(STOP_LIMIT).await?;
     ctx.guard.disarm().await?;
     let need = ctx.postgres.rewind_needed(&leaders).await?;
     ctx.postgres.prepare_synchronous_standby_names(Some(""));
@@ -208,8 +208,7 @@ async fn refuse_another_way(
 pub async fn demote_cluster(ctx: Arc<Context>) -> Result<(), JobError> {
     info!("this becomes a standby cluster, the primary stops to follow another one");
     ctx.postgres.checkpoint().await?;
-    ctx.before_stop().await;
-    if let Err(error) = ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await {
+    if let Err(error) = ctx.stop_in_order(ctx.stop_limit()).await {
         warn!(error = &error as &dyn std::error::Error, "the server is killed");
         ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
     }
@@ -230,7 +229,7 @@ pub async fn copy_slots(ctx: Arc<Context>, names: Vec<String>) -> Result<(), Job
     }
     info!(slots = ?states.keys().collect::<Vec<_>>(), "restarting to copy logical slots");
     let upstream = own_upstream(&ctx, &cluster)?;
-    ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
+    ctx.stop_in_order(STOP_LIMIT).await?;
     ctx.postgres.write_logical_slots(&states)?;
     ctx.postgres.start(&StartAs::Standby(upstream)).await?;
     ctx.slots_to_copy.lock().clear();

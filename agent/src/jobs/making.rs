@@ -160,7 +160,7 @@ pub async fn reinitialize(ctx: Arc<Context>, from_leader: bool) -> Result<(), Jo
     };
     let leader = leader.to_owned();
     let upstream = member_server(&ctx, &cluster, &leader)?;
-    ctx.postgres.stop(StopMode::Fast, STOP_LIMIT).await?;
+    ctx.stop_in_order(STOP_LIMIT).await?;
     if from_leader {
         let basebackup = ["basebackup".to_owned()];
         ctx.postgres.clone_by(Some(&basebackup), Some(&upstream), true).await?;

@@ -62,6 +62,18 @@ fn a_standbys_position_is_the_further_of_received_and_replayed() {
 }
 
 #[test]
+fn a_member_that_would_not_lead_says_so() {
+    for (json, stands_back) in [
+        (json!({"watchdog_failed": true}), true),
+        (json!({"stands_back": true}), true),
+        (json!({"watchdog_failed": false}), false),
+        (json!({"stands_back": "yes"}), false),
+    ] {
+        assert_eq!(Peer::from(PeerStatus::from_json(&json)).stands_back, stands_back, "{json}");
+    }
+}
+
+#[test]
 fn a_member_is_primary_by_its_position_or_by_its_word_while_it_may_run() {
     for (json, primary) in [
         (json!({"state": "running", "role": "primary"}), true),

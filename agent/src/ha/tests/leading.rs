@@ -87,6 +87,14 @@ fn a_winner_is_promoted() {
 }
 
 #[test]
+fn a_winner_whose_promotion_was_forbidden_gives_the_key_up() {
+    let not_before = Some(now() + seconds(30));
+    let s = Snapshot { race_not_before: not_before, ..winner() };
+    check(&s, Action::Release, Why::LostRecently);
+    check(&Snapshot { race_not_before: Some(now()), ..winner() }, Action::Promote, Why::WonLease);
+}
+
+#[test]
 fn a_winner_that_was_frozen_past_its_lease_is_not_promoted() {
     // A1.1: the lease was proven, then the agent slept.
     check(&Snapshot { lease: mine(1), ..winner() }, Action::Wait, Why::LeaseUnproven);

@@ -50,9 +50,12 @@ fn a_higher_priority_wins_among_equals_only() {
 
 #[test]
 fn a_peer_that_may_not_lead_is_no_rival() {
-    let peer = Peer { tags: tags(json!({"nofailover": true})), ..peer(9999) };
-    let race = Some(answers(&[("c", Some(peer))]));
-    check(&Snapshot { race, ..orphan() }, CLAIM, Why::MostAdvanced);
+    let tagged = Peer { tags: tags(json!({"nofailover": true})), ..peer(9999) };
+    let failed = Peer { stands_back: true, ..peer(9999) };
+    for peer in [tagged, failed] {
+        let race = Some(answers(&[("c", Some(peer))]));
+        check(&Snapshot { race, ..orphan() }, CLAIM, Why::MostAdvanced);
+    }
 }
 
 #[test]

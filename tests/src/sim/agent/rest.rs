@@ -57,16 +57,22 @@ pub async fn ask_all(agent: &Rc<Agent>) -> Race {
 
 fn stand(agent: &Agent) -> Option<Peer> {
     let tags = agent.w.plan.tags[agent.host].clone();
+    let stands_back = agent.race_not_before.get().is_some_and(|moment| agent.now() < moment);
     match agent.observe() {
         Server::Standby(facts) => Some(Peer {
             primary: false,
             position: facts.position(),
             timeline: facts.timeline,
             tags,
+            stands_back,
         }),
-        Server::Primary(facts) => {
-            Some(Peer { primary: true, position: facts.lsn, timeline: facts.timeline, tags })
-        }
+        Server::Primary(facts) => Some(Peer {
+            primary: true,
+            position: facts.lsn,
+            timeline: facts.timeline,
+            tags,
+            stands_back,
+        }),
         // Who is not running has nothing to race with.
         _ => None,
     }
