@@ -34,9 +34,15 @@ pub struct CitusDatabase {
     /// Every node has the coordinator's rows.
     #[serde(default)]
     pub synced: bool,
+    /// Groups whose primary does not have the coordinator's rows yet.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub behind: BTreeSet<GroupId>,
     /// Groups that have a row for their primary.
     #[serde(default)]
     pub groups: BTreeSet<GroupId>,
+    /// Where these rows say that the primary is, `host:port`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub primaries: BTreeMap<GroupId, String>,
     /// Since when it has not agreed, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::citus::CitusRegistration;
 use crate::epoch::Epoch;
 use crate::handover::Handover;
 use crate::id::GroupId;
@@ -35,6 +36,8 @@ pub struct Node {
     pub timeline: Option<Timeline>,
     /// REST base, `http://host:port`.
     pub api_base: String,
+    /// It carries Kornak's mark.
+    pub kornak: bool,
 }
 
 /// One HA group: a plain cluster is group 0 alone.
@@ -60,6 +63,19 @@ pub struct Topology {
     pub proxies: BTreeMap<String, String>,
     /// In a Citus cluster: groups that every database's metadata know; `None`: nobody says.
     pub registered: Option<BTreeSet<GroupId>>,
+    /// In a Citus cluster: what a leader of the coordinator has said of the metadata.
+    pub registration: Option<CitusRegistration>,
+}
+
+/// How far the nodes of a Citus cluster have heard of a group's primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Heard {
+    /// `pg_dist_node` names another one.
+    Nowhere,
+    /// The coordinator's names it.
+    Coordinator,
+    /// Every node's does, or there is nobody who would say so.
+    Everywhere,
 }
 
 impl Topology {
@@ -68,6 +84,36 @@ impl Topology {
     pub fn is_worker(&self, group: GroupId) -> bool {
         group != GroupId::COORDINATOR
             && self.registered.as_ref().is_none_or(|registered| registered.contains(&group))
+    }
+
+    /// How far the nodes of a Citus cluster have heard that `primary` is this group's. `excused`:
+    /// groups that cannot hear of anything.
+    pub fn heard_of(
+        &self,
+        group: GroupId,
+        primary: &Node,
+        excused: impl Fn(GroupId) -> bool,
+    ) -> Heard {
+        let Some(registration) = &self.registration else { return Heard::Everywhere };
+        let coordinator = self.groups.get(&GroupId::COORDINATOR);
+        let leader = coordinator.and_then(|group| Some((&group.leader.as_ref()?.0, group)));
+        if let Some((name, coordinator)) = leader.filter(|(name, _)| **name != registration.member)
+        {
+            // A former leader's word says nothing any more. Patroni's leaders do not speak at all.
+            let speaks = coordinator.nodes.get(name).is_none_or(|node| node.kornak);
+            return if speaks { Heard::Nowhere } else { Heard::Everywhere };
+        }
+        let address = format!("{}:{}", primary.host, primary.port);
+        let heard = registration.databases.values().map(|database| {
+            if database.primaries.get(&group) != Some(&address) {
+                Heard::Nowhere
+            } else if database.behind.iter().all(|group| excused(*group)) {
+                Heard::Everywhere
+            } else {
+                Heard::Coordinator
+            }
+        });
+        heard.min().unwrap_or(Heard::Nowhere)
     }
 }
 
@@ -102,6 +148,7 @@ impl Group {
                 noloadbalance: member.tags.noloadbalance(),
                 timeline: member.timeline,
                 api_base: member.api_base().to_owned(),
+                kornak: member.kornak.is_some(),
             };
             Some((name.clone(), node))
         });

@@ -507,6 +507,7 @@ impl Client {
         {
             let general = match words.sqlstate {
                 CRASH_SHUTDOWN => true,
+                ADMIN_SHUTDOWN if words.are_a_workers() => true,
                 ADMIN_SHUTDOWN => self.is_server_going(&shared).await,
                 _ => false,
             };

@@ -49,12 +49,20 @@ impl Sides {
     pub const LEADING: Self = Self(1);
     /// Sessions on workers.
     pub const WORKERS: Self = Self(4);
+    /// Sessions that may reach any group of a Citus cluster's primaries.
+    pub const REACHING: Self = Self(5);
     /// Everybody: a Citus session may reach any node.
     pub const ALL: Self = Self(7);
 
     /// Whether the side is in the set.
     pub fn contains(self, side: Side) -> bool {
         self.0 & side.bit() != 0
+    }
+
+    /// Those of either set.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 
     /// Whether nobody is in the set.

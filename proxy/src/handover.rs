@@ -1,5 +1,5 @@
 //! Obeying planned handovers: registers this proxy, closes and opens the gate as [`crate::hold`]
-//! says, acknowledges.
+//! says, acknowledges. The gate is closed for a group without a primary as well ([`crate::outage`]).
 //!
 //! A proxy is registered before it opens its first server connection, and reads the record after
 //! that: a leader that has listed the proxies either sees us, or we see its record (SAFETY.md A5).
@@ -9,15 +9,17 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use kornak_cluster::member::KORNAK_RECORDS_VERSION;
-use kornak_cluster::{Ack, GroupId, Handover, HandoverPhase, Moment, ProxyRegistration};
+use kornak_cluster::{Ack, GroupId, Handover, HandoverPhase, Moment, ProxyRegistration, Topology};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Compare, Dcs, DcsError, LeaseId, Op, Txn};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::Sides;
 use crate::hold::{Attempt, Effect, Facts, Hold, State};
+use crate::outage::{self, Outages};
 use crate::registry::Flags;
 use crate::shared::{Holding, Shared};
+use crate::standing::Standings;
 use crate::topology;
 
 /// Lease of the registration: a proxy that is frozen or cut off blocks handovers no longer than this.
@@ -120,6 +122,9 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
     let clock = Instant::now();
     let now = || Moment::new(clock.elapsed());
     let mut hold = Hold::default();
+    let mut outages = Outages::default();
+    // What the gate is closed for by the record.
+    let mut held = Sides::NONE;
     let mut topology = shared.topology.subscribe();
     let mut standings = shared.standings.subscribe();
     // Of the handover that is under way, or was the last.
@@ -153,35 +158,16 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
         shared.set_trouble("max_hold", short);
         let mut effects = Vec::new();
         hold.on(&facts, now(), &mut effects);
-        let mut retry_ack = false;
         let closed_now = effects.contains(&Effect::Close);
-        for effect in effects {
-            match effect {
-                Effect::Close => shared.gate.close(sides),
-                Effect::Open(held) => {
-                    shared.gate.close(Sides::NONE);
-                    shared.metrics.gate.record(held);
-                    let held_ms = held.as_millis() as u64;
-                    tracing::info!(elapsed_ms = held_ms, "gate opened");
-                }
-                Effect::OpenMost(held) => {
-                    shared.gate.close(Sides::WORKERS);
-                    let held_ms = held.as_millis() as u64;
-                    tracing::info!(elapsed_ms = held_ms, "gate opened, but for workers");
-                }
-                Effect::Acknowledge(attempt) => {
-                    retry_ack = !acknowledge(
-                        &shared,
-                        &store,
-                        &mut hold,
-                        &attempt,
-                        cluster.handover_revision,
-                    )
-                    .await;
-                }
-            }
+        let wanted = apply(&shared, effects, sides, &mut held);
+        attend(&shared, &mut outages, &cluster, &known, now());
+        shared.gate.close(held.and(outages.closed()));
+        let mut retry_ack = false;
+        if let Some(attempt) = wanted {
+            let revision = cluster.handover_revision;
+            retry_ack = !acknowledge(&shared, &store, &mut hold, &attempt, revision).await;
         }
-        show(&shared, &hold);
+        show(&shared, &hold, &outages);
         if closed_now {
             tracing::info!(
                 phase = shared.holding.borrow().phase,
@@ -192,7 +178,8 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
             continue;
         }
         let waiting = matches!(hold.state(), State::Draining { acknowledged: false, .. });
-        let deadline = hold.deadline().map(|at| at.since(now()));
+        let deadlines = hold.deadline().into_iter().chain(outages.deadline());
+        let deadline = deadlines.min().map(|at| at.since(now()));
         tokio::select! {
             changed = topology.changed() => if changed.is_err() { return },
             _ = standings.changed() => {}
@@ -205,6 +192,28 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
     }
 }
 
+/// Notes what the record has closed; what is to be acknowledged comes back.
+fn apply(shared: &Shared, effects: Vec<Effect>, sides: Sides, held: &mut Sides) -> Option<Attempt> {
+    let mut wanted = None;
+    for effect in effects {
+        match effect {
+            Effect::Close => *held = sides,
+            Effect::Open(time) => {
+                *held = Sides::NONE;
+                shared.metrics.gate.record(time);
+                tracing::info!(elapsed_ms = time.as_millis() as u64, "gate opened");
+            }
+            Effect::OpenMost(time) => {
+                *held = Sides::WORKERS;
+                let elapsed_ms = time.as_millis() as u64;
+                tracing::info!(elapsed_ms, "gate opened, but for workers");
+            }
+            Effect::Acknowledge(attempt) => wanted = Some(attempt),
+        }
+    }
+    wanted
+}
+
 /// While a handover is prepared, sessions on the leader ask it what they hold: what functions did
 /// shows in no text, and what pins a session may be over (DESIGN.md §6).
 fn ask(shared: &Shared, record: Option<&Handover>) {
@@ -215,6 +224,56 @@ fn ask(shared: &Shared, record: Option<&Handover>) {
     let asked = shared.asks.swap(leader.is_some(), SeqCst);
     if let Some(leader) = leader.filter(|_| !asked) {
         shared.registry.raise_on(leader, Flags::EXAMINE);
+    }
+}
+
+/// Looks after the groups of a Citus cluster that have no primary.
+fn attend(
+    shared: &Shared,
+    outages: &mut Outages,
+    cluster: &Topology,
+    standings: &Standings,
+    now: Moment,
+) {
+    // A little less than a unit's own patience: whoever waits for another group goes on, and is not
+    // refused.
+    let patience = shared.settings.limits.hold_timeout.mul_f32(0.95);
+    let mut events = Vec::new();
+    outages.on(&outage::Facts { cluster, standings, patience }, now, &mut events);
+    for event in events {
+        let elapsed_ms = |held: Duration| held.as_millis() as u64;
+        match event {
+            outage::Event::Began { group, why } => {
+                tracing::warn!(
+                    group = group.0,
+                    why = why.as_str(),
+                    "a group has no primary, new transactions of the whole cluster wait"
+                );
+            }
+            outage::Event::Spreads { group, held } => {
+                tracing::info!(
+                    group = group.0,
+                    elapsed_ms = elapsed_ms(held),
+                    "the coordinator knows the group's primary, its sessions go on"
+                );
+            }
+            outage::Event::Ended { group, held } => {
+                shared.metrics.outage.record(held);
+                tracing::info!(
+                    group = group.0,
+                    elapsed_ms = elapsed_ms(held),
+                    "every node knows the group's primary, all sessions go on"
+                );
+            }
+            outage::Event::GivenUp { group, held } => {
+                shared.metrics.outage.record(held);
+                tracing::error!(
+                    group = group.0,
+                    elapsed_ms = elapsed_ms(held),
+                    "a group stays without a registered primary, transactions go on without it"
+                );
+            }
+        }
     }
 }
 
@@ -248,8 +307,9 @@ async fn acknowledge(
     }
 }
 
-fn show(shared: &Shared, hold: &Hold) {
+fn show(shared: &Shared, hold: &Hold, outages: &Outages) {
     let (phase, attempt, acknowledged) = match hold.state() {
+        State::Open if !outages.closed().is_empty() => ("failover", None, false),
         State::Open => ("open", None, false),
         State::Draining { attempt, acknowledged, .. } => ("draining", Some(attempt), *acknowledged),
         State::Released { attempt, .. } => ("released", Some(attempt), false),
@@ -261,6 +321,7 @@ fn show(shared: &Shared, hold: &Hold) {
         handover: attempt.map(|attempt| attempt.id.clone()),
         attempt: attempt.map_or(0, |attempt| attempt.number),
         acknowledged,
+        without_primary: outages.groups().map(|group| group.0).collect(),
     };
     shared.holding.send_if_modified(|known| {
         let changed = *known != holding;

@@ -13,7 +13,8 @@
 //! requests in flight.
 //!
 //! Around the sessions: [`topology`] follows the store, [`prover`] proves that a leader accepts
-//! writes, [`handover`] obeys planned switchovers, [`status`] tells people.
+//! writes, [`vigil`] notices that one is gone, [`handover`] obeys planned switchovers and holds a Citus
+//! cluster's sessions while one of its groups has no primary, [`status`] tells people.
 //!
 //! **Invariants.** A proxy holds no opinion about who should be primary. Nothing that may have been
 //! executed is sent again. Connections of an earlier term are never used. Nobody is held by a drain
@@ -32,6 +33,7 @@ pub mod handover;
 pub mod hold;
 pub mod login;
 pub mod metrics;
+pub mod outage;
 pub mod pool;
 pub mod probe;
 pub mod prover;
@@ -49,6 +51,7 @@ pub mod stream;
 pub mod tls;
 pub mod topology;
 pub mod verifiers;
+pub mod vigil;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

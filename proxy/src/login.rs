@@ -173,7 +173,7 @@ fn refuse_by_rule<T>(stream: Stream, visit: &Visit<'_>, why: &str) -> Login<T> {
 struct Visitor<'a> {
     shared: &'a Arc<Shared>,
     listener: &'a ListenerSettings,
-    /// On the workers' listener: the group that the session will be on, whose verifier counts.
+    /// On the workers' listener: the group that the session will be on.
     group: Option<GroupId>,
     user: Bytes,
     startup: Bytes,

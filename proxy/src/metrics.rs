@@ -84,6 +84,8 @@ pub struct Metrics {
     pub hold: Histogram,
     /// `kornak_proxy_handover_seconds`: time the gate was closed.
     pub gate: Histogram,
+    /// `kornak_proxy_outage_seconds`: time it was closed because a Citus group had no primary.
+    pub outage: Histogram,
     /// `kornak_proxy_pool_wait_seconds`: time a transaction waited for a pooled connection.
     pub pool_wait: Histogram,
     /// `kornak_proxy_pool_fitted_total`: connections that were told a session's settings first.
@@ -159,6 +161,7 @@ impl Metrics {
         self.hold.print("kornak_proxy_hold_seconds", out);
         self.pool_wait.print("kornak_proxy_pool_wait_seconds", out);
         self.gate.print("kornak_proxy_handover_seconds", out);
+        self.outage.print("kornak_proxy_outage_seconds", out);
         let _ = writeln!(out, "# TYPE kornak_proxy_errors_total counter");
         for (code, n) in self.errors() {
             let _ = writeln!(out, "kornak_proxy_errors_total{{sqlstate=\"{code}\"}} {n}");

@@ -20,7 +20,7 @@ use crate::tls::ServerTls;
 
 /// `application_name` of connections that ask servers what they are; agents leave it out when they
 /// count who is busy.
-const PROBE_NAME: &str = "kornak proxy";
+const PROBE_NAME: &str = "Kornak proxy";
 
 /// How long one answer to "does this server take logins" serves every session (SAFETY.md A15).
 const EVIDENCE_LASTS: Duration = Duration::from_secs(1);

@@ -17,6 +17,7 @@ use crate::backend::{Address, Connected, DialError};
 use crate::probe::{Facts, Prober};
 use crate::shared::Shared;
 use crate::standing::{Instance, Serving, Why};
+use crate::vigil;
 
 /// Pause between two looks at a server that is about to be promoted.
 const PROMOTION_PAUSE: Duration = Duration::from_millis(5);
@@ -44,6 +45,7 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         for group in groups {
             if known.insert(group) {
                 let task = GroupProver::new(Arc::clone(&shared), group).run();
+                tokio::spawn(vigil::keep(Arc::clone(&shared), group, stop.clone()));
                 let stop = stop.clone();
                 tokio::spawn(async move { stop.run_until_cancelled(task).await });
             }

@@ -92,6 +92,24 @@ pub fn worker_for(shared: &Shared, listener: &ListenerSettings) -> Option<GroupI
     choose(&found, listener.balance, &sessions, shared.dice()).map(|chosen| chosen.group)
 }
 
+/// The group whose servers are asked for a role's verifier: groups of a Citus cluster may have
+/// different ones for one password, and a proof for one is no proof for another. `worker`: the group
+/// chosen by [`worker_for`]. `None`: any will do.
+pub fn verified_by(
+    listener: &ListenerSettings,
+    topology: &Topology,
+    worker: Option<GroupId>,
+) -> Option<GroupId> {
+    match &listener.target {
+        Target::Workers => worker,
+        Target::Primary | Target::Standbys | Target::Any => Some(GroupId::COORDINATOR),
+        Target::Member(name) => {
+            let node = topology.groups.values().find_map(|group| group.nodes.get(name));
+            node.map(|node| node.group)
+        }
+    }
+}
+
 /// Whether a session's own worker group can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtHome {

@@ -22,10 +22,12 @@ use crate::shared::Shared;
 /// How old a sample may be.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Locks of idle backends: those of a transaction are over with it.
+/// Locks of idle backends: those of a transaction are over with it. Of PostgreSQL's two kinds of keys:
+/// Citus locks shards with kinds of its own, and a lock that is seen just before a transaction ends would
+/// look like one of an idle session.
 const QUERY: &str = "SELECT DISTINCT l.pid::text FROM pg_catalog.pg_locks l \
     JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-    WHERE l.locktype = 'advisory' AND l.granted AND a.state = 'idle'";
+    WHERE l.locktype = 'advisory' AND l.objsubid IN (1, 2) AND l.granted AND a.state = 'idle'";
 
 /// Samples until told to stop.
 pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {

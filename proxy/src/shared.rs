@@ -99,11 +99,14 @@ impl std::fmt::Debug for Shared {
 /// What the gate does.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Holding {
-    /// `open`, `draining`, `switching`, `promoting`.
+    /// `open`, `draining`, `released`, `switching`, `settling`; `failover`: for a group without a
+    /// primary.
     pub phase: &'static str,
     pub handover: Option<String>,
     pub attempt: u32,
     pub acknowledged: bool,
+    /// Groups of a Citus cluster for whose primary somebody waits.
+    pub without_primary: Vec<u32>,
 }
 
 impl Shared {

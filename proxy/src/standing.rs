@@ -171,6 +171,7 @@ mod tests {
             noloadbalance: false,
             timeline: None,
             api_base: String::new(),
+            kornak: false,
         };
         let instance = Instance {
             system_identifier: Some("7".to_owned()),

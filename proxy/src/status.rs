@@ -44,6 +44,8 @@ pub struct GateStatus {
     pub handover: Option<String>,
     pub attempt: u32,
     pub acknowledged: bool,
+    /// Groups of a Citus cluster for whose primary transactions wait.
+    pub without_primary: Vec<u32>,
     pub registered: bool,
     /// New transactions of some sessions wait.
     pub closed: bool,
@@ -150,6 +152,7 @@ fn look(shared: &Shared) -> Status {
             handover: holding.handover,
             attempt: holding.attempt,
             acknowledged: holding.acknowledged,
+            without_primary: holding.without_primary,
             registered,
             closed: !shared.gate.closed().is_empty(),
         },
@@ -227,6 +230,9 @@ async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
         status.gate.phase,
         status.gate.handover.as_deref().map_or(String::new(), |id| format!(" for {}", html(id))),
     );
+    for group in &status.gate.without_primary {
+        let _ = write!(out, "<p class=bad>group {group} has no primary, transactions wait</p>");
+    }
     for (place, what) in &status.trouble {
         let _ = write!(out, "<p class=bad>{place}: {}</p>", html(what));
     }

@@ -65,6 +65,7 @@ pub fn read(scope: &Scope, view: &View) -> (Topology, Vec<String>) {
         let reachable = state.proxies.into_iter().filter_map(|(id, it)| Some((id, it.cancel?)));
         topology.proxies.extend(reachable);
         topology.registered = state.citus.as_ref().map(CitusRegistration::groups);
+        topology.registration = state.citus;
         unreadable.extend(state.unreadable);
     }
     unreadable.sort();

@@ -22,11 +22,20 @@ pub struct Standing {
     pub trouble: Option<String>,
     /// Every node has the metadata.
     pub synced: bool,
-    /// Groups that have a row for their primary.
-    pub groups: BTreeSet<GroupId>,
+    /// Groups whose primary does not have them yet.
+    pub behind: BTreeSet<GroupId>,
+    /// Groups that have a row for their primary, and where it says that this is.
+    pub primaries: BTreeMap<GroupId, String>,
 }
 
 impl Standing {
+    /// Whether somebody waits for the difference: a proxy lets sessions go on when it hears that a new
+    /// primary is known.
+    pub fn is_awaited(&self, before: Option<&Self>) -> bool {
+        before
+            .is_none_or(|before| before.primaries != self.primaries || before.behind != self.behind)
+    }
+
     /// Rows and store agree, as far as is known.
     pub fn agrees(&self) -> bool {
         self.differences.is_empty() && self.trouble.is_none()

@@ -84,7 +84,7 @@ impl Keeper {
                 self.requests.push(request);
                 self.answers.push(answer);
             }
-            let seen = Seen::read(&self.scope, &view.borrow_and_update().clone());
+            let mut seen = Seen::read(&self.scope, &view.borrow_and_update().clone());
             observed.borrow_and_update();
             held.borrow_and_update();
             let now = boottime_now();
@@ -92,6 +92,12 @@ impl Keeper {
                 self.hopeless.clear();
             }
             let leads = self.leads();
+            if leads {
+                // The store hears of our own promotion later than we do.
+                let own = &self.ctx.settings.postgresql.connect_address;
+                let own = Address { host: own.host.clone(), port: own.port };
+                seen.wanted.entry(GroupId::COORDINATOR).or_default().primary = Some(own);
+            }
             self.show(leads, &seen);
             let next = next(&Facts {
                 now,
@@ -135,10 +141,9 @@ impl Keeper {
                 differences: plan::differences(rows, &seen.wanted),
                 trouble: self.trouble.clone(),
                 synced: rows.iter().all(|row| row.synced),
-                groups: rows
-                    .iter()
-                    .filter(|row| row.role == Role::Primary)
-                    .map(|row| row.group)
+                behind: primaries(rows).filter(|row| !row.synced).map(|row| row.group).collect(),
+                primaries: primaries(rows)
+                    .map(|row| (row.group, row.address.to_string()))
                     .collect(),
             }),
             None if self.trouble.is_some() => {
@@ -323,6 +328,10 @@ impl Keeper {
 
 /// In a failover, whoever holds a lock on the group's placements waits for a server that is gone.
 const FORCE_AFTER: Duration = Duration::from_secs(1);
+
+fn primaries(rows: &[Row]) -> impl Iterator<Item = &Row> {
+    rows.iter().filter(|row| row.role == Role::Primary)
+}
 
 fn read_row(row: &[Option<String>]) -> Option<Row> {
     let text = |n: usize| row.get(n)?.as_deref();

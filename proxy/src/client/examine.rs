@@ -19,7 +19,8 @@ use crate::session::journal::Examined;
 /// words `OF ITS OWN` stand the names of its own parameters.
 const EXAMINE: &str = "\
     SELECT EXISTS (SELECT FROM pg_catalog.pg_locks \
-                   WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()), \
+                   WHERE locktype = 'advisory' AND objsubid IN (1, 2) \
+                   AND pid = pg_catalog.pg_backend_pid()), \
            EXISTS (SELECT FROM pg_catalog.pg_class \
                    WHERE relnamespace = pg_catalog.pg_my_temp_schema()), \
            EXISTS (SELECT FROM pg_catalog.pg_listening_channels()), \

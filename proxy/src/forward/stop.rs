@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kornak_protocol::error::ErrorView;
 use kornak_protocol::sqlstate::SqlState;
 
 use crate::backend::DialError;
@@ -47,4 +48,37 @@ pub struct LastWords {
     pub sqlstate: SqlState,
     /// The whole message.
     pub message: Bytes,
+}
+
+impl LastWords {
+    /// Whether they are those of a server behind this one: Citus says what the FATAL of a worker that
+    /// goes down says, and ends its own session with it. Neither was meant for the client.
+    pub fn are_a_workers(&self) -> bool {
+        let body = self.message.get(5..).unwrap_or_default();
+        ErrorView::parse_prefix(body).routine == Some(b"DefaultCitusNoticeReceiver")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use kornak_protocol::error::ErrorFields;
+    use kornak_protocol::sqlstate::ADMIN_SHUTDOWN;
+
+    use super::*;
+
+    fn words(routine: &'static str) -> LastWords {
+        let text = "terminating connection due to unexpected postmaster exit";
+        let mut message = BytesMut::new();
+        ErrorFields::fatal(ADMIN_SHUTDOWN, text).routine(routine).put(&mut message);
+        LastWords { sqlstate: ADMIN_SHUTDOWN, message: message.freeze() }
+    }
+
+    #[test]
+    fn what_citus_repeats_is_told_from_what_the_server_says() {
+        assert!(words("DefaultCitusNoticeReceiver").are_a_workers());
+        assert!(!words("ProcessInterrupts").are_a_workers());
+        let nothing = LastWords { sqlstate: ADMIN_SHUTDOWN, message: Bytes::new() };
+        assert!(!nothing.are_a_workers());
+    }
 }

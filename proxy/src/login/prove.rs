@@ -10,6 +10,7 @@ use kornak_protocol::sqlstate::{INTERNAL_ERROR, PROTOCOL_VIOLATION};
 use super::{Login, NotAdmitted, Visitor, client_frame, refuse, silent};
 use crate::backend::{Address, DialError};
 use crate::metrics::count;
+use crate::route;
 use crate::stream::{Stream, write_all};
 
 /// Pause before servers are asked again for a verifier.
@@ -91,12 +92,16 @@ impl Visitor<'_> {
     pub(super) async fn verifier(&self) -> Result<crate::verifiers::Known, DialError> {
         loop {
             let servers = self.servers();
-            let role = (self.group, self.user.clone());
+            let role = (self.verified_by(), self.user.clone());
             match self.shared.verifiers.find(&role, &servers).await {
                 Err(error) if error.is_about_server() => tokio::time::sleep(ASK_PAUSE).await,
                 found => return found,
             }
         }
+    }
+
+    fn verified_by(&self) -> Option<GroupId> {
+        route::verified_by(self.listener, &self.shared.topology(), self.group)
     }
 
     /// Servers that know verifiers, the leader first.
@@ -105,7 +110,8 @@ impl Visitor<'_> {
             |node: &kornak_cluster::Node| Address { host: node.host.clone(), port: node.port };
         let standings = self.shared.standings();
         let topology = self.shared.topology();
-        let asked = |group: &&GroupId| self.group.is_none_or(|own| own == **group);
+        let own = self.verified_by();
+        let asked = |group: &&GroupId| own.is_none_or(|own| own == **group);
         let groups = topology.groups.keys().filter(asked);
         let leaders = groups.filter_map(|group| standings.serving(*group).ok());
         let mut servers: Vec<Address> = leaders.map(|serving| address(&serving.node)).collect();

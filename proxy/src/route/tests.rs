@@ -20,6 +20,7 @@ fn node(name: &str, lag: Option<u64>) -> Node {
         noloadbalance: false,
         timeline: None,
         api_base: String::new(),
+        kornak: false,
     }
 }
 
@@ -169,4 +170,20 @@ fn a_session_stays_on_its_group_as_long_as_that_is_a_worker() {
     assert_eq!(home(&topology, &standings), (AtHome::Away, "w1".to_owned()));
     topology.registered = Some([GroupId(0), GroupId(1)].into());
     assert_eq!(home(&topology, &standings), (AtHome::Moved, "w1".to_owned()));
+}
+
+#[test]
+fn a_password_is_proven_to_the_group_that_the_session_will_be_on() {
+    let (topology, _) = workers();
+    let by = |target: Target, worker: Option<u32>| {
+        let worker = worker.map(GroupId);
+        verified_by(&listener(target), &topology, worker).map(|group| group.0)
+    };
+    assert_eq!(by(Target::Workers, Some(2)), Some(2));
+    assert_eq!(by(Target::Workers, None), None, "no worker is there");
+    for target in [Target::Primary, Target::Standbys, Target::Any] {
+        assert_eq!(by(target, None), Some(0), "whoever leads the others");
+    }
+    assert_eq!(by(Target::Member("w1".to_owned()), None), Some(1));
+    assert_eq!(by(Target::Member("nobody".to_owned()), None), None);
 }

@@ -209,6 +209,7 @@ fn node_of(listed: &Listed, leads: bool, running: bool, lag_bytes: Option<u64>) 
         noloadbalance: listed.noloadbalance,
         timeline: None,
         api_base: String::new(),
+        kornak: false,
     }
 }
 

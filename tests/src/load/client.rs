@@ -83,12 +83,12 @@ impl LoadClient {
 
     /// One unit, from the first attempt to the bookkeeping.
     async fn unit(&mut self, link: &mut Option<Link>) -> bool {
+        let start = Instant::now();
         if link.as_ref().is_some_and(|link| link.client.is_closed()) {
             *link = None;
-            self.note(Doing::Nothing, None, &[], true);
+            self.note(start, Doing::Nothing, None, &[], true);
         }
         let ids = self.ids();
-        let start = Instant::now();
         let ended = timeout(self.patience, self.attempt(link, &ids)).await;
         match ended {
             Ok(Ok(())) => {
@@ -100,12 +100,12 @@ impl LoadClient {
             }
             Ok(Err(failure)) => {
                 let lost = self.recover(link, &failure).await;
-                self.note(failure.doing, failure.error.as_ref(), &ids, lost);
+                self.note(start, failure.doing, failure.error.as_ref(), &ids, lost);
                 false
             }
             Err(_) => {
                 *link = None;
-                self.note(Doing::Waiting, None, &ids, true);
+                self.note(start, Doing::Waiting, None, &ids, true);
                 false
             }
         }
@@ -227,7 +227,14 @@ impl LoadClient {
         self.report.gap(since - self.shared.began, now - since);
     }
 
-    fn note(&mut self, doing: Doing, error: Option<&Error>, ids: &[i64], lost_connection: bool) {
+    fn note(
+        &mut self,
+        start: Instant,
+        doing: Doing,
+        error: Option<&Error>,
+        ids: &[i64],
+        lost_connection: bool,
+    ) {
         let sqlstate = error.and_then(Error::code).map(|code| code.code().to_owned());
         let message = match (error, doing) {
             (Some(error), _) => describe(error),
@@ -237,6 +244,7 @@ impl LoadClient {
         let ids = if self.kind == Kind::Reader { Vec::new() } else { ids.to_vec() };
         self.report.problem(Problem {
             at: self.shared.began.elapsed(),
+            began: start - self.shared.began,
             fate: Fate::of(doing, sqlstate.as_deref()),
             doing,
             sqlstate,

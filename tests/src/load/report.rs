@@ -85,6 +85,8 @@ impl Fate {
 pub struct Problem {
     /// Since the load began.
     pub at: Duration,
+    /// When the unit began, since the load began.
+    pub began: Duration,
     pub doing: Doing,
     pub sqlstate: Option<String>,
     pub message: String,

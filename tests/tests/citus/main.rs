@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a run shows what it did")]
 
+mod failovers;
 mod switchovers;
 
 use std::time::Duration;
@@ -54,11 +55,20 @@ impl Loads {
         self.workers.flows(more, SOON).await;
     }
 
+    /// Time since each of them began, as in their reports.
+    fn elapsed(&self) -> [Duration; 2] {
+        [self.coordinator.elapsed(), self.workers.elapsed()]
+    }
+
     /// What the clients saw; every acknowledged row is there, and no transaction is torn.
     async fn stop(self, cluster: &CitusCluster) -> Result<[Report; 2]> {
         let reports = [self.coordinator.stop().await, self.workers.stop().await];
         let [first, second] = &reports;
         println!("through the coordinator:\n{first}\nthrough the workers:\n{second}");
+        let metrics = cluster.proxy.status().get("/metrics").await?.text;
+        for line in metrics.lines().filter(|line| line.starts_with("kornak_proxy_pinned_closed")) {
+            println!("{line}");
+        }
         let coordinator = cluster.coordinator("citus").await?;
         for report in &reports {
             let verdict = report.verify(&coordinator).await?;

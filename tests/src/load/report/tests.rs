@@ -7,6 +7,7 @@ fn report(acknowledged: &[&[i64]], problems: &[(Fate, &[i64])]) -> Report {
     for (fate, ids) in problems {
         client.problem(Problem {
             at: Duration::ZERO,
+            began: Duration::ZERO,
             doing: Doing::Commit,
             sqlstate: None,
             message: String::new(),

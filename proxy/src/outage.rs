@@ -1,0 +1,215 @@
+//! Who waits while a group of a Citus cluster has no primary: pure.
+//!
+//! A session on the coordinator or on a worker may reach any group, and Citus answers at once with an
+//! error of its own when it cannot connect. So as long as one group has no primary that accepts writes
+//! *and* that `pg_dist_node` names, nobody starts a transaction on any of them. What runs already
+//! runs on; sessions on standbys are not concerned.
+//!
+//! ```text
+//!          nobody serves               serves, the coordinator knows it
+//! (none) ───────────────► Away ──────────────────────────► Spreading ──► (none)
+//!   ▲                      │  nobody again ▲─────────────────┘ │  every node knows it
+//!   │  it is right again   ▼  patience                         ▼ patience
+//!   └────────────────── GivenUp ◄──────────────────────────────┘
+//! ```
+//! An outage begins only with a primary that is lost, never with metadata that differ: those are the
+//! agents' to repair while everybody works. It ends by our own clock like every hold: a group that
+//! stays away does not keep the others from working, and what reaches it gets Citus's error. A planned
+//! switchover is [`crate::hold`]'s business, from its switch to its end.
+//!
+//! A plain cluster has no outages: its sessions wait for their own primary and nothing else.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use kornak_cluster::topology::Heard;
+use kornak_cluster::{GroupId, HandoverPhase, Moment, Topology};
+
+use crate::gate::Sides;
+use crate::standing::{Standings, Why};
+
+/// What is known at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    pub cluster: &'a Topology,
+    pub standings: &'a Standings,
+    /// How long one outage may hold anybody.
+    pub patience: Duration,
+}
+
+/// What people should hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// New transactions wait.
+    Began { group: GroupId, why: Why },
+    /// Those of sessions on the coordinator go on; so long they waited.
+    Spreads { group: GroupId, held: Duration },
+    /// All of them do.
+    Ended { group: GroupId, held: Duration },
+    /// They do, though it is not over.
+    GivenUp { group: GroupId, held: Duration },
+}
+
+/// One group's outage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outage {
+    Away {
+        since: Moment,
+        until: Moment,
+    },
+    /// Workers do not all know the new primary yet.
+    Spreading {
+        since: Moment,
+        until: Moment,
+    },
+    GivenUp,
+}
+
+/// How a group is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Nobody(Why),
+    /// Its primary accepts writes, and so far it is registered.
+    Serves(Heard),
+}
+
+/// All outages.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outages {
+    open: BTreeMap<GroupId, Outage>,
+    /// The term in which each group was last found right.
+    right: BTreeMap<GroupId, u64>,
+}
+
+impl Outages {
+    /// Who has to wait.
+    pub fn closed(&self) -> Sides {
+        let of = |outage: &Outage| match outage {
+            Outage::Away { .. } => Sides::REACHING,
+            Outage::Spreading { .. } => Sides::WORKERS,
+            Outage::GivenUp => Sides::NONE,
+        };
+        self.open.values().map(of).fold(Sides::NONE, Sides::and)
+    }
+
+    /// Groups for which somebody waits.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        let held = |(_, outage): &(&GroupId, &Outage)| **outage != Outage::GivenUp;
+        self.open.iter().filter(held).map(|(group, _)| *group)
+    }
+
+    /// When to look again even if nothing changes.
+    pub fn deadline(&self) -> Option<Moment> {
+        let until = |outage: &Outage| match outage {
+            Outage::Away { until, .. } | Outage::Spreading { until, .. } => Some(*until),
+            Outage::GivenUp => None,
+        };
+        self.open.values().filter_map(until).min()
+    }
+
+    /// Looks at the facts and moves on. Asking twice with the same facts changes nothing.
+    pub fn on(&mut self, facts: &Facts<'_>, now: Moment, events: &mut Vec<Event>) {
+        let groups: BTreeSet<GroupId> = concerned(facts).collect();
+        for gone in
+            self.open.keys().filter(|group| !groups.contains(group)).copied().collect::<Vec<_>>()
+        {
+            self.end(gone, now, events);
+        }
+        for group in groups {
+            self.look(group, facts, now, events);
+        }
+    }
+
+    fn look(&mut self, group: GroupId, facts: &Facts<'_>, now: Moment, events: &mut Vec<Event>) {
+        let health = health(facts, group);
+        let term = facts.standings.term(group);
+        let Some(outage) = self.open.get(&group).copied() else {
+            // Another primary may have been proven before we looked: it is a stranger to the rows.
+            let replaced = self.right.get(&group).is_some_and(|known| *known != term);
+            let why = match health {
+                _ if switches(facts.cluster, group) => None,
+                Health::Nobody(why) => Some(why),
+                Health::Serves(Heard::Everywhere) => None,
+                Health::Serves(_) => replaced.then_some(Why::Unproven),
+            };
+            match why {
+                Some(why) => {
+                    let until = now + facts.patience;
+                    self.open.insert(group, Outage::Away { since: now, until });
+                    events.push(Event::Began { group, why });
+                    self.look(group, facts, now, events);
+                }
+                None => drop(self.right.insert(group, term)),
+            }
+            return;
+        };
+        match (outage, health) {
+            (_, Health::Serves(Heard::Everywhere)) => {
+                self.right.insert(group, term);
+                self.end(group, now, events);
+            }
+            (Outage::GivenUp, _) => {}
+            (Outage::Away { since, until } | Outage::Spreading { since, until }, _)
+                if now >= until =>
+            {
+                self.open.insert(group, Outage::GivenUp);
+                events.push(Event::GivenUp { group, held: now.since(since) });
+            }
+            (Outage::Away { since, until }, Health::Serves(Heard::Coordinator)) => {
+                self.open.insert(group, Outage::Spreading { since, until });
+                events.push(Event::Spreads { group, held: now.since(since) });
+            }
+            (Outage::Spreading { .. }, Health::Nobody(why)) => {
+                let until = now + facts.patience;
+                self.open.insert(group, Outage::Away { since: now, until });
+                events.push(Event::Began { group, why });
+            }
+            (Outage::Away { .. } | Outage::Spreading { .. }, _) => {}
+        }
+    }
+
+    fn end(&mut self, group: GroupId, now: Moment, events: &mut Vec<Event>) {
+        match self.open.remove(&group) {
+            Some(Outage::Away { since, .. } | Outage::Spreading { since, .. }) => {
+                events.push(Event::Ended { group, held: now.since(since) });
+            }
+            Some(Outage::GivenUp) | None => {}
+        }
+    }
+}
+
+/// Groups that sessions elsewhere may reach: those that are registered, or, where nobody says which
+/// those are, those that have served before.
+fn concerned<'a>(facts: &Facts<'a>) -> impl Iterator<Item = GroupId> + 'a {
+    let (cluster, standings) = (facts.cluster, facts.standings);
+    let is_citus = cluster.groups.len() > 1;
+    let reached = move |group: &GroupId| match &cluster.registered {
+        Some(registered) => registered.contains(group),
+        None => standings.proof(*group) > 0,
+    };
+    cluster.groups.keys().copied().filter(move |group| is_citus && reached(group))
+}
+
+fn health(facts: &Facts<'_>, group: GroupId) -> Health {
+    let serving = match facts.standings.serving(group) {
+        Ok(serving) => serving,
+        Err(why) => return Health::Nobody(why),
+    };
+    let others_away = |other: GroupId| other != group && facts.standings.serving(other).is_err();
+    Health::Serves(facts.cluster.heard_of(group, &serving.node, others_away))
+}
+
+/// Whether a planned switchover of the group is past its drain.
+fn switches(cluster: &Topology, group: GroupId) -> bool {
+    let record = cluster.handover.as_ref().filter(|record| record.is_understood());
+    record.is_some_and(|record| {
+        record.group == Some(group)
+            && matches!(
+                record.phase,
+                HandoverPhase::Switch | HandoverPhase::Promote | HandoverPhase::Settle
+            )
+    })
+}

@@ -1,0 +1,136 @@
+//! A group of a Citus cluster that has lost its primary, with real servers without the extension and
+//! the agents' part played by the test: who might reach it waits, and nobody sees an error.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at what it did not expect")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Load, Proxy, Scratch, Server, memory, until};
+use kornak_cluster::{CitusDatabase, CitusRegistration, GroupId, Scope};
+use kornak_config::proxy::ProxySettings;
+use kornak_dcs::keys::Keys;
+use kornak_dcs::memory::MemoryDcs;
+use kornak_dcs::{Dcs, Op, Txn};
+
+/// Clients of the coordinator.
+const CLIENTS: usize = 4;
+
+/// A coordinator, a worker group of two, and a proxy in front.
+struct Cluster {
+    store: Arc<dyn Dcs>,
+    coordinator: Server,
+    worker: Server,
+    standby: Server,
+    proxy: Proxy,
+    _scratch: Scratch,
+}
+
+fn keys(group: u32) -> Keys {
+    Keys::new(&Scope::new("service", "demo", Some(GroupId(group))))
+}
+
+impl Cluster {
+    async fn start(change: impl FnOnce(&mut ProxySettings)) -> Self {
+        let scratch = Scratch::new();
+        let coordinator = Server::primary(&scratch, "c");
+        let worker = Server::primary(&scratch, "w");
+        let standby = worker.standby(&scratch, "x");
+        let store: Arc<dyn Dcs> = Arc::new(MemoryDcs::new());
+        let proxy = Proxy::start_with(memory(), Some(Arc::clone(&store)), change).await;
+        let cluster = Self { store, coordinator, worker, standby, proxy, _scratch: scratch };
+        cluster.leads(0, &cluster.coordinator).await;
+        cluster.leads(1, &cluster.worker).await;
+        cluster.registers(&cluster.worker, &[]).await;
+        until("both serve", || async { cluster.serving(1).await.is_some() }).await;
+        cluster
+    }
+
+    async fn put(&self, txn: Txn) {
+        assert!(self.store.txn(txn).await.unwrap().succeeded);
+    }
+
+    async fn leads(&self, group: u32, server: &Server) {
+        let keys = keys(group);
+        let member = Op::put(keys.member(&server.name), server.member("primary"));
+        self.put(Txn::just(Op::put(keys.leader(), &server.name)).and(member)).await;
+    }
+
+    /// The coordinator's leader says where the worker is, and who has not heard of it.
+    async fn registers(&self, worker: &Server, behind: &[u32]) {
+        let at = |server: &Server| format!("127.0.0.1:{}", server.port);
+        let database = CitusDatabase {
+            agrees: true,
+            synced: behind.is_empty(),
+            behind: behind.iter().copied().map(GroupId).collect(),
+            groups: [GroupId(0), GroupId(1)].into(),
+            primaries: [(GroupId(0), at(&self.coordinator)), (GroupId(1), at(worker))].into(),
+            ..CitusDatabase::default()
+        };
+        let registration = CitusRegistration {
+            member: self.coordinator.name.clone(),
+            databases: [("citus".to_owned(), database)].into(),
+        };
+        let text = serde_json::to_string(&registration).unwrap();
+        self.put(Txn::just(Op::put(keys(0).citus(), text))).await;
+    }
+
+    async fn status(&self) -> serde_json::Value {
+        let page = self.proxy.page("/status").await;
+        serde_json::from_str(page.split("\r\n\r\n").nth(1).unwrap()).unwrap()
+    }
+
+    async fn serving(&self, group: u32) -> Option<String> {
+        let status = self.status().await;
+        status["groups"][group.to_string()]["serving"].as_str().map(str::to_owned)
+    }
+
+    /// Waits until every client of the load is held.
+    async fn all_held(&self) {
+        until("everybody waits", || async {
+            let status = self.status().await;
+            status["sessions"]["by_state"]["held"] == CLIENTS
+        })
+        .await;
+        let gate = self.status().await["gate"].clone();
+        assert_eq!((&gate["phase"], &gate["without_primary"][0]), (&"failover".into(), &1.into()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_the_coordinator_wait_until_a_lost_worker_has_a_registered_successor() {
+    let cluster = Cluster::start(|_| {}).await;
+    let load = Load::start(cluster.proxy.port(0), 2, 2, 0).await;
+    load.more(20).await;
+    cluster.worker.stop("immediate");
+    cluster.all_held().await;
+    let written = load.written();
+    cluster.standby.promote();
+    cluster.leads(1, &cluster.standby).await;
+    until("it is proven", || async { cluster.serving(1).await.as_deref() == Some("x") }).await;
+    cluster.all_held().await;
+    assert_eq!(load.written(), written, "the coordinator would still go to the old address");
+    // Workers that have not heard of it keep the workers' own clients waiting, and nobody else.
+    cluster.registers(&cluster.standby, &[1]).await;
+    load.more(20).await;
+    cluster.registers(&cluster.standby, &[]).await;
+    until("it is over", || async { cluster.status().await["gate"]["phase"] == "open" }).await;
+    let account = load.finish().await;
+    assert_eq!(*account.errors.lock(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_stays_away_holds_nobody_longer_than_hold_timeout() {
+    let limit = Duration::from_secs(1);
+    let cluster = Cluster::start(|settings| settings.limits.hold_timeout = limit).await;
+    let load = Load::start(cluster.proxy.port(0), 2, 2, 0).await;
+    load.more(20).await;
+    cluster.worker.stop("immediate");
+    cluster.all_held().await;
+    load.more(20).await;
+    let account = load.finish().await;
+    assert_eq!(*account.errors.lock(), Vec::<String>::new(), "nobody was refused");
+    let longest = *account.longest.lock();
+    assert!(longest > limit / 2 && longest < limit * 3, "{longest:?}");
+}
