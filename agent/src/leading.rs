@@ -3,6 +3,7 @@
 //! promotion. Each is compared with what is there, so that doing it twice does nothing.
 
 mod fencing;
+mod history;
 mod synchronous;
 
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, HandoverPhase, HistoryEntry, Lsn, Status};
+use kornak_cluster::{ClusterState, HandoverPhase, Lsn, Status, Timeline};
 use kornak_dcs::{Compare, DcsError, Op, Txn};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -23,9 +24,7 @@ use crate::ha::slots::{Found, GoneSince};
 use crate::ha::{PrimaryFacts, Server, StandbyFacts};
 use crate::handover::json;
 use crate::lease::ClaimError;
-use crate::postgres::{
-    ConfigureError, ControlDataError, HistoryLine, RewindError, SqlError, Upstream, slot_name_of,
-};
+use crate::postgres::{ConfigureError, ControlDataError, RewindError, SqlError, slot_name_of};
 
 /// Between two rounds when nothing changes.
 const EVERY: Duration = Duration::from_secs(1);
@@ -58,6 +57,8 @@ enum LeadError {
 /// What need not be done again.
 #[derive(Debug, Default)]
 struct Done {
+    /// Leadership and timeline for which the history was compared.
+    history: Option<(u64, Timeline)>,
     /// Leadership (its key's creation) after which the checkpoint was begun.
     checkpointed: Option<u64>,
     /// The last restartpoint that a standby cluster's leader asked for, and when.
@@ -193,7 +194,7 @@ async fn round(
     let settled = synchronous::adjust(ctx, facts, cluster, &mut done.sync_writes).await?;
     let existing = crate::slots::keep(ctx, cluster, true, &mut done.gone_since).await?;
     identity(ctx, cluster).await?;
-    history(ctx, facts, cluster).await?;
+    history::keep(ctx, facts, cluster, &mut done.history).await?;
     failsafe(ctx, cluster).await?;
     if done.status_at.is_none_or(|at| at.elapsed() >= EVERY) {
         status(ctx, facts.lsn, cluster, &existing).await?;
@@ -216,49 +217,6 @@ async fn identity(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
         ctx.store.txn(Txn::just(Op::put(&key, first)).when(Compare::absent(&key))).await?;
     }
     Ok(())
-}
-
-async fn history(
-    ctx: &Context,
-    facts: &PrimaryFacts,
-    cluster: &ClusterState,
-) -> Result<(), LeadError> {
-    if facts.timeline.0 <= 1 || cluster.timeline() >= facts.timeline {
-        return Ok(());
-    }
-    let own = &ctx.settings.postgresql;
-    let here = Upstream::new(own.connect_address.host.clone(), own.connect_address.port, None);
-    let lines = ctx.postgres.leader_position(&here).await?.history;
-    let mut list: Vec<HistoryEntry> = lines.iter().map(history_entry).collect();
-    for row in &mut list {
-        let known = cluster.history.iter().find(|known| known.timeline == row.timeline);
-        match known {
-            Some(known) => row.clone_from(known),
-            None if row.timeline.0 + 1 == facts.timeline.0 => {
-                row.timestamp = Some(crate::clock::now_rfc3339());
-                row.new_leader = Some(ctx.name.clone());
-            }
-            None => {}
-        }
-    }
-    let kept = cluster.config.as_ref().map_or(0, |config| config.max_timelines_history);
-    if kept > 0 && list.len() > kept {
-        list.drain(..list.len() - kept);
-    }
-    let put = Txn::just(Op::put(ctx.keys.history(), HistoryEntry::print_list(&list)));
-    ctx.store.txn(while_leading(ctx, put)).await?;
-    Ok(())
-}
-
-fn history_entry(line: &HistoryLine) -> HistoryEntry {
-    HistoryEntry {
-        timeline: line.timeline,
-        lsn: line.end,
-        // What PostgreSQL writes for a promotion that nobody gave a target.
-        reason: "no recovery target specified".to_owned(),
-        timestamp: None,
-        new_leader: None,
-    }
 }
 
 /// A write that the store does late, after its answer was lost, must not outlive the leadership.

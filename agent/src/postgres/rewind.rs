@@ -62,11 +62,13 @@ pub enum RewindError {
 }
 
 /// One line of a timeline's history: when an older timeline was left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryLine {
     pub timeline: Timeline,
     /// The next timeline begins here.
     pub end: Lsn,
+    /// Why it was left, as PostgreSQL or the operator's recovery target says.
+    pub reason: String,
 }
 
 /// Reads `N.history` (`src/backend/access/transam/timeline.c`): timeline, tab, position, tab, reason.
@@ -76,9 +78,14 @@ pub fn parse_history(text: &str) -> Option<Vec<HistoryLine>> {
         text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines
         .map(|line| {
-            let mut words = line.split_whitespace();
-            let timeline = Timeline(words.next()?.parse().ok()?);
-            Some(HistoryLine { timeline, end: words.next()?.parse().ok()? })
+            let (timeline, rest) = line.split_once(char::is_whitespace)?;
+            let rest = rest.trim_start();
+            let (end, reason) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+            Some(HistoryLine {
+                timeline: Timeline(timeline.parse().ok()?),
+                end: end.parse().ok()?,
+                reason: reason.trim_start().to_owned(),
+            })
         })
         .collect()
 }
@@ -408,9 +415,16 @@ mod tests {
     #[test]
     fn a_history_file_is_understood() {
         let history = leader().history;
-        assert_eq!(history[1], HistoryLine { timeline: Timeline(2), end: Lsn(0x0500_0148) });
+        let second = HistoryLine {
+            timeline: Timeline(2),
+            end: Lsn(0x0500_0148),
+            reason: "no recovery target specified".to_owned(),
+        };
+        assert_eq!(history[1], second);
         assert_eq!(parse_history("1\tx\ty"), None);
         assert_eq!(parse_history(""), Some(vec![]));
+        let bare = parse_history("1 0/10").expect("without a reason");
+        assert_eq!((bare[0].end, bare[0].reason.as_str()), (Lsn(0x10), ""));
     }
 
     #[test]
@@ -421,6 +435,7 @@ mod tests {
                 .map(|(timeline, end)| HistoryLine {
                     timeline: Timeline(*timeline),
                     end: Lsn(*end),
+                    reason: "no recovery target specified".to_owned(),
                 })
                 .collect();
             same_way(Timeline(timeline), &parents, &leader())
