@@ -29,10 +29,6 @@ use crate::ha::Lease;
 /// Between two tries while renewals fail.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// A move of the key is asked for so often before it is given up as unknown; with [`RETRY`] between
-/// them that is well within the short lease that it moves to.
-const MOVE_TRIES: u32 = 3;
-
 /// A leadership that is ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
@@ -44,6 +40,16 @@ pub struct Held {
     pub until: Moment,
     /// When the last proven renewal was sent.
     pub proven_at: Moment,
+}
+
+/// What became of a move of the key to another lease.
+#[derive(Debug)]
+enum Moved {
+    Done,
+    /// Certainly not: it hangs where it did.
+    NotDone(DcsError),
+    KeyGone,
+    Unknown,
 }
 
 /// Why the leader key was not claimed.
@@ -362,33 +368,61 @@ impl Keeper {
             self.arm(until).await.map_err(ClaimError::Guard)?;
         }
         self.remember(base.lease);
-        self.move_key(held, base.lease).await?;
-        self.drop_lease(held.lease);
+        match self.move_key(held, base.lease, until.min(held.until)).await {
+            Moved::Done => self.drop_lease(held.lease),
+            Moved::NotDone(error) => {
+                self.remember(held.lease);
+                self.drop_lease(base.lease);
+                self.arm_and_publish(held, generation).await?;
+                return Err(ClaimError::Store(error));
+            }
+            Moved::KeyGone => {
+                self.drop_lease(base.lease);
+                return Err(self.lost("the leader key is not ours"));
+            }
+            Moved::Unknown => {
+                // The guard knows the nearer of both deadlines. Neither lease is ended before its time,
+                // for the key may hang on either.
+                self.forget();
+                return Err(self.lost("it is not known on which lease the leader key hangs"));
+            }
+        }
         let held = Held { lease: base.lease, ttl: base.ttl, until, proven_at: base.sent, ..held };
         self.arm_and_publish(held, generation).await
     }
 
-    /// Hangs the key on another lease. Without an answer it is asked again until it is known, for the
-    /// first request may still be done, and then the key lives only as long as the new lease does.
-    async fn move_key(&self, held: Held, to: LeaseId) -> Result<(), ClaimError> {
+    /// Hangs the key on another lease. Without an answer it is read and asked again until it is known or
+    /// `deadline` is near: a read that does not show the move proves nothing, for the request may still
+    /// be done; a second request that is done, or refused, does.
+    async fn move_key(&self, held: Held, to: LeaseId, deadline: Moment) -> Moved {
         let key = self.inner.keys.leader();
         let mut txn = Txn::just(Op::put_leased(&key, &self.inner.me, to));
         txn.compare = leader_checks(&key, held.lease, held.epoch);
-        for _ in 0..MOVE_TRIES {
-            match self.inner.store.txn(txn.clone()).await {
-                Ok(outcome) if outcome.succeeded => return Ok(()),
-                Ok(_) => break,
-                Err(error) => debug!(error = %error, "a move of the leader key has no answer"),
+        let mut may_be_done = false;
+        loop {
+            let refused = match self.inner.store.txn(txn.clone()).await {
+                Ok(outcome) if outcome.succeeded => return Moved::Done,
+                Ok(_) if !may_be_done => return Moved::KeyGone,
+                Ok(_) => true,
+                Err(error) if !may_be_done && !error.outcome_is_unknown() => {
+                    return Moved::NotDone(error);
+                }
+                Err(error) => {
+                    debug!(error = %error, "a move of the leader key has no answer");
+                    may_be_done = true;
+                    false
+                }
+            };
+            match self.find_out(to).await {
+                Ok(Some(_)) => return Moved::Done,
+                Ok(None) if refused => return Moved::KeyGone,
+                Ok(None) | Err(_) => {}
+            }
+            if boottime_now() + RETRY >= deadline {
+                return Moved::Unknown;
             }
             tokio::time::sleep(RETRY).await;
         }
-        if matches!(self.find_out(to).await, Ok(Some(_))) {
-            return Ok(());
-        }
-        // The guard knows the nearer of both deadlines. Neither lease is ended before its time, for
-        // the key may hang on either.
-        self.forget();
-        Err(self.lost("it is not known on which lease the leader key hangs"))
     }
 
     /// Holds nothing from this moment on, before the store is told: nothing may be started or proven

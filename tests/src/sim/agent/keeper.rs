@@ -223,36 +223,68 @@ pub async fn move_to(agent: &Rc<Agent>, ttl: Duration) -> Result<(), ClaimError>
     }
     agent.machine().disk.borrow_mut().lease = Some(base.lease);
     agent.step().await;
-    move_key(agent, held, base.lease).await?;
-    drop_lease(agent, held.lease);
+    match move_key(agent, held, base.lease, until.min(held.until)).await {
+        Moved::Done => drop_lease(agent, held.lease),
+        Moved::NotDone => {
+            agent.machine().disk.borrow_mut().lease = Some(held.lease);
+            drop_lease(agent, base.lease);
+            arm_and_publish(agent, held, given_up).await?;
+            return Err(ClaimError::Store);
+        }
+        Moved::KeyGone => {
+            drop_lease(agent, base.lease);
+            return Err(lost(agent));
+        }
+        Moved::Unknown => {
+            // The guard knows the nearer of both deadlines, and will not hear of another. Neither lease
+            // is ended before its time, for the key may hang on either.
+            give_up(agent);
+            agent.say(format_args!("does not know on which lease the key hangs"));
+            return Err(ClaimError::Lost);
+        }
+    }
     let held = Held { lease: base.lease, ttl: base.ttl, until, proven_at: base.sent, ..held };
     arm_and_publish(agent, held, given_up).await
 }
 
-/// Hangs the key on another lease. Without an answer it is asked again, until it is known: the first
-/// request may still be done, and then the key lives only as long as the new lease does.
-async fn move_key(agent: &Rc<Agent>, held: Held, to: LeaseId) -> Result<(), ClaimError> {
+/// What became of a move of the key to another lease.
+enum Moved {
+    Done,
+    NotDone,
+    KeyGone,
+    Unknown,
+}
+
+/// Hangs the key on another lease. Without an answer it is read and asked again until it is known or
+/// `deadline` is near.
+async fn move_key(agent: &Rc<Agent>, held: Held, to: LeaseId, deadline: Moment) -> Moved {
     let key = agent.w.store.keys.leader();
     let mut txn = Txn::just(Op::put_leased(&key, agent.name(), to));
     txn.compare = leader_checks(&key, held.lease, held.epoch);
-    for _ in 0..3 {
-        match store::txn(&agent.w, agent.end(), txn.clone()).await {
-            Ok(outcome) if outcome.succeeded => return Ok(()),
-            Ok(_) => break,
-            Err(_) => {}
+    let mut may_be_done = false;
+    loop {
+        let refused = match store::txn(&agent.w, agent.end(), txn.clone()).await {
+            Ok(outcome) if outcome.succeeded => return Moved::Done,
+            Ok(_) if !may_be_done => return Moved::KeyGone,
+            Ok(_) => true,
+            Err(error) if !may_be_done && !error.outcome_is_unknown() => return Moved::NotDone,
+            Err(_) => {
+                may_be_done = true;
+                false
+            }
+        };
+        if let Ok((state, _)) = store::read(&agent.w, agent.end()).await {
+            match &state.leader {
+                Some(leader) if leader.lease == to => return Moved::Done,
+                _ if refused => return Moved::KeyGone,
+                _ => {}
+            }
+        }
+        if agent.now() + RETRY >= deadline {
+            return Moved::Unknown;
         }
         agent.sleep(RETRY).await;
     }
-    if let Ok((state, _)) = store::read(&agent.w, agent.end()).await
-        && state.leader.as_ref().is_some_and(|leader| leader.lease == to)
-    {
-        return Ok(());
-    }
-    // The guard knows the nearer of both deadlines, and will not hear of another. Neither lease is
-    // ended before its time, for the key may hang on either.
-    give_up(agent);
-    agent.say(format_args!("does not know on which lease the key hangs"));
-    Err(ClaimError::Lost)
 }
 
 /// From now on nothing is held, whatever becomes of the key: told before the first wait of a release,

@@ -1,0 +1,169 @@
+//! The keeper of the leader key on a store that fails as it should not: what becomes of the leadership when
+//! the key moves to another lease.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step fails the test")]
+
+mod support;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_agent::lease::{ClaimError, Keeper};
+use kornak_cluster::Scope;
+use kornak_dcs::keys::Keys;
+use kornak_dcs::memory::{Lost, MemoryDcs};
+use kornak_dcs::{
+    Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, Op, Renewed, Txn, TxnOutcome, View,
+};
+use parking_lot::Mutex;
+use support::{Field, become_guard};
+
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_secs(10);
+const MARGIN: Duration = Duration::from_secs(2);
+
+#[test]
+fn guard_process() {
+    become_guard();
+}
+
+/// Answers the next transactions that write the leader key with these errors, without doing them.
+#[derive(Debug)]
+struct Failing {
+    store: MemoryDcs,
+    errors: Mutex<VecDeque<DcsError>>,
+}
+
+impl Dcs for Failing {
+    fn range(&self, prefix: &str) -> DcsFuture<'_, View> {
+        self.store.range(prefix)
+    }
+
+    fn txn(&self, txn: Txn) -> DcsFuture<'_, TxnOutcome> {
+        let writes = txn.then.iter().any(|op| matches!(op, Op::Put { .. }));
+        let error = if writes { self.errors.lock().pop_front() } else { None };
+        match error {
+            Some(error) => Box::pin(async move { Err(error) }),
+            None => self.store.txn(txn),
+        }
+    }
+
+    fn grant(&self, ttl: Duration) -> DcsFuture<'_, Granted> {
+        self.store.grant(ttl)
+    }
+
+    fn keep_alive(&self, lease: LeaseId) -> DcsFuture<'_, Renewed> {
+        self.store.keep_alive(lease)
+    }
+
+    fn revoke(&self, lease: LeaseId) -> DcsFuture<'_, ()> {
+        self.store.revoke(lease)
+    }
+
+    fn follow(&self, prefix: &str) -> Follow {
+        self.store.follow(prefix)
+    }
+}
+
+/// A keeper that holds the key on a long lease.
+struct Leader {
+    keeper: Keeper,
+    store: Arc<Failing>,
+    keys: Keys,
+    _field: Field,
+}
+
+impl Leader {
+    async fn new() -> Self {
+        let mut field = Field::new();
+        let node = field.node("a");
+        let guard = node.postgres.guard().await.unwrap();
+        let store = Arc::new(Failing { store: MemoryDcs::new(), errors: Mutex::default() });
+        let keys = Keys::new(&Scope::new("service", "demo", None));
+        let file = field.path().join("lease");
+        let dcs: Arc<dyn Dcs> = Arc::clone(&store) as Arc<dyn Dcs>;
+        let keeper = Keeper::new("a", dcs, keys.clone(), guard, MARGIN, file);
+        keeper.claim(1, LONG, Vec::new(), |_| Vec::new()).await.unwrap();
+        Self { keeper, store, keys, _field: field }
+    }
+
+    /// The lease that the key hangs on; 0: there is no key.
+    async fn hangs_on(&self) -> LeaseId {
+        let key = self.keys.leader();
+        let view = self.store.range(&key).await.unwrap();
+        view.get(&key).map_or(0, |found| found.lease)
+    }
+
+    /// It leads, as it and the store say, and can prove it.
+    async fn leads(&self, ttl: Duration) {
+        self.keeper.renew().await.unwrap();
+        let held = self.keeper.held().expect("it leads");
+        assert_eq!((held.lease, held.ttl), (self.hangs_on().await, ttl));
+    }
+}
+
+fn unknown() -> DcsError {
+    DcsError::Unknown { detail: "no answer".to_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_was_certainly_not_done_leaves_the_leadership_as_it_is() {
+    let leader = Leader::new().await;
+    let unreachable = || DcsError::Unreachable { detail: "nobody listens".to_owned() };
+    let refused = || DcsError::Refused { detail: "too many requests".to_owned() };
+    for error in [unreachable(), refused()] {
+        leader.store.errors.lock().extend(std::iter::repeat_n(error, 3));
+        let moved = leader.keeper.move_to(SHORT).await;
+        assert!(matches!(moved, Err(ClaimError::Store(_))), "{moved:?}");
+        leader.store.errors.lock().clear();
+        leader.leads(LONG).await;
+    }
+    leader.keeper.move_to(SHORT).await.unwrap();
+    leader.leads(SHORT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_without_an_answer_is_asked_for_until_it_is_known() {
+    let leader = Leader::new().await;
+    leader.store.errors.lock().extend(std::iter::repeat_with(unknown).take(5));
+    leader.keeper.move_to(SHORT).await.unwrap();
+    leader.leads(SHORT).await;
+
+    // Done, and only the answer is lost.
+    leader.store.store.lose_next_txn(Lost::Answer);
+    leader.keeper.move_to(LONG).await.unwrap();
+    leader.leads(LONG).await;
+
+    // It lies somewhere and is done later: by then it may change nothing.
+    leader.store.store.lose_next_txn(Lost::Late);
+    leader.keeper.move_to(SHORT).await.unwrap();
+    leader.store.store.deliver_late();
+    leader.leads(SHORT).await;
+
+    // Without an answer, and then certainly not done: the first may still be.
+    leader.store.errors.lock().extend([unknown(), DcsError::LeaseLost]);
+    leader.keeper.move_to(LONG).await.unwrap();
+    leader.leads(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_known_in_time_is_no_leadership() {
+    let leader = Leader::new().await;
+    leader.store.errors.lock().extend(std::iter::repeat_with(unknown).take(1000));
+    let moved = leader.keeper.move_to(MARGIN + Duration::from_secs(1)).await;
+    assert!(matches!(moved, Err(ClaimError::Lost)), "{moved:?}");
+    assert_eq!(leader.keeper.held(), None);
+    // Either lease may be the one that the key hangs on, so neither was ended.
+    assert_ne!(leader.hangs_on().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_gone_is_not_moved() {
+    let leader = Leader::new().await;
+    let gone = Txn::just(Op::delete(leader.keys.leader()));
+    leader.store.txn(gone).await.unwrap();
+    let moved = leader.keeper.move_to(SHORT).await;
+    assert!(matches!(moved, Err(ClaimError::Lost)), "{moved:?}");
+    assert_eq!((leader.keeper.held(), leader.hangs_on().await), (None, 0));
+}
