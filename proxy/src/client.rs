@@ -261,11 +261,8 @@ pub struct Client {
 impl Client {
     /// Takes a fresh server connection.
     pub fn link(&mut self, opened: Opened) {
-        let (mut link, _) = Link::new(opened);
+        let (link, _) = Link::new(opened, &self.listener);
         self.home = (self.listener.target == Target::Workers).then_some(link.group);
-        let follows = matches!(self.listener.target, Target::Standbys);
-        link.rereads = !link.leading && self.listener.retry_reads;
-        link.stands_in = link.leading && follows;
         self.talk.handle.set_term(link.term);
         self.talk.handle.set_server(&link.node, link.target.clone());
         self.talk.side = link.side;

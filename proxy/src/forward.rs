@@ -27,7 +27,6 @@ use kornak_protocol::frame::{Direction, Flow, Scanner};
 use crate::gate::{Side, Ticket};
 use crate::pool::lender::Member;
 use crate::registry::{Doing, Handle};
-use crate::route;
 use crate::session::answers::Verdict;
 use crate::session::journal::Pin;
 use crate::session::pooled::Edits;
@@ -527,9 +526,10 @@ impl Conversation {
 
     /// Whether the session is on a leader only for want of a standby, and there is one again.
     fn may_return(&self) -> bool {
-        let Some(link) = self.link.as_ref().filter(|link| link.stands_in) else { return false };
-        let free = self.is_quiet() && self.session.pinned().is_none();
-        free && route::has_standby(&self.shared.topology.borrow(), link.group)
+        // Nobody can listen on a standby.
+        let free = self.session.pinned().is_none() && !self.session.listens();
+        let returns = self.link.as_ref().is_some_and(|link| link.may_return(&self.shared));
+        returns && free && self.is_quiet()
     }
 
     /// The server connection is gone: tells the client what is true.

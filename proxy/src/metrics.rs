@@ -11,7 +11,7 @@ use std::time::Duration;
 use kornak_protocol::sqlstate::SqlState;
 use parking_lot::Mutex;
 
-use crate::status::Status;
+use crate::status::{PoolStatus, Status};
 
 /// Bucket bounds in seconds: they double from 1 ms to 33 s. Below is invisible, above every client
 /// has given up.
@@ -173,12 +173,43 @@ impl Metrics {
     }
 }
 
+/// A label's value.
+fn escaped(of: &str) -> String {
+    of.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// A gauge of a pool: its name and where it stands.
+type Series = (&'static str, fn(&PoolStatus) -> f64);
+
+fn print_pools(pools: &[PoolStatus], out: &mut String) {
+    let series: [Series; 5] = [
+        ("kornak_proxy_pool_clients", |pool| pool.clients as f64),
+        ("kornak_proxy_pool_waiting_clients", |pool| pool.waiting as f64),
+        ("kornak_proxy_pool_longest_wait_seconds", |pool| pool.longest_wait_seconds),
+        ("kornak_proxy_pool_lent_servers", |pool| pool.lent as f64),
+        ("kornak_proxy_pool_idle_servers", |pool| pool.idle as f64),
+    ];
+    for (name, value) in series {
+        let _ = writeln!(out, "# TYPE {name} gauge");
+        for pool in pools {
+            let (listener, user, database) =
+                (escaped(&pool.listener), escaped(&pool.user), escaped(&pool.database));
+            let _ = writeln!(
+                out,
+                "{name}{{listener=\"{listener}\",user=\"{user}\",database=\"{database}\"}} {}",
+                value(pool)
+            );
+        }
+    }
+}
+
 /// Appends the series that are counted when somebody looks.
 pub fn print_status(status: &Status, out: &mut String) {
+    print_pools(&status.pools, out);
     let mut gauge = |name: &str, label: &str, values: &mut dyn Iterator<Item = (&str, f64)>| {
         let _ = writeln!(out, "# TYPE {name} gauge");
         for (of, value) in values {
-            let of = of.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let of = escaped(of);
             let _ = match label {
                 "" => writeln!(out, "{name} {value}"),
                 label => writeln!(out, "{name}{{{label}=\"{of}\"}} {value}"),

@@ -15,6 +15,7 @@
 
 pub mod answers;
 pub mod dead;
+pub mod fuzz;
 pub mod journal;
 pub mod pooled;
 #[cfg(test)]
@@ -154,6 +155,11 @@ impl Session {
     #[inline]
     pub fn is_open(&self) -> bool {
         matches!(self.mode, Mode::Open)
+    }
+
+    /// Messages whose answers are owed.
+    pub(crate) fn owed(&self) -> usize {
+        self.pipeline.owed_len()
     }
 
     /// Whether the session is between transactions and owes nothing. The scanners must stand at a

@@ -13,7 +13,7 @@ use anyhow::Result;
 use bytes::BytesMut;
 use common::agents::Agents;
 use common::{PASSWORD, Proxy, Scratch, Server, memory, until};
-use kornak_config::proxy::{KeepSessions, ProxySettings, UnknownOutcome};
+use kornak_config::proxy::{KeepSessions, PoolMode, ProxySettings, UnknownOutcome};
 use kornak_dcs::{Op, Txn};
 use kornak_protocol::frontend::{put_flush, put_query, put_sync};
 use kornak_tests::run::process::send;
@@ -434,6 +434,57 @@ async fn reads_run_again_where_that_is_allowed_and_come_back_to_a_standby() -> R
     .await;
     assert_eq!(port(&mut reader).await?, left.port, "back on a standby");
     assert_eq!(reader.value("SHOW work_mem").await?, "6MB");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_on_standbys_runs_reads_again_and_comes_back_to_a_standby() -> Result<()> {
+    let scratch = Scratch::new();
+    let a = Server::primary(&scratch, "a");
+    let b = a.standby(&scratch, "b");
+    let c = a.standby(&scratch, "c");
+    let agents = Agents::new(&a, &b).await;
+    agents.put(Txn::just(Op::put(agents.keys.member("c"), c.member("replica")))).await;
+    let pooled = proxy(&agents, |it| {
+        it.listeners[1].retry_reads = true;
+        it.listeners[1].pool_mode = PoolMode::Transaction;
+        it.listeners[1].pool_size = Some(1);
+    })
+    .await;
+    until("both standbys are known", || async { pooled.page("/status").await.contains(r#""c""#) })
+        .await;
+    let mut reader = Talker::login(&login(&pooled, 1, "reader")).await?;
+    let lost = if port(&mut reader).await? == b.port { &b } else { &c };
+    let left = if lost.port == b.port { &c } else { &b };
+    reader.query("SELECT pg_is_in_recovery() FROM pg_sleep(1)").await?;
+    let admin = lost.sql().await;
+    until("it runs", || async {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' \
+                   AND application_name = 'reader'";
+        admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    kill_below(&lost.data);
+    agents.put(Txn::just(Op::delete(agents.keys.member(&lost.name)))).await;
+    hears("again", &mut reader, &["T", "D t", "C SELECT 1", "Z I"]).await;
+    assert_eq!(port(&mut reader).await?, left.port);
+
+    left.stop("immediate");
+    agents.put(Txn::just(Op::delete(agents.keys.member(&left.name)))).await;
+    reader.ask("SET work_mem = '6MB'").await?;
+    assert_eq!(port(&mut reader).await?, a.port, "for want of a standby");
+    left.start();
+    agents.put(Txn::just(Op::put(agents.keys.member(&left.name), left.member("replica")))).await;
+    until("it is back on a standby", || async {
+        let mut other = Talker::login(&login(&pooled, 1, "reader")).await.unwrap();
+        port(&mut other).await.unwrap() == left.port
+    })
+    .await;
+    assert_eq!(port(&mut reader).await?, left.port);
+    assert_eq!(reader.value("SHOW work_mem").await?, "6MB");
+    let line = r#"kornak_proxy_pool_waiting_clients{listener="standbys",user="postgres",database="postgres"} 0"#;
+    let metrics = pooled.page("/metrics").await;
+    assert!(metrics.contains(line), "{metrics}");
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use kornak_cluster::GroupId;
+use kornak_config::proxy::{ListenerSettings, Target};
 use kornak_protocol::frame::{Direction, Scanner};
 use kornak_protocol::params::Parameters;
 
@@ -12,6 +13,7 @@ use crate::client::Opened;
 use crate::gate::Side;
 use crate::pool::lender::Lease;
 use crate::registry::CancelTarget;
+use crate::route;
 use crate::shared::Shared;
 use crate::stream::Stream;
 
@@ -45,7 +47,7 @@ pub struct Link {
 
 impl Link {
     /// A connection that has logged in, and what it reported.
-    pub fn new(opened: Opened) -> (Box<Self>, Parameters) {
+    pub fn new(opened: Opened, listener: &ListenerSettings) -> (Box<Self>, Parameters) {
         let Opened { connected, candidate, address, side, term, generation } = opened;
         let target = connected.key.map(|key| CancelTarget::new(address.clone(), key));
         let link = Self {
@@ -60,12 +62,17 @@ impl Link {
             side,
             term,
             generation,
-            rereads: false,
-            stands_in: false,
+            rereads: !candidate.leading && listener.retry_reads,
+            stands_in: candidate.leading && matches!(listener.target, Target::Standbys),
             target,
             lease: None,
         };
         (Box::new(link), connected.params)
+    }
+
+    /// Whether it leads only to a leader for want of a standby, and there is one again.
+    pub fn may_return(&self, shared: &Shared) -> bool {
+        self.stands_in && route::has_standby(&shared.topology.borrow(), self.group)
     }
 
     /// Whether the server still has the part for which the connection was opened.

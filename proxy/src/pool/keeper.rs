@@ -44,7 +44,9 @@ pub async fn run(lane: usize, shared: Arc<Shared>, mut orders: UnboundedReceiver
 }
 
 fn sift(lane: usize, shared: &Shared, lender: &Lender) {
-    lender.sift(lane, |link| link.is_current(shared) && is_silent(&link.stream));
+    lender.sift(lane, |link| {
+        link.is_current(shared) && !link.may_return(shared) && is_silent(&link.stream)
+    });
 }
 
 /// Whether an idle server has neither closed nor announced its end. What else it may have to say is
@@ -69,7 +71,7 @@ async fn carry_out(lane: usize, shared: Arc<Shared>, order: Order) {
     let identity = order.kind.identity();
     match open(&shared, listener, Some(&identity), None, Way::Gate).await {
         Ok(opened) => {
-            let (link, params) = Link::new(opened);
+            let (link, params) = Link::new(opened, listener);
             let lifetime = spread(shared.settings.pool.lifetime);
             shared.lender.opened(&order, lane, link, params, lifetime);
         }
