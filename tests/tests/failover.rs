@@ -6,9 +6,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use futures_util::future::try_join_all;
 use kornak_tests::load::{Doing, Kind, Load, LoadSpec, Report};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
+use kornak_tests::run::postgres::connect;
 use kornak_tests::run::wait::strict_timing;
 
 /// Room for a shared machine where a bound is about the machine and not about the protocol.
@@ -147,6 +149,57 @@ async fn a_cluster_that_was_stopped_or_lost_whole_comes_back_with_all_it_had() -
     assert!(verdict.is_clean(), "{verdict}");
     // The proxy has found its way back by itself.
     cluster.proxy.ready(&cluster.app(), Duration::from_secs(20)).await;
+    cluster.passed();
+    Ok(())
+}
+
+/// `KORNAK_IDLE_SESSIONS` says how many there are; the default is what CI has time for.
+fn idle_sessions() -> usize {
+    let set = std::env::var("KORNAK_IDLE_SESSIONS").ok();
+    set.map_or(150, |count| count.parse().expect("KORNAK_IDLE_SESSIONS is a number"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_come_back_all_at_once_are_let_in_by_turns() -> Result<()> {
+    let sessions = idle_sessions();
+    let cluster = Cluster::start(ClusterSpec {
+        name: "stampede",
+        nodes: 2,
+        parameters: vec![format!("max_connections: {}", sessions + 50)],
+        ..Default::default()
+    })
+    .await?;
+    let mut clients = Vec::new();
+    while clients.len() < sessions {
+        let app = cluster.app();
+        let more = (0..25.min(sessions - clients.len())).map(|_| connect(&app));
+        clients.extend(try_join_all(more).await?);
+    }
+    let leader = cluster.leader().await?;
+    let other = cluster.nodes.iter().find(|node| node.name() != leader).context("two nodes")?;
+    cluster.node(&leader)?.kill_postmaster()?;
+    let killed = Instant::now();
+    // Everybody speaks at once.
+    let asking = clients.iter().map(|client| client.query_one("SELECT pg_backend_pid()", &[]));
+    let mut most = 0;
+    let mut sampling = tokio::time::interval(Duration::from_millis(5));
+    let mut asking = std::pin::pin!(try_join_all(asking));
+    let rows = loop {
+        tokio::select! {
+            rows = &mut asking => break rows?,
+            _ = sampling.tick() => {
+                most = most.max(other.processes_titled(" authentication").len());
+            }
+        }
+    };
+    println!(
+        "{} sessions work again after {:.2?}; {most} were logging in at once at most",
+        rows.len(),
+        killed.elapsed()
+    );
+    assert_eq!(rows.len(), sessions);
+    // Those of the proxy's own connections come on top.
+    assert!(most <= kornak_proxy::shared::MAX_LOGINS_PER_SERVER + 8, "{most} logins at once");
     cluster.passed();
     Ok(())
 }

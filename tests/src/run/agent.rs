@@ -200,10 +200,16 @@ impl Node {
 
     /// The first process of this node whose title has this word, such as `walreceiver`.
     pub fn process_titled(&self, word: &str) -> Option<u32> {
-        self.processes().into_iter().find(|pid| {
+        self.processes_titled(word).into_iter().next()
+    }
+
+    /// All of them.
+    pub fn processes_titled(&self, word: &str) -> Vec<u32> {
+        let is_titled = |pid: &u32| {
             let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&title).contains(word)
-        })
+        };
+        self.processes().into_iter().filter(is_titled).collect()
     }
 
     fn yaml(&self, spec: &AgentSpec) -> String {
