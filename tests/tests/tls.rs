@@ -116,8 +116,17 @@ impl Secure {
         ca: Option<&Path>,
     ) -> Option<(bool, Method)> {
         let ca = ca.map(Path::to_owned);
-        let tls = ServerTls::new(&ServerSideTls { sslmode: mode, ca, ..ServerSideTls::default() })
-            .ok()?;
+        let settings = ServerSideTls { sslmode: mode, ca, ..ServerSideTls::default() };
+        self.by_settings(user, settings, host).await
+    }
+
+    async fn by_settings(
+        &self,
+        user: &str,
+        settings: ServerSideTls,
+        host: &str,
+    ) -> Option<(bool, Method)> {
+        let tls = ServerTls::new(&settings).ok()?;
         let address = Address { host: host.to_owned(), port: self.server.port() };
         let startup = own_startup(user, "postgres", "test").expect("short");
         let password = Credentials::Password(b"right".to_vec().into());
@@ -211,6 +220,50 @@ async fn the_ladder_towards_servers_is_libpqs() -> Result<()> {
 /// Whether libpq trusts it.
 fn expected(certificate: &str) -> bool {
     !certificate.starts_with("for clients") && !certificate.starts_with("signed by")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_asks_for_a_certificate_gets_the_proxys() -> Result<()> {
+    let mut scratch = Scratch::new("client-cert");
+    let shop = Workshop::new(&scratch);
+    let root = shop.root("root.example")?;
+    shop.root("other.example")?;
+    let shown = shop.leaf("shown", "localhost", "root.example")?;
+    let ours = shop.leaf("ours", "any", "root.example")?;
+    let stranger = shop.leaf("stranger", "any", "other.example")?;
+    let secure = Secure::start(&scratch, &shop, &shown).await?;
+    let admin = secure.server.connect().await?;
+    let ca = root.cert.display();
+    admin.batch_execute(&format!("ALTER SYSTEM SET ssl_ca_file = '{ca}'")).await?;
+    for (rule, method) in [
+        ("scram-sha-256 clientcert=verify-ca", Method::ScramPlus),
+        ("scram-sha-256 clientcert=verify-full", Method::ScramPlus),
+        ("cert", Method::Nothing),
+    ] {
+        let hba = format!(
+            "local all all trust\nhost all postgres all scram-sha-256\nhostssl all any all {rule}\n"
+        );
+        fs::write(secure.server.data_dir().join("pg_hba.conf"), hba)?;
+        admin.batch_execute("SELECT pg_reload_conf()").await?;
+        until(SOON, rule, || async {
+            let with = |pair: Option<&Pair>| {
+                let settings = ServerSideTls {
+                    sslmode: SslMode::VerifyFull,
+                    ca: Some(root.cert.clone()),
+                    cert: pair.map(|pair| pair.cert.clone()),
+                    key: pair.map(|pair| pair.key.clone()),
+                    ..ServerSideTls::default()
+                };
+                secure.by_settings("any", settings, "localhost")
+            };
+            let found = [with(Some(&ours)).await, with(Some(&stranger)).await, with(None).await];
+            let expected = [Some((true, method)), None, None];
+            if found == expected { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    }
+    scratch.passed();
+    Ok(())
 }
 
 /// A server with a self-signed certificate, and a proxy in front with one of its own.
