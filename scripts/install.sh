@@ -18,8 +18,8 @@ usage: scripts/install.sh [--tests] [--drivers]
             which the tests and benchmarks start
   --drivers what `make drivers` needs on top of it to build drivers written in C
 
-Needs root or sudo only if a package is missing. Rust $rust_wanted or newer is required as well;
-it is installed through rustup if rustup is there.
+Needs root or sudo only if a package is missing. Rust $rust_wanted or newer is required as well; if there
+is none it is installed by rustup, and rustup from https://rustup.rs, for the user who runs this.
 TEXT
 }
 
@@ -140,10 +140,23 @@ rust_is_new_enough() {
   have=$(rustc --version 2>/dev/null | sed -E 's/^rustc ([0-9]+\.[0-9]+).*/\1/') || return 1
   [ -n "$have" ] && printf '%s\n%s\n' "$rust_wanted" "$have" | sort -C -V
 }
+# Debian 12 has neither a rustup nor a Rust that is new enough.
+install_rustup() {
+  local home=${CARGO_HOME:-${HOME:-/root}/.cargo}
+  if ! command -v curl >/dev/null 2>&1; then
+    say "installing curl"
+    apt update && apt install --no-install-recommends curl ca-certificates
+  fi
+  say "installing rustup into $home; 'rustup self uninstall' takes it away again"
+  # The toolchain comes below, as for a rustup that is there already.
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+    sh -s -- -y --quiet --default-toolchain none --no-modify-path && [ -x "$home/bin/rustup" ] ||
+    fail "Rust $rust_wanted or newer is required and was not found, and rustup could not be installed.
+  Get one of them, from https://rustup.rs or Debian 13's package (apt-get install rustup), and run this again."
+}
+
 if ! rust_is_new_enough || ! command -v cargo >/dev/null 2>&1; then
-  command -v rustup >/dev/null 2>&1 || fail "Rust $rust_wanted or newer is required and was not found.
-  Get it with rustup, from https://rustup.rs or Debian 13's package:  apt-get install rustup
-  and run this again."
+  command -v rustup >/dev/null 2>&1 || install_rustup
   say "installing the Rust toolchain through rustup"
   rustup toolchain install stable --profile minimal --component clippy --component rustfmt
   rustup default stable
