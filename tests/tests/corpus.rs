@@ -1,7 +1,5 @@
 //! What the fuzzers found worth keeping (`tests/fuzz`) is played with every test run.
 
-#![expect(clippy::print_stdout, reason = "a run shows how much it played")]
-
 use std::fs;
 use std::path::Path;
 
