@@ -190,7 +190,7 @@ impl Keeper {
             Next::StandDown => self.stand_down(),
             Next::Answer { request, answer } => self.answer(request, answer),
             Next::Open { request, step, former } => self.open(request, &step, former, seen).await?,
-            Next::Commit { steps, request } => self.commit(&steps, request).await?,
+            Next::Commit { steps, request } => self.commit(&steps, request, seen).await?,
             Next::Member(step) => {
                 info!(database = %self.database, change = %Spoken(&step), "pg_dist_node");
                 self.say(&statement(&step, false, Duration::ZERO)).await?;
@@ -253,13 +253,22 @@ impl Keeper {
         Ok(())
     }
 
-    async fn commit(&mut self, steps: &[Step], request: Option<usize>) -> Result<(), SqlError> {
+    async fn commit(
+        &mut self,
+        steps: &[Step],
+        request: Option<usize>,
+        seen: &Seen,
+    ) -> Result<(), SqlError> {
         let began = boottime_now();
         if self.flight == Flight::Grounded {
             self.say("BEGIN").await?;
         }
         for step in steps {
             self.say(&statement(step, true, FORCE_AFTER)).await?;
+        }
+        // Nobody may reach a new address through the former one's pool.
+        if let Some(pools) = super::local::pools_statement(seen) {
+            self.say(&pools).await?;
         }
         // From here on its outcome may be unknown: the rows are read again whatever happens.
         self.rows = None;

@@ -49,7 +49,7 @@ pub(super) async fn run(
                     _ = observed.changed() => {}
                 }
                 let now = Seen::read(&local.ctx.settings.scope.whole(), &view.borrow().clone());
-                if local.leads() != was_primary || primaries(&now) != primaries(&seen) {
+                if local.leads() != was_primary || followed(&now) != followed(&seen) {
                     return;
                 }
             }
@@ -60,6 +60,12 @@ pub(super) async fn run(
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// What a round is made for as soon as it changes.
+fn followed(seen: &Seen) -> impl PartialEq + '_ {
+    let leaders: Vec<_> = seen.leaders.iter().map(|(group, it)| (group, &it.address)).collect();
+    (primaries(seen), leaders, &seen.pools)
 }
 
 fn primaries(seen: &Seen) -> BTreeMap<GroupId, Option<Address>> {
@@ -155,21 +161,45 @@ impl Local {
     }
 }
 
+/// Makes `pg_dist_poolinfo` right, if any member has a pool.
+async fn pools(client: &Client, seen: &Seen) -> Result<(), SqlError> {
+    let Some(statement) = pools_statement(seen) else { return Ok(()) };
+    let rows = ask(client, "write pg_dist_poolinfo", &statement).await?;
+    let changed = rows.first().and_then(|row| row.first().cloned().flatten());
+    if let Some(rows) = changed.filter(|count| count != "0") {
+        info!(rows = %rows, "pg_dist_poolinfo changed");
+    }
+    Ok(())
+}
+
 /// `pg_dist_poolinfo` has a row for each node whose member has a pool, and no other; the table is the
 /// operator's while no member has one.
-async fn pools(client: &Client, seen: &Seen) -> Result<(), SqlError> {
+///
+/// A primary's row follows the leader key, also while the row still has the former leader's address:
+/// whoever connected to the new address through the old pool would keep that connection.
+pub(super) fn pools_statement(seen: &Seen) -> Option<String> {
     if seen.pools.is_empty() {
-        return Ok(());
+        return None;
     }
+    let led = |address: &Address| {
+        let mut leaders = seen.leaders.iter();
+        leaders.find(|(_, it)| it.address.as_ref() == Some(address)).map(|(group, _)| *group)
+    };
     let values: Vec<String> = seen
         .pools
         .iter()
-        .map(|(at, pool)| format!("({}, {}, {})", literal(&at.host), at.port, literal(pool)))
+        .map(|(at, pool)| {
+            let leads = led(at).map_or("NULL".to_owned(), |group| group.to_string());
+            format!("({}, {}, {}, {leads}::int)", literal(&at.host), at.port, literal(pool))
+        })
         .collect();
-    let statement = format!(
+    let known = seen.leaders.iter().filter(|(_, leader)| leader.address.is_some());
+    let known: Vec<String> = known.map(|(group, _)| group.to_string()).collect();
+    Some(format!(
         "WITH wanted AS (SELECT n.nodeid, v.pool FROM pg_catalog.pg_dist_node n \
-           JOIN (VALUES {values}) AS v (host, port, pool) \
-             ON v.host = n.nodename AND v.port = n.nodeport), \
+           JOIN (VALUES {values}) AS v (host, port, pool, leads) \
+             ON CASE WHEN n.noderole = 'primary' AND n.groupid = ANY ('{{{known}}}'::int[]) \
+               THEN v.leads = n.groupid ELSE v.host = n.nodename AND v.port = n.nodeport END), \
          gone AS (DELETE FROM pg_catalog.pg_dist_poolinfo p \
            WHERE NOT EXISTS (SELECT FROM wanted w WHERE w.nodeid = p.nodeid) RETURNING 1), \
          changed AS (INSERT INTO pg_catalog.pg_dist_poolinfo (nodeid, poolinfo) \
@@ -177,12 +207,7 @@ async fn pools(client: &Client, seen: &Seen) -> Result<(), SqlError> {
            ON CONFLICT (nodeid) DO UPDATE SET poolinfo = EXCLUDED.poolinfo \
            WHERE pg_dist_poolinfo.poolinfo <> EXCLUDED.poolinfo RETURNING 1) \
          SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM changed)",
-        values = values.join(", ")
-    );
-    let rows = ask(client, "write pg_dist_poolinfo", &statement).await?;
-    let changed = rows.first().and_then(|row| row.first().cloned().flatten());
-    if let Some(rows) = changed.filter(|count| count != "0") {
-        info!(rows = %rows, "pg_dist_poolinfo changed");
-    }
-    Ok(())
+        values = values.join(", "),
+        known = known.join(","),
+    ))
 }

@@ -127,7 +127,7 @@ pub enum Known {
 
 /// Waits until this node is known at least so well in every database. `false`: not in time.
 pub async fn until_known(ctx: &Context, wanted: Known) -> bool {
-    let mut open = BTreeMap::new();
+    let mut open = Open::new();
     let waiting = async {
         loop {
             match known(ctx, &mut open).await {
@@ -151,11 +151,11 @@ pub async fn until_known(ctx: &Context, wanted: Known) -> bool {
     known
 }
 
+/// Connections of one wait, by database: to the coordinator (`None`), and to other groups' primaries.
+type Open = BTreeMap<(Option<Address>, String), tokio_postgres::Client>;
+
 /// One look at every database.
-async fn known(
-    ctx: &Context,
-    open: &mut BTreeMap<String, tokio_postgres::Client>,
-) -> Result<Known, SqlError> {
+async fn known(ctx: &Context, open: &mut Open) -> Result<Known, SqlError> {
     let Some(citus) = &ctx.settings.citus else { return Ok(Known::Everywhere) };
     let own = &ctx.settings.postgresql.connect_address;
     let own = Address { host: own.host.clone(), port: own.port };
@@ -169,21 +169,66 @@ async fn known(
             literal(&own.host),
             own.port
         );
-        let client = match open.entry(database.clone()) {
-            Entry::Occupied(client) => client.into_mut(),
-            Entry::Vacant(none) => none.insert(to_coordinator(ctx, database).await?),
-        };
-        let rows = ask(client, "tell who is registered", &statement).await?;
-        let flag = |n: usize| {
-            rows.first().and_then(|row| row.get(n).cloned().flatten()).as_deref() == Some("1")
-        };
-        least = least.min(match (flag(0), flag(1)) {
-            (true, true) => Known::Everywhere,
-            (true, false) => Known::Coordinator,
+        let found = flags(ctx, open, None, database, &statement).await?;
+        let known = match found {
+            (true, true) if pools_follow(ctx, open, database, &own).await? => Known::Everywhere,
+            (true, _) => Known::Coordinator,
             (false, _) => Known::Nowhere,
-        });
+        };
+        least = least.min(known);
     }
     Ok(least)
+}
+
+/// Whether every other group's primary would reach this one through its own pool, if there are any
+/// pools: a connection through the former primary's would stay.
+async fn pools_follow(
+    ctx: &Context,
+    open: &mut Open,
+    database: &str,
+    own: &Address,
+) -> Result<bool, SqlError> {
+    let seen = seen(ctx);
+    if seen.pools.is_empty() {
+        return Ok(true);
+    }
+    let pool = seen.pools.get(own).map_or("NULL".to_owned(), |pool| literal(pool));
+    let group = ctx.settings.scope.group.unwrap_or_default();
+    let statement = format!(
+        "SELECT (NOT EXISTS (SELECT FROM pg_catalog.pg_dist_node n \
+             LEFT JOIN pg_catalog.pg_dist_poolinfo p USING (nodeid) \
+             WHERE n.groupid = {group} AND n.noderole = 'primary' \
+               AND p.poolinfo IS DISTINCT FROM {pool}))::int, 1"
+    );
+    let others = seen.wanted.into_iter().filter(|(other, _)| *other != group);
+    for at in others.filter_map(|(_, want)| want.primary) {
+        if !flags(ctx, open, Some(at), database, &statement).await?.0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Two truths from one row of a server.
+async fn flags(
+    ctx: &Context,
+    open: &mut Open,
+    at: Option<Address>,
+    database: &str,
+    statement: &str,
+) -> Result<(bool, bool), SqlError> {
+    let client = match open.entry((at.clone(), database.to_owned())) {
+        Entry::Occupied(client) => client.into_mut(),
+        Entry::Vacant(none) => none.insert(match at {
+            None => to_coordinator(ctx, database).await?,
+            Some(at) => ctx.postgres.connect_to(&at.host, at.port, database, APPLICATION).await?,
+        }),
+    };
+    let rows = ask(client, "tell who is registered", statement).await?;
+    let flag = |n: usize| {
+        rows.first().and_then(|row| row.get(n).cloned().flatten()).as_deref() == Some("1")
+    };
+    Ok((flag(0), flag(1)))
 }
 
 async fn to_coordinator(ctx: &Context, database: &str) -> Result<tokio_postgres::Client, SqlError> {
