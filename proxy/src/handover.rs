@@ -265,6 +265,14 @@ fn attend(
                     "every node knows the group's primary, all sessions go on"
                 );
             }
+            outage::Event::Gone { group, held } => {
+                shared.metrics.outage.record(held);
+                tracing::info!(
+                    group = group.0,
+                    elapsed_ms = elapsed_ms(held),
+                    "the group was removed or shut down, all sessions go on"
+                );
+            }
             outage::Event::GivenUp { group, held } => {
                 shared.metrics.outage.record(held);
                 tracing::error!(

@@ -49,6 +49,8 @@ pub enum Event {
     Spreads { group: GroupId, held: Duration },
     /// All of them do.
     Ended { group: GroupId, held: Duration },
+    /// They do, for the group is no part of the cluster any more, or nobody is left who could lead it.
+    Gone { group: GroupId, held: Duration },
     /// They do, though it is not over.
     GivenUp { group: GroupId, held: Duration },
 }
@@ -113,10 +115,12 @@ impl Outages {
     /// Looks at the facts and moves on. Asking twice with the same facts changes nothing.
     pub fn on(&mut self, facts: &Facts<'_>, now: Moment, events: &mut Vec<Event>) {
         let groups: BTreeSet<GroupId> = concerned(facts).collect();
-        for gone in
-            self.open.keys().filter(|group| !groups.contains(group)).copied().collect::<Vec<_>>()
-        {
-            self.end(gone, now, events);
+        let gone: Vec<GroupId> =
+            self.open.keys().filter(|group| !groups.contains(group)).copied().collect();
+        for group in gone {
+            if let Some(held) = self.end(group, now) {
+                events.push(Event::Gone { group, held });
+            }
         }
         for group in groups {
             self.look(group, facts, now, events);
@@ -149,7 +153,9 @@ impl Outages {
         match (outage, health) {
             (_, Health::Serves(Heard::Everywhere)) => {
                 self.right.insert(group, term);
-                self.end(group, now, events);
+                if let Some(held) = self.end(group, now) {
+                    events.push(Event::Ended { group, held });
+                }
             }
             (Outage::GivenUp, _) => {}
             (Outage::Away { since, until } | Outage::Spreading { since, until }, _)
@@ -171,18 +177,18 @@ impl Outages {
         }
     }
 
-    fn end(&mut self, group: GroupId, now: Moment, events: &mut Vec<Event>) {
-        match self.open.remove(&group) {
-            Some(Outage::Away { since, .. } | Outage::Spreading { since, .. }) => {
-                events.push(Event::Ended { group, held: now.since(since) });
-            }
-            Some(Outage::GivenUp) | None => {}
+    /// How long somebody waited, if anybody still does.
+    fn end(&mut self, group: GroupId, now: Moment) -> Option<Duration> {
+        match self.open.remove(&group)? {
+            Outage::Away { since, .. } | Outage::Spreading { since, .. } => Some(now.since(since)),
+            Outage::GivenUp => None,
         }
     }
 }
 
-/// Groups that sessions elsewhere may reach: those that are registered, or, where nobody says which
-/// those are, those that have served before.
+/// Groups that sessions elsewhere may reach, and that somebody may come back to: those that are
+/// registered, or, where nobody says which those are, those that have served before; but none that was
+/// shut down, leader, standbys and all.
 fn concerned<'a>(facts: &Facts<'a>) -> impl Iterator<Item = GroupId> + 'a {
     let (cluster, standings) = (facts.cluster, facts.standings);
     let is_citus = cluster.groups.len() > 1;
@@ -190,7 +196,12 @@ fn concerned<'a>(facts: &Facts<'a>) -> impl Iterator<Item = GroupId> + 'a {
         Some(registered) => registered.contains(group),
         None => standings.proof(*group) > 0,
     };
-    cluster.groups.keys().copied().filter(move |group| is_citus && reached(group))
+    let manned = move |group: &GroupId| {
+        let group = cluster.groups.get(group);
+        group.is_some_and(|group| group.leader.is_some() || !group.nodes.is_empty())
+    };
+    let groups = cluster.groups.keys().copied();
+    groups.filter(move |group| is_citus && manned(group) && reached(group))
 }
 
 fn health(facts: &Facts<'_>, group: GroupId) -> Health {

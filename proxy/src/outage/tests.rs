@@ -350,7 +350,23 @@ fn groups_that_are_not_registered_concern_nobody() {
     world.is_lost(2);
     assert_eq!(world.look(100), [began(2, Why::Silent)]);
     world.says("c", &[at(&[(0, "c"), (1, "a")], &[])]);
-    assert_eq!(world.look(200), [ended(2, 100)], "it was removed");
+    let gone = Event::Gone { group: GroupId(2), held: Duration::from_millis(100) };
+    assert_eq!(world.look(200), [gone], "it was removed");
+}
+
+#[test]
+fn a_group_that_was_shut_down_has_nobody_to_wait_for() {
+    let mut world = World::new();
+    world.is_lost(2);
+    let group = Group { leader: None, ..Group::clone(&world.cluster.groups[&GroupId(2)]) };
+    world.cluster.groups.insert(GroupId(2), Arc::new(group));
+    assert_eq!(world.look(0), [began(2, Why::Silent)], "a member is left, it may come back");
+    world.cluster.groups.insert(GroupId(2), Arc::default());
+    let gone = Event::Gone { group: GroupId(2), held: Duration::from_millis(50) };
+    assert_eq!(world.look(50), [gone]);
+    world.leads(2, "b");
+    world.serves(2, "b");
+    assert_eq!(world.look(60_000), [], "started again");
 }
 
 #[test]

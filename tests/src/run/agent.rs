@@ -39,7 +39,8 @@ pub struct AgentSpec {
     pub parameters: Vec<String>,
     /// Lines of `postgresql:`.
     pub postgresql: Vec<String>,
-    /// Other sections, or other lines of `bootstrap:`, as whole text at the end of the file.
+    /// Other sections, or other lines of `bootstrap:`, as whole text at the end of the file; `{port}` in it
+    /// is the server's.
     pub sections: String,
 }
 
@@ -225,7 +226,7 @@ impl Node {
             [] => "  mode: off\n".to_owned(),
             given => lines(given, "  "),
         };
-        let sections = &spec.sections;
+        let sections = spec.sections.replace("{port}", &self.port().to_string());
         let (data, home, rest) = (self.data_dir(), self.home.display(), self.rest.address());
         let port = self.port();
         let hosts = etcd.join(", ");

@@ -4,7 +4,9 @@
 //! ([`is_installed`]) and says aloud that it does nothing without.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -28,6 +30,9 @@ const APP_PASSWORD: &str = "an-app-password";
 /// From the first process to a cluster in which every node streams and is registered.
 const START_LIMIT: Duration = Duration::from_secs(150);
 
+/// For what an earlier statement has set in motion.
+const SOON: Duration = Duration::from_secs(10);
+
 /// See `Cluster`.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
@@ -46,11 +51,19 @@ pub struct CitusSpec {
     pub members: Vec<usize>,
     pub databases: Vec<&'static str>,
     pub ttl: u32,
+    /// Workers say that they have a pool; it is the server itself.
+    pub pools: bool,
 }
 
 impl Default for CitusSpec {
     fn default() -> Self {
-        Self { name: "citus", members: vec![2, 2, 2], databases: vec!["citus"], ttl: 8 }
+        Self {
+            name: "citus",
+            members: vec![2, 2, 2],
+            databases: vec!["citus"],
+            ttl: 8,
+            pools: false,
+        }
     }
 }
 
@@ -94,6 +107,10 @@ impl CitusCluster {
     /// What a node's file says.
     pub fn agent_spec(&self, group: u32, name: &str) -> AgentSpec {
         let databases = self.spec.databases.join(", ");
+        let pool = match self.spec.pools && group > 0 {
+            true => "kornak: {citus: {poolinfo: 'host=127.0.0.1 port={port}'}}\n",
+            false => "",
+        };
         AgentSpec {
             scope: "demo".to_owned(),
             name: name.to_owned(),
@@ -101,7 +118,7 @@ impl CitusCluster {
             ttl: self.spec.ttl,
             synchronous: true,
             failsafe: true,
-            sections: format!("citus: {{group: {group}, databases: [{databases}]}}\n"),
+            sections: format!("citus: {{group: {group}, databases: [{databases}]}}\n{pool}"),
             parameters: vec![
                 "citus.node_conninfo: sslmode=prefer".to_owned(),
                 "citus.max_cached_conns_per_worker: 1".to_owned(),
@@ -127,6 +144,23 @@ impl CitusCluster {
             self.add_member(group)?;
         }
         Ok(())
+    }
+
+    /// Takes a group away as an operator does: its agents are stopped, then its keys are removed.
+    pub async fn remove_group(&mut self, group: u32) -> Result<()> {
+        let leader = self.leader(group).await?;
+        let mut nodes = self.groups.remove(&group).context("no such group")?;
+        nodes.sort_by_key(|node| node.name() == leader);
+        for node in &mut nodes {
+            let ended = node.stop_agent(Duration::from_secs(20)).await;
+            ensure!(ended.is_some_and(|status| status.success()), "the agent ended with {ended:?}");
+        }
+        let answers = self.scratch.join("answers");
+        fs::write(&answers, "demo\nYes I am aware\n")?;
+        let mut command = kornak::command(["remove", "demo", "--group", &group.to_string()]);
+        let any = self.nodes().next().context("no node")?;
+        command.arg("-c").arg(any.file()).stdin(fs::File::open(&answers)?);
+        succeeded(&run(command).await?, "remove")
     }
 
     /// Says that the test has passed, so that nothing is printed or kept, and ends everything.
@@ -283,6 +317,30 @@ impl CitusCluster {
         Ok(())
     }
 
+    /// The primaries in `pg_dist_node` are the leaders, on every leader and in every database: a standby
+    /// that has just been a primary takes a moment to come back.
+    pub async fn primaries_are_right(&self) -> Result<(), String> {
+        let text = |error: anyhow::Error| format!("{error:#}");
+        let mut leaders = Vec::new();
+        for group in self.groups.keys() {
+            let leader = self.leader(*group).await.map_err(text)?;
+            leaders.push((*group, self.node(&leader).map_err(text)?.port()));
+        }
+        for database in &self.spec.databases {
+            for (_, port) in &leaders {
+                let rows = self.registered(*port, database).await.map_err(text)?;
+                let wrong = leaders.iter().find(|(group, port)| {
+                    let group = i32::try_from(*group).unwrap_or_default();
+                    !rows.contains(&(group, "primary".to_owned(), i32::from(*port)))
+                });
+                if wrong.is_some() {
+                    return Err(format!("{database} on {port}: {rows:?}, leaders are {leaders:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Prepared transactions on every primary.
     async fn prepared(&self) -> Result<Vec<(String, String)>> {
         let mut found = Vec::new();
@@ -326,13 +384,7 @@ impl CitusCluster {
         command.arg("-c").arg(file).args(["--group", &group.to_string()]);
         command.args(["--leader", &leader, "--force"]);
         let output = run(command).await?;
-        ensure!(
-            output.status.success(),
-            "kornak switchover --group {group} ({}): {}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        succeeded(&output, "switchover")?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
@@ -340,25 +392,51 @@ impl CitusCluster {
         let client = self.coordinator("citus").await?;
         client.batch_execute(&format!("CREATE ROLE {APP} LOGIN PASSWORD '{APP_PASSWORD}'")).await?;
         for group in self.groups.keys() {
-            let leader = self.leader(*group).await?;
-            let port = self.node(&leader)?.port();
+            let port = self.node(&self.leader(*group).await?)?.port();
             for database in &self.spec.databases {
                 let client = connect(&Self::superuser_on(port, database)).await?;
-                let grant = format!(
-                    "GRANT CREATE ON SCHEMA public TO {APP}; \
-                     INSERT INTO pg_dist_authinfo VALUES (0, '{APP}', 'password={APP_PASSWORD}') \
-                     ON CONFLICT DO NOTHING"
-                );
-                until(
-                    Duration::from_secs(10),
-                    "the application's role is on every node",
-                    || async {
-                        client.batch_execute(&grant).await.map_err(|error| describe(&error))
-                    },
-                )
+                let grant = format!("GRANT CREATE ON SCHEMA public TO {APP}");
+                until(SOON, "the application's role is on every node", || async {
+                    client.batch_execute(&grant).await.map_err(|error| describe(&error))
+                })
                 .await;
             }
+            self.admit_app(*group).await?;
         }
         Ok(())
     }
+
+    /// Gives every node the same verifier of the applications' password. `CREATE ROLE` makes one on each,
+    /// and a session can move only to servers that have the one it has proven.
+    pub async fn share_verifier(&self) -> Result<()> {
+        let client = self.coordinator("citus").await?;
+        let alter = format!("ALTER ROLE {APP} PASSWORD '{APP_PASSWORD}'");
+        client.batch_execute(&alter).await.context("change the password")
+    }
+
+    /// Lets the applications' role log in from a group to the others.
+    pub async fn admit_app(&self, group: u32) -> Result<()> {
+        let leader = self.leader(group).await?;
+        let port = self.node(&leader)?.port();
+        let login = format!(
+            "INSERT INTO pg_dist_authinfo VALUES (0, '{APP}', 'password={APP_PASSWORD}') \
+             ON CONFLICT DO NOTHING"
+        );
+        for database in &self.spec.databases {
+            let client = connect(&Self::superuser_on(port, database)).await?;
+            client.batch_execute(&login).await.context("note the login")?;
+        }
+        Ok(())
+    }
+}
+
+fn succeeded(output: &Output, what: &str) -> Result<()> {
+    ensure!(
+        output.status.success(),
+        "kornak {what} ({}): {}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a run shows what it did")]
 
 mod failovers;
+mod growth;
 mod switchovers;
 
 use std::time::Duration;
