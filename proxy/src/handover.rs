@@ -129,13 +129,14 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
     let mut standings = shared.standings.subscribe();
     // Of the handover that is under way, or was the last.
     let mut former = String::new();
+    let mut group = GroupId::COORDINATOR;
     loop {
         let listens_again = shared.listens_again.notified();
         let cluster = Arc::clone(&topology.borrow_and_update());
         let known = Arc::clone(&standings.borrow_and_update());
         let record = cluster.handover.as_ref();
-        let group = record.and_then(|record| record.group).unwrap_or(GroupId::COORDINATOR);
         if let Some(record) = record {
+            group = record.group.unwrap_or(GroupId::COORDINATOR);
             former.clone_from(&record.leader);
         }
         ask(&shared, record);

@@ -128,8 +128,14 @@ impl Outages {
     }
 
     fn look(&mut self, group: GroupId, facts: &Facts<'_>, now: Moment, events: &mut Vec<Event>) {
-        let health = health(facts, group);
         let term = facts.standings.term(group);
+        let health = match health(facts, group) {
+            // A connection that broke, and the same run of the same server is there: nothing has changed.
+            Health::Serves(_) if self.right.get(&group) == Some(&term) => {
+                Health::Serves(Heard::Everywhere)
+            }
+            other => other,
+        };
         let Some(outage) = self.open.get(&group).copied() else {
             // Another primary may have been proven before we looked: it is a stranger to the rows.
             let replaced = self.right.get(&group).is_some_and(|known| *known != term);

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Load, Proxy, Scratch, Server, memory, until};
-use kornak_cluster::{CitusDatabase, CitusRegistration, GroupId, Scope};
+use kornak_cluster::{
+    CitusDatabase, CitusRegistration, Epoch, GroupId, Handover, HandoverPhase, Scope,
+};
 use kornak_config::proxy::ProxySettings;
 use kornak_dcs::keys::Keys;
 use kornak_dcs::memory::MemoryDcs;
@@ -76,6 +78,12 @@ impl Cluster {
         self.put(Txn::just(Op::put(keys(0).citus(), text))).await;
     }
 
+    /// The record of a planned switchover of the worker group, which the leader key may follow.
+    fn record(record: &Handover) -> Txn {
+        let text = serde_json::to_string(record).unwrap();
+        Txn::just(Op::put(keys(1).handover(), text))
+    }
+
     async fn status(&self) -> serde_json::Value {
         let page = self.proxy.page("/status").await;
         serde_json::from_str(page.split("\r\n\r\n").nth(1).unwrap()).unwrap()
@@ -133,4 +141,50 @@ async fn a_worker_that_stays_away_holds_nobody_longer_than_hold_timeout() {
     assert_eq!(*account.errors.lock(), Vec::<String>::new(), "nobody was refused");
     let longest = *account.longest.lock();
     assert!(longest > limit / 2 && longest < limit * 3, "{longest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_switchover_of_a_worker_group_is_over_with_its_record_though_nobody_saw_it_settle() {
+    let cluster = Cluster::start(|_| {}).await;
+    let load = Load::start(cluster.proxy.port(0), 2, 2, 0).await;
+    load.more(20).await;
+    let view = cluster.store.range(keys(1).root()).await.unwrap();
+    let leader = view.get(&keys(1).leader()).unwrap();
+    let mut record = Handover {
+        v: 1,
+        id: "h".to_owned(),
+        attempt: 1,
+        phase: HandoverPhase::Drain,
+        group: Some(GroupId(1)),
+        leader: "w".to_owned(),
+        candidate: Some("x".to_owned()),
+        epoch: Epoch { store: view.store, revision: leader.create_revision },
+        max_hold_ms: 1000,
+        switch_hold_ms: 5000,
+        wal_end: None,
+    };
+    let phase = async |phase: &str| {
+        until(phase, || async { cluster.status().await["gate"]["phase"] == phase }).await;
+    };
+    cluster.put(Cluster::record(&record)).await;
+    phase("draining").await;
+    record.phase = HandoverPhase::Switch;
+    cluster.put(Cluster::record(&record)).await;
+    phase("switching").await;
+    cluster.worker.stop("fast");
+    cluster.put(Txn::just(Op::delete(keys(1).leader()))).await;
+    cluster.standby.promote();
+    record.phase = HandoverPhase::Promote;
+    let promoted = Cluster::record(&record).and(Op::put(keys(1).leader(), "x"));
+    let member = Op::put(keys(1).member("x"), cluster.standby.member("primary"));
+    cluster.put(promoted.and(member)).await;
+    until("it is proven", || async { cluster.serving(1).await.as_deref() == Some("x") }).await;
+    cluster.registers(&cluster.standby, &[]).await;
+    cluster.put(Txn::just(Op::delete(keys(1).handover()))).await;
+    let began = std::time::Instant::now();
+    phase("open").await;
+    load.more(20).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "held until {:?}", began.elapsed());
+    let account = load.finish().await;
+    assert_eq!(*account.errors.lock(), Vec::<String>::new());
 }

@@ -182,6 +182,16 @@ fn a_server_that_restarts_in_place_is_still_registered() {
 }
 
 #[test]
+fn a_connection_that_breaks_to_a_server_that_is_there_is_no_failover() {
+    let mut world = World::new();
+    world.says("c", &[at(&ALL, &[2])]);
+    world.is_lost(1);
+    assert_eq!(world.look(0), [began(1, Why::Silent)]);
+    world.serves(1, "a");
+    assert_eq!(world.look(5), [ended(1, 5)], "whatever the other nodes have not heard of");
+}
+
+#[test]
 fn every_database_has_to_know_the_new_primary() {
     let mut world = World::new();
     let moved = [(0, "c"), (1, "x"), (2, "b")];
