@@ -17,6 +17,7 @@ use crate::ha::{Job, Server};
 use crate::handover::{Stragglers, json};
 use crate::jobs::{self, JobError};
 use crate::node::{Command, CommandError, CommandResult, ConfigureError, FailsafeAnswer};
+use crate::postgres::StartError;
 
 /// Carries one command out. Anything that takes time goes on by itself; its answer follows.
 pub(crate) async fn obey(driver: &mut Driver, command: Command) {
@@ -29,7 +30,7 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
         Command::Failover { candidate, answer } => failover(driver, candidate, answer),
         Command::Restart { timeout, answer } => {
             let work = jobs::restart(Arc::clone(&ctx), timeout);
-            as_job(driver, Job::Restart, work, "restarted successfully", answer);
+            as_job(driver, Job::Restart, work, "restarted successfully", restart_failure, answer);
         }
         Command::Reload { answer } => {
             ctx.reread.notify_one();
@@ -88,6 +89,7 @@ fn as_job(
     job: Job,
     work: impl Future<Output = Result<(), JobError>> + Send + 'static,
     done: &'static str,
+    failure: impl Fn(&JobError) -> String + Send + 'static,
     answer: oneshot::Sender<CommandResult>,
 ) {
     if let Some(busy) = driver.busy_with() {
@@ -99,11 +101,20 @@ fn as_job(
         let result = work.await;
         let said = match &result {
             Ok(()) => Ok(done.to_owned()),
-            Err(error) => Err(CommandError::Failed(error.to_string())),
+            Err(error) => Err(CommandError::Failed(failure(error))),
         };
         let _ = answer.send(said);
         result
     });
+}
+
+/// In Patroni's words where it has them; the log says more.
+fn restart_failure(error: &JobError) -> String {
+    match error {
+        JobError::Start(StartError::NotReady(_)) => "postgres is still starting".to_owned(),
+        JobError::Restart(error) => error.to_string(),
+        _ => "restart failed".to_owned(),
+    }
 }
 
 /// With a leader it is a handover that ends what does not end by itself; without one, the request is

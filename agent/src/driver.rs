@@ -52,6 +52,8 @@ pub(crate) struct Driver {
     config_applied: Option<ClusterConfig>,
     /// What the callbacks were last told.
     told_callbacks: Arc<parking_lot::Mutex<callbacks::Told>>,
+    /// The last step has failed: what can wait is not tried again before.
+    steps_not_before: Option<kornak_cluster::Moment>,
     /// When a standby whose stream is broken was last compared with its leader.
     compared_at: Option<kornak_cluster::Moment>,
 }
@@ -84,6 +86,7 @@ impl Driver {
             cycles: 0,
             config_applied: None,
             compared_at: None,
+            steps_not_before: None,
             told_callbacks,
         }
     }
@@ -325,7 +328,9 @@ impl Driver {
         job: Job,
         work: impl Future<Output = Result<(), JobError>> + Send + 'static,
     ) {
-        if self.job.is_some() {
+        let can_wait = matches!(job, Job::Bootstrap | Job::Clone | Job::Rejoin);
+        let too_soon = self.steps_not_before.is_some_and(|moment| boottime_now() < moment);
+        if self.job.is_some() || (can_wait && too_soon) {
             return;
         }
         let ctx = Arc::clone(&self.ctx);

@@ -1,8 +1,9 @@
-//! Data directories from backups, and those that went another way; and a store from a backup.
+//! Data directories from backups, and those that went another way; a store from a backup; copies and
+//! restarts that take too long.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +13,7 @@ use kornak_tests::run::etcd::Etcd;
 use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, describe, program};
 use kornak_tests::run::scratch::Scratch;
 use kornak_tests::run::wait::until;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -186,6 +187,81 @@ async fn a_diverged_primary_comes_back_by_rewind_or_as_a_new_copy() -> Result<()
     let overlaps: Vec<String> =
         watch.finish().await.overlaps().iter().map(ToString::to_string).collect();
     assert!(overlaps.is_empty(), "two writable primaries: {overlaps:?}");
+    cluster.passed();
+    Ok(())
+}
+
+/// The first copy is a base backup; while `hang` is there, the operator's method never ends.
+fn method_that_hangs(dir: &Path) -> Result<(PathBuf, Vec<String>)> {
+    let (command, hang) = (dir.join("copy.sh"), dir.join("hang"));
+    script(&command, &format!("#!/bin/sh\n[ -e {} ] || exit 1\nsleep 987\n", hang.display()))?;
+    let lines = vec![
+        "create_replica_methods: [slow, basebackup]".to_owned(),
+        format!("slow: {{command: {}}}", command.display()),
+    ];
+    Ok((hang, lines))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_hangs_gives_way_to_one_that_is_asked_for_with_force() -> Result<()> {
+    let spec =
+        ClusterSpec { name: "reinit", nodes: 1, synchronous: false, ..ClusterSpec::default() };
+    let mut cluster = Cluster::start(spec).await?;
+    let (hang, lines) = method_that_hangs(cluster.path("").as_path())?;
+    let name = cluster.add_node(|node| node.postgresql = lines)?;
+    cluster.healthy(LIMIT).await;
+    let client = cluster.connect_to_leader().await?;
+    client.batch_execute("CREATE TABLE t AS SELECT 1 AS i").await?;
+
+    fs::write(&hang, "")?;
+    let node = cluster.node(&name)?;
+    let left = node.data_dir().join("left");
+    fs::write(&left, "")?;
+    let ask = |body: Value| async move { node.rest().post("/reinitialize", &body).await };
+    let answer = ask(json!({})).await?;
+    ensure!(answer.code == 200, "{} {}", answer.code, answer.text);
+    until(LIMIT, "the operator's method runs", || async {
+        node.process_titled("copy.sh").ok_or_else(|| format!("{:?}", node.processes()))
+    })
+    .await;
+    let answer = ask(json!({"from_leader": true})).await?;
+    assert_eq!((answer.code, answer.text.as_str()), (503, "reinitialize already in progress"));
+    let answer = ask(json!({"force": true, "from_leader": true})).await?;
+    assert_eq!((answer.code, answer.text.as_str()), (200, "reinitialize started"));
+    cluster.healthy(LIMIT).await;
+    let row = node.connect().await?.query_one("SELECT i FROM t", &[]).await?;
+    assert_eq!(row.get::<_, i32>(0), 1);
+    ensure!(!left.exists(), "the old data is still there");
+    assert_eq!(node.process_titled("copy.sh"), None, "what was given up has ended");
+
+    let leader = cluster.node("node0")?.rest().post("/reinitialize", &json!({})).await?;
+    assert_eq!((leader.code, leader.text.as_str()), (503, "I am the leader, can not reinitialize"));
+    cluster.passed();
+    Ok(())
+}
+
+/// Its archive is slow, and a standby looks there before it takes connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_that_takes_longer_than_asked_for_is_said_to_go_on() -> Result<()> {
+    let spec =
+        ClusterSpec { name: "restart", nodes: 1, synchronous: false, ..ClusterSpec::default() };
+    let mut cluster = Cluster::start(spec).await?;
+    let slow = cluster.path("slow");
+    let command = format!("restore_command: \"[ -e {} ] && sleep 4; false\"", slow.display());
+    let name = cluster.add_node(|node| {
+        node.postgresql = vec!["recovery_conf:".to_owned(), format!("  {command}")];
+    })?;
+    cluster.healthy(LIMIT).await;
+    fs::write(&slow, "")?;
+    let node = cluster.node(&name)?;
+    let before = node.postmaster();
+    let answer = node.rest().post("/restart", &json!({"timeout": 1})).await?;
+    assert_eq!((answer.code, answer.text.as_str()), (503, "postgres is still starting"));
+    assert_ne!(node.postmaster(), before, "it was restarted");
+    fs::remove_file(&slow)?;
+    cluster.healthy(LIMIT).await;
+    let answer = node.rest().post("/restart", &json!({"timeout": "20s"})).await?;
+    assert_eq!((answer.code, answer.text.as_str()), (200, "restarted successfully"));
     cluster.passed();
     Ok(())
 }

@@ -11,6 +11,9 @@ use crate::ha::Job;
 use crate::jobs::JobError;
 use crate::lease::ClaimError;
 
+/// Between two tries of a step that nobody waits for.
+const PAUSE: Duration = Duration::from_millis(500);
+
 impl Driver {
     /// Takes in what jobs and errands have brought back.
     pub(super) async fn collect(&mut self) {
@@ -32,10 +35,7 @@ impl Driver {
                         error = &error as &dyn std::error::Error,
                         "step failed"
                     );
-                    // A promotion is not tried again before others had their turn.
-                    if job != Job::Promote {
-                        self.pause_after_failure();
-                    }
+                    self.pause_after_failure();
                 }
                 Err(error) => error!(job = job.as_str(), error = %error, "step ended unexpectedly"),
             }
@@ -83,14 +83,11 @@ impl Driver {
 
     /// A step that fails at once must not be tried in a tight loop.
     fn pause_after_failure(&mut self) {
-        let until = tokio::time::sleep(Duration::from_millis(500));
+        self.steps_not_before = Some(boottime_now() + PAUSE);
         let ctx = Arc::clone(&self.ctx);
-        self.errand.get_or_insert_with(|| {
-            tokio::spawn(async move {
-                until.await;
-                ctx.cycle.notify_one();
-                Errand::Done("pause", Ok(()))
-            })
+        tokio::spawn(async move {
+            tokio::time::sleep(PAUSE).await;
+            ctx.cycle.notify_one();
         });
     }
 

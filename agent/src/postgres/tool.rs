@@ -4,9 +4,10 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -63,10 +64,11 @@ impl fmt::Display for Told {
 }
 
 /// A program that will run as `user`, in no directory of interest, speaking English, and that dies
-/// with whoever waits for it.
+/// with whoever waits for it, as all that it has started.
 pub(super) fn command(program: impl AsRef<OsStr>, user: Option<&OsUser>) -> Command {
     let mut command = Command::new(program);
     command.env("LC_ALL", "C").current_dir("/").stdin(Stdio::null()).kill_on_drop(true);
+    command.process_group(0);
     if let Some(user) = user {
         command.uid(user.uid).gid(user.gid).env("HOME", &user.home).env("USER", &user.name);
     }
@@ -87,7 +89,7 @@ pub(super) async fn run_claimed(
 /// Runs a program to its end. Returns what it wrote to its standard output.
 pub(super) async fn run(command: &mut Command, limit: Duration) -> Result<String, ToolError> {
     let program = Path::new(command.as_std().get_program()).to_owned();
-    match timeout(limit, command.output()).await {
+    match timeout(limit, output(command)).await {
         Err(_) => Err(ToolError::TimedOut { program, limit }),
         Ok(Err(source)) => Err(ToolError::Spawn { program, source }),
         Ok(Ok(output)) if output.status.success() => {
@@ -102,6 +104,28 @@ pub(super) async fn run(command: &mut Command, limit: Duration) -> Result<String
                 &output.stderr
             }),
         }),
+    }
+}
+
+async fn output(command: &mut Command) -> io::Result<Output> {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut group = Group(child.id());
+    let output = child.wait_with_output().await;
+    group.0 = None;
+    output
+}
+
+/// The processes of a command that runs: a script's children would go on without it, and hold what it
+/// holds.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let leader = self.0.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        if let Some(leader) = leader {
+            // They may have ended meanwhile.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
     }
 }
 
@@ -171,5 +195,18 @@ mod tests {
         assert!(matches!(error, Err(ToolError::Spawn { .. })));
         let error = run(command("sleep", None).arg("60"), Duration::from_millis(20)).await;
         assert!(matches!(error, Err(ToolError::TimedOut { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_a_program_has_started_ends_with_it() {
+        use std::io::Read as _;
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut script = command("sh", None);
+        // The pipe ends when the last process that holds it does.
+        script.args(["-c", "sleep 60; true"]).stdin(writer);
+        let error = run(&mut script, Duration::from_millis(50)).await;
+        assert!(matches!(error, Err(ToolError::TimedOut { .. })));
+        drop(script);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     }
 }
