@@ -556,8 +556,11 @@ impl Keeper {
     }
 }
 
-/// A sixth of the lease, so that several renewals may fail before the deadline.
 fn renewal_pause(held: Held, now: Moment) -> Duration {
-    let every = (held.ttl / 6).clamp(Duration::from_millis(300), Duration::from_secs(5));
-    every.saturating_sub(now.since(held.proven_at))
+    renewed_every(held.ttl).saturating_sub(now.since(held.proven_at))
+}
+
+/// A sixth of the lease, so that several renewals may fail before the deadline.
+pub fn renewed_every(ttl: Duration) -> Duration {
+    (ttl / 6).clamp(Duration::from_millis(300), Duration::from_secs(5))
 }

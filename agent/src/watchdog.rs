@@ -6,22 +6,23 @@
 //! that is no primary any more, and maintenance mode, switch it off in order; losing the lease does
 //! not: then it is what the device is for.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+mod device;
+
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use device::Device;
 use kornak_cluster::Moment;
-use kornak_config::agent::{WatchdogDriver, WatchdogMode, WatchdogSettings};
+use kornak_config::agent::{WatchdogMode, WatchdogSettings};
 use parking_lot::Mutex;
-use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::context::Context;
 use crate::guard::boottime_now;
 use crate::ha::Server;
+use crate::lease::renewed_every;
 
 /// Between two looks when the lease does not change.
 const EVERY: Duration = Duration::from_secs(1);
@@ -42,106 +43,175 @@ pub enum WatchdogError {
         #[source]
         source: io::Error,
     },
+    /// It would fire when another may lead already.
+    #[error("{device} fires after {in_force} s, later than the {seconds} s that are safe")]
+    TooLong { device: String, in_force: u32, seconds: u32 },
+    /// It would fire on a leader that is well.
+    #[error("{device} fires after {in_force} s, before the lease would be renewed")]
+    TooShort { device: String, in_force: u32 },
 }
 
 /// The device, while it is switched on.
 #[derive(Debug)]
 pub struct Watchdog {
     settings: WatchdogSettings,
-    device: Mutex<Option<Active>>,
+    active: Mutex<Option<Active>>,
     complained: Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
 struct Active {
-    file: File,
+    device: Device,
+    /// What was asked for.
     seconds: u32,
 }
 
 impl Watchdog {
     /// Touches nothing yet.
     pub fn new(settings: WatchdogSettings) -> Self {
-        Self { settings, device: Mutex::new(None), complained: Mutex::new(None) }
+        Self { settings, active: Mutex::new(None), complained: Mutex::new(None) }
     }
 
     /// Whether this node may lead: a required device is there and can be written to.
     pub fn is_able(&self) -> bool {
         self.settings.mode != WatchdogMode::Required
-            || self.device.lock().is_some()
+            || self.active.lock().is_some()
             || rustix::fs::access(&self.settings.device, rustix::fs::Access::WRITE_OK).is_ok()
     }
 
     /// Switches it on for leases of this length, or sets another length. False: it is required and
-    /// there is none.
+    /// there is none that is safe.
     pub fn activate(&self, ttl: Duration) -> bool {
         if self.settings.mode == WatchdogMode::Off {
             return true;
         }
         let seconds = timeout_seconds(&self.settings, ttl);
-        let mut device = self.device.lock();
-        if device.as_ref().is_some_and(|active| active.seconds == seconds) {
+        let mut active = self.active.lock();
+        if active.as_ref().is_some_and(|active| active.seconds == seconds) {
             return true;
         }
-        match self.open(device.take(), seconds) {
-            Ok(active) => {
-                let name = self.settings.device.display();
-                info!(device = %name, timeout_s = seconds, "watchdog switched on");
-                *device = Some(active);
+        let done = match active.as_mut() {
+            None => self.switch_on(&mut active, seconds, ttl),
+            Some(on) => {
+                on.seconds = seconds;
+                self.adjust(&on.device, seconds, ttl)
+            }
+        };
+        match done {
+            Ok(()) => {
                 *self.complained.lock() = None;
                 true
             }
-            Err(error) => {
-                let required = self.settings.mode == WatchdogMode::Required;
-                let text = error.to_string();
-                let told = self.complained.lock().replace(text.clone()).as_ref() == Some(&text);
-                if required && !told {
-                    let error = &error as &dyn std::error::Error;
-                    warn!(error, "the watchdog that is required cannot be switched on");
-                }
-                !required
-            }
+            Err(error) => self.complain(&error),
         }
     }
 
-    fn open(&self, old: Option<Active>, seconds: u32) -> Result<Active, WatchdogError> {
-        let device = self.settings.device.display().to_string();
-        let file = match old {
-            Some(active) => active.file,
-            None => OpenOptions::new()
-                .write(true)
-                // A pipe that nobody reads must not keep the agent waiting.
-                .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
-                .open(&self.settings.device)
-                .map_err(|source| WatchdogError::Open { device: device.clone(), source })?,
+    fn switch_on(
+        &self,
+        active: &mut Option<Active>,
+        seconds: u32,
+        ttl: Duration,
+    ) -> Result<(), WatchdogError> {
+        let open = Device::open(&self.settings);
+        let device = open.map_err(|source| WatchdogError::Open { device: self.name(), source })?;
+        if !device.closable {
+            warn!(
+                device = self.name(),
+                "this watchdog cannot be switched off again: the host is reset when this node stops \
+                 leading"
+            );
+        }
+        let adjusted = self.adjust(&device, seconds, ttl);
+        let required = self.settings.mode == WatchdogMode::Required;
+        let is_of_use = match &adjusted {
+            Ok(()) => true,
+            // Late is better than never, unless more was asked for.
+            Err(error) => !required && matches!(error, WatchdogError::TooLong { .. }),
         };
-        let outcome = match self.settings.driver {
-            WatchdogDriver::Kernel => set_timeout(&file, seconds),
-            WatchdogDriver::Testing => {
-                (&file).write_all(format!("Ctimeout={seconds}\n").as_bytes())
-            }
-        };
-        outcome.map_err(|source| WatchdogError::Timeout { device, seconds, source })?;
-        Ok(Active { file, seconds })
+        // One that cannot be switched off has to be told that all is well from now on.
+        if is_of_use || !device.closable {
+            *active = Some(Active { device, seconds });
+        } else if let Err(error) = device.close() {
+            warn!(error = %error, "the watchdog could not be switched off");
+        }
+        adjusted
+    }
+
+    fn adjust(&self, device: &Device, seconds: u32, ttl: Duration) -> Result<(), WatchdogError> {
+        let set = device.set_timeout(seconds);
+        let in_force =
+            set.map_err(|source| WatchdogError::Timeout { device: self.name(), seconds, source })?;
+        info!(device = self.name(), timeout_s = in_force, "watchdog switched on");
+        match fit(in_force, seconds, renewed_every(ttl)) {
+            Fit::Fits => Ok(()),
+            Fit::TooLong => Err(WatchdogError::TooLong { device: self.name(), in_force, seconds }),
+            Fit::TooShort => Err(WatchdogError::TooShort { device: self.name(), in_force }),
+        }
+    }
+
+    fn name(&self) -> String {
+        self.settings.device.display().to_string()
+    }
+
+    /// Says it once; whether the node may lead without.
+    fn complain(&self, error: &WatchdogError) -> bool {
+        let required = self.settings.mode == WatchdogMode::Required;
+        let text = error.to_string();
+        let told = self.complained.lock().replace(text.clone()).as_ref() == Some(&text);
+        // Most hosts have none, and nobody has asked for one.
+        let absent = matches!(error, WatchdogError::Open { .. });
+        if !told && (required || !absent) {
+            let error = error as &dyn std::error::Error;
+            warn!(error, required, "there is no watchdog that is safe");
+        }
+        !required
     }
 
     /// Says that all is well.
     pub fn ping(&self) {
-        let mut device = self.device.lock();
-        let Some(active) = device.as_ref() else { return };
-        if let Err(error) = (&active.file).write_all(b"1") {
+        let mut active = self.active.lock();
+        let Some(on) = active.as_ref() else { return };
+        if let Err(error) = on.device.ping() {
             warn!(error = %error, "the watchdog could not be told that all is well");
-            *device = None;
+            *active = None;
         }
     }
 
-    /// Switches it off by the letter that says that this is meant.
+    /// Switches it off, if it can be.
     pub fn disable(&self) {
-        if let Some(active) = self.device.lock().take() {
-            match (&active.file).write_all(b"V") {
-                Ok(()) => info!("watchdog switched off"),
-                Err(error) => warn!(error = %error, "the watchdog could not be switched off"),
-            }
+        let Some(Active { device, .. }) = self.active.lock().take() else { return };
+        if !device.closable {
+            // Some more time for whoever is at work here.
+            let _ = device.ping();
+            error!(
+                device = self.name(),
+                "this watchdog cannot be switched off: it resets the host"
+            );
         }
+        match device.close() {
+            Ok(()) => info!("watchdog switched off"),
+            Err(error) => warn!(error = %error, "the watchdog could not be switched off"),
+        }
+    }
+}
+
+/// What a timeout is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    Fits,
+    TooLong,
+    TooShort,
+}
+
+/// Judges the timeout that is in force. `wanted`: the longest that is safe; `every`: how often the device
+/// hears that all is well.
+fn fit(in_force: u32, wanted: u32, every: Duration) -> Fit {
+    if Duration::from_secs(u64::from(in_force)) < every {
+        Fit::TooShort
+    } else if in_force > wanted {
+        Fit::TooLong
+    } else {
+        Fit::Fits
     }
 }
 
@@ -152,16 +222,6 @@ fn timeout_seconds(settings: &WatchdogSettings, ttl: Duration) -> u32 {
         None => ttl / 2,
     };
     u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1)
-}
-
-#[expect(unsafe_code, reason = "rustix has the shape of this ioctl and cannot know its number")]
-fn set_timeout(file: &File, seconds: u32) -> io::Result<()> {
-    use rustix::ioctl::{Updater, ioctl, opcode};
-    const WDIOC_SETTIMEOUT: rustix::ioctl::Opcode = opcode::read_write::<i32>(b'W', 6);
-    let mut value = i32::try_from(seconds).unwrap_or(i32::MAX);
-    // SAFETY: WDIOC_SETTIMEOUT reads and writes one int, which `value` is.
-    let outcome = unsafe { ioctl(file, Updater::<WDIOC_SETTIMEOUT, i32>::new(&mut value)) };
-    outcome.map_err(io::Error::from)
 }
 
 /// What the device is to be told.
@@ -214,7 +274,13 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             Word::Off => ctx.watchdog.disable(),
         }
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {
+                // An agent that has stopped its server leaves no host behind that is about to be reset.
+                if matches!(ctx.observed().server, Server::Stopped | Server::Standby(_)) {
+                    ctx.watchdog.disable();
+                }
+                return;
+            }
             _ = held.changed() => {}
             () = tokio::time::sleep(EVERY) => {}
         }
@@ -223,8 +289,12 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs::File;
     use std::io::Read;
+
+    use kornak_config::agent::WatchdogDriver;
+
+    use super::*;
 
     fn settings(mode: WatchdogMode, device: &std::path::Path) -> WatchdogSettings {
         WatchdogSettings {
@@ -261,6 +331,20 @@ mod tests {
         let mut heard = String::new();
         File::open(&path).unwrap().read_to_string(&mut heard).unwrap();
         assert_eq!(heard, "Ctimeout=25\n1Ctimeout=15\nV");
+    }
+
+    #[test]
+    fn a_timeout_is_safe_between_the_renewals_and_the_end_of_the_lease() {
+        let every = Duration::from_millis(1500);
+        for (in_force, expected) in [
+            (1, Fit::TooShort),
+            (2, Fit::Fits),
+            (5, Fit::Fits),
+            (6, Fit::TooLong),
+            (60, Fit::TooLong),
+        ] {
+            assert_eq!(fit(in_force, 5, every), expected, "{in_force}");
+        }
     }
 
     #[test]

@@ -101,7 +101,8 @@ fn text_of(output: &Output) -> String {
 async fn a_stranger_gets_a_cluster_switches_over_and_leaves_nothing_behind() -> Result<()> {
     let mut scratch = Scratch::new("demo");
     let ports = Port::block(PORTS);
-    let mut demo = Demo::start(&scratch, "demo", &ports, &[])?;
+    // Where the Citus extension is installed, the default is a Citus cluster.
+    let mut demo = Demo::start(&scratch, "demo", &ports, &["--nodes", "3"])?;
     let [primary, standbys] = demo.ready().await;
     psql(&primary, "CREATE TABLE words (word text)").await?;
     psql(&primary, "INSERT INTO words VALUES ('written')").await?;
@@ -114,6 +115,18 @@ async fn a_stranger_gets_a_cluster_switches_over_and_leaves_nothing_behind() -> 
         }
     })
     .await;
+
+    // Started as root, it must not open the machine's watchdog.
+    let mut agents = 0;
+    for entry in std::fs::read_dir(scratch.join("work"))? {
+        let path = entry?.path();
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        if text.contains("\nbootstrap:\n") {
+            assert!(text.contains("\nwatchdog:\n  mode: off\n"), "{}: {text}", path.display());
+            agents += 1;
+        }
+    }
+    assert!(agents >= 3, "{agents} agents have a file");
 
     let before = leader(&scratch).await?;
     let output = run(kornak_in(&scratch, &["switchover", "--force"])).await?;

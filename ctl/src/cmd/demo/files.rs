@@ -117,6 +117,9 @@ bootstrap:
     - encoding: UTF8
     - locale: C.UTF-8
     - data-checksums
+# A demo must not reset the machine that it runs on.
+watchdog:
+  mode: off
 postgresql:
   listen: 127.0.0.1:{server}
   connect_address: 127.0.0.1:{server}
