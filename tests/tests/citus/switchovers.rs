@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use kornak_tests::load::{Load, LoadSpec};
 use kornak_tests::run::citus::{CitusCluster, CitusSpec};
+use kornak_tests::run::postgres::connect;
 use kornak_tests::run::wait::{strict_timing, until};
 
 use super::{Loads, SOON, distribute, needs_citus, nothing_was_noticed};
@@ -79,6 +80,51 @@ async fn one_writer_waits_for_a_moment_in_a_switchover() -> Result<()> {
         assert!(gap < gap_limit(), "the client waited {gap:?}, more than {:?}", gap_limit());
         cluster.healthy(SOON).await;
     }
+    cluster.passed();
+    Ok(())
+}
+
+/// A transaction that will not end in time keeps a switchover waiting, wherever it began, and costs
+/// nobody else a stall (SAFETY scenario A14).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_switchover_waits_for_a_long_transaction_and_holds_nobody_meanwhile() -> Result<()> {
+    needs_citus!();
+    let spec = CitusSpec { name: "citus-long", ..CitusSpec::default() };
+    let cluster = CitusCluster::start(spec).await?;
+    let loads = Loads::start(&cluster).await?;
+    let mut long = connect(&cluster.app_on_workers()).await?;
+    let transaction = long.transaction().await?;
+    transaction.execute("INSERT INTO kornak_load VALUES (1, 0)", &[]).await?;
+    let (began, ended) = (Instant::now(), std::cell::Cell::new(None));
+    let switching = async {
+        let done = cluster.switchover(1).await;
+        ended.set(Some(began.elapsed()));
+        done
+    };
+    let working = async {
+        until(SOON, "the switchover is prepared", || async {
+            let log = cluster.nodes().filter_map(|node| node.agent_log().ok());
+            let begun = log.filter(|log| log.contains("handover begun")).count();
+            if begun > 0 { Ok(()) } else { Err("no".to_owned()) }
+        })
+        .await;
+        // Two seconds and more of units, while the switchover would like to begin.
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(3) {
+            loads.flow(5).await;
+        }
+        assert_eq!(ended.get(), None, "it did not wait");
+        let text = cluster.proxy.status().get("/metrics").await?.text;
+        assert!(text.contains("kornak_proxy_handover_seconds_count 0\n"), "somebody was held");
+        transaction.commit().await.map_err(anyhow::Error::from)
+    };
+    let (switched, worked) = tokio::join!(switching, working);
+    worked?;
+    switched?;
+    println!("the command took {:.1?}", ended.get());
+    cluster.healthy(SOON).await;
+    let reports = loads.stop(&cluster).await?;
+    nothing_was_noticed(&reports);
     cluster.passed();
     Ok(())
 }
