@@ -57,7 +57,7 @@ impl Stage {
         let (ssl_cert, ssl_key) = (format!("ssl_cert_file={cert}"), format!("ssl_key_file={key}"));
         // The disk is not what is compared: no waits for it.
         let settings = [
-            "max_connections=250",
+            "max_connections=450",
             "shared_buffers=256MB",
             "fsync=off",
             "synchronous_commit=off",
@@ -222,7 +222,7 @@ fn start_pgbouncer(
          client_tls_sslmode = allow\nclient_tls_cert_file = {cert}\nclient_tls_key_file = {key}\n",
         port.number(),
         users.display(),
-        if mode == "session" { 64 } else { SHARED },
+        if mode == "session" { 160 } else { SHARED },
     );
     fs::write(&file, text).context("write pgbouncer.ini")?;
     let mut command = as_server_user(Command::new("/usr/sbin/pgbouncer"));
