@@ -13,12 +13,15 @@ pub struct Told {
     last: Option<&'static str>,
     /// A restart has succeeded that they have not heard of.
     restarted: bool,
+    /// The server has ended by itself. They hear of nothing until it is up again.
+    crashed: bool,
 }
 
-/// The role in Patroni's words.
-pub fn role(server: &Server) -> &'static str {
+/// The role in Patroni's words. `leads`: this node has the leader key of a standby cluster.
+pub fn role(server: &Server, leads: bool) -> &'static str {
     match server {
         Server::Primary(_) => "primary",
+        _ if leads => "standby_leader",
         _ => "replica",
     }
 }
@@ -30,16 +33,18 @@ impl Told {
     }
 
     /// What has changed since the last look. A server that is on its way up or does not answer has
-    /// changed nothing yet.
+    /// changed nothing yet. `leads`: see [`role`].
     pub fn changes(
         &mut self,
         server: &Server,
         job: Option<Job>,
+        leads: bool,
     ) -> Vec<(CallbackAction, &'static str)> {
         let now = match server {
-            Server::Primary(_) | Server::Standby(_) => Some(role(server)),
+            Server::Primary(_) | Server::Standby(_) => Some(role(server, leads)),
             Server::Stopped => None,
             Server::Leftovers | Server::Starting { .. } | Server::Silent { .. } => {
+                self.crashed |= job.is_none() && *server == Server::Leftovers;
                 return Vec::new();
             }
         };
@@ -54,18 +59,16 @@ impl Told {
         self.restarted = false;
         let before = std::mem::replace(&mut self.role, now);
         let Some(now) = now else {
-            return vec![(CallbackAction::Stop, before.unwrap_or("replica"))];
+            let crashed = self.crashed || job.is_none();
+            return match before {
+                Some(before) if !crashed => vec![(CallbackAction::Stop, before)],
+                _ => Vec::new(),
+            };
         };
-        let changed = self.last.is_some_and(|last| last != now);
-        self.last = Some(now);
-        let mut events = Vec::new();
-        if before.is_none() {
-            events.push((CallbackAction::Start, now));
-        }
-        if changed {
-            events.push((CallbackAction::RoleChange, now));
-        }
-        events
+        self.crashed = false;
+        // One event, for the newest callback ends an older one that still runs.
+        let changed = self.last.replace(now).is_some_and(|last| last != now);
+        vec![(if changed { CallbackAction::RoleChange } else { CallbackAction::Start }, now)]
     }
 }
 
@@ -75,34 +78,67 @@ mod tests {
     use crate::ha::{PrimaryFacts, StandbyFacts};
     use kornak_cluster::Moment;
 
+    fn standby() -> Server {
+        Server::Standby(StandbyFacts::default())
+    }
+
+    fn primary() -> Server {
+        Server::Primary(PrimaryFacts::default())
+    }
+
     #[test]
     fn every_change_is_told_once() {
         use CallbackAction::{RoleChange, Start, Stop};
-        let standby = Server::Standby(StandbyFacts::default());
-        let primary = Server::Primary(PrimaryFacts::default());
         let starting = Server::Starting { since: Moment::default() };
         let mut told = Told::default();
-        let mut see = |server: &Server| told.changes(server, None);
-        assert_eq!(see(&Server::Stopped), []);
-        assert_eq!(see(&starting), []);
-        assert_eq!(see(&standby), [(Start, "replica")]);
-        assert_eq!(see(&standby), []);
-        assert_eq!(see(&primary), [(RoleChange, "primary")]);
-        assert_eq!(see(&Server::Stopped), [(Stop, "primary")]);
-        assert_eq!(see(&standby), [(Start, "replica"), (RoleChange, "replica")]);
+        let mut see = |server: &Server, job| told.changes(server, job, false);
+        assert_eq!(see(&Server::Stopped, None), []);
+        assert_eq!(see(&starting, Some(Job::Rejoin)), []);
+        assert_eq!(see(&standby(), None), [(Start, "replica")]);
+        assert_eq!(see(&standby(), None), []);
+        assert_eq!(see(&primary(), Some(Job::Promote)), [(RoleChange, "primary")]);
+        assert_eq!(see(&Server::Stopped, Some(Job::Handover)), [(Stop, "primary")]);
+        assert_eq!(see(&standby(), None), [(RoleChange, "replica")]);
+        assert_eq!(see(&Server::Stopped, Some(Job::Rejoin)), [(Stop, "replica")]);
+        assert_eq!(see(&standby(), None), [(Start, "replica")]);
+    }
+
+    #[test]
+    fn a_crash_is_told_by_the_start_that_follows() {
+        use CallbackAction::{RoleChange, Start};
+        let starting = Server::Starting { since: Moment::default() };
+        let mut told = Told::default();
+        let mut see = |server: &Server, job| told.changes(server, job, false);
+        assert_eq!(see(&primary(), None), [(Start, "primary")]);
+        assert_eq!(see(&Server::Leftovers, None), []);
+        assert_eq!(see(&Server::Stopped, Some(Job::Demote)), []);
+        assert_eq!(see(&starting, Some(Job::StartPrimary)), []);
+        assert_eq!(see(&primary(), Some(Job::StartPrimary)), [(Start, "primary")]);
+        assert_eq!(see(&Server::Stopped, None), []);
+        assert_eq!(see(&standby(), None), [(RoleChange, "replica")], "another one took over");
+    }
+
+    #[test]
+    fn the_leader_of_a_standby_cluster_has_a_role_of_its_own() {
+        use CallbackAction::{RoleChange, Start};
+        let mut told = Told::default();
+        assert_eq!(told.changes(&standby(), None, true), [(Start, "standby_leader")]);
+        assert_eq!(told.changes(&standby(), None, true), []);
+        assert_eq!(told.changes(&primary(), None, true), [(RoleChange, "primary")]);
+        assert_eq!(told.changes(&standby(), None, false), [(RoleChange, "replica")]);
+        assert_eq!(told.changes(&standby(), None, true), [(RoleChange, "standby_leader")]);
     }
 
     #[test]
     fn a_restart_is_told_as_such_when_the_server_is_up_again() {
-        let standby = Server::Standby(StandbyFacts::default());
         let starting = Server::Starting { since: Moment::default() };
         let mut told = Told::default();
-        told.changes(&standby, None);
+        told.changes(&standby(), None, false);
         let restart = Some(Job::Restart);
-        assert_eq!(told.changes(&Server::Stopped, restart), []);
+        assert_eq!(told.changes(&Server::Stopped, restart, false), []);
         told.restarted();
-        assert_eq!(told.changes(&starting, None), []);
-        assert_eq!(told.changes(&standby, None), [(CallbackAction::Restart, "replica")]);
-        assert_eq!(told.changes(&standby, None), []);
+        assert_eq!(told.changes(&starting, None, false), []);
+        assert_eq!(told.changes(&standby(), None, false), [(CallbackAction::Restart, "replica")]);
+        assert_eq!(told.changes(&standby(), None, false), []);
     }
 }

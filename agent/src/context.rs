@@ -111,6 +111,13 @@ impl Context {
             && matches!(self.observed().server, crate::ha::Server::Primary(_))
     }
 
+    /// This node has the leader key of a standby cluster.
+    pub fn leads_standby_cluster(&self) -> bool {
+        let config = self.cluster().config;
+        self.keeper.held().is_some()
+            && config.is_some_and(|config| config.standby_cluster.is_some())
+    }
+
     /// Who works on any server that a handover of this one concerns: in a Citus cluster a transaction
     /// that began on another node may come here, and every session is held.
     pub async fn busy_anywhere(&self) -> Busy {
@@ -133,7 +140,7 @@ impl Context {
             .collect();
         *self.pending_restart.lock() =
             (!reasons.is_empty()).then_some(serde_json::Value::Object(reasons));
-        let role = crate::callbacks::role(&self.observed().server);
+        let role = crate::callbacks::role(&self.observed().server, self.leads_standby_cluster());
         self.callbacks.call(CallbackAction::Reload, role);
         self.cycle.notify_one();
         Ok(())

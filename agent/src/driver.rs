@@ -20,7 +20,7 @@ use tracing::{Instrument, error, info, warn};
 use crate::callbacks;
 use crate::context::Context;
 use crate::guard::{Watched, boottime_now};
-use crate::ha::{Action, DataDir, Decision, Job, Race, Snapshot, Store, Why, decide};
+use crate::ha::{Action, DataDir, Decision, Job, Race, Server, Snapshot, Store, Why, decide};
 use crate::jobs::{self, JobError};
 use crate::node::{Command, NodeView};
 use crate::publish::Account;
@@ -121,10 +121,7 @@ impl Driver {
             self.take_up_again();
             let snapshot = self.look();
             self.apply_config(&snapshot.cluster);
-            let changes = self.told_callbacks.lock().changes(&snapshot.server, snapshot.job);
-            for (action, role) in changes {
-                self.ctx.callbacks.call(action, role);
-            }
+            self.call_back(&snapshot.server, snapshot.job);
             let decision = decide(&snapshot);
             self.tell(&decision, &snapshot);
             self.show(&decision, &snapshot);
@@ -141,6 +138,15 @@ impl Driver {
                 () = self.ctx.cycle.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    /// Runs the callbacks for what has changed.
+    fn call_back(&self, server: &Server, job: Option<Job>) {
+        let leads = self.ctx.leads_standby_cluster();
+        let changes = self.told_callbacks.lock().changes(server, job, leads);
+        for (action, role) in changes {
+            self.ctx.callbacks.call(action, role);
         }
     }
 

@@ -18,6 +18,7 @@ mod claim;
 mod conf;
 mod controldata;
 mod files;
+mod guc;
 mod initdb;
 mod os;
 mod process;

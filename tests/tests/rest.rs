@@ -119,7 +119,7 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callbacks_hear_of_a_reload_and_of_a_restart_and_of_nothing_else() -> Result<()> {
+async fn callbacks_hear_of_each_event_once_and_of_nothing_else() -> Result<()> {
     let mut cluster = alone("callbacks").await?;
     let node = cluster.node_mut("node0")?;
     let home = node.file().parent().context("a directory")?.join("node0");
@@ -135,8 +135,9 @@ async fn callbacks_hear_of_a_reload_and_of_a_restart_and_of_nothing_else() -> Re
         1,
     );
     fs::write(node.file(), text)?;
-    let heard = |expected: &'static [&'static str]| {
+    let heard = |expected: &[&str]| {
         let told = told.clone();
+        let expected: Vec<String> = expected.iter().map(|line| (*line).to_owned()).collect();
         async move {
             until(SOON, "the callbacks", || async {
                 let text = fs::read_to_string(&told).unwrap_or_default();
@@ -150,6 +151,13 @@ async fn callbacks_hear_of_a_reload_and_of_a_restart_and_of_nothing_else() -> Re
     heard(&["on_reload primary demo"]).await;
     assert_eq!(node.rest().post("/restart", &json!({})).await?.code, 200);
     heard(&["on_reload primary demo", "on_restart primary demo"]).await;
+    // A crash is heard of when the server is up again, and the end of the agent is one of the server.
+    node.kill_postmaster()?;
+    let up = ["on_reload primary demo", "on_restart primary demo", "on_start primary demo"];
+    heard(&up).await;
+    node.stop_agent(SOON).await;
+    let end = [up[0], up[1], up[2], "on_stop primary demo"];
+    heard(&end).await;
     cluster.passed();
     Ok(())
 }

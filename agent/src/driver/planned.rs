@@ -186,6 +186,7 @@ impl Driver {
         let snapshot = self.look();
         let decision = Decision { action: Action::Wait, why: Why::ServerDown, recheck: BACK_OFF };
         self.show(&decision, &snapshot);
+        self.call_back(&snapshot.server, Some(Job::Demote));
         info!("stopped");
         End::Stopped
     }

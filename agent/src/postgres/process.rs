@@ -12,6 +12,7 @@ use tracing::info;
 
 use super::conf::{self, Parameters};
 use super::files::ConfigureError;
+use super::guc::Kind;
 use super::sql::{SqlError, literal};
 use super::tool::ToolError;
 use super::{Postgres, Unfinished, Upstream};
@@ -388,7 +389,7 @@ impl Postgres {
         let controlled = self.controlled(standby).await;
         let names: Vec<String> = controlled.keys().map(|name| literal(name)).collect();
         let statement = format!(
-            "SELECT name, setting, pending_restart FROM pg_settings \
+            "SELECT name, setting, pending_restart, vartype, unit FROM pg_settings \
              WHERE pending_restart OR name IN ({})",
             names.join(", ")
         );
@@ -397,14 +398,17 @@ impl Postgres {
         let file = conf::read_rendered(&file);
         let mut pending = Vec::new();
         for row in rows {
-            let [Some(name), Some(old), Some(flag)] = row.as_slice() else { continue };
+            let [Some(name), Some(old), Some(flag), Some(vartype), unit] = row.as_slice() else {
+                continue;
+            };
+            let kind = Kind { vartype, unit: unit.as_deref() };
             let new = match controlled.get(name) {
-                Some(new) if new == old => continue,
+                Some(new) if kind.same(old, new) => continue,
                 Some(new) => new.clone(),
                 None if flag == "t" => file.get(name).cloned().unwrap_or_default(),
                 None => continue,
             };
-            pending.push(PendingRestart { name: name.clone(), old: old.clone(), new });
+            pending.push(PendingRestart { name: name.clone(), old: kind.shown(old), new });
         }
         Ok(pending)
     }
