@@ -115,7 +115,11 @@ async fn choose(
         };
         let may_pass = matches!(
             refusal,
-            Refusal::NotSynchronous | Refusal::NoneFit | Refusal::NotStreaming { .. }
+            Refusal::NotSynchronous
+                | Refusal::NoneFit
+                | Refusal::NotStreaming { .. }
+                // Also of one that streams for a moment only and has not said yet how far it is.
+                | Refusal::Behind { .. }
         );
         let others_run = cluster.members.iter().any(|(name, member)| {
             *name != ctx.name && member.state == kornak_cluster::MemberState::Running

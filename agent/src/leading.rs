@@ -35,6 +35,9 @@ const EVERY_WHILE_CHANGING: Duration = Duration::from_millis(150);
 /// Between two looks of a standby at its slots, at most.
 const SLOTS_EVERY: Duration = Duration::from_secs(10);
 
+/// Before a lease of another length is asked for again that could not be had.
+const LEASE_PAUSE: Duration = Duration::from_secs(10);
+
 /// Why a round was not finished; the next one begins anew.
 #[derive(Debug, thiserror::Error)]
 enum LeadError {
@@ -50,6 +53,8 @@ enum LeadError {
     Guard(#[from] GuardError),
     #[error("put the guard into service")]
     Fence(#[from] ClaimError),
+    #[error("move the leader key to a lease of {0:?}")]
+    Lease(Duration, #[source] ClaimError),
     #[error("the leader's timelines")]
     Rewind(#[from] RewindError),
 }
@@ -69,6 +74,8 @@ struct Done {
     sync_writes: synchronous::Writes,
     /// When a standby last looked at its slots.
     slots_at: Option<Instant>,
+    /// The length of lease that was asked for last, and when.
+    lease: Option<(Duration, Instant)>,
 }
 
 /// Works for as long as the node leads, until `stop`.
@@ -153,6 +160,7 @@ async fn standby_round(
     done: &mut Done,
 ) -> Result<(), LeadError> {
     fencing::standby_leader(ctx).await?;
+    lease(ctx, cluster, &mut done.lease).await?;
     restartpoint(ctx, &mut done.restartpoint);
     identity(ctx, cluster).await?;
     failsafe(ctx, cluster).await?;
@@ -191,6 +199,7 @@ async fn round(
     done: &mut Done,
 ) -> Result<bool, LeadError> {
     fencing::primary(ctx, facts, cluster).await?;
+    lease(ctx, cluster, &mut done.lease).await?;
     let settled = synchronous::adjust(ctx, facts, cluster, &mut done.sync_writes).await?;
     let existing = crate::slots::keep(ctx, cluster, true, &mut done.gone_since).await?;
     identity(ctx, cluster).await?;
@@ -202,6 +211,27 @@ async fn round(
     }
     checkpoint(ctx, cluster, &mut done.checkpointed);
     Ok(settled)
+}
+
+/// The leader key hangs on a lease of the configured length: `ttl` may have been changed, or a handover
+/// was taken back that could not return to it.
+async fn lease(
+    ctx: &Context,
+    cluster: &ClusterState,
+    asked: &mut Option<(Duration, Instant)>,
+) -> Result<(), LeadError> {
+    // While one is prepared it is short on purpose.
+    let hands_over = cluster.handover.as_ref().is_some_and(|record| record.leader == ctx.name);
+    let ttl = cluster.config.clone().unwrap_or_default().ttl;
+    let is_right = ctx.keeper.held().is_none_or(|held| held.ttl == ttl);
+    let again = asked.is_none_or(|(last, at)| last != ttl || at.elapsed() >= LEASE_PAUSE);
+    if hands_over || is_right || !again {
+        return Ok(());
+    }
+    *asked = Some((ttl, Instant::now()));
+    ctx.keeper.move_to(ttl).await.map_err(|error| LeadError::Lease(ttl, error))?;
+    tracing::info!(?ttl, "the leader key is on a lease of the configured length");
+    Ok(())
 }
 
 /// A cluster that was adopted has no `initialize` or `config` yet.

@@ -108,7 +108,8 @@ impl Conversation {
             client,
             to_client: BytesMut::new(),
             held_is: if read.is_empty() { Held::Partial } else { Held::Blocked },
-            held: read,
+            // An idle session does not keep the buffer of its login.
+            held: if read.is_empty() { BytesMut::new() } else { read },
             client_scanner: Scanner::new(Direction::Frontend),
             drop_client: 0,
             kept: Vec::new(),

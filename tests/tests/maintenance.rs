@@ -26,6 +26,16 @@ async fn started_at(cluster: &Cluster, node: &str) -> Result<String> {
     Ok(client.query_one(sql, &[]).await?.get(0))
 }
 
+/// Seconds that the lease of the leader key was granted for.
+async fn granted(cluster: &Cluster) -> Result<u64> {
+    let key = cluster.etcd.ctl(&["get", "/service/demo/leader", "--write-out=json"]).await?;
+    let key: Value = serde_json::from_str(&key)?;
+    let lease = key["kvs"][0]["lease"].as_u64().context("a leader key with a lease")?;
+    let words = ["lease", "timetolive", &format!("{lease:x}"), "--write-out=json"];
+    let lease: Value = serde_json::from_str(&cluster.etcd.ctl(&words).await?)?;
+    lease["granted-ttl"].as_u64().context("no granted-ttl")
+}
+
 fn other(cluster: &Cluster, than: &[&str]) -> Result<String> {
     let mut names = cluster.nodes.iter().map(|node| node.name().to_owned());
     names.find(|name| !than.contains(&name.as_str())).context("another node")
@@ -37,6 +47,20 @@ async fn what_was_asked_for_is_done_at_its_time() -> Result<()> {
     let cluster = Cluster::start(spec).await?;
     let leader = cluster.leader().await?;
     let standby = other(&cluster, &[&leader])?;
+
+    // A change of ttl reaches the lease of the leader that is there, without a change of leadership.
+    let ttl = u64::from(cluster.spec.ttl);
+    for wanted in [ttl + 4, ttl] {
+        cluster.configure(&json!({"ttl": wanted})).await?;
+        until(LIMIT, "the lease is of the configured length", || async {
+            match granted(&cluster).await {
+                Ok(granted) if granted == wanted => Ok(()),
+                found => Err(format!("{found:?}")),
+            }
+        })
+        .await;
+    }
+    assert_eq!(cluster.leader().await?, leader);
 
     // A restart that is only for servers with something pending is dropped; the next one happens.
     let rest = cluster.node(&standby)?.rest();

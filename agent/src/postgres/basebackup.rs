@@ -76,7 +76,7 @@ impl Postgres {
         source: Option<&Upstream>,
         remove: bool,
     ) -> Result<(), CloneError> {
-        let claim = self.inner.claim()?;
+        let claim = self.inner.claim_soon().await?;
         let configured = &self.settings().create_replica_methods;
         let plain = ReplicaMethod::Basebackup { options: Vec::new() };
         let methods: Vec<&ReplicaMethod> = match names {

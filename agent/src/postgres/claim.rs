@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -15,6 +16,9 @@ use super::os::{remove_file, write_file};
 use super::tool::ToolError;
 use super::{Inner, Postgres};
 use crate::guard::make_runtime_dir;
+
+/// For a tool that was killed to end.
+const GIVEN_UP: Duration = Duration::from_secs(2);
 
 /// The right to change the data directory with a tool. The tool inherits it.
 #[derive(Debug)]
@@ -62,6 +66,19 @@ impl Inner {
             Ok(()) => Ok(Claim { lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(ToolError::Busy { lock: path }),
             Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    /// The same; a tool that was given up a moment ago is waited for until it has ended.
+    pub(super) async fn claim_soon(&self) -> Result<Claim, ToolError> {
+        let patience = tokio::time::Instant::now() + GIVEN_UP;
+        loop {
+            match self.claim() {
+                Err(ToolError::Busy { .. }) if tokio::time::Instant::now() < patience => {
+                    tokio::time::sleep(GIVEN_UP / 100).await;
+                }
+                claimed => return claimed,
+            }
         }
     }
 
