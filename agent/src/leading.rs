@@ -222,7 +222,7 @@ async fn lease(
 ) -> Result<(), LeadError> {
     // While one is prepared it is short on purpose.
     let hands_over = cluster.handover.as_ref().is_some_and(|record| record.leader == ctx.name);
-    let ttl = cluster.config.clone().unwrap_or_default().ttl;
+    let Some(ttl) = cluster.config.as_ref().map(|config| config.ttl) else { return Ok(()) };
     let is_right = ctx.keeper.held().is_none_or(|held| held.ttl == ttl);
     let again = asked.is_none_or(|(last, at)| last != ttl || at.elapsed() >= LEASE_PAUSE);
     if hands_over || is_right || !again {

@@ -241,6 +241,11 @@ impl Talk<'_> {
                 tokio::join!(direct.say(talk, patience), proxied.say(talk, patience));
             let (left, right) =
                 (left.map_err(|e| format!("{e:#}")), right.map_err(|e| format!("{e:#}")));
+            // A reset takes with it what was not read yet; the proxy has read it.
+            let both_ended = direct.end == End::Reset && proxied.end != End::Open;
+            if both_ended && right.is_ok() && proxied.heard.starts_with(&direct.heard) {
+                return Ok(conversation + 1);
+            }
             if let Some(what) = difference(&direct.heard, &proxied.heard, &left, &right) {
                 return Err(Difference::In { conversation, what });
             }
@@ -248,7 +253,7 @@ impl Talk<'_> {
                 // Both alike, but not what was to be: the conversation waits for what never comes.
                 return Err(Difference::In { conversation, what });
             }
-            if direct.closed {
+            if direct.end != End::Open {
                 return Ok(conversation + 1);
             }
         }
@@ -332,8 +337,17 @@ impl Talk<'_> {
 struct Side {
     talker: Talker,
     heard: Vec<Frame>,
-    closed: bool,
+    end: End,
     since: Since,
+}
+
+/// Whether a connection goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    Closed,
+    /// With bytes of ours that the server did not read; what we did not read is lost.
+    Reset,
 }
 
 /// What was heard since the last wait ended.
@@ -376,7 +390,7 @@ impl Since {
 
 impl Side {
     fn new(talker: Talker) -> Self {
-        Self { talker, heard: Vec::new(), closed: false, since: Since::default() }
+        Self { talker, heard: Vec::new(), end: End::Open, since: Since::default() }
     }
 
     async fn say(&mut self, talk: &Conversation, patience: Duration) -> Result<()> {
@@ -406,7 +420,7 @@ impl Side {
     }
 
     async fn wait(&mut self, step: &Step) -> Result<()> {
-        while !self.closed && !self.since.meets(step.wait) {
+        while self.end == End::Open && !self.since.meets(step.wait) {
             if step.cancels {
                 self.talker.cancel().await?;
                 match tokio::time::timeout(CANCEL_PAUSE, self.listen(step.wait)).await {
@@ -421,16 +435,16 @@ impl Side {
     }
 
     async fn listen(&mut self, wait: Wait) -> Result<()> {
-        while !self.closed && !self.since.meets(wait) {
+        while self.end == End::Open && !self.since.meets(wait) {
             match self.talker.next().await {
                 Ok(Some(frame)) => {
                     self.since.hear(frame.tag);
                     self.heard.push(self.comparable(frame));
                 }
-                Ok(None) => self.closed = true,
+                Ok(None) => self.end = End::Closed,
                 // A server that ends a session with unread bytes of it resets the connection; the
                 // proxy closes it in order.
-                Err(error) if is_reset(&error) => self.closed = true,
+                Err(error) if is_reset(&error) => self.end = End::Reset,
                 Err(error) => return Err(error),
             }
         }
