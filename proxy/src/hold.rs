@@ -12,6 +12,7 @@
 //!  └─ proven, deadline  Switching: connections to the leader are gone ([`crate::prover`] withdrew it)
 //!  └─ gone, deadline ─  Settling: (Citus) everybody but the sessions on workers goes on
 //! ```
+//! Once the new leader is proven, those who listened on the old one are waited for, half a second at most.
 //! The gate is a courtesy with a deadline, never a lock: whatever happens to the record, the store
 //! or the leader, it opens again by our own clock (SAFETY.md A5).
 

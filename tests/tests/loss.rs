@@ -381,14 +381,19 @@ async fn port(talker: &mut Talker) -> Result<u16> {
     Ok(talker.value("SELECT inet_server_port()").await?.parse()?)
 }
 
+/// A primary, two standbys, and the agents of all three.
+async fn with_two_standbys(scratch: &Scratch) -> (Server, Server, Server, Agents) {
+    let a = Server::primary(scratch, "a");
+    let (b, c) = (a.standby(scratch, "b"), a.standby(scratch, "c"));
+    let agents = Agents::new(&a, &b).await;
+    agents.put(Txn::just(Op::put(agents.keys.member("c"), c.member("replica")))).await;
+    (a, b, c, agents)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_run_again_where_that_is_allowed_and_come_back_to_a_standby() -> Result<()> {
     let scratch = Scratch::new();
-    let a = Server::primary(&scratch, "a");
-    let b = a.standby(&scratch, "b");
-    let c = a.standby(&scratch, "c");
-    let agents = Agents::new(&a, &b).await;
-    agents.put(Txn::just(Op::put(agents.keys.member("c"), c.member("replica")))).await;
+    let (a, b, c, agents) = with_two_standbys(&scratch).await;
     let again = proxy(&agents, |it| it.listeners[1].retry_reads = true).await;
     let once = proxy(&agents, |_| ()).await;
     until("both standbys are known", || async { again.page("/status").await.contains(r#""c""#) })
@@ -440,11 +445,7 @@ async fn reads_run_again_where_that_is_allowed_and_come_back_to_a_standby() -> R
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_on_standbys_runs_reads_again_and_comes_back_to_a_standby() -> Result<()> {
     let scratch = Scratch::new();
-    let a = Server::primary(&scratch, "a");
-    let b = a.standby(&scratch, "b");
-    let c = a.standby(&scratch, "c");
-    let agents = Agents::new(&a, &b).await;
-    agents.put(Txn::just(Op::put(agents.keys.member("c"), c.member("replica")))).await;
+    let (a, b, c, agents) = with_two_standbys(&scratch).await;
     let pooled = proxy(&agents, |it| {
         it.listeners[1].retry_reads = true;
         it.listeners[1].pool_mode = PoolMode::Transaction;

@@ -18,6 +18,9 @@ use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage, Statement};
 
 const SOON: Duration = Duration::from_secs(20);
 
+/// Between two units of what goes on in the background.
+const PACE: Duration = Duration::from_millis(5);
+
 fn switchovers() -> usize {
     let set = std::env::var("KORNAK_STATE_SWITCHOVERS").ok();
     set.map_or(2, |count| count.parse().expect("KORNAK_STATE_SWITCHOVERS is a number"))
@@ -186,11 +189,11 @@ impl Background {
 /// Sends numbers from 1 on; each was committed before the next is sent.
 async fn notify(client: Client, stop: Arc<AtomicBool>) -> Result<u64> {
     let notify = client.prepare("SELECT pg_notify('news', $1)").await?;
-    let mut number = 0;
+    let (mut number, mut pace) = (0, tokio::time::interval(PACE));
     while !stop.load(Ordering::Relaxed) {
         number += 1;
         client.query(&notify, &[&number.to_string()]).await.context("notify")?;
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        pace.tick().await;
     }
     Ok(number)
 }
@@ -198,7 +201,7 @@ async fn notify(client: Client, stop: Arc<AtomicBool>) -> Result<u64> {
 /// Sixteen statements at a time, each with its Sync, without waiting for answers.
 async fn pipeline(client: Client, stop: Arc<AtomicBool>) -> Result<u64> {
     let add = client.prepare("SELECT $1::int8 + 1").await?;
-    let mut number = 0_u64;
+    let (mut number, mut pace) = (0_u64, tokio::time::interval(PACE));
     while !stop.load(Ordering::Relaxed) {
         let asked: Vec<i64> = (0..16).map(|at| number as i64 + at).collect();
         let (client, add) = (&client, &add);
@@ -208,7 +211,7 @@ async fn pipeline(client: Client, stop: Arc<AtomicBool>) -> Result<u64> {
             ensure!(row.get::<_, i64>(0) == asked + 1, "an answer of another request");
         }
         number += 16;
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        pace.tick().await;
     }
     Ok(number)
 }
