@@ -16,10 +16,8 @@ use common::{PASSWORD, Proxy, Scratch, Server, memory, until};
 use kornak_config::proxy::{KeepSessions, PoolMode, ProxySettings, UnknownOutcome};
 use kornak_dcs::{Op, Txn};
 use kornak_protocol::frontend::{put_flush, put_query, put_sync};
-use kornak_tests::run::process::send;
-use kornak_tests::run::scratch::{kill_below, processes_below};
+use kornak_tests::run::scratch::{freeze_below, kill_below};
 use kornak_tests::talk::{Login, Talker, put_execution};
-use rustix::process::Signal;
 
 /// Statements of the busy sessions run until their server is gone.
 const LONG: &str = "SELECT pg_sleep(60)";
@@ -352,10 +350,7 @@ async fn a_server_that_freezes_without_a_word_is_left_when_another_leads() -> Re
     open.ask("SELECT 1").await?;
     let mut waiting = busy(&main, &[], query(LONG)).await;
     all_run(&a, 1).await;
-    let frozen = processes_below(&a.data);
-    for pid in frozen {
-        send(pid, Signal::STOP)?;
-    }
+    freeze_below(&a.data);
     let began = Instant::now();
     // Sent to a server that never answers: nobody knows what it did with it.
     other.query("INSERT INTO t VALUES (5, 5)").await?;

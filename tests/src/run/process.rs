@@ -110,9 +110,19 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
 
 /// Whether such a process exists and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Whether it is alive and not stopped by a signal.
+pub fn is_running(pid: u32) -> bool {
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X' | 'T' | 't'))
+}
+
+/// The letter of proc(5).
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything, the state follows the last one.
-    stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X']))
+    stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
 /// The last `lines` of a file, or nothing.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::process::tail;
+use super::process::{is_running, tail};
 
 /// Waits for the end of its input, which is the end of the test, and kills what is left.
 const REAPER: &str = r#"
@@ -145,6 +145,26 @@ pub fn kill_below(dir: &Path) {
         }
         for pid in pids {
             kill_and_await(pid);
+        }
+    }
+}
+
+/// Stops them (SIGSTOP) until each of them stands still: some end meanwhile, some have just begun.
+///
+/// # Panics
+/// When they do not stand still within five seconds.
+pub fn freeze_below(dir: &Path) {
+    let start = Instant::now();
+    loop {
+        let moving: Vec<u32> =
+            processes_below(dir).into_iter().filter(|pid| is_running(*pid)).collect();
+        if moving.is_empty() {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "{moving:?} do not stand still");
+        for pid in moving {
+            // One that has ended needs nothing.
+            let _ = super::process::send(pid, Signal::STOP);
         }
     }
 }
