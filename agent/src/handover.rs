@@ -400,6 +400,12 @@ impl Run<'_> {
             elapsed_ms = millis(boottime_now().since(began)),
             "leader key handed over"
         );
+        let finishes = cluster.members.get(&candidate).is_some_and(|it| it.kornak.is_some());
+        if !finishes {
+            // Proxies prove the new leader when the record is gone; its lease would keep it for seconds.
+            let (key, value) = (ctx.keys.handover(), json(&self.record));
+            self.remove(Compare::Value { key, value }).await;
+        }
         self.rejoin(cluster, &candidate).await;
         Ok(())
     }
@@ -504,16 +510,21 @@ impl Run<'_> {
         let ctx = self.ctx;
         self.keep_alive.cancel();
         let key = ctx.keys.handover();
-        let mut txn =
-            Txn::just(Op::delete(&key)).when(Compare::Modified { key, revision: self.revision });
-        txn.then.push(Op::DeletePrefix { prefix: ctx.keys.acks() });
-        if let Err(error) = ctx.store.txn(txn).await {
-            warn!(error = %error, "the handover record is left to its lease");
-        }
+        self.remove(Compare::Modified { key, revision: self.revision }).await;
         crate::citus::notify::resume(ctx).await;
         let ttl = ctx.cluster().config.clone().unwrap_or_default().ttl;
         if let Err(error) = ctx.keeper.move_to(ttl).await {
             warn!(error = &error as &dyn std::error::Error, "the regular lease could not be taken");
+        }
+    }
+
+    async fn remove(&self, when: Compare) {
+        let keys = &self.ctx.keys;
+        let txn = Txn::just(Op::delete(keys.handover()))
+            .when(when)
+            .and(Op::DeletePrefix { prefix: keys.acks() });
+        if let Err(error) = self.ctx.store.txn(txn).await {
+            warn!(error = %error, "the handover record is left to its lease");
         }
     }
 

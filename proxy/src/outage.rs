@@ -152,7 +152,10 @@ impl Outages {
                     events.push(Event::Began { group, why });
                     self.look(group, facts, now, events);
                 }
-                None => drop(self.right.insert(group, term)),
+                // Whether the rows follow is the candidate's care only once it has the record: Patroni's
+                // does not take it.
+                None if !stops(facts.cluster, group) => drop(self.right.insert(group, term)),
+                None => {}
             }
             return;
         };
@@ -221,12 +224,17 @@ fn health(facts: &Facts<'_>, group: GroupId) -> Health {
 
 /// Whether a planned switchover of the group is past its drain.
 fn switches(cluster: &Topology, group: GroupId) -> bool {
+    let taken =
+        matches!(phase(cluster, group), Some(HandoverPhase::Promote | HandoverPhase::Settle));
+    taken || stops(cluster, group)
+}
+
+/// Whether the former leader stops, and nobody has taken its place.
+fn stops(cluster: &Topology, group: GroupId) -> bool {
+    phase(cluster, group) == Some(HandoverPhase::Switch)
+}
+
+fn phase(cluster: &Topology, group: GroupId) -> Option<HandoverPhase> {
     let record = cluster.handover.as_ref().filter(|record| record.is_understood());
-    record.is_some_and(|record| {
-        record.group == Some(group)
-            && matches!(
-                record.phase,
-                HandoverPhase::Switch | HandoverPhase::Promote | HandoverPhase::Settle
-            )
-    })
+    record.filter(|record| record.group == Some(group)).map(|record| record.phase)
 }

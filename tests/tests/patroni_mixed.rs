@@ -130,6 +130,10 @@ async fn switch(cluster: &Cluster, tools: &Tools<'_>, tool: Tool, to: &str) -> R
     let words = ["switchover", "--leader", &leader, "--candidate", to, "--force"];
     let out = tools.succeed(tool, &words).await?;
     assert!(out.contains(&format!("Successfully switched over to \"{to}\"")), "{out}");
+    if to == "node1" {
+        // Patroni's agent would leave it to its lease, and clients would wait for that.
+        assert_eq!(cluster.key("kornak/handover").await?, "", "the record of the switchover");
+    }
     cluster.healthy(SOON).await;
     assert_eq!(cluster.leader().await?, to);
     Ok(())

@@ -352,6 +352,23 @@ fn a_switchover_whose_record_is_gone_and_that_nobody_won_is_an_outage() {
 }
 
 #[test]
+fn a_candidate_that_keeps_no_record_is_waited_for_until_it_is_registered() {
+    let mut world = World::new();
+    world.phase(Some(HandoverPhase::Switch), 1);
+    world.standing(1).withdraw(Why::Handover, true);
+    assert_eq!(world.look(0), []);
+    // Patroni's: the former leader removes the record as soon as the key is taken.
+    world.phase(None, 1);
+    world.leads(1, "x");
+    assert_eq!(world.look(100), [began(1, Why::Handover)]);
+    world.serves(1, "x");
+    assert_eq!(world.look(200), []);
+    assert_eq!(world.closed(), Sides::REACHING);
+    world.says("c", &[at(&[(0, "c"), (1, "x"), (2, "b")], &[])]);
+    assert_eq!(world.look(300), [ended(1, 200)]);
+}
+
+#[test]
 fn groups_that_are_not_registered_concern_nobody() {
     let mut world = World::new();
     world.leads(3, "new");

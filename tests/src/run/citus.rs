@@ -18,6 +18,7 @@ use super::agent::{AgentSpec, Node, Program};
 use super::cluster::run;
 use super::etcd::Etcd;
 use super::kornak;
+use super::patroni::Patroni;
 use super::postgres::{SUPERUSER_PASSWORD, bin_dir, connect, describe};
 use super::proxy::Proxy;
 use super::scratch::Scratch;
@@ -53,6 +54,8 @@ pub struct CitusSpec {
     pub ttl: u32,
     /// Workers say that they have a pool; it is the server itself.
     pub pools: bool,
+    /// Names of the members whose agent is Patroni, with one database: it takes no more.
+    pub patroni: Vec<&'static str>,
 }
 
 impl Default for CitusSpec {
@@ -63,6 +66,7 @@ impl Default for CitusSpec {
             databases: vec!["citus"],
             ttl: 8,
             pools: false,
+            patroni: Vec::new(),
         }
     }
 }
@@ -75,6 +79,7 @@ pub struct CitusCluster {
     pub proxy: Proxy,
     pub etcd: Etcd,
     pub scratch: Scratch,
+    patroni: Option<Patroni>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -93,7 +98,8 @@ impl CitusCluster {
             format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
         let proxy = Proxy::start(&scratch, "proxy", &head, &auth).await?;
         let groups = BTreeMap::new();
-        let mut cluster = Self { spec, groups, proxy, etcd, scratch, _turn: turn };
+        let patroni = (!spec.patroni.is_empty()).then(Patroni::installed).transpose()?;
+        let mut cluster = Self { spec, groups, proxy, etcd, scratch, patroni, _turn: turn };
         for (group, members) in cluster.spec.members.clone().into_iter().enumerate() {
             cluster.add_group(u32::try_from(group)?, members)?;
         }
@@ -131,8 +137,22 @@ impl CitusCluster {
     pub fn add_member(&mut self, group: u32) -> Result<&mut Node> {
         let number = self.groups.get(&group).map_or(0, Vec::len) + 1;
         let kind = if group == 0 { "coord".to_owned() } else { format!("work{group}-") };
-        let spec = self.agent_spec(group, &format!("{kind}{number}"));
-        let node = Node::start(&self.scratch, &spec, Program::Kornak)?;
+        let mut spec = self.agent_spec(group, &format!("{kind}{number}"));
+        let patroni = self.patroni.clone().filter(|_| self.spec.patroni.contains(&&*spec.name));
+        let program = match patroni {
+            Some(patroni) => {
+                let database = self.spec.databases.first().context("no database")?;
+                // It says at no other level what it tells the server.
+                spec.sections = format!(
+                    "citus: {{group: {group}, database: {database}}}\nlog: {{level: DEBUG}}\n"
+                );
+                // What a copy waits for, as Kornak's asks for it anyway.
+                spec.postgresql.push("basebackup: [{checkpoint: fast}]".to_owned());
+                Program::Patroni(patroni)
+            }
+            None => Program::Kornak,
+        };
+        let node = Node::start(&self.scratch, &spec, program)?;
         let nodes = self.groups.entry(group).or_default();
         nodes.push(node);
         nodes.last_mut().context("just added")

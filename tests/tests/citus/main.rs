@@ -4,6 +4,7 @@
 
 mod failovers;
 mod growth;
+mod patroni;
 mod switchovers;
 
 use std::time::Duration;
