@@ -16,6 +16,7 @@ mod access;
 mod citus;
 pub(crate) mod health;
 mod manual;
+mod print;
 mod schedule;
 mod serve;
 pub(crate) mod status;
@@ -23,6 +24,7 @@ pub(crate) mod status;
 pub(crate) mod tests;
 mod units;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,15 +37,15 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER, WWW_AUTHENTICATE}
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use kornak_cluster::Moment;
+use kornak_cluster::{GroupId, Member, Moment};
 use kornak_config::agent::{AgentSettings, BasicAuth, ServerTokens, VerifyClient};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use self::access::{Access, Denied};
 use self::manual::Kind;
-pub use self::schedule::RestartPlan;
 use self::schedule::RestartRequest;
+pub use self::schedule::{RestartPlan, version_number};
 pub use self::serve::serve;
 use crate::metrics::{self, Counters};
 use crate::node::{
@@ -306,9 +308,9 @@ impl Api {
             return Err(text(StatusCode::NOT_IMPLEMENTED, "unsupported method or path"));
         }
         let client = head.extensions.get::<Client>().copied();
-        let members_count = endpoint != "failsafe";
+        let members = (endpoint != "failsafe").then(|| self.member_hosts(view));
         let rules = self.rules.load_full();
-        let allowed = rules.access.check(client, &head.headers, view, members_count).await;
+        let allowed = rules.access.check(client, &head.headers, members).await;
         allowed.map_err(|denied| refuse(denied, client.map(|client| client.address)))?;
         let forwarded = head.headers.contains_key(FORWARDED);
         let response = match (method, endpoint) {
@@ -347,6 +349,19 @@ impl Api {
         Ok(response)
     }
 
+    /// Where members speak from: on the coordinator of a Citus cluster those of all groups, for they
+    /// tell it of their switchovers.
+    fn member_hosts(&self, view: &NodeView) -> BTreeSet<String> {
+        let own = view.cluster.members.values().filter_map(Member::api_address);
+        let mut hosts: BTreeSet<String> = own.map(|(host, _)| host).collect();
+        if let Some(desk) = &self.citus
+            && view.scope.group == Some(GroupId::COORDINATOR)
+        {
+            hosts.extend(desk.hosts.borrow().iter().cloned());
+        }
+        hosts
+    }
+
     async fn configure(&self, change: Map<String, Value>, replace: bool) -> Response {
         let command = |answer| Command::Configure { change, replace, answer };
         match self.ask(ANSWER_LIMIT, command).await {
@@ -366,16 +381,17 @@ impl Api {
     }
 
     async fn restart(&self, view: &NodeView, body: &Map<String, Value>) -> Response {
+        let paused = view.cluster.config.as_ref().is_some_and(|config| config.pause);
+        if paused && body.contains_key("schedule") {
+            let why = "Can't schedule restart in the paused state";
+            return text(StatusCode::INTERNAL_SERVER_ERROR, why);
+        }
         let request = match RestartRequest::read(body, jiff::Timestamp::now()) {
             Ok(request) => request,
             Err((status, why)) => return text(status, why),
         };
-        if let Some(at) = request.at {
-            let paused = view.cluster.config.as_ref().is_some_and(|config| config.pause);
-            return if paused {
-                let why = "Can't schedule restart in the paused state";
-                text(StatusCode::INTERNAL_SERVER_ERROR, why)
-            } else if self.restart_plan.add(at, request, view) {
+        if let Some(at) = request.at.clone() {
+            return if self.restart_plan.add(at, request, view) {
                 text(StatusCode::ACCEPTED, "Restart scheduled")
             } else {
                 text(StatusCode::CONFLICT, "Another restart is already scheduled")
@@ -404,7 +420,7 @@ impl Api {
             _ if view.holds_lock => unavailable("I am the leader, can not reinitialize"),
             None => unavailable("Cluster has no leader, can not reinitialize"),
             Some(_) => {
-                let flag = |name| body.get(name).and_then(Value::as_bool).unwrap_or(false);
+                let flag = |name| body.get(name).is_some_and(units::is_true);
                 let (force, from_leader) = (flag("force"), flag("from_leader"));
                 let command = |answer| Command::Reinitialize { force, from_leader, answer };
                 self.carry_out(command, StatusCode::OK, None).await
@@ -489,7 +505,7 @@ impl Unanswered {
 
 fn refuse(denied: Denied, from: Option<IpAddr>) -> Response {
     tracing::warn!(?from, why = ?denied, "request refused");
-    let realm = [(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"Kornak\""))];
+    let realm = [(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"Patroni\""))];
     match denied {
         Denied::Address => text(StatusCode::FORBIDDEN, "Access is denied"),
         Denied::NoCertificate => text(StatusCode::FORBIDDEN, "client certificate required"),
@@ -502,8 +518,16 @@ fn refuse(denied: Denied, from: Option<IpAddr>) -> Response {
     }
 }
 
-/// The body as a JSON object. The error is an answer.
+/// The body as a JSON object that says something. The error is an answer.
 async fn object(head: &Parts, body: Body) -> Result<Map<String, Value>, Response> {
+    let found = any_object(head, body).await?;
+    if found.is_empty() {
+        return Err(text(StatusCode::BAD_REQUEST, "the body is an empty JSON object"));
+    }
+    Ok(found)
+}
+
+async fn any_object(head: &Parts, body: Body) -> Result<Map<String, Value>, Response> {
     if !head.headers.contains_key(CONTENT_LENGTH) {
         return Err(text(StatusCode::LENGTH_REQUIRED, "Content-Length is missing"));
     }
@@ -518,7 +542,7 @@ async fn object(head: &Parts, body: Body) -> Result<Map<String, Value>, Response
 async fn optional_object(head: &Parts, body: Body) -> Result<Map<String, Value>, Response> {
     match head.headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes) {
         None | Some(b"0") => Ok(Map::new()),
-        Some(_) => object(head, body).await,
+        Some(_) => any_object(head, body).await,
     }
 }
 
@@ -537,5 +561,5 @@ fn text(status: StatusCode, body: impl Into<String>) -> Response {
 
 fn json(status: StatusCode, body: impl Into<Value>) -> Response {
     let kind = HeaderValue::from_static("application/json");
-    (status, [(CONTENT_TYPE, kind)], body.into().to_string()).into_response()
+    (status, [(CONTENT_TYPE, kind)], print::spaced(&body.into())).into_response()
 }

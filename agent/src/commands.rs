@@ -14,7 +14,7 @@ use crate::driver::{Asked, Driver};
 use crate::failsafe::promise_length;
 use crate::guard::boottime_now;
 use crate::ha::{Job, Server};
-use crate::handover::{Stragglers, json};
+use crate::handover::{HandoverError, Stragglers, json};
 use crate::jobs::{self, JobError};
 use crate::node::{Command, CommandError, CommandResult, ConfigureError, FailsafeAnswer};
 use crate::postgres::StartError;
@@ -111,7 +111,8 @@ fn as_job(
 /// In Patroni's words where it has them; the log says more.
 fn restart_failure(error: &JobError) -> String {
     match error {
-        JobError::Start(StartError::NotReady(_)) => "postgres is still starting".to_owned(),
+        JobError::Start(StartError::NotReady(_))
+        | JobError::Restart(HandoverError::Starting(_)) => "postgres is still starting".to_owned(),
         JobError::Restart(error) => error.to_string(),
         _ => "restart failed".to_owned(),
     }
@@ -199,11 +200,10 @@ async fn configure(
     replace: bool,
 ) -> Result<Map<String, Value>, ConfigureError> {
     let cluster = ctx.cluster();
-    let known = cluster.config.ok_or(ConfigureError::Missing)?;
     let wanted = if replace {
         change
     } else {
-        let mut merged = known.raw.clone();
+        let mut merged = cluster.config.ok_or(ConfigureError::Missing)?.raw;
         merge_patch(&mut merged, &change);
         merged
     };
@@ -242,5 +242,26 @@ fn failsafe(ctx: &Context, leader: &str) -> FailsafeAnswer {
             warn!(error = %error, "a promise could not be made durable and is not given");
             FailsafeAnswer::Leading
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_restart_that_goes_on_is_said_in_patronis_words() {
+        let limit = Duration::from_secs(1);
+        for (error, expected) in [
+            (JobError::Start(StartError::NotReady(limit)), "postgres is still starting"),
+            (JobError::Restart(HandoverError::Starting(limit)), "postgres is still starting"),
+            (JobError::NoWatchdog, "restart failed"),
+        ] {
+            assert_eq!(restart_failure(&error), expected);
+        }
+        let refused = HandoverError::NeverDrained(limit);
+        assert!(restart_failure(&JobError::Restart(refused)).contains("transactions"));
     }
 }

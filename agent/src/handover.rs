@@ -28,7 +28,7 @@ use crate::guard::boottime_now;
 use crate::ha::switchover::{self, Busy, Gate, Refusal};
 use crate::ha::{PrimaryFacts, Server, StandbyRow};
 use crate::lease::ClaimError;
-use crate::postgres::{StartAs, StopMode, Upstream};
+use crate::postgres::{StartAs, StartError, StopMode, Upstream};
 
 /// Lease of the record, and of the leader key from `prepare` on: dying in a handover costs this
 /// much, not a whole ttl. etcd's leases cannot be relied on to be much shorter.
@@ -569,7 +569,10 @@ async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<Lsn> {
 async fn start_again(ctx: &Context, limit: Duration) -> Result<(), HandoverError> {
     let stuck = |why: String| HandoverError::Stuck { why };
     crate::jobs::stand_alone(ctx).await.map_err(|error| stuck(error.to_string()))?;
-    crate::jobs::start_in_place(ctx, limit).await.map_err(|error| stuck(error.to_string()))
+    crate::jobs::start_in_place(ctx, limit).await.map_err(|error| match error {
+        StartError::NotReady(limit) => HandoverError::Starting(limit),
+        error => stuck(error.to_string()),
+    })
 }
 
 /// Clears a manual request that has been carried out or given up; the key is never deleted.

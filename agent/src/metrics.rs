@@ -14,7 +14,7 @@ use kornak_cluster::{MemberRole, MemberState, Moment};
 use parking_lot::Mutex;
 
 use crate::api::health::accepts_writes;
-use crate::api::status::{job, synchrony_flags};
+use crate::api::status::{is_unlocked, job, synchrony_flags};
 use crate::citus::Desk;
 use crate::ha::{Decision, Job};
 use crate::node::NodeView;
@@ -134,8 +134,8 @@ fn server(view: &NodeView, now: Moment, page: &mut Page) {
 }
 
 fn cluster(view: &NodeView, page: &mut Page) {
-    let unlocked = view.cluster.leader.is_none();
-    page.gauge("patroni_cluster_unlocked", "1 if the leader key is absent.", flag(unlocked));
+    let help = "1 if the leader key is absent, or the store out of reach.";
+    page.gauge("patroni_cluster_unlocked", help, flag(is_unlocked(view)));
     let help = "1 if the leader stays on the members' word.";
     page.gauge("patroni_failsafe_mode_is_active", help, flag(view.failsafe_active));
     let help = "When the store last answered, in seconds since 1970.";

@@ -3,6 +3,7 @@
 //! GET requests are open, as Patroni's are. The order of the checks is Patroni's too: an address
 //! that is not on the list learns nothing about passwords.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use axum::http::HeaderMap;
@@ -10,7 +11,6 @@ use axum::http::header::AUTHORIZATION;
 use subtle::ConstantTimeEq;
 
 use super::{ApiSettings, Client};
-use crate::node::NodeView;
 use crate::peers::basic_authorization;
 
 /// The rules.
@@ -54,18 +54,17 @@ impl Access {
         }
     }
 
-    /// `members_count`: whether hosts of members are on the list at all for this request.
+    /// `members`: their hosts, if they are on the list at all for this request.
     pub(super) async fn check(
         &self,
         client: Option<Client>,
         headers: &HeaderMap,
-        view: &NodeView,
-        members_count: bool,
+        members: Option<BTreeSet<String>>,
     ) -> Result<(), Denied> {
-        let include_members = self.include_members && members_count;
-        let listed = !self.allowed.is_empty() || include_members;
+        let members = members.filter(|_| self.include_members);
+        let listed = !self.allowed.is_empty() || members.is_some();
         let from = client.map(|client| client.address);
-        if listed && !self.is_allowed(from, view, include_members).await {
+        if listed && !self.is_allowed(from, members.unwrap_or_default()).await {
             return Err(Denied::Address);
         }
         if self.require_certificate && !client.is_some_and(|client| client.certified) {
@@ -80,7 +79,7 @@ impl Access {
         }
     }
 
-    async fn is_allowed(&self, from: Option<IpAddr>, view: &NodeView, members: bool) -> bool {
+    async fn is_allowed(&self, from: Option<IpAddr>, members: BTreeSet<String>) -> bool {
         let Some(from) = from.map(|address| address.to_canonical()) else { return false };
         for entry in &self.allowed {
             let matches = match entry {
@@ -91,13 +90,9 @@ impl Access {
                 return true;
             }
         }
-        if members {
-            for member in view.cluster.members.values() {
-                if let Some((host, _)) = member.api_address()
-                    && host_is(&host, from).await
-                {
-                    return true;
-                }
+        for host in members {
+            if host_is(&host, from).await {
+                return true;
             }
         }
         false

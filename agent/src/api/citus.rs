@@ -24,10 +24,11 @@ pub(super) async fn told(desk: Option<&Desk>, body: &Map<String, Value>, now: Mo
             "expected type (before_demote, before_promote, after_promote), group and leader";
         return text(StatusCode::BAD_REQUEST, expected);
     };
-    let Some(desk) = desk else {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "this node belongs to no Citus cluster");
+    let answer = match desk {
+        Some(desk) => desk.ask(&request).await,
+        None => Answer::NotHere,
     };
-    match (desk.ask(&request).await, request.hold) {
+    match (answer, request.hold) {
         (Answer::Done, _) | (_, None) => text(StatusCode::OK, "OK"),
         (answer, Some(_)) => text(StatusCode::SERVICE_UNAVAILABLE, sentence(answer)),
     }

@@ -77,8 +77,8 @@ pub(super) fn is_ready(view: &NodeView, query: &Query, now: Moment) -> bool {
         _ => view.xlog.replayed_location,
     };
     let limit = parameter(query, "lag").and_then(units::bytes);
-    let limit = limit.or(view.cluster.config.as_ref().map(|c| c.maximum_lag_on_failover));
-    streams && limit.is_none_or(|limit| lag_bytes(view, position) <= limit)
+    let allowed = || view.cluster.config.clone().unwrap_or_default().maximum_lag_on_failover;
+    streams && lag_bytes(view, position) <= limit.unwrap_or_else(allowed)
 }
 
 /// How a standby takes part in commits.
@@ -136,17 +136,22 @@ fn lag_bytes(view: &NodeView, position: Option<Lsn>) -> u64 {
     end.bytes_ahead_of(position.unwrap_or_default())
 }
 
+/// Of a parameter that is given twice the first counts, and one without a value is none.
 fn has_tags(view: &NodeView, query: &Query) -> bool {
-    let wanted = query.iter().filter_map(|(key, value)| Some((key.strip_prefix("tag_")?, value)));
-    wanted.into_iter().all(|(key, wanted)| match view.tags.0.get(key) {
-        None | Some(Value::Null) => false,
-        Some(Value::Bool(on)) => wanted.eq_ignore_ascii_case(if *on { "true" } else { "false" }),
-        Some(Value::String(text)) => text == wanted,
-        Some(Value::Number(number)) => number.to_string() == *wanted,
-        Some(Value::Array(_) | Value::Object(_)) => false,
+    let keys =
+        query.iter().filter_map(|(name, _)| name.strip_prefix("tag_").map(|key| (name, key)));
+    keys.into_iter().all(|(name, key)| {
+        let Some(wanted) = parameter(query, name) else { return true };
+        match view.tags.0.get(key) {
+            None | Some(Value::Null | Value::Array(_) | Value::Object(_)) => false,
+            Some(Value::Bool(on)) => wanted == if *on { "true" } else { "false" },
+            Some(Value::String(text)) => text == wanted,
+            Some(Value::Number(number)) => number.to_string() == wanted,
+        }
     })
 }
 
 fn parameter<'a>(query: &'a Query, key: &str) -> Option<&'a str> {
-    query.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    let mut values = query.iter().filter(|(name, value)| name == key && !value.is_empty());
+    values.next().map(|(_, value)| value.as_str())
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
 use axum::response::Response;
-use jiff::Timestamp;
+use jiff::{Timestamp, Zoned};
 use kornak_cluster::{ClusterState, FailoverRequest, SyncMode};
 use serde_json::{Map, Value};
 
@@ -51,7 +51,7 @@ pub(super) struct Request {
     pub(super) leader: Option<String>,
     /// Always present in a failover.
     pub(super) candidate: Option<String>,
-    pub(super) at: Option<Timestamp>,
+    pub(super) at: Option<Zoned>,
 }
 
 /// Status and text of a refusal.
@@ -152,7 +152,7 @@ pub(super) async fn run(
         let request = FailoverRequest {
             leader: leader.clone(),
             member: candidate.clone(),
-            scheduled_at: Some(print_time(*at)),
+            scheduled_at: Some(print_time(at)),
         };
         return schedule(api, request).await;
     }

@@ -6,8 +6,10 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use jiff::Timestamp;
 use jiff::civil::DateTime;
+use jiff::fmt::temporal::Pieces;
+use jiff::tz::{Offset, TimeZone};
+use jiff::{Timestamp, Zoned};
 use kornak_cluster::MemberRole;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
@@ -20,11 +22,12 @@ use crate::node::NodeView;
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
 /// Reads a time in the future, with its zone: RFC 3339, or with a space for the T.
-pub(super) fn parse_time(text: &str, now: Timestamp, action: &str) -> Result<Timestamp, Refusal> {
+pub(super) fn parse_time(text: &str, now: Timestamp, action: &str) -> Result<Zoned, Refusal> {
     let text = text.trim();
     if let Ok(at) = text.parse::<Timestamp>() {
         return if at > now {
-            Ok(at)
+            let offset = Pieces::parse(text).ok().and_then(|pieces| pieces.to_numeric_offset());
+            Ok(at.to_zoned(TimeZone::fixed(offset.unwrap_or(Offset::UTC))))
         } else {
             let why = format!("Cannot schedule {action} in the past");
             Err((StatusCode::UNPROCESSABLE_ENTITY, why))
@@ -39,15 +42,17 @@ pub(super) fn parse_time(text: &str, now: Timestamp, action: &str) -> Result<Tim
     Err((StatusCode::UNPROCESSABLE_ENTITY, why.to_owned()))
 }
 
-/// As Patroni prints it: `2027-01-01T00:00:00+00:00`.
-pub(super) fn print_time(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%S%.f%:z").to_string()
+/// As Patroni prints it, with the offset it was given with: `2027-01-01T00:00:00+00:00`.
+pub(super) fn print_time(at: &Zoned) -> String {
+    let whole = at.subsec_nanosecond() == 0;
+    let form = if whole { "%Y-%m-%dT%H:%M:%S%:z" } else { "%Y-%m-%dT%H:%M:%S%.6f%:z" };
+    at.strftime(form).to_string()
 }
 
 /// Body of `POST /restart`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct RestartRequest {
-    pub(super) at: Option<Timestamp>,
+    pub(super) at: Option<Zoned>,
     pub(super) timeout: Option<Duration>,
     role: Option<MemberRole>,
     /// Only if the server is older than this, as in `server_version_num`.
@@ -75,33 +80,36 @@ impl RestartRequest {
                         Some("standby_leader") => MemberRole::StandbyLeader,
                         Some("replica") => MemberRole::Replica,
                         _ => {
-                            return Err(bad(
-                                "role must be primary, standby_leader or replica".into()
-                            ));
+                            let why = "PostgreSQL role should be either primary, standby_leader, \
+                                       or replica";
+                            return Err(bad(why.to_owned()));
                         }
                     };
                     request.role = Some(role);
                 }
                 "postgres_version" => {
-                    let number = value.as_str().and_then(version_number);
-                    let why = "postgres_version must look like 15.4";
-                    request.older_than = Some(number.ok_or_else(|| bad(why.into()))?);
+                    let text = value.as_str().unwrap_or_default();
+                    request.older_than = Some(version_number(text).map_err(bad)?);
                 }
                 "timeout" => {
                     let seconds = match value {
                         Value::String(text) => units::seconds(text),
                         value => value.as_f64(),
                     };
-                    let seconds = seconds.filter(|seconds| *seconds > 0.0 && *seconds < 1e9);
-                    let why = "timeout must be a positive number of seconds";
-                    let seconds = seconds.ok_or_else(|| bad(why.into()))?;
-                    request.timeout = Some(Duration::from_secs_f64(seconds));
+                    let seconds = seconds.map(f64::round).filter(|it| *it > 0.0 && *it < 1e9);
+                    let why = "Timeout should be a positive number of seconds";
+                    let seconds = seconds.ok_or_else(|| bad(why.into()))? as u64;
+                    request.timeout = Some(Duration::from_secs(seconds));
+                    request.filters.insert(key.clone(), seconds.into());
+                    continue;
                 }
                 "restart_pending" => {
-                    let why = "restart_pending must be true or false";
-                    request.only_if_pending = value.as_bool().ok_or_else(|| bad(why.into()))?;
+                    request.only_if_pending = units::is_true(value);
                 }
-                other => return Err(bad(format!("unknown filter {other:?}"))),
+                other => {
+                    let why = format!("Unknown filter for the scheduled restart: {other}");
+                    return Err(bad(why));
+                }
             }
             request.filters.insert(key.clone(), value.clone());
         }
@@ -122,20 +130,24 @@ impl RestartRequest {
 }
 
 /// `15.4` as 150004, `9.6.24` as 90624.
-fn version_number(text: &str) -> Option<u32> {
-    let parts: Option<Vec<u32>> = text.split('.').map(|part| part.parse().ok()).collect();
-    let (first, second, third) = match parts?.as_slice() {
-        [major, minor] if *major >= 10 => (*major, 0, *minor),
-        [major, middle, minor] if *major < 10 => (*major, *middle, *minor),
-        _ => return None,
-    };
-    (first < 1000 && second < 100 && third < 100).then_some(first * 10000 + second * 100 + third)
+///
+/// # Errors
+/// It is no version; the text is what Patroni says.
+pub fn version_number(text: &str) -> Result<u32, String> {
+    let parts: Option<Vec<u32>> =
+        text.split('.').map(|part| part.trim().parse().ok().filter(|part| *part < 1000)).collect();
+    let parts = parts.ok_or_else(|| format!("Invalid PostgreSQL version: {text}"))?;
+    match *parts.as_slice() {
+        [major, minor] if major >= 10 => Ok(major * 10000 + minor),
+        [major, middle, minor] => Ok(major * 10000 + middle * 100 + minor),
+        _ => Err(format!("Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {text}")),
+    }
 }
 
 /// A restart that waits for its time.
 #[derive(Debug, Clone, PartialEq)]
 struct Planned {
-    at: Timestamp,
+    at: Zoned,
     request: RestartRequest,
     /// Of the server that was running when it was asked for.
     postmaster_start_time: Option<String>,
@@ -160,7 +172,7 @@ impl RestartPlan {
     }
 
     /// False if there is one already.
-    pub(super) fn add(&self, at: Timestamp, request: RestartRequest, view: &NodeView) -> bool {
+    pub(super) fn add(&self, at: Zoned, request: RestartRequest, view: &NodeView) -> bool {
         let postmaster_start_time = view.postmaster_start_time.clone();
         self.planned.send_if_modified(|planned| {
             let free = planned.is_none();
@@ -181,7 +193,7 @@ impl RestartPlan {
     pub(super) async fn due(&self, views: &crate::node::NodeViews) -> RestartRequest {
         let mut changes = self.planned.subscribe();
         loop {
-            let at = changes.borrow_and_update().as_ref().map(|planned| planned.at);
+            let at = changes.borrow_and_update().as_ref().map(|planned| planned.at.timestamp());
             let pause = match at {
                 None => {
                     // Never an error: this plan itself holds the sender.
@@ -221,7 +233,7 @@ impl RestartPlan {
 impl Planned {
     fn json(&self, with_start_time: bool) -> Value {
         let mut out = Map::new();
-        out.insert("schedule".to_owned(), print_time(self.at).into());
+        out.insert("schedule".to_owned(), print_time(&self.at).into());
         out.extend(self.request.filters.clone());
         if let (true, Some(start)) = (with_start_time, &self.postmaster_start_time) {
             out.insert("postmaster_start_time".to_owned(), start.as_str().into());

@@ -2,8 +2,7 @@
 //! for operators. Pure.
 
 use kornak_cluster::{
-    ClusterState, GroupId, HistoryEntry, Lsn, Member, MemberRole, MemberState, Moment, SyncMode,
-    XLog,
+    ClusterState, GroupId, HistoryEntry, Lsn, Member, MemberState, Moment, SyncMode, XLog,
 };
 use serde_json::{Map, Value, json};
 
@@ -27,7 +26,7 @@ pub(super) fn node(view: &NodeView, scheduled_restart: Option<Value>) -> Map<Str
     if running {
         running_server(view, &mut out);
     }
-    if view.cluster.leader.is_none() {
+    if is_unlocked(view) {
         put(&mut out, "cluster_unlocked", true);
     }
     if view.failsafe_active {
@@ -62,6 +61,11 @@ pub(super) fn node(view: &NodeView, scheduled_restart: Option<Value>) -> Map<Str
         put(&mut out, "pause", true);
     }
     out
+}
+
+/// Nobody leads as far as this node can tell: what it knew before the store went away is not counted.
+pub(crate) fn is_unlocked(view: &NodeView) -> bool {
+    view.cluster.leader.is_none() || !view.dcs_reachable
 }
 
 fn running_server(view: &NodeView, out: &mut Map<String, Value>) {
@@ -117,6 +121,9 @@ pub(super) fn cluster(scope: &str, cluster: &ClusterState) -> Map<String, Value>
         put(&mut out, "scheduled_switchover", scheduled);
     }
     put(&mut out, "scope", scope);
+    if let Some(unfenced) = &cluster.unfenced {
+        put(&mut out, "unfenced", unfenced.member.as_str());
+    }
     if let Some(citus) = cluster.citus.as_ref().and_then(|citus| serde_json::to_value(citus).ok()) {
         put(&mut out, "citus", citus);
     }
@@ -125,15 +132,16 @@ pub(super) fn cluster(scope: &str, cluster: &ClusterState) -> Map<String, Value>
 
 fn member_row(cluster: &ClusterState, name: &str, member: &Member) -> Value {
     let leads = cluster.leader.as_ref().is_some_and(|leader| leader.name == name);
-    let role = match (leads, member.role, health::synchrony_of(cluster, name)) {
-        (true, MemberRole::StandbyLeader, _) => "standby_leader",
-        (true, _, _) => "leader",
+    let standby_cluster = cluster.config.as_ref().is_some_and(|c| c.standby_cluster.is_some());
+    let role = match (leads, standby_cluster, health::synchrony_of(cluster, name)) {
+        (true, true, _) => "standby_leader",
+        (true, false, _) => "leader",
         (false, _, Synchrony::Sync) => "sync_standby",
         (false, _, Synchrony::Quorum) => "quorum_standby",
         (false, _, Synchrony::None) => "replica",
     };
     let state = match &member.replication_state {
-        Some(state) if !leads => state.as_str(),
+        Some(state) if role != "leader" => state.as_str(),
         _ => member.state.as_str(),
     };
     let mut row = Map::new();
@@ -174,6 +182,7 @@ fn lags(cluster: &ClusterState, member: &Member, row: &mut Map<String, Value>) {
         ("lag", "lsn", member.xlog_location),
     ];
     for (lag_key, lsn_key, position) in positions {
+        let position = position.filter(|lsn| *lsn > Lsn(0));
         let lag = match (end, position) {
             (Some(end), Some(position)) => Value::from(end.bytes_ahead_of(position)),
             _ => Value::from("unknown"),

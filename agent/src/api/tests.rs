@@ -206,8 +206,12 @@ impl Node {
         let body = to_bytes(body, BODY_LIMIT).await.unwrap();
         Reply {
             status: head.status.as_u16(),
+            body: match serde_json::from_slice::<Value>(&body) {
+                // Without the spaces it is easier to compare.
+                Ok(json) if head.headers[CONTENT_TYPE] == "application/json" => json.to_string(),
+                _ => String::from_utf8(body.to_vec()).unwrap(),
+            },
             headers: head.headers,
-            body: String::from_utf8(body.to_vec()).unwrap(),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Numbers with units as PostgreSQL writes them (/docs/current/config-setting.html), which Patroni
 //! accepts in `lag=` and in the time limit of a restart.
 
+use serde_json::Value;
+
 /// Bytes: `1048576`, `1024kB`, `10MB`. `None` if it is not such a number.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     let (amount, unit) = split(text)?;
@@ -29,6 +31,12 @@ pub(super) fn seconds(text: &str) -> Option<f64> {
     Some(amount * factor)
 }
 
+/// Patroni's words for yes, in a string or not; anything else is no.
+pub(super) fn is_true(value: &Value) -> bool {
+    let word = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    matches!(word.to_ascii_lowercase().as_str(), "on" | "true" | "yes" | "1")
+}
+
 fn split(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -38,6 +46,8 @@ fn split(text: &str) -> Option<(f64, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -57,5 +67,25 @@ mod tests {
         assert_eq!(seconds("1500ms"), Some(1.5));
         assert_eq!(seconds("2min"), Some(120.0));
         assert_eq!(seconds("2 fortnights"), None);
+    }
+
+    #[test]
+    fn yes_has_patronis_forms() {
+        for (value, expected) in [
+            (json!(true), true),
+            (json!("True"), true),
+            (json!("on"), true),
+            (json!("YES"), true),
+            (json!(1), true),
+            (json!("1"), true),
+            (json!(false), false),
+            (json!("off"), false),
+            (json!("maybe"), false),
+            (json!(2), false),
+            (json!(null), false),
+            (json!({}), false),
+        ] {
+            assert_eq!(is_true(&value), expected, "{value}");
+        }
     }
 }

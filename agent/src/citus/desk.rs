@@ -54,6 +54,8 @@ pub struct Desk {
     holes: BTreeMap<String, Hole>,
     /// By database; empty while this node does not lead the coordinator.
     pub standings: watch::Sender<BTreeMap<String, Standing>>,
+    /// Hosts of the REST APIs of all groups' members.
+    pub hosts: watch::Sender<BTreeSet<String>>,
     /// Age of the oldest prepared transaction of this server in seconds.
     pub oldest_prepared: watch::Sender<f64>,
 }
@@ -65,6 +67,7 @@ impl Desk {
         Self {
             holes: holes.collect(),
             standings: watch::Sender::default(),
+            hosts: watch::Sender::default(),
             oldest_prepared: watch::Sender::default(),
         }
     }
@@ -99,6 +102,15 @@ impl Desk {
             Some(hole) => hole.arrived.notified().await,
             None => std::future::pending().await,
         }
+    }
+
+    /// Notes where the members of all groups are.
+    pub(super) fn knows(&self, hosts: &BTreeSet<String>) {
+        self.hosts.send_if_modified(|known| {
+            let other = known != hosts;
+            known.clone_from(hosts);
+            other
+        });
     }
 
     /// Notes how a database stands.

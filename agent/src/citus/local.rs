@@ -40,6 +40,7 @@ pub(super) async fn run(
     loop {
         let seen = Seen::read(&local.ctx.settings.scope.whole(), &view.borrow_and_update().clone());
         observed.borrow_and_update();
+        local.desk.knows(&seen.hosts);
         let was_primary = local.leads();
         let pause = if was_primary { local.round(&seen).await } else { local.rest() };
         let changed = async {
@@ -49,6 +50,7 @@ pub(super) async fn run(
                     _ = observed.changed() => {}
                 }
                 let now = Seen::read(&local.ctx.settings.scope.whole(), &view.borrow().clone());
+                local.desk.knows(&now.hosts);
                 if local.leads() != was_primary || followed(&now) != followed(&seen) {
                     return;
                 }

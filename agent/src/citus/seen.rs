@@ -27,6 +27,8 @@ pub struct Seen {
     pub leaders: BTreeMap<GroupId, Leader>,
     /// Pools of members that have one, by the address of their server.
     pub pools: BTreeMap<Address, String>,
+    /// Hosts of all members' REST APIs.
+    pub hosts: BTreeSet<String>,
     /// The planned switchover under way, whichever group's.
     pub handover: Option<Handover>,
 }
@@ -42,6 +44,8 @@ impl Seen {
             if let Some(leader) = leader_of(&state) {
                 seen.leaders.insert(group, leader);
             }
+            let apis = state.members.values().filter_map(Member::api_address);
+            seen.hosts.extend(apis.map(|(host, _)| host));
             let pools = state
                 .members
                 .values()
@@ -149,5 +153,7 @@ mod tests {
         assert_eq!(seen.wanted[&GroupId(2)].primary, None, "not before it is primary");
         assert_eq!(seen.leaders[&GroupId(2)].name, "x");
         assert!(seen.wanted.contains_key(&GroupId(3)), "any key makes a group");
+        let hosts = ["a", "b", "c", "d", "x"].map(str::to_owned);
+        assert_eq!(seen.hosts, BTreeSet::from(hosts), "whoever may speak for a member");
     }
 }

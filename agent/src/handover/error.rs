@@ -35,6 +35,8 @@ pub enum HandoverError {
     /// In a standby cluster no server was stopped for it.
     #[error("{candidate} did not take the leader key")]
     NotLed { candidate: String },
+    #[error("the server was started again in place and takes no connections yet, after {0:?}")]
+    Starting(Duration),
     #[error("the server has stopped and could not be started again in place: {why}")]
     Stuck { why: String },
 }

@@ -82,6 +82,14 @@ async fn each_request_becomes_its_command() {
         ),
         ("POST", "/reinitialize", "", 200, "reinitialize started", "reinitialize false false"),
         (
+            "POST",
+            "/reinitialize",
+            r#"{"force":"on","from_leader":"True"}"#,
+            200,
+            "reinitialize started",
+            "reinitialize true true",
+        ),
+        (
             "PATCH",
             "/config",
             r#"{"ttl":null}"#,
@@ -128,8 +136,18 @@ async fn requests_that_make_no_sense_are_refused_in_patronis_words() {
     let later = "2099-01-01T00:00Z";
     let scheduled = json!({"candidate": "pg0", "scheduled_at": later});
     for (action, body, status, text) in [
-        ("switchover", json!({}), 400, "Switchover could be performed only from a specific leader"),
-        ("failover", json!({}), 400, "Failover could be performed only to a specific candidate"),
+        (
+            "switchover",
+            json!({"candidate": "pg0"}),
+            400,
+            "Switchover could be performed only from a specific leader",
+        ),
+        (
+            "failover",
+            json!({"leader": "pg2"}),
+            400,
+            "Failover could be performed only to a specific candidate",
+        ),
         ("failover", scheduled, 400, "Failover can't be scheduled"),
         ("switchover", target, 400, "Switchover target and source are the same"),
         (
@@ -186,16 +204,20 @@ async fn what_the_cluster_does_not_allow_is_refused_in_patronis_words() {
 }
 
 #[tokio::test]
-async fn a_scheduled_switchover_is_written_in_utc() {
-    let (node, log) = obedient(primary(), settings());
-    for at in ["2099-01-01T02:00:00+02:00", "2099-01-01 00:00:00+00", "2099-01-01T00:00Z"] {
+async fn a_scheduled_switchover_is_written_as_patroni_prints_times() {
+    for (at, written) in [
+        ("2099-01-01T02:00:00+02:00", "2099-01-01T02:00:00+02:00"),
+        ("2099-01-01 00:00:00+00", "2099-01-01T00:00:00+00:00"),
+        ("2099-01-01T00:00Z", "2099-01-01T00:00:00+00:00"),
+        ("2099-01-01T00:00:00.5-0330", "2099-01-01T00:00:00.500000-03:30"),
+    ] {
+        let (node, log) = obedient(primary(), settings());
         let body = json!({"leader": "pg2", "candidate": "pg0", "scheduled_at": at});
         let reply = node.post("/switchover", &body).await;
         assert_eq!((reply.status, reply.body.as_str()), (202, "Switchover scheduled"), "{at}");
+        let record = json!({"leader": "pg2", "member": "pg0", "scheduled_at": written});
+        assert_eq!(*log.lock().unwrap(), [format!("schedule {record}")]);
     }
-    let written =
-        r#"schedule {"leader":"pg2","member":"pg0","scheduled_at":"2099-01-01T00:00:00+00:00"}"#;
-    assert_eq!(*log.lock().unwrap(), [written; 3]);
 }
 
 #[tokio::test]
@@ -211,29 +233,60 @@ async fn nothing_scheduled_is_nothing_to_delete() {
 async fn a_restart_is_refused_or_planned_by_its_conditions() {
     let later = "2099-01-01T00:00:00+00:00";
     let node = quiet(standby());
-    for (body, status) in [
-        (json!({"role": "primary"}), 503),
-        (json!({"postgres_version": "15.20"}), 503),
-        (json!({"restart_pending": true}), 503),
-        (json!({"role": "captain"}), 400),
-        (json!({"postgres_version": "15"}), 400),
-        (json!({"timeout": -1}), 400),
-        (json!({"restart_pending": "maybe"}), 400),
-        (json!({"unknown": 1}), 400),
-        (json!({"schedule": "2001-01-01T00:00:00Z"}), 422),
-        (json!({"schedule": later, "role": "replica"}), 202),
-        (json!({"schedule": later}), 409),
+    let unmet = "restart conditions are not satisfied";
+    let timeout = "Timeout should be a positive number of seconds";
+    for (body, status, said) in [
+        (json!({"role": "primary"}), 503, unmet),
+        (json!({"role": "standby_leader"}), 503, unmet),
+        (json!({"postgres_version": "15.20"}), 503, unmet),
+        (json!({"restart_pending": true}), 503, unmet),
+        (json!({"restart_pending": "on", "role": "replica"}), 503, unmet),
+        (
+            json!({"role": "captain"}),
+            400,
+            "PostgreSQL role should be either primary, standby_leader, or replica",
+        ),
+        (
+            json!({"postgres_version": "15"}),
+            400,
+            "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: 15",
+        ),
+        (
+            json!({"postgres_version": "9.6"}),
+            400,
+            "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: 9.6",
+        ),
+        (json!({"postgres_version": "a.b"}), 400, "Invalid PostgreSQL version: a.b"),
+        (json!({"timeout": -1}), 400, timeout),
+        (json!({"timeout": "soon"}), 400, timeout),
+        (json!({"timeout": "1ms"}), 400, timeout),
+        (json!({"unknown": 1}), 400, "Unknown filter for the scheduled restart: unknown"),
+        (json!({"schedule": "2001-01-01T00:00:00Z"}), 422, "Cannot schedule restart in the past"),
+        (
+            json!({"schedule": "2099-01-01T00:00:00"}),
+            400,
+            "Timezone information is mandatory for the scheduled restart",
+        ),
+        (
+            json!({"schedule": later, "role": "replica", "timeout": "2min"}),
+            202,
+            "Restart scheduled",
+        ),
+        (json!({"schedule": later}), 409, "Another restart is already scheduled"),
     ] {
-        assert_eq!(node.post("/restart", &body).await.status, status, "{body}");
+        let reply = node.post("/restart", &body).await;
+        assert_eq!((reply.status, reply.body.as_str()), (status, said), "{body}");
     }
     let shown = node.get("/patroni").await.json();
-    assert_eq!(shown["scheduled_restart"], json!({"schedule": later, "role": "replica"}));
+    let plan = json!({"schedule": later, "role": "replica", "timeout": 120});
+    assert_eq!(shown["scheduled_restart"], plan);
     let reply = node.send(request("DELETE", "/restart", None)).await;
     assert_eq!((reply.status, reply.body.as_str()), (200, "scheduled restart deleted"));
     assert!(node.get("/patroni").await.json().get("scheduled_restart").is_none());
     let paused = within(standby(), |cluster| cluster.config = config(r#"{"pause":true}"#));
-    let reply = quiet(paused).post("/restart", &json!({"schedule": later})).await;
-    assert_eq!(reply.status, 500);
+    let reply = quiet(paused).post("/restart", &json!({"schedule": later, "role": "?"})).await;
+    let text = "Can't schedule restart in the paused state";
+    assert_eq!((reply.status, reply.body.as_str()), (500, text));
     let (node, log) = obedient(standby(), settings());
     let older = json!({"postgres_version": "15.21"});
     assert_eq!(node.post("/restart", &older).await.status, 200);
@@ -274,7 +327,8 @@ async fn failures_of_the_driver_become_statuses() {
     assert_eq!((reply.status, reply.body.as_str()), (503, "Failover status unknown"));
     let reply = node.post("/restart", &json!({})).await;
     assert_eq!((reply.status, reply.body.as_str()), (503, "restart failed"));
-    let send = async |method| node.send(request(method, "/config", Some("{}".to_owned()))).await;
+    let body = r#"{"ttl":20}"#;
+    let send = async |method| node.send(request(method, "/config", Some(body.to_owned()))).await;
     assert_eq!(send("PATCH").await.status, 409);
     assert_eq!(send("PUT").await.status, 502);
 }
@@ -283,8 +337,13 @@ async fn failures_of_the_driver_become_statuses() {
 async fn bodies_that_make_no_sense_are_refused() {
     let node = quiet(primary());
     let patch = |body: &str| request("PATCH", "/config", Some(body.to_owned()));
-    for body in ["", "nonsense", "[1]", "1", "{\"a\":"] {
+    for body in ["", "nonsense", "[1]", "1", "{\"a\":", "{}"] {
         assert_eq!(node.send(patch(body)).await.status, 400, "{body:?}");
+    }
+    // An empty configuration would take everything away.
+    assert_eq!(node.send(request("PUT", "/config", Some("{}".to_owned()))).await.status, 400);
+    for path in ["/switchover", "/failover", "/failsafe", "/citus", "/mpp"] {
+        assert_eq!(node.post(path, &json!({})).await.status, 400, "{path}");
     }
     assert_eq!(node.send(request("PATCH", "/config", None)).await.status, 411);
     let huge = format!("{{\"a\":\"{}\"}}", "x".repeat(BODY_LIMIT));
@@ -340,6 +399,16 @@ async fn only_listed_addresses_may_change_something() {
     assert_eq!(node.send(from("127.0.0.1", "/reload")).await.status, 202);
     assert_eq!(node.send(from("127.0.0.1", "/failsafe")).await.status, 403);
     assert_eq!(node.send(from("127.0.0.2", "/reload")).await.status, 403);
+    // A Citus cluster's coordinator lets the workers' members in: they tell it of their switchovers.
+    let desk = Arc::new(crate::citus::Desk::new(&[]));
+    desk.hosts.send_replace(["127.0.0.2".to_owned()].into());
+    for (group, status) in [(0, 202), (1, 403)] {
+        let scope = Scope::new("service", "demo", Some(GroupId(group)));
+        let citus = Some(Arc::clone(&desk));
+        let settings = ApiSettings { allowlist_include_members: true, citus, ..settings() };
+        let (node, _) = obedient(NodeView { scope, ..standby() }, settings);
+        assert_eq!(node.send(from("127.0.0.2", "/reload")).await.status, status, "{group}");
+    }
 }
 
 #[tokio::test]

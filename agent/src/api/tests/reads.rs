@@ -108,8 +108,18 @@ async fn lag_and_tags_narrow_the_choice() {
         ("/replica?lag=nonsense", 200),
         ("/replica?tag_zone=a&lag=1MB", 200),
         ("/replica?tag_zone=b", 503),
-        ("/replica?tag_weight=3&tag_clonefrom=True", 200),
+        ("/replica?tag_weight=3&tag_clonefrom=true", 200),
+        ("/replica?tag_clonefrom=True", 503),
         ("/replica?tag_clonefrom=false", 503),
+        ("/replica?tag_zone=a&tag_zone=b", 200),
+        ("/replica?tag_zone=b&tag_zone=a", 503),
+        ("/replica?tag_missing=", 200),
+        ("/replica?lag=", 200),
+        ("/read-only?lag=191", 503),
+        ("/async?lag=191", 503),
+        ("/async?lag=192&tag_zone=a", 200),
+        ("/asynchronous?lag=191", 503),
+        ("/health?lag=1", 200),
         ("/replica?tag_missing=x", 503),
         ("/async?tag_zone=b", 503),
         ("/health?tag_zone=b", 503),
@@ -137,6 +147,20 @@ async fn readiness_is_for_the_leader_and_for_standbys_that_have_caught_up() {
     assert_eq!(get(standby(), "/readiness?lag=100").await, 503);
     assert_eq!(get(standby(), "/readiness?lag=100&mode=apply").await, 503);
     assert_eq!(get(standby(), "/readiness?lag=100&mode=write").await, 200);
+    let allowing = |bytes: u32| {
+        let allows = format!(r#"{{"maximum_lag_on_failover":{bytes}}}"#);
+        within(standby(), |cluster| cluster.config = config(&allows))
+    };
+    assert_eq!(get(allowing(191), "/readiness").await, 503);
+    assert_eq!(get(allowing(192), "/readiness").await, 200);
+    assert_eq!(get(allowing(191), "/readiness?lag=192").await, 200);
+    assert_eq!(get(allowing(191), "/readiness?lag=nonsense").await, 503);
+    let behind = |view: NodeView| {
+        let end = view.latest_end_lsn.map(|lsn| Lsn(lsn.0 + (1 << 20)));
+        NodeView { latest_end_lsn: end, ..view }
+    };
+    let unconfigured = behind(within(standby(), |cluster| cluster.config = None));
+    assert_eq!(get(unconfigured, "/readiness").await, 503, "Patroni's default counts");
     let archive = Some("in archive recovery".to_owned());
     let archive = NodeView { replication_state: archive, ..standby() };
     assert_eq!(get(archive, "/readiness").await, 503);
@@ -221,6 +245,37 @@ async fn a_stopped_server_shows_no_position() {
 async fn a_server_that_does_not_answer_has_no_position() {
     let view = NodeView { xlog: XLog::default(), ..primary() };
     assert!(quiet(view).get("/patroni").await.json().get("xlog").is_none());
+}
+
+#[tokio::test]
+async fn without_the_store_nobody_is_known_to_lead() {
+    let node = quiet(NodeView { dcs_reachable: false, ..standby() });
+    assert_eq!(node.get("/patroni").await.json()["cluster_unlocked"], json!(true));
+    let line = r#"patroni_cluster_unlocked{scope="demo",name="pg0"} 1"#;
+    assert!(node.get("/metrics").await.body.contains(line));
+}
+
+#[tokio::test]
+async fn a_standby_clusters_leader_and_an_unfenced_one_are_shown() {
+    let section = r#"{"standby_cluster":{"host":"far"},"pause":true}"#;
+    let view = within(standby(), |cluster| {
+        cluster.config = config(section);
+        cluster.unfenced = Some(kornak_cluster::Unfenced {
+            member: "pg2".to_owned(),
+            sysid: "1".to_owned(),
+            timeline: Timeline(5),
+        });
+        let leader = cluster.members.get_mut("pg2").unwrap();
+        leader.replication_state = Some("in archive recovery".to_owned());
+        cluster.members.get_mut("pg0").unwrap().receive_lsn = Some(Lsn(0));
+    });
+    let shown = quiet(view).get("/cluster").await.json();
+    let leader = &shown["members"][2];
+    assert_eq!(leader["role"], "standby_leader");
+    assert_eq!(leader["state"], "in archive recovery", "it follows as the others do");
+    assert!(leader.get("lag").is_none());
+    assert_eq!(shown["members"][0]["receive_lsn"], "unknown");
+    assert_eq!(shown["unfenced"], "pg2");
 }
 
 #[tokio::test]

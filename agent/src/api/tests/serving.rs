@@ -55,7 +55,7 @@ async fn a_load_balancer_of_http_1_0_is_understood() {
     assert!(answer.starts_with("HTTP/1.0 503 Service Unavailable\r\n"), "{answer}");
     assert!(answer.ends_with("\r\n\r\n"), "{answer}");
     let answer = exchange(node.address, "GET /primary HTTP/1.0\r\n\r\n").await;
-    assert!(answer.ends_with("\"name\":\"pg2\"}}"), "{answer}");
+    assert!(answer.ends_with("\"name\": \"pg2\"}}"), "{answer}");
     node.views.send_replace(Arc::new(standby()));
     let answer = exchange(node.address, "OPTIONS / HTTP/1.0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.0 503"), "{answer}");
