@@ -210,13 +210,7 @@ impl Target {
         let config = config.as_ref().and_then(Value::as_object).cloned();
         let registration = cluster.get("citus").cloned();
         let registration = registration.and_then(|citus| serde_json::from_value(citus).ok());
-        let node = self.get(base, "/kornak/node").await.ok();
-        let unfenced = node.as_ref().and_then(|node| node.pointer("/unfenced/member"));
-        let view = GroupView {
-            group,
-            unfenced: unfenced.and_then(Value::as_str).map(str::to_owned),
-            ..GroupView::from_rest(&cluster, identifier, config)
-        };
+        let view = GroupView { group, ..GroupView::from_rest(&cluster, identifier, config) };
         Ok((view, registration))
     }
 
@@ -230,6 +224,32 @@ impl Target {
             bail!("For Citus clusters the --group must be specified");
         }
         cluster.groups.into_iter().next().ok_or_else(|| anyhow!("the cluster has no members"))
+    }
+
+    /// Members whose account of themselves does not say that maintenance mode is on, or off.
+    ///
+    /// # Errors
+    /// As [`Target::read`].
+    pub async fn unaware(&self, group: Option<GroupId>, on: bool) -> anyhow::Result<Vec<String>> {
+        match &self.reach {
+            Reach::Store { dcs, scope } => {
+                let keys = Keys::new(&Scope { group, ..scope.clone() });
+                let view = dcs.range(&scope.root()).await.context("read the store")?;
+                let members = keys.state(&view).members.into_iter();
+                Ok(members.filter(|(_, member)| member.pause != on).map(|(name, _)| name).collect())
+            }
+            Reach::Rest { .. } => {
+                let mut unaware = Vec::new();
+                for member in self.read_one(group).await?.members {
+                    let status = self.status(&member).await.ok();
+                    let paused = status.and_then(|status| status.get("pause")?.as_bool());
+                    if paused.unwrap_or(false) != on {
+                        unaware.push(member.name);
+                    }
+                }
+                Ok(unaware)
+            }
+        }
     }
 
     /// Reads the past timelines.

@@ -32,6 +32,8 @@ pub struct GroupView {
     pub scheduled: Option<Scheduled>,
     pub standby_cluster: bool,
     pub synchronous: bool,
+    /// Somebody has led in synchronous mode, and the store says who was synchronous then, if anybody.
+    pub sync_known: bool,
     /// The member whose primary no guard would stop: maintenance mode took its guard out of service.
     pub unfenced: Option<String>,
     /// The dynamic configuration; `None` if there is none, or it could not be read.
@@ -107,8 +109,9 @@ impl GroupView {
 
     /// In synchronous mode: whether a failover to this member could lose what was acknowledged.
     pub fn is_unsafe_target(&self, name: &str) -> bool {
-        let known = self.members.iter().any(MemberView::is_synchronous);
-        self.synchronous && known && !self.member(name).is_some_and(MemberView::is_synchronous)
+        self.synchronous
+            && self.sync_known
+            && !self.member(name).is_some_and(MemberView::is_synchronous)
     }
 
     /// Reads a group's keys.
@@ -129,6 +132,7 @@ impl GroupView {
             standby_cluster: is_standby_cluster(state),
             unfenced: state.unfenced.as_ref().map(|unfenced| unfenced.member.clone()),
             synchronous: config.is_some_and(|config| config.synchronous_mode != SyncMode::Off),
+            sync_known: state.sync.as_ref().is_some_and(|sync| sync.leader.is_some()),
             config: config.map(|config| config.raw.clone()),
             config_revision: state.config_revision,
         }
@@ -155,8 +159,10 @@ impl GroupView {
             pause: cluster.get("pause").and_then(Value::as_bool).unwrap_or(false),
             scheduled,
             standby_cluster: members.iter().any(|member| member.role == "standby_leader"),
-            unfenced: None,
+            unfenced: cluster.get("unfenced").and_then(Value::as_str).map(str::to_owned),
             synchronous: parsed.is_some_and(|config| config.synchronous_mode != SyncMode::Off),
+            // Not told by REST: in synchronous mode there is somebody, or there was.
+            sync_known: true,
             members,
             config,
             config_revision: 0,
@@ -192,6 +198,12 @@ fn member_from_state(state: &ClusterState, name: &str, member: &Member) -> Membe
             lag_bytes: end.zip(lsn).map(|(end, lsn)| end.bytes_ahead_of(lsn)),
         })
     };
+    let (receive, replay) = told(
+        position(member.receive_lsn),
+        position(member.replay_lsn),
+        position(member.xlog_location),
+        streams == Some("streaming"),
+    );
     MemberView {
         name: name.to_owned(),
         role: role.to_owned(),
@@ -200,12 +212,28 @@ fn member_from_state(state: &ClusterState, name: &str, member: &Member) -> Membe
         host: member.conn_address().map(|(host, _)| host).unwrap_or_default(),
         port: member.conn_address().map(|(_, port)| port),
         timeline: member.timeline.map(|timeline| u64::from(timeline.0)),
-        receive: position(member.receive_lsn),
-        replay: position(member.replay_lsn),
+        receive,
+        replay,
         tags: member.tags.clone(),
         pending_restart: member.pending_restart,
         pending_restart_reason: reasons(member.pending_restart_reason.as_ref()),
         scheduled_restart: member.scheduled_restart.as_ref().and_then(scheduled_restart),
+    }
+}
+
+/// Received and replayed. A Patroni before 4.1 tells one position, which is either.
+fn told(
+    receive: Option<Position>,
+    replay: Option<Position>,
+    one: Option<Position>,
+    streams: bool,
+) -> (Option<Position>, Option<Position>) {
+    let unknown = |at: &Option<Position>| at.as_ref().is_some_and(|at| at.lsn == "unknown");
+    let known = one.is_some() && !unknown(&one);
+    match (known && unknown(&receive) && unknown(&replay), streams) {
+        (true, true) => (one, replay),
+        (true, false) => (receive, one),
+        (false, _) => (receive, replay),
     }
 }
 
@@ -218,6 +246,12 @@ fn member_from_row(row: &Value) -> MemberView {
         })
     };
     let api_url = text("api_url");
+    let (receive, replay) = told(
+        position("receive_lsn", "receive_lag"),
+        position("replay_lsn", "replay_lag"),
+        position("lsn", "lag"),
+        text("state") == "streaming",
+    );
     MemberView {
         name: text("name"),
         role: text("role"),
@@ -226,8 +260,8 @@ fn member_from_row(row: &Value) -> MemberView {
         host: text("host"),
         port: row.get("port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok()),
         timeline: row.get("timeline").and_then(Value::as_u64),
-        receive: position("receive_lsn", "receive_lag"),
-        replay: position("replay_lsn", "replay_lag"),
+        receive,
+        replay,
         tags: Tags(row.get("tags").and_then(Value::as_object).cloned().unwrap_or_default()),
         pending_restart: row.get("pending_restart").and_then(Value::as_bool).unwrap_or(false),
         pending_restart_reason: reasons(row.get("pending_restart_reason")),
@@ -311,5 +345,40 @@ mod tests {
         assert_eq!(GroupView::from_rest(&rest, None, config), by_store);
         assert_eq!(by_store.candidates(), ["c"]);
         assert!(by_store.is_unsafe_target("c") && !by_store.is_unsafe_target("b"));
+    }
+
+    #[test]
+    fn the_one_position_of_an_old_patroni_is_received_or_replayed() {
+        for (streams, expected) in [
+            (r#","replication_state":"streaming""#, ("0/4061818", "unknown")),
+            (r#","replication_state":"in archive recovery""#, ("unknown", "0/4061818")),
+            ("", ("unknown", "0/4061818")),
+        ] {
+            let text = format!(
+                r#"{{"conn_url":"postgres://h:1/postgres","api_url":"http://h:2/patroni","state":"running","role":"replica","xlog_location":67508248{streams}}}"#
+            );
+            let mut state = state();
+            state.members.insert("b".to_owned(), serde_json::from_str(&text).expect("a member"));
+            let group = GroupView::from_state(None, &state);
+            let member = group.member("b").expect("it is there");
+            let lsn =
+                |at: &Option<Position>| at.as_ref().map(|at| at.lsn.clone()).unwrap_or_default();
+            let found = (lsn(&member.receive), lsn(&member.replay));
+            assert_eq!((found.0.as_str(), found.1.as_str()), expected, "{streams}");
+        }
+    }
+
+    #[test]
+    fn a_failover_in_synchronous_mode_asks_whoever_may_lack_commits() {
+        for (sync, name, unsafe_target) in [
+            (r#"{"leader":"a","quorum":1,"sync_standby":"B"}"#, "b", false),
+            (r#"{"leader":"a","quorum":1,"sync_standby":"B"}"#, "c", true),
+            (r#"{"leader":"a","sync_standby":null}"#, "b", true),
+            (r#"{"leader":null,"sync_standby":null}"#, "b", false),
+        ] {
+            let state = ClusterState { sync: serde_json::from_str(sync).ok(), ..state() };
+            let group = GroupView::from_state(None, &state);
+            assert_eq!(group.is_unsafe_target(name), unsafe_target, "{name} {sync}");
+        }
     }
 }

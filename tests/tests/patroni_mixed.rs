@@ -3,6 +3,8 @@
 
 #![expect(clippy::print_stdout, reason = "a run shows what it did")]
 
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -48,7 +50,7 @@ enum Tool {
 }
 
 impl Tools<'_> {
-    async fn say(&self, tool: Tool, words: &[&str]) -> Result<Said> {
+    fn command(&self, tool: Tool, words: &[&str]) -> Result<Command> {
         let mut command = match tool {
             Tool::Patronictl => self.patroni.command("patronictl"),
             Tool::Kornak => Command::new(kornak::called_as("patronictl")?),
@@ -58,6 +60,14 @@ impl Tools<'_> {
         }
         command.env("PGPASSWORD", SUPERUSER_PASSWORD).env("PGUSER", "postgres");
         command.arg("-c").arg(self.cluster.nodes[0].file()).args(words);
+        Ok(command)
+    }
+
+    async fn say(&self, tool: Tool, words: &[&str]) -> Result<Said> {
+        self.run(self.command(tool, words)?).await
+    }
+
+    async fn run(&self, command: Command) -> Result<Said> {
         let output = run(command).await?;
         Ok(Said {
             code: output.status.code(),
@@ -90,6 +100,67 @@ impl Tools<'_> {
         .await;
     }
 
+    /// Both ask the same questions and take the same answers; whatever was to be done, it is not.
+    async fn ask_the_same(&self) -> Result<()> {
+        let answers = self.cluster.path("answers");
+        for (words, given) in [
+            (&["switchover"][..], "\n\n\nmaybe\nn\n"),
+            (&["switchover"], "node0\nnode1\n2099-01-01T10:00\nn\n"),
+            (&["failover"], "nobody\n"),
+            (&["failover"], "node2\nn\n"),
+            (&["restart", "demo", "node1"], "2099-01-01T10:00\nn\n"),
+            (&["restart", "demo", "node1"], "now\ny\n15\n"),
+            (&["restart", "demo", "-r", "leader", "node1"], ""),
+            (&["reinit", "demo", "node1"], "n\n"),
+            (&["remove", "demo"], "\ndemo\nYes I am aware\nnobody\n"),
+            (&["edit-config", "-s", "foo=bar"], "n\n"),
+            (&["demote-cluster", "--host", "far"], "n\n"),
+        ] {
+            fs::write(&answers, given)?;
+            let what = format!("the same of {words:?} answered {given:?}");
+            until(Duration::from_secs(20), &what, || async {
+                let asked = |tool| {
+                    let mut command = self.command(tool, words)?;
+                    command.stdin(File::open(&answers)?);
+                    Ok::<_, anyhow::Error>(self.run(command))
+                };
+                let said = |tool| async move { asked(tool)?.await };
+                let (patroni, kornak) = tokio::join!(said(Tool::Patronictl), said(Tool::Kornak));
+                let (patroni, kornak) = (
+                    patroni.map_err(|it| format!("{it:#}"))?,
+                    kornak.map_err(|it| format!("{it:#}"))?,
+                );
+                if patroni == kornak { Ok(()) } else { Err(format!("\n{patroni:#?}\n{kornak:#?}")) }
+            })
+            .await;
+        }
+        Ok(())
+    }
+
+    /// The password comes from libpq's file, and what the server says of a wrong one is passed on.
+    async fn log_in_the_same(&self) -> Result<()> {
+        let (right, wrong) = (self.cluster.path("pgpass"), self.cluster.path("pgpass-wrong"));
+        for (file, password) in [(&right, SUPERUSER_PASSWORD), (&wrong, "nonsense")] {
+            fs::write(file, format!("*:*:postgres:postgres:{password}\n"))?;
+            fs::set_permissions(file, fs::Permissions::from_mode(0o600))?;
+        }
+        let nothing = self.cluster.path("nothing");
+        for (file, expected) in [
+            (&right, "current_user\npostgres\n"),
+            (&wrong, "password authentication failed for user \"postgres\""),
+            (&nothing, "no password supplied"),
+        ] {
+            for tool in [Tool::Patronictl, Tool::Kornak] {
+                let mut command = self.command(tool, &["query", "-c", "SELECT current_user"])?;
+                command.env_remove("PGPASSWORD").env("PGPASSFILE", file);
+                let said = self.run(command).await?;
+                assert!(said.out.contains(expected), "{tool:?} {expected}: {said:?}");
+                assert_eq!(said.code, Some(0), "{tool:?} {said:?}");
+            }
+        }
+        Ok(())
+    }
+
     /// All that only shows, or is refused.
     async fn show_the_same(&self) {
         for words in [
@@ -111,6 +182,9 @@ impl Tools<'_> {
             &["query", "--format", "pretty", "-c", "SELECT 1 AS one, 'x' AS two"],
             &["query", "--format", "json", "-c", "SELECT 1 AS one, 'x' AS two, true AS three"],
             &["query", "-m", "nobody", "-c", "SELECT 1"],
+            &["query", "-r", "primary", "-c", "SELECT pg_is_in_recovery()"],
+            &["query", "-r", "standby-leader", "-c", "SELECT 1"],
+            &["query", "-d", "template1", "--delimiter", "|", "-c", "SELECT current_database(), 2"],
             &["query", "-c", "SELEC 1"],
             &["switchover", "--force", "--candidate", "nobody"],
             &["failover", "--force"],
@@ -220,6 +294,8 @@ async fn each_leads_in_turn_and_obeys_the_others_command() -> Result<()> {
         switch(&cluster, &tools, kornak, "node0").await?;
     }
     tools.show_the_same().await;
+    tools.ask_the_same().await?;
+    tools.log_in_the_same().await?;
     switch(&cluster, &tools, patronictl, "node1").await?;
     switch(&cluster, &tools, kornak, "node2").await?;
     switch(&cluster, &tools, kornak, "node1").await?;

@@ -180,15 +180,21 @@ fn set_below(
 }
 
 fn in_editor(text: &str) -> anyhow::Result<Map<String, Value>> {
-    let editor = ["EDITOR", "VISUAL"].iter().find_map(|name| std::env::var(name).ok());
+    let named = |name: &&str| std::env::var(name).ok().filter(|named| !named.trim().is_empty());
+    let editor = ["EDITOR", "VISUAL"].iter().find_map(named);
     let editor =
-        editor.filter(|editor| !editor.trim().is_empty()).unwrap_or_else(|| "vi".to_owned());
+        editor.unwrap_or_else(|| if is_installed("editor") { "editor" } else { "vi" }.into());
     let name = format!("kornak-config-{:08x}.yaml", rand::random::<u32>());
     let path = std::env::temp_dir().join(name);
     let edited = edit_file(&editor, &path, text);
     // Without the file there is nothing to remove.
     let _ = std::fs::remove_file(&path);
     parse(&edited?)
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 fn edit_file(editor: &str, path: &std::path::Path, text: &str) -> anyhow::Result<String> {
@@ -202,7 +208,8 @@ fn edit_file(editor: &str, path: &std::path::Path, text: &str) -> anyhow::Result
     let status = std::process::Command::new(program).args(words).arg(path).status();
     let status = status.with_context(|| format!("start the editor {program}; set EDITOR"))?;
     if !status.success() {
-        bail!("the editor {program} failed; nothing was changed");
+        let code = status.code().unwrap_or(-1);
+        bail!("Editor exited with return code {code}");
     }
     Ok(std::fs::read_to_string(path)?)
 }

@@ -40,7 +40,16 @@ impl Role {
         }
     }
 
-    fn word(self) -> String {
+    /// Whether a server of this role is in recovery, where the role says.
+    pub(super) fn in_recovery(self) -> Option<bool> {
+        match self {
+            Self::Leader | Self::Any => None,
+            Self::Primary => Some(false),
+            Self::StandbyLeader | Self::Replica | Self::Standby => Some(true),
+        }
+    }
+
+    pub(super) fn word(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 }
@@ -158,7 +167,7 @@ impl Choice {
         if !names.is_empty() {
             names.retain(|name| all.contains(&name.as_str()));
             if names.is_empty() {
-                bail!("No {} among provided members", role.word());
+                bail!("No '{}' among provided members", role.word());
             }
         } else if verb == "reinitialize" {
             if !force {
@@ -271,6 +280,9 @@ pub async fn restart(global: &Global, args: RestartArgs) -> anyhow::Result<()> {
             Some(""),
         )?,
     };
+    if !version.is_empty() {
+        kornak_agent::api::version_number(&version).map_err(anyhow::Error::msg)?;
+    }
     let mut body = Map::new();
     if args.pending {
         body.insert("restart_pending".to_owned(), true.into());

@@ -1,6 +1,6 @@
 //! `kornak pause` and `kornak resume`: maintenance mode, a key of the dynamic configuration.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
 use clap::Args;
@@ -21,8 +21,8 @@ pub struct PauseArgs {
     wait: bool,
 }
 
-/// The longest that members may take to notice.
-const NOTICE_LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks at whether all members have noticed.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Turns maintenance mode on or off.
 ///
@@ -63,30 +63,35 @@ pub async fn run(global: &Global, args: &PauseArgs, on: bool) -> anyhow::Result<
     }
     if args.wait {
         say(&format!("'{word}' request sent, waiting until it is recognized by all nodes"));
-        wait(&target, number, on).await?;
+        let loop_wait = group.config.as_ref().and_then(|config| config.get("loop_wait")?.as_u64());
+        let loop_wait = loop_wait.unwrap_or(10);
+        let unaware = wait(&target, number, on, Duration::from_secs(loop_wait + 1)).await?;
+        if !unaware.is_empty() {
+            let failed = format!(
+                "{} members didn't recognized pause state after {loop_wait} seconds",
+                unaware.join(", ")
+            );
+            say(&failed);
+            return Err(Told(failed).into());
+        }
     }
     say(&format!("Success: cluster management is {}", if on { "paused" } else { "resumed" }));
     Ok(())
 }
 
-async fn wait(target: &Target, number: Option<GroupId>, on: bool) -> anyhow::Result<()> {
-    let noticed = async {
-        loop {
-            let group = target.read_one(number).await?;
-            let mut all = true;
-            for member in &group.members {
-                let status = target.status(member).await;
-                let paused = status.ok().and_then(|status| status.get("pause")?.as_bool());
-                all &= paused.unwrap_or(false) == on;
-            }
-            if all {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+/// Those of the members that have not noticed when the time is over.
+async fn wait(
+    target: &Target,
+    number: Option<GroupId>,
+    on: bool,
+    limit: Duration,
+) -> anyhow::Result<Vec<String>> {
+    let began = Instant::now();
+    loop {
+        let unaware = target.unaware(number, on).await?;
+        if unaware.is_empty() || began.elapsed() > limit {
+            return Ok(unaware);
         }
-    };
-    match tokio::time::timeout(NOTICE_LIMIT, noticed).await {
-        Ok(outcome) => outcome,
-        Err(_) => bail!("not every member has noticed within {} s", NOTICE_LIMIT.as_secs()),
+        tokio::time::sleep(LOOK).await;
     }
 }

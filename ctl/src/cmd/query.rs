@@ -1,16 +1,18 @@
 //! `kornak query`: SQL to a member, found by name or role.
 //!
-//! The connection's user, password and database come from the options and libpq's variables. Values
+//! The connection's user, password, database and encryption come from the options, libpq's variables
+//! and its password file. Values
 //! are printed as patronictl does, which is as Python prints them: `True`, `None`, `2.0`; what has
 //! no such form here (arrays, JSON) as PostgreSQL writes it.
 
+mod pgpass;
 mod session;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use jiff::Zoned;
 use kornak_cluster::GroupId;
 use serde_json::Value;
@@ -80,7 +82,7 @@ pub async fn run(global: &Global, args: QueryArgs) -> anyhow::Result<()> {
         }
     };
     let password = args.password.then(|| prompt_secret("Password")).transpose()?;
-    let login = Login::new(args.username.clone(), password, args.dbname.clone());
+    let login = Login::new(args.username.clone(), password, args.dbname.clone())?;
     let target = Target::find(global, args.cluster_name.as_deref())?;
     let cluster = target.read(args.group).await?;
     let member = choose(&cluster, args.role, args.member.as_deref())?;
@@ -88,13 +90,18 @@ pub async fn run(global: &Global, args: QueryArgs) -> anyhow::Result<()> {
     let mut session = None;
     loop {
         let answer = match member {
-            Some(member) => ask(&mut session, member, &login, &sql).await,
-            None => Err(match (&args.member, args.role) {
-                (Some(name), _) => format!("No connection to member {name} is available"),
-                (None, Some(role)) => format!("No connection to role {} is available", word(role)),
-                (None, None) => "No connection is available".to_owned(),
-            }),
+            Some(member) => ask(&mut session, member, args.role, &login, &sql).await,
+            None => Ok(None),
         };
+        let answer = answer.and_then(|found| {
+            found.ok_or_else(|| match (&args.member, args.role) {
+                (Some(name), _) => format!("No connection to member {name} is available"),
+                (None, Some(role)) => {
+                    format!("No connection to role '{}' is available", role.word())
+                }
+                (None, None) => "No connection is available".to_owned(),
+            })
+        });
         let failed = answer.as_ref().err().cloned();
         say(&print(answer, args.format, &args.delimiter));
         let Some(seconds) = pause else {
@@ -104,23 +111,30 @@ pub async fn run(global: &Global, args: QueryArgs) -> anyhow::Result<()> {
     }
 }
 
+/// `None`: the server is not what the role says, as during a failover.
 async fn ask(
     session: &mut Option<Session>,
     member: &crate::view::MemberView,
+    role: Option<Role>,
     login: &Login,
     sql: &str,
-) -> Result<Asked, String> {
+) -> Result<Option<Asked>, String> {
+    let said = |why| format!("ERROR, SQLSTATE: {why}");
     let mut open = match session.take() {
         Some(open) => open,
-        None => Session::open(&member.host, member.port.unwrap_or(5432), login)
-            .await
-            .map_err(|why| format!("ERROR, SQLSTATE: {why}"))?,
+        None => {
+            let port = member.port.unwrap_or(5432);
+            let open = Session::open(&member.host, port, login).await.map_err(said)?;
+            let wanted = role.and_then(Role::in_recovery);
+            if wanted.is_some() && wanted != Some(open.is_in_recovery().await.map_err(said)?) {
+                return Ok(None);
+            }
+            open
+        }
     };
-    let answer = open.ask(sql).await.map_err(|why| format!("ERROR, SQLSTATE: {why}"));
-    if answer.is_ok() {
-        *session = Some(open);
-    }
-    answer
+    let answer = open.ask(sql).await.map_err(said)?;
+    *session = Some(open);
+    Ok(Some(answer))
 }
 
 fn print(answer: Result<Asked, String>, format: Format, delimiter: &str) -> String {
@@ -134,8 +148,4 @@ fn print(answer: Result<Asked, String>, format: Format, delimiter: &str) -> Stri
         Err(why) => noted(why),
     };
     render::rows(&asked.columns, &asked.rows, format, delimiter)
-}
-
-fn word(role: Role) -> String {
-    role.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }

@@ -104,10 +104,7 @@ async fn run(global: &Global, action: Action, args: SwitchoverArgs) -> anyhow::R
     say(&render::members(&cluster, false, Format::Pretty));
     let number = match (cluster.citus, args.group) {
         (true, None) if args.force => bail!("For Citus clusters the --group must be specified"),
-        (true, None) => Some(
-            GroupId::parse(&prompt("Citus group", None)?)
-                .ok_or_else(|| anyhow!("expected the number of a Citus group"))?,
-        ),
+        (true, None) => Some(ask_group()?),
         (_, group) => group,
     };
     let find = |group: &GroupView| number.is_none() || group.group == number;
@@ -119,6 +116,16 @@ async fn run(global: &Global, action: Action, args: SwitchoverArgs) -> anyhow::R
     report(&target, action, &wish, number, answer).await?;
     say(&render::members(&target.read(number).await?, false, Format::Pretty));
     Ok(())
+}
+
+fn ask_group() -> anyhow::Result<GroupId> {
+    loop {
+        let answer = prompt("Citus group", None)?;
+        match GroupId::parse(&answer) {
+            Some(group) => return Ok(group),
+            None => say(&format!("Error: '{answer}' is not a valid integer.")),
+        }
+    }
 }
 
 /// What is to be done, complete and confirmed.

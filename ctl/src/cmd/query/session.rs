@@ -1,40 +1,85 @@
 //! One connection, and answers as Python would print them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::bail;
+
+use kornak_config::proxy::{ServerSideTls, SslMode};
+use kornak_proxy::tls::{Attempt, ServerTls};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Config, Error, NoTls, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{Client, Config, Error, NoTls, SimpleQueryMessage, SimpleQueryRow, config};
+
+use super::pgpass;
 
 /// The longest a connection may take to be made. patronictl's.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Who logs in, and to which database.
+/// Who logs in, to which database, and how the connection is encrypted.
 #[derive(Debug)]
 pub(super) struct Login {
     user: String,
     password: Option<SecretString>,
     database: String,
+    tls: ServerTls,
 }
 
 impl Login {
     /// What is not given is taken from libpq's variables (/docs/current/libpq-envars.html), and at
     /// last from the name of the operating system's user.
+    ///
+    /// # Errors
+    /// A certificate of libpq's variables cannot be used.
     pub(super) fn new(
         user: Option<String>,
         password: Option<SecretString>,
         database: Option<String>,
-    ) -> Self {
-        let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+    ) -> anyhow::Result<Self> {
         let user = user.or_else(|| variable("PGUSER")).or_else(|| variable("USER"));
         let user = user.or_else(own_name).unwrap_or_else(|| "postgres".to_owned());
-        Self {
+        Ok(Self {
             password: password.or_else(|| variable("PGPASSWORD").map(SecretString::from)),
             database: database.or_else(|| variable("PGDATABASE")).unwrap_or_else(|| user.clone()),
             user,
-        }
+            tls: ServerTls::new(&encryption()?)?,
+        })
     }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// As libpq's variables say, and its files in `~/.postgresql`.
+fn encryption() -> anyhow::Result<ServerSideTls> {
+    let home = std::env::home_dir().map(|home| home.join(".postgresql"));
+    let file = |name: &str, usual: &str| {
+        let usual = || home.as_ref().map(|home| home.join(usual)).filter(|path| path.is_file());
+        variable(name).map(PathBuf::from).or_else(usual)
+    };
+    let sslmode = match variable("PGSSLMODE").as_deref() {
+        None | Some("prefer") => SslMode::Prefer,
+        Some("disable") => SslMode::Disable,
+        Some("allow") => SslMode::Allow,
+        Some("require") => SslMode::Require,
+        Some("verify-ca") => SslMode::VerifyCa,
+        Some("verify-full") => SslMode::VerifyFull,
+        Some(other) => bail!("PGSSLMODE: expected one of libpq's modes, found {other:?}"),
+    };
+    Ok(match sslmode {
+        SslMode::Disable => ServerSideTls { sslmode, ..ServerSideTls::default() },
+        sslmode => ServerSideTls {
+            sslmode,
+            ca: file("PGSSLROOTCERT", "root.crt"),
+            crl: file("PGSSLCRL", "root.crl"),
+            cert: file("PGSSLCERT", "postgresql.crt"),
+            key: file("PGSSLKEY", "postgresql.key"),
+        },
+    })
 }
 
 fn own_name() -> Option<String> {
@@ -61,17 +106,39 @@ pub(super) struct Session {
 
 impl Session {
     /// # Errors
-    /// What the server, or the network, said.
+    /// What the server, or the network, said, in libpq's form.
     pub(super) async fn open(host: &str, port: u16, login: &Login) -> Result<Self, String> {
         let mut config = Config::new();
-        config.host(host).port(port).user(&login.user).dbname(&login.database);
-        config.application_name("Patroni ctl").connect_timeout(CONNECT_LIMIT);
-        if let Some(password) = &login.password {
+        config.user(&login.user).dbname(&login.database).application_name("Patroni ctl");
+        // The stream below is encrypted already, where it is.
+        config.ssl_mode(config::SslMode::Disable);
+        let filed = || pgpass::look_up([host, &port.to_string(), &login.database, &login.user]);
+        if let Some(password) = login.password.clone().or_else(filed) {
             config.password(password.expose_secret());
         }
-        let (client, connection) = config.connect(NoTls).await.map_err(|error| reason(&error))?;
-        tokio::spawn(connection);
-        Ok(Self { client })
+        let mut first = None;
+        for attempt in login.tls.attempts() {
+            let dialled = dial(&login.tls, *attempt, (host, port), &config);
+            let failed = match tokio::time::timeout(CONNECT_LIMIT, dialled).await {
+                Ok(Ok(client)) => return Ok(Self { client }),
+                Ok(Err(failed)) => failed,
+                Err(_) => Failed { why: "timeout expired".to_owned(), about_encryption: false },
+            };
+            let last = !failed.about_encryption;
+            first.get_or_insert(failed.why);
+            if last {
+                break;
+            }
+        }
+        let why = first.unwrap_or_default();
+        Err(format!("connection to server at \"{host}\", port {port} failed: {why}"))
+    }
+
+    /// # Errors
+    /// As [`Session::ask`].
+    pub(super) async fn is_in_recovery(&self) -> Result<bool, String> {
+        let row = self.client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
+        row.map(|row| row.get(0)).map_err(|error| reason(&error))
     }
 
     /// Sends SQL of one statement or several; the last one's rows are the answer.
@@ -102,6 +169,40 @@ impl Session {
         Ok(asked)
     }
 }
+
+struct Failed {
+    why: String,
+    /// pg_hba.conf has no line for it: with another encryption it may have one.
+    about_encryption: bool,
+}
+
+async fn dial(
+    tls: &ServerTls,
+    attempt: Attempt,
+    (host, port): (&str, u16),
+    config: &Config,
+) -> Result<Client, Failed> {
+    let failed = |why: String| Failed { why, about_encryption: false };
+    let tcp = TcpStream::connect((host, port)).await.map_err(|error| failed(error.to_string()))?;
+    let stream =
+        tls.encrypt(tcp, host, attempt).await.map_err(|error| failed(error.to_string()))?;
+    let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|error| {
+        let Some(told) = error.as_db_error() else {
+            let why = reason(&error);
+            let unsaid = why.ends_with("password missing");
+            return failed(if unsaid { NO_PASSWORD.to_owned() } else { why });
+        };
+        Failed {
+            why: format!("{}:  {}", told.severity(), told.message()),
+            about_encryption: told.code() == &SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        }
+    })?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// libpq's words.
+const NO_PASSWORD: &str = "fe_sendauth: no password supplied";
 
 /// `cannot insert multiple commands into a prepared statement`
 fn is_several(error: &tokio_postgres::error::DbError) -> bool {
