@@ -23,7 +23,8 @@ pub enum NodeRole {
 pub struct Node {
     pub name: String,
     pub group: GroupId,
-    pub host: String,
+    /// Shared by whoever is connected to it.
+    pub host: Arc<str>,
     pub port: u16,
     pub role: NodeRole,
     /// Runs and answers, by its own account.
@@ -139,7 +140,7 @@ impl Group {
             let node = Node {
                 name: name.clone(),
                 group: id,
-                host,
+                host: host.into(),
                 port,
                 role: if leads { NodeRole::Primary } else { NodeRole::Standby },
                 running: member.state == MemberState::Running,

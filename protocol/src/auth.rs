@@ -79,7 +79,7 @@ impl StoredPassword {
 }
 
 /// What logs a role in to a server.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// Nothing: the server must not ask.
     None,

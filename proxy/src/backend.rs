@@ -4,9 +4,11 @@
 //! ([`crate::forward`]).
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use kornak_cluster::Node;
 use kornak_protocol::auth::{ClientAuth, Credentials, LoginError, Method, Step};
 use kornak_protocol::backend::{self, Authentication, BackendKey};
 use kornak_protocol::error::ErrorView;
@@ -31,8 +33,14 @@ const MAX_NOTICE_BYTES: usize = 1 << 15;
 /// Where a server is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
-    pub host: String,
+    pub host: Arc<str>,
     pub port: u16,
+}
+
+impl From<&Node> for Address {
+    fn from(node: &Node) -> Self {
+        Self { host: Arc::clone(&node.host), port: node.port }
+    }
 }
 
 /// Why a server could not be used.
@@ -125,7 +133,7 @@ pub async fn dial_as(
     tls: &ServerTls,
     attempt: Attempt,
 ) -> Result<Stream, DialError> {
-    let tcp = TcpStream::connect((address.host.as_str(), address.port)).await?;
+    let tcp = TcpStream::connect((&*address.host, address.port)).await?;
     stream::tune(&tcp, Leg::Server);
     tls.encrypt(tcp, &address.host, attempt).await
 }

@@ -125,7 +125,7 @@ async fn deliver(shared: &Shared, handle: &Arc<Handle>) {
 async fn pass_on(shared: &Shared, peer: &str, key: &BackendKey) {
     let Some(HostPort { host, port }) = HostPort::parse(peer, None) else { return };
     let limit = shared.settings.limits.connect_timeout;
-    let address = Address { host, port };
+    let address = Address { host: host.into(), port };
     let sent = backend::cancel(&address, &shared.peer_tls, key);
     let told = match tokio::time::timeout(limit, sent).await {
         Ok(Ok(())) => return,

@@ -49,7 +49,7 @@ const HOME_PATIENCE: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is needed to log a session in again.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub user: Bytes,
     /// The startup packet for servers.
@@ -176,7 +176,7 @@ pub async fn open(
         }
         let term = known.term(candidate.group);
         let proof = known.proof(candidate.group);
-        let address = Address { host: candidate.node.host.clone(), port: candidate.node.port };
+        let address = Address::from(&*candidate.node);
         let dialled = tokio::select! {
             dialled = dial(shared, &candidate, &address, identity) => dialled,
             // Somebody else leads now: a host that vanished may keep us waiting for seconds.
@@ -251,7 +251,7 @@ async fn doubt_and_wait(
 /// A session's task, from login to end.
 pub struct Client {
     pub talk: Conversation,
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     pub listener: Arc<ListenerSettings>,
     pub scratch: Rc<RefCell<Box<[u8]>>>,
     /// On the workers' listener: the group that the session is on, through a change of its leader.
@@ -334,7 +334,7 @@ impl Client {
                 match opened {
                     Some(opened) => Ok(Some(opened)),
                     None => {
-                        let identity = Some(&self.identity);
+                        let identity = Some(&*self.identity);
                         open(&shared, &self.listener, identity, self.home, way).await.map(Some)
                     }
                 }

@@ -48,7 +48,7 @@ pub struct Admitted {
     pub stream: Stream,
     /// Bytes that came behind its last authentication message.
     pub read: BytesMut,
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     pub session: Session,
     /// Its server, unless the login was answered from memory.
     pub opened: Option<Opened>,

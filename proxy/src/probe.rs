@@ -92,7 +92,7 @@ impl Prober {
 
     /// Only whether somebody listens.
     pub async fn knock(&self, at: &Address, limit: Duration) -> Result<(), DialError> {
-        let dial = TcpStream::connect((at.host.as_str(), at.port));
+        let dial = TcpStream::connect((&*at.host, at.port));
         tokio::time::timeout(limit, dial).await.map_err(|_| DialError::Timeout)??;
         Ok(())
     }

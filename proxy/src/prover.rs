@@ -199,7 +199,7 @@ impl GroupProver {
         let group = cluster.groups.get(&self.group);
         let node = candidate.and_then(|name| group?.nodes.get(name));
         let Some(node) = node.filter(|_| self.shared.prober.can_ask()) else { return };
-        let at = Address { host: node.host.clone(), port: node.port };
+        let at = Address::from(node);
         if self.open.as_ref().is_some_and(|(address, _)| *address == at) {
             return;
         }
@@ -265,7 +265,7 @@ impl GroupProver {
     }
 
     async fn look(&mut self, node: &Node) -> Result<Facts, DialError> {
-        let at = Address { host: node.host.clone(), port: node.port };
+        let at = Address::from(node);
         let prober = &self.shared.prober;
         if !prober.can_ask() {
             prober.knock(&at, LOOK_LIMIT).await?;

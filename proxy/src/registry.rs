@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use kornak_protocol::backend::BackendKey;
 use parking_lot::Mutex;
@@ -66,18 +65,18 @@ impl Doing {
 }
 
 /// Where a session's query can be cancelled.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct CancelTarget {
     pub address: Address,
     pub key: BackendKey,
     /// Cancel requests on their way to it.
-    pub under_way: Arc<UnderWay>,
+    pub under_way: UnderWay,
 }
 
 impl CancelTarget {
     /// With no request on its way.
     pub fn new(address: Address, key: BackendKey) -> Self {
-        Self { address, key, under_way: Arc::default() }
+        Self { address, key, under_way: UnderWay::default() }
     }
 }
 
@@ -112,7 +111,7 @@ impl UnderWay {
 /// A cancel request that is being delivered.
 #[derive(Debug)]
 pub struct Cancelling {
-    pub target: CancelTarget,
+    pub target: Arc<CancelTarget>,
     /// The server has taken it.
     pub delivered: bool,
 }
@@ -149,7 +148,7 @@ pub struct Handle {
     term: AtomicU64,
     /// Name of its server; empty if none.
     node: Mutex<Arc<str>>,
-    target: Mutex<Option<CancelTarget>>,
+    target: Mutex<Option<Arc<CancelTarget>>>,
 }
 
 const NO_PIN: u8 = u8::MAX;
@@ -241,7 +240,7 @@ impl Handle {
     }
 
     /// Shows which server it is on.
-    pub fn set_server(&self, node: &Arc<str>, target: Option<CancelTarget>) {
+    pub fn set_server(&self, node: &Arc<str>, target: Option<Arc<CancelTarget>>) {
         *self.node.lock() = Arc::clone(node);
         *self.target.lock() = target;
     }
@@ -252,7 +251,7 @@ impl Handle {
     }
 
     /// Its server connection, to be looked at.
-    pub fn cancel_target(&self) -> Option<CancelTarget> {
+    pub fn cancel_target(&self) -> Option<Arc<CancelTarget>> {
         self.target.lock().clone()
     }
 
@@ -262,7 +261,7 @@ impl Handle {
         let target = self.target.lock();
         let target = target.as_ref()?;
         target.under_way.count.fetch_add(1, Ordering::AcqRel);
-        Some(Cancelling { target: target.clone(), delivered: false })
+        Some(Cancelling { target: Arc::clone(target), delivered: false })
     }
 }
 
@@ -271,7 +270,7 @@ impl Handle {
 pub struct Registry {
     sessions: Mutex<HashMap<u64, Arc<Handle>>>,
     /// By what their clients show in a cancel request.
-    keys: Mutex<HashMap<(u32, Bytes), Arc<Handle>>>,
+    keys: Mutex<HashMap<ClientKey, Arc<Handle>>>,
     last_id: AtomicU64,
 }
 
@@ -280,8 +279,11 @@ pub struct Registry {
 pub struct Entry {
     registry: Arc<Registry>,
     handle: Arc<Handle>,
-    key: Option<(u32, Bytes)>,
+    key: Option<ClientKey>,
 }
+
+/// A process id, and the secret that was told along with it.
+type ClientKey = (u32, Arc<[u8]>);
 
 impl Registry {
     /// Enters a session, unless there are `limit` already.
@@ -318,8 +320,8 @@ impl Registry {
     }
 
     /// The session that a cancel request means.
-    pub fn by_key(&self, pid: u32, key: &Bytes) -> Option<Arc<Handle>> {
-        self.keys.lock().get(&(pid, key.clone())).cloned()
+    pub fn by_key(&self, pid: u32, key: &[u8]) -> Option<Arc<Handle>> {
+        self.keys.lock().get(&(pid, key.into())).cloned()
     }
 
     /// Every session, in no order.
@@ -377,9 +379,9 @@ impl Entry {
 
     /// Makes the session known by what its client will show in a cancel request; `false` if another
     /// session is known by the same, which must not be hit by this one's.
-    pub fn set_key(&mut self, pid: u32, key: &Bytes) -> bool {
+    pub fn set_key(&mut self, pid: u32, key: &[u8]) -> bool {
         let mut keys = self.registry.keys.lock();
-        let new = (pid, key.clone());
+        let new: ClientKey = (pid, key.into());
         if keys.contains_key(&new) {
             return false;
         }

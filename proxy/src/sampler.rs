@@ -69,7 +69,7 @@ async fn sample(
     let mut connected = match known {
         Some(connected) => connected,
         None => {
-            let address = Address { host: node.host.clone(), port: node.port };
+            let address = Address::from(node);
             shared.prober.connect(&address, limit).await?
         }
     };

@@ -179,12 +179,13 @@ async fn accept(
                 stream::tune(&tcp, Leg::Client);
                 let task = session(Rc::clone(&thread), listener, tcp);
                 let shared = Arc::clone(&thread.shared);
-                sessions.spawn_local(async move {
-                    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                // Not an async block, which would keep room for the task twice.
+                sessions.spawn_local(AssertUnwindSafe(task).catch_unwind().map(move |ended| {
+                    if ended.is_err() {
                         count(&shared.metrics.panics);
                         tracing::error!("session ended by a defect");
                     }
-                });
+                }));
             }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");

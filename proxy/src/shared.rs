@@ -1,8 +1,8 @@
 //! What every part of one proxy sees. Nothing here is global: several proxies may share a process.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -15,6 +15,7 @@ use kornak_protocol::params::Parameters;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::client::Identity;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::pool::lender::Lender;
@@ -84,10 +85,18 @@ pub struct Shared {
     doubts: Mutex<HashMap<GroupId, u64>>,
     doubted: Notify,
     dialling: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
-    welcomes: Mutex<HashMap<Bytes, (Instant, Arc<Parameters>)>>,
+    welcomes: Mutex<HashMap<Bytes, Welcome>>,
     dice: AtomicUsize,
     /// Why the last thing that a person should know of went wrong.
     pub trouble: Mutex<HashMap<&'static str, String>>,
+}
+
+/// What sessions with the same startup packet have in common.
+struct Welcome {
+    when: Instant,
+    params: Arc<Parameters>,
+    /// Of the session that logged in last.
+    identity: Weak<Identity>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -252,27 +261,41 @@ impl Shared {
 
     /// What a session with this startup packet was told at login, if one was lately.
     pub fn welcome(&self, startup: &Bytes) -> Option<Arc<Parameters>> {
-        self.welcomes.lock().get(startup).map(|(_, params)| Arc::clone(params))
+        self.welcomes.lock().get(startup).map(|it| Arc::clone(&it.params))
     }
 
     /// Remembers it, and answers the one copy that equal sessions share.
     pub fn remember_welcome(&self, startup: &Bytes, params: &Parameters) -> Arc<Parameters> {
         let mut welcomes = self.welcomes.lock();
-        if let Some((when, known)) = welcomes.get_mut(startup)
-            && **known == *params
+        if let Some(known) = welcomes.get_mut(startup)
+            && *known.params == *params
         {
-            *when = Instant::now();
-            return Arc::clone(known);
+            known.when = Instant::now();
+            return Arc::clone(&known.params);
         }
         if welcomes.len() >= MAX_WELCOMES {
-            let oldest = welcomes.iter().min_by_key(|(_, (when, _))| *when);
+            let oldest = welcomes.iter().min_by_key(|(_, known)| known.when);
             if let Some(key) = oldest.map(|(key, _)| key.clone()) {
                 welcomes.remove(&key);
             }
         }
         let params = Arc::new(params.clone());
-        welcomes.insert(startup.clone(), (Instant::now(), Arc::clone(&params)));
+        let (when, identity) = (Instant::now(), Weak::new());
+        welcomes.insert(startup.clone(), Welcome { when, params: Arc::clone(&params), identity });
         params
+    }
+
+    /// The one copy that equal sessions share; as long as there is one, and no longer, since it holds
+    /// secrets.
+    pub fn same_identity(&self, identity: Identity) -> Arc<Identity> {
+        let mut welcomes = self.welcomes.lock();
+        let Some(known) = welcomes.get_mut(&identity.startup) else { return identity.into() };
+        if let Some(same) = known.identity.upgrade().filter(|it| **it == identity) {
+            return same;
+        }
+        let identity = Arc::new(identity);
+        known.identity = Arc::downgrade(&identity);
+        identity
     }
 
     /// The lease of our registration, 0 if there is none.

@@ -162,7 +162,7 @@ mod tests {
         let node = Node {
             name: name.to_owned(),
             group: GroupId(0),
-            host: "h".to_owned(),
+            host: "h".into(),
             port: 1,
             role: NodeRole::Primary,
             running: true,

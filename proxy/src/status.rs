@@ -122,7 +122,7 @@ fn look(shared: &Shared) -> Status {
         let leader = group.leader.as_ref();
         let nodes = group.nodes.values().map(|node| NodeStatus {
             name: node.name.clone(),
-            host: node.host.clone(),
+            host: node.host.to_string(),
             port: node.port,
             role: if leader.is_some_and(|(name, _)| *name == node.name) {
                 "leader"

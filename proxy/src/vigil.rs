@@ -106,7 +106,7 @@ async fn replaced(shared: &Shared, group: GroupId, term: u64) {
 }
 
 async fn watch(shared: &Shared, serving: &Serving) -> Result<Noticed, DialError> {
-    let at = Address { host: serving.node.host.clone(), port: serving.node.port };
+    let at = Address::from(&*serving.node);
     if !shared.prober.can_ask() {
         // Nobody to log in as: whether it listens has to do.
         loop {

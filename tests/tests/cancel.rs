@@ -35,7 +35,7 @@ async fn session(port: u16, version: ProtocolVersion) -> Result<(Connected, Back
     put_startup(version, params, &mut startup)?;
     let settings = ServerSideTls { sslmode: SslMode::Disable, ..ServerSideTls::default() };
     let tls = ServerTls::new(&settings)?;
-    let address = Address { host: "127.0.0.1".to_owned(), port };
+    let address = Address { host: "127.0.0.1".into(), port };
     let password = Credentials::Password(b"right".to_vec().into());
     let connected = connect(&address, &tls, &startup, b"app", password, SOON).await?;
     let key = connected.key.clone().context("no BackendKeyData")?;

@@ -127,7 +127,7 @@ impl Secure {
         host: &str,
     ) -> Option<(bool, Method)> {
         let tls = ServerTls::new(&settings).ok()?;
-        let address = Address { host: host.to_owned(), port: self.server.port() };
+        let address = Address { host: host.into(), port: self.server.port() };
         let startup = own_startup(user, "postgres", "test").expect("short");
         let password = Credentials::Password(b"right".to_vec().into());
         let mut connected =

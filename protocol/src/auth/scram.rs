@@ -103,7 +103,7 @@ impl Verifier {
 }
 
 /// What a right proof reveals: enough to log the role in wherever its verifier is the same.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ScramKeys {
     client_key: Zeroizing<Key>,
     server_key: Zeroizing<Key>,

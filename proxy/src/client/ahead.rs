@@ -77,7 +77,7 @@ async fn dial_candidate(shared: &Shared, identity: &Identity, side: Side) -> Opt
         known = topology.wait_for(|cluster| candidate(cluster).is_some()) => candidate(&*known.ok()?)?,
         () = shared.gate.open(side) => return None,
     };
-    let address = Address { host: known.node.host.clone(), port: known.node.port };
+    let address = Address::from(&*known.node);
     match dial(shared, &known, &address, Some(identity)).await {
         Ok(connected) => {
             Some(Opened { connected, candidate: known, address, side, term: 0, generation: 0 })

@@ -40,16 +40,16 @@ pub struct Link {
     pub rereads: bool,
     /// A leader that stands in for a standby.
     pub stands_in: bool,
-    pub target: Option<CancelTarget>,
+    pub target: Option<Arc<CancelTarget>>,
     /// Of a connection that changes hands.
-    pub lease: Option<Lease>,
+    pub lease: Option<Box<Lease>>,
 }
 
 impl Link {
     /// A connection that has logged in, and what it reported.
     pub fn new(opened: Opened, listener: &ListenerSettings) -> (Box<Self>, Parameters) {
         let Opened { connected, candidate, address, side, term, generation } = opened;
-        let target = connected.key.map(|key| CancelTarget::new(address.clone(), key));
+        let target = connected.key.map(|key| Arc::new(CancelTarget::new(address.clone(), key)));
         let link = Self {
             stream: connected.stream,
             scanner: Scanner::new(Direction::Backend),

@@ -147,13 +147,12 @@ pub fn hand_over(shared: &Arc<crate::shared::Shared>, link: Box<Link>) {
     if !link.to_server.is_empty() || !is_current || link.may_return(shared) {
         return;
     }
-    let under_way = link.target.as_ref().map(|target| Arc::clone(&target.under_way));
-    match under_way.filter(|under_way| under_way.is_any()) {
+    match link.target.clone().filter(|target| target.under_way.is_any()) {
         None => shared.lender.release(link),
-        Some(under_way) => {
+        Some(target) => {
             let shared = Arc::clone(shared);
             tokio::task::spawn_local(async move {
-                if under_way.arrived().await {
+                if target.under_way.arrived().await {
                     shared.lender.release(link);
                 } else {
                     count(&shared.metrics.pool_doubtful);

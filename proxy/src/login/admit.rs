@@ -142,6 +142,7 @@ impl Visitor<'_> {
         if self.replication {
             session.pin(Pin::Replication);
         }
+        let identity = self.shared.same_identity(identity);
         Ok(Admitted { stream, read, identity, session, opened, member: None })
     }
 

@@ -16,7 +16,6 @@ use kornak_protocol::txn::TransactionStatus;
 
 use super::{Admitted, Login, NotAdmitted, Visitor, refuse, silent};
 use crate::backend::DialError;
-use crate::client::Identity;
 use crate::forward::pooled::hand_over;
 use crate::metrics::count;
 use crate::pool::lender::{Member, Newcomer};
@@ -73,13 +72,7 @@ impl Visitor<'_> {
         let base = asked.application_name.as_deref().map(set_application_name);
         let limit = self.shared.settings.pool.prepared_statements;
         let session = Session::pooled(params, limit, base.into_iter().collect());
-        let kind = &member.kind;
-        // The pool logs in, not the session.
-        let identity = Identity {
-            user: kind.user.clone(),
-            startup: kind.startup.clone(),
-            credentials: Credentials::None,
-        };
+        let identity = Arc::clone(&member.kind.nobody);
         Ok(Admitted { stream, read, identity, session, opened: None, member: Some(member) })
     }
 

@@ -106,8 +106,7 @@ impl Visitor<'_> {
 
     /// Servers that know verifiers, the leader first.
     pub(super) fn servers(&self) -> Vec<Address> {
-        let address =
-            |node: &kornak_cluster::Node| Address { host: node.host.clone(), port: node.port };
+        let address = |node: &kornak_cluster::Node| Address::from(node);
         let standings = self.shared.standings();
         let topology = self.shared.topology();
         let own = self.verified_by();

@@ -1,5 +1,7 @@
 //! Lets the server authenticate the client, through us, whatever the method.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 use kornak_protocol::auth::Credentials;
 use kornak_protocol::backend::{self, Authentication, BackendKey};
@@ -71,7 +73,7 @@ impl Visitor<'_> {
         let mut session = Session::new(params);
         session.pin(if self.replication { Pin::Replication } else { Pin::Relay });
         let (user, startup) = (self.user.clone(), self.startup.clone());
-        let identity = Identity { user, startup, credentials: Credentials::None };
+        let identity = Arc::new(Identity { user, startup, credentials: Credentials::None });
         let opened = Some(opened);
         Ok(Admitted { stream, read: buf, identity, session, opened, member: None })
     }

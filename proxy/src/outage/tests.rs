@@ -19,7 +19,7 @@ fn node(group: u32, name: &str) -> Node {
     Node {
         name: name.to_owned(),
         group: GroupId(group),
-        host: name.to_owned(),
+        host: name.into(),
         port: 5432,
         role: NodeRole::Primary,
         running: true,

@@ -42,6 +42,8 @@ pub struct Kind {
     pub database: Bytes,
     /// The packet for servers; without `application_name`, which every client sets for itself.
     pub startup: Bytes,
+    /// Shared by its sessions: the pool logs in, not they.
+    pub nobody: Arc<Identity>,
     /// Of the client that logged in last: the newest password.
     credentials: Mutex<Credentials>,
     /// What a server reported at the last login.
@@ -179,8 +181,14 @@ impl Lender {
                 };
                 inner.by_role.insert(role, pool);
                 let id = inner.pools.add_kind(pool);
+                let nobody = Identity {
+                    user: user.clone(),
+                    startup: startup.clone(),
+                    credentials: Credentials::None,
+                };
                 let kind = Arc::new(Kind {
                     id,
+                    nobody: nobody.into(),
                     listener,
                     pool,
                     user,
@@ -212,7 +220,7 @@ impl Lender {
     ) {
         let params = Arc::new(params);
         order.kind.welcomed(&params);
-        link.lease = Some(Lease {
+        link.lease = Some(Box::new(Lease {
             slot: order.slot,
             lane,
             settings: Some(Settings::new()),
@@ -220,7 +228,7 @@ impl Lender {
             prepared: Some(Box::default()),
             lender: Arc::clone(self),
             is_out: false,
-        });
+        }));
         let mut inner = self.inner.lock();
         inner.resting.insert(order.slot, link);
         let now = self.now();

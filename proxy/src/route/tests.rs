@@ -11,7 +11,7 @@ fn node(name: &str, lag: Option<u64>) -> Node {
     Node {
         name: name.to_owned(),
         group: GroupId(0),
-        host: "h".to_owned(),
+        host: "h".into(),
         port: 1,
         role: NodeRole::Standby,
         running: true,

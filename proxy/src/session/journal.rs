@@ -105,7 +105,8 @@ pub struct Journal {
     unseen: bool,
     prepared: HashMap<Box<[u8]>, Prepared>,
     prepared_bytes: usize,
-    unnamed: Option<Prepared>,
+    /// What is known of it; it is not made again.
+    unnamed: Option<(Statement, Option<Bytes>)>,
     portals: HashMap<Box<[u8]>, (Statement, Option<Bytes>)>,
     unnamed_portal: Option<(Statement, Option<Bytes>)>,
     /// In the order they were made; each by the statement that made it.
@@ -190,11 +191,11 @@ impl Journal {
     pub fn parse(&mut self, parse: frontend::ParseMessage<'_>, body: Option<&[u8]>) -> u32 {
         let statement = self.judge(parse.sql, parse.is_whole);
         let note = remembered(statement, parse.sql, parse.is_whole);
-        let entry = Prepared { statement, note, message: None };
         if parse.statement.is_empty() {
-            self.unnamed = Some(entry);
+            self.unnamed = Some((statement, note));
             return 0;
         }
+        let entry = Prepared { statement, note, message: None };
         match self.prepared.get_mut(parse.statement) {
             // The server will refuse it, or a Close is on its way: whichever runs, we do not know.
             Some(known) => known.statement = Statement::UNKNOWN,
@@ -216,11 +217,10 @@ impl Journal {
     /// A Bind is forwarded.
     pub fn bind(&mut self, bind: frontend::Bind<'_>) {
         let known = match bind.statement {
-            b"" => self.unnamed.as_ref(),
-            name => self.prepared.get(name),
+            b"" => self.unnamed.clone(),
+            name => self.prepared.get(name).map(|p| (p.statement, p.note.clone())),
         };
-        let bound = known.map_or((Statement::UNKNOWN, None), |p| (p.statement, p.note.clone()));
-        self.bind_as(bind.portal, bound);
+        self.bind_as(bind.portal, known.unwrap_or((Statement::UNKNOWN, None)));
     }
 
     fn bind_as(&mut self, portal: &[u8], bound: (Statement, Option<Bytes>)) {
@@ -258,7 +258,7 @@ impl Journal {
             return shared.get(statement).map(|content| content.statement);
         }
         match statement {
-            b"" => self.unnamed.as_ref().map(|p| p.statement),
+            b"" => self.unnamed.as_ref().map(|known| known.0),
             name => self.prepared.get(name).map(|p| p.statement),
         }
     }

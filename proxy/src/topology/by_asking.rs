@@ -200,7 +200,7 @@ fn node_of(listed: &Listed, leads: bool, running: bool, lag_bytes: Option<u64>) 
     Node {
         name: member.name.clone(),
         group: GroupId::COORDINATOR,
-        host: member.host.clone(),
+        host: member.host.as_str().into(),
         port: member.port,
         role: if leads { NodeRole::Primary } else { NodeRole::Standby },
         running,
@@ -267,7 +267,7 @@ impl Asker {
             return Ok(facts);
         }
         let member = &self.listed.member;
-        let at = Address { host: member.host.clone(), port: member.port };
+        let at = Address { host: member.host.as_str().into(), port: member.port };
         let mut connected = prober.connect(&at, LOOK_LIMIT).await?;
         let facts = Prober::look(&mut connected, LOOK_LIMIT).await?;
         self.connected = Some(connected);
