@@ -17,6 +17,7 @@ mod citus;
 mod claim;
 mod conf;
 mod controldata;
+mod encryption;
 mod files;
 mod guc;
 mod initdb;
@@ -39,7 +40,7 @@ use kornak_cluster::slots::{PermanentSlot, SlotKind};
 use kornak_cluster::{ClusterConfig, Lsn};
 use kornak_config::agent::PostgresqlSettings;
 use parking_lot::Mutex;
-use tokio_postgres::{Client, Config};
+use tokio_postgres::Client;
 
 use crate::guard::{GuardClient, GuardConfig, GuardError};
 use crate::ha::slots::Found;
@@ -60,8 +61,9 @@ pub use rewind::{
 };
 pub use script::ScriptError;
 pub use slots::slot_name_of;
-pub use sql::{APPLICATION_PREFIX, Sql, SqlError, TextRow, ask, identifier, literal};
+pub use sql::{APPLICATION_PREFIX, Login, Sql, SqlError, TextRow, ask, identifier, literal};
 pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus};
+pub(crate) use tool::hide_settings;
 pub use tool::{Told, ToolError, split_words};
 
 /// `pg_controldata` reads one page.
@@ -382,7 +384,7 @@ impl Postgres {
         application: &str,
     ) -> Result<Client, SqlError> {
         let superuser = &self.inner.settings.superuser;
-        sql::connect(&sql::remote_config(host, port, database, superuser, application)).await
+        sql::remote_login(host, port, database, superuser, application).connect().await
     }
 
     /// Logs in to a database of the local server as the superuser, for what may take as long as it
@@ -393,15 +395,14 @@ impl Postgres {
         application: &str,
     ) -> Result<Client, SqlError> {
         let settings = &self.inner.settings;
-        let mut config = sql::local_config(settings, &settings.superuser, application);
-        config.dbname(database).options(sql::options(Duration::ZERO));
-        sql::connect(&config).await
+        let login = sql::local_login(settings, &settings.superuser, application);
+        login.to(database).patiently().connect().await
     }
 
     /// How to log in to the local server as the superuser.
-    pub fn local_login(&self, application: &str) -> Config {
+    pub fn local_login(&self, application: &str) -> Login {
         let settings = &self.inner.settings;
-        sql::local_config(settings, &settings.superuser, application)
+        sql::local_login(settings, &settings.superuser, application)
     }
 
     /// The store's configuration, in force at the next [`Postgres::start`], [`Postgres::follow`] or

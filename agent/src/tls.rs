@@ -12,6 +12,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use kornak_config::agent::{CtlSettings, ServerTls, VerifyClient};
 use pkcs8::EncryptedPrivateKeyInfoRef;
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -47,6 +48,10 @@ pub enum TlsError {
     Use(#[from] rustls::Error),
     #[error("use the certificate authorities: {0}")]
     Authorities(String),
+    #[error(
+        "sslmode asks for a certificate that can be verified: sslrootcert has to name authorities"
+    )]
+    NoAuthorities,
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -170,6 +175,93 @@ pub fn client_config(settings: &CtlSettings) -> Result<ClientConfig, TlsError> {
             let key = key(keyfile, settings.keyfile_password.as_ref())?;
             Ok(builder.with_client_auth_cert(certificates(certfile)?, key)?)
         }
+    }
+}
+
+/// What is asked of a server's certificate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Verify<'p> {
+    Nothing,
+    /// That one of these authorities has issued it.
+    Authority(Option<&'p Path>),
+    /// That, and that it is for the host.
+    Name(Option<&'p Path>),
+}
+
+/// A client that shows the certificate, key and its password that are its `own`, if it has them.
+///
+/// # Errors
+/// A file cannot be read or used.
+pub(crate) fn client(
+    verify: Verify<'_>,
+    own: Option<(&Path, &Path, Option<&SecretString>)>,
+) -> Result<ClientConfig, TlsError> {
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let named = |ca: Option<&Path>| authorities(ca.ok_or(TlsError::NoAuthorities)?);
+    let verifier: Arc<dyn ServerCertVerifier> = match verify {
+        Verify::Nothing => Arc::new(Anybody { provider: provider() }),
+        Verify::Authority(ca) => Arc::new(AnyName(by_chain_and_name(named(ca)?)?)),
+        Verify::Name(ca) => by_chain_and_name(named(ca)?)?,
+    };
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    match own {
+        None => Ok(builder.with_no_client_auth()),
+        Some((cert, keyfile, password)) => {
+            Ok(builder.with_client_auth_cert(certificates(cert)?, key(keyfile, password)?)?)
+        }
+    }
+}
+
+fn by_chain_and_name(roots: Arc<RootCertStore>) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider()).build();
+    verifier.map_err(|error| TlsError::Authorities(error.to_string()))
+}
+
+/// `verify-ca`: the chain counts, whatever the host is called.
+#[derive(Debug)]
+struct AnyName(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        use rustls::CertificateError::{NotValidForName, NotValidForNameContext};
+        use rustls::Error::InvalidCertificate;
+        // The name is looked at last.
+        match self.0.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
+            Err(InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
     }
 }
 

@@ -189,13 +189,13 @@ async fn the_gate_of_a_handover_sees_who_works() {
     let a = field.node("a");
     a.bootstrap().await;
     assert_eq!(a.postgres.activity().await.unwrap().busy, []);
-    let (client, connection) = a
-        .postgres
-        .local_login("x")
-        .application_name("app")
-        .connect(tokio_postgres::NoTls)
-        .await
-        .unwrap();
+    let login = format!(
+        "host=127.0.0.1 port={} user=postgres password=s3cret-super dbname=postgres \
+         application_name=app",
+        a.port
+    );
+    let (client, connection) =
+        tokio_postgres::connect(&login, tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
     client.batch_execute("BEGIN; SELECT 1").await.unwrap();
     let activity = a.postgres.activity().await.unwrap();

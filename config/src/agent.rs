@@ -282,14 +282,11 @@ pub struct PostgresqlSettings {
     /// In the order in which they are tried; never empty.
     pub create_replica_methods: Vec<ReplicaMethod>,
     pub use_unix_socket: bool,
-    pub use_unix_socket_repl: bool,
     /// `None`: the store's configuration decides.
     pub use_pg_rewind: Option<bool>,
     pub use_slots: Option<bool>,
     pub remove_data_directory_on_rewind_failure: bool,
     pub remove_data_directory_on_diverged_timelines: bool,
-    /// Default 60 s.
-    pub pg_ctl_timeout: Duration,
 }
 
 impl PostgresqlSettings {

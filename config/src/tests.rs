@@ -94,7 +94,6 @@ fn a_small_file_of_patronis_is_complete() {
     assert_eq!(postgresql.listen.addresses(), "127.0.0.1,10.0.0.5");
     assert_eq!(postgresql.connect_address.to_string(), "10.0.0.5:5433");
     assert_eq!(postgresql.config_dir, Path::new("/data/pg0"));
-    assert_eq!(postgresql.pg_ctl_timeout, Duration::from_secs(60));
     assert_eq!(postgresql.create_replica_methods, [ReplicaMethod::Basebackup { options: vec![] }]);
     let password = postgresql.replication.password.as_ref().unwrap();
     assert_eq!(password.expose_secret(), "12345");

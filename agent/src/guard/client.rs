@@ -358,7 +358,10 @@ fn spawn(config: &GuardConfig) -> Result<tokio::process::Child, GuardError> {
     let runtime_dir = fs::canonicalize(&config.runtime_dir).map_err(failed)?;
     let data_dir = std::path::absolute(&config.data_dir).map_err(failed)?;
     let millis = |duration: Duration| duration.as_millis().to_string();
-    let child = tokio::process::Command::new(&config.program)
+    let mut command = tokio::process::Command::new(&config.program);
+    // What the guard does not have, the server does not get.
+    crate::postgres::hide_settings(&mut command);
+    let child = command
         .arg("guard")
         .arg("--data-dir")
         .arg(data_dir)

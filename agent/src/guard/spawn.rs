@@ -24,6 +24,8 @@ pub(super) struct Origin {
     pub(super) oom_score: String,
 }
 
+const ARENAS: &str = "PG_MALLOC_ARENA_MAX";
+
 /// Starts the postmaster and returns its pid; it is not waited for.
 #[expect(unsafe_code, reason = "code between fork and exec: only system calls, no allocation")]
 pub(super) fn spawn(
@@ -51,6 +53,10 @@ pub(super) fn spawn(
     }
     if let Some(gid) = request.gid {
         command.gid(gid);
+    }
+    // As Patroni: glibc's arenas of a server may be limited without limiting the agent's.
+    if let Some(arenas) = std::env::var_os(ARENAS) {
+        command.env("MALLOC_ARENA_MAX", arenas).env_remove(ARENAS);
     }
     let guard = getpid();
     let nice = origin.nice;

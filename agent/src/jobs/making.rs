@@ -98,7 +98,7 @@ async fn make_primary(ctx: &Context) -> Result<(), JobError> {
     }
     if let Some(command) = &bootstrap.post_bootstrap {
         let url = ctx.postgres.connection_url();
-        ctx.postgres.run_script(command, &[&url], SCRIPT_LIMIT).await?;
+        ctx.postgres.run_first_script(command, &[&url], SCRIPT_LIMIT).await?;
     }
     Ok(())
 }

@@ -204,8 +204,8 @@ impl Postgres {
     ) -> Result<Option<Vec<u8>>, RewindError> {
         let (settings, port) = (self.settings(), leader.port);
         let role = settings.rewind();
-        let login = sql::remote_config(&leader.host, port, &settings.database, role, "rewind");
-        let client = sql::connect(&login).await.map_err(RewindError::Leader)?;
+        let login = sql::remote_login(&leader.host, port, &settings.database, role, "rewind");
+        let client = login.connect().await.map_err(RewindError::Leader)?;
         let statement = format!(
             "SELECT encode(pg_read_binary_file('pg_wal/{file}', {offset}, {FORK_BYTES}, true), 'hex')"
         );
@@ -226,14 +226,14 @@ impl Postgres {
     pub async fn leader_position(&self, leader: &Upstream) -> Result<LeaderPosition, RewindError> {
         const OPERATION: &str = "tell its timeline";
         let settings = self.settings();
-        let config = sql::remote_config(
+        let login = sql::remote_login(
             &leader.host,
             leader.port,
             &settings.database,
             settings.rewind(),
             "rewind",
         );
-        let client = sql::connect(&config).await.map_err(RewindError::Leader)?;
+        let client = login.connect().await.map_err(RewindError::Leader)?;
         // The view of the receiver is empty for a role without pg_read_all_stats; a standby's control
         // file knows the timeline from its first restartpoint there on, or from the rewind.
         let statement = "SELECT CASE WHEN s.r THEN greatest(w.received_tli, c.timeline_id, \

@@ -9,6 +9,7 @@ use tracing::info;
 use super::conf::value_text;
 use super::files::ConfigureError;
 use super::initdb::{BootstrapError, empty_dir};
+use super::sql;
 use super::tool::{self, ToolError, split_words};
 use super::{DataDirState, Postgres, Unfinished};
 
@@ -37,6 +38,19 @@ impl Postgres {
         limit: Duration,
     ) -> Result<(), ScriptError> {
         let mut run = self.script(command)?;
+        Ok(tool::run(run.args(arguments), limit).await.map(drop)?)
+    }
+
+    /// The same for `post_bootstrap`: whatever it asks of the server takes its time, and waits for no
+    /// standby, for there is none yet.
+    pub async fn run_first_script(
+        &self,
+        command: &str,
+        arguments: &[&str],
+        limit: Duration,
+    ) -> Result<(), ScriptError> {
+        let mut run = self.script(command)?;
+        run.env("PGOPTIONS", "-c synchronous_commit=local -c statement_timeout=0");
         Ok(tool::run(run.args(arguments), limit).await.map(drop)?)
     }
 
@@ -85,17 +99,23 @@ impl Postgres {
     /// How the operator's commands reach the server, as the superuser; the password is in a file.
     pub fn connection_url(&self) -> String {
         let settings = self.settings();
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        let mut user = String::new();
-        for byte in settings.superuser.username.bytes() {
-            if plain(byte) {
-                user.push(char::from(byte));
-            } else {
-                user.push_str(&format!("%{byte:02X}"));
-            }
-        }
-        let host = settings.listen.local_host();
-        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let user = escaped(&settings.superuser.username);
+        let host = sql::local_host(settings);
+        let host = match host.starts_with('/') {
+            true => escaped(&host),
+            false if host.contains(':') => format!("[{host}]"),
+            false => host,
+        };
         format!("postgres://{user}@{host}:{}/{}", settings.listen.port, settings.database)
     }
+}
+
+/// As a part of an URL.
+fn escaped(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let part = |byte: u8| match plain(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    text.bytes().map(part).collect()
 }

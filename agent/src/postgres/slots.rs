@@ -9,7 +9,7 @@ use kornak_cluster::Lsn;
 
 use super::files::ConfigureError;
 use super::os::{make_private_dir, write_file};
-use super::sql::{self, Sql, SqlError, ask, literal};
+use super::sql::{Sql, SqlError, ask, literal};
 use super::{Postgres, Upstream};
 use crate::ha::slots::Found;
 
@@ -112,8 +112,7 @@ impl Postgres {
     }
 
     async fn connect_local_to(&self, database: &str) -> Result<tokio_postgres::Client, SqlError> {
-        let mut login = self.local_login("slots");
-        sql::connect(login.dbname(database)).await
+        self.local_login("slots").to(database).connect().await
     }
 
     /// State files of the leader's logical slots: the only form in which a standby of PostgreSQL before

@@ -14,7 +14,10 @@ use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, Config, SimpleQueryMessage};
+
+use super::encryption::Encryption;
+use crate::tls::TlsError;
 
 /// `statement_timeout` of the lasting connection.
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,6 +45,13 @@ pub enum SqlError {
     /// wrong.
     #[error("log in to the server: check postgresql.authentication and pg_hba")]
     Login(#[source] tokio_postgres::Error),
+    /// No encryption can be had that `sslmode` allows.
+    #[error(
+        "encrypt the connection to the server: check sslmode and the certificates in postgresql.authentication"
+    )]
+    Encryption(#[source] tokio_postgres::Error),
+    #[error("encrypt the connection to the server")]
+    Certificates(#[from] TlsError),
     /// 53300.
     #[error("connect to the server: it has no connection left for a superuser")]
     TooManyConnections,
@@ -82,6 +92,9 @@ impl SqlError {
                 _ => Self::Failed { operation, source },
             };
         }
+        if source.to_string().starts_with(HANDSHAKE_FAILED) {
+            return Self::Encryption(source);
+        }
         let refused = |error: &std::io::Error| {
             matches!(
                 error.kind(),
@@ -105,11 +118,19 @@ impl SqlError {
         }
     }
 
+    /// Another encryption may help: `pg_hba.conf` may have no line for this one.
+    fn is_about_encryption(&self) -> bool {
+        matches!(self, Self::Encryption(_)) || self.code() == Some("28000")
+    }
+
     /// The connection is of no more use.
     fn ends_connection(&self) -> bool {
         !matches!(self, Self::Failed { .. } | Self::Answer { .. })
     }
 }
+
+/// What tokio-postgres calls a failed handshake; its kinds of errors are its own.
+const HANDSHAKE_FAILED: &str = "error performing TLS handshake";
 
 /// A row of text columns.
 pub type TextRow = Vec<Option<String>>;
@@ -117,22 +138,20 @@ pub type TextRow = Vec<Option<String>>;
 /// The lasting connection. Opened by the first question.
 #[derive(Debug)]
 pub struct Sql {
-    config: Config,
+    login: Login,
     client: Mutex<Option<Arc<Client>>>,
 }
 
 impl Sql {
     /// To the server that `settings` describes, on this host.
     pub fn new(settings: &PostgresqlSettings, application: &str) -> Self {
-        let config = local_config(settings, &settings.superuser, application);
-        Self { config, client: Mutex::new(None) }
+        let login = local_login(settings, &settings.superuser, application);
+        Self { login, client: Mutex::new(None) }
     }
 
     /// A connection of its own, for what may take as long as it wants.
     pub async fn connect_patiently(&self) -> Result<Client, SqlError> {
-        let mut config = self.config.clone();
-        config.options(options(Duration::ZERO));
-        connect(&config).await
+        self.login.clone().patiently().connect().await
     }
 
     /// Asks one thing. `operation` names it in errors.
@@ -173,21 +192,63 @@ impl Sql {
         if let Some(client) = current.as_ref().filter(|client| !client.is_closed()) {
             return Ok(Arc::clone(client));
         }
-        let client = Arc::new(connect(&self.config).await?);
+        let client = Arc::new(self.login.connect().await?);
         *current = Some(Arc::clone(&client));
         Ok(client)
     }
 }
 
-/// Opens a connection; a task of its own drives it until it ends.
-pub(super) async fn connect(config: &Config) -> Result<Client, SqlError> {
-    let (client, connection) = timeout(CONNECT_TIMEOUT, config.connect(NoTls))
-        .await
-        .map_err(|_| SqlError::TimedOut(CONNECT_TIMEOUT))?
-        .map_err(|error| SqlError::of("log in", error))?;
-    // How it ends is seen by whoever asks next.
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(client)
+/// Who logs in where, and how the connection is encrypted.
+#[derive(Debug, Clone)]
+pub struct Login {
+    config: Config,
+    encryption: Encryption,
+}
+
+impl Login {
+    /// To another database.
+    pub(super) fn to(mut self, database: &str) -> Self {
+        self.config.dbname(database);
+        self
+    }
+
+    /// For what may take as long as it wants.
+    pub(super) fn patiently(mut self) -> Self {
+        self.config.options(options(Duration::ZERO));
+        self
+    }
+
+    /// Opens a connection; a task of its own drives it until it ends.
+    pub(super) async fn connect(&self) -> Result<Client, SqlError> {
+        timeout(CONNECT_TIMEOUT, self.climb())
+            .await
+            .unwrap_or(Err(SqlError::TimedOut(CONNECT_TIMEOUT)))
+    }
+
+    async fn climb(&self) -> Result<Client, SqlError> {
+        let connector = self.encryption.connector()?;
+        let mut first = None;
+        for mode in self.encryption.rungs() {
+            let mut config = self.config.clone();
+            config.ssl_mode(*mode);
+            match config.connect(connector.clone()).await {
+                Ok((client, connection)) => {
+                    // How it ends is seen by whoever asks next.
+                    tokio::spawn(async move { drop(connection.await) });
+                    return Ok(client);
+                }
+                Err(error) => {
+                    let error = SqlError::of("log in", error);
+                    let again = error.is_about_encryption();
+                    first.get_or_insert(error);
+                    if !again {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(first.unwrap_or(SqlError::Refused))
+    }
 }
 
 /// Asks one thing over a connection.
@@ -208,34 +269,36 @@ pub async fn ask(
 }
 
 /// How to log in to the local server.
-pub(super) fn local_config(
+pub(super) fn local_login(
     settings: &PostgresqlSettings,
     credentials: &Credentials,
     application: &str,
-) -> Config {
+) -> Login {
     let mut config = Config::new();
-    if settings.use_unix_socket {
+    let encryption = if settings.use_unix_socket {
         config.host_path(local_host(settings));
+        Encryption::of_a_socket()
     } else {
         config.host(local_host(settings));
-    }
+        Encryption::of(credentials)
+    };
     config.port(settings.listen.port).dbname(&settings.database);
     log_in_as(&mut config, credentials, application);
-    config
+    Login { config, encryption }
 }
 
 /// How to log in to another member's server.
-pub(super) fn remote_config(
+pub(super) fn remote_login(
     host: &str,
     port: u16,
     database: &str,
     credentials: &Credentials,
     application: &str,
-) -> Config {
+) -> Login {
     let mut config = Config::new();
     config.host(host).port(port).dbname(database);
     log_in_as(&mut config, credentials, application);
-    config
+    Login { config, encryption: Encryption::of(credentials) }
 }
 
 fn log_in_as(config: &mut Config, credentials: &Credentials, application: &str) {

@@ -69,10 +69,24 @@ pub(super) fn command(program: impl AsRef<OsStr>, user: Option<&OsUser>) -> Comm
     let mut command = Command::new(program);
     command.env("LC_ALL", "C").current_dir("/").stdin(Stdio::null()).kill_on_drop(true);
     command.process_group(0);
+    hide_settings(&mut command);
     if let Some(user) = user {
         command.uid(user.uid).gid(user.gid).env("HOME", &user.home).env("USER", &user.name);
     }
     command
+}
+
+/// Takes Patroni's variables out of a child's environment, as Patroni does: there are passwords in them.
+pub(crate) fn hide_settings(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if is_setting(&name) {
+            command.env_remove(name);
+        }
+    }
+}
+
+fn is_setting(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"PATRONI_")
 }
 
 /// Runs a program that changes a data directory, under a claim that it keeps until its end.
@@ -195,6 +209,18 @@ mod tests {
         assert!(matches!(error, Err(ToolError::Spawn { .. })));
         let error = run(command("sleep", None).arg("60"), Duration::from_millis(20)).await;
         assert!(matches!(error, Err(ToolError::TimedOut { .. })));
+    }
+
+    #[test]
+    fn patronis_variables_are_not_for_children() {
+        for (name, hidden) in [
+            ("PATRONI_SUPERUSER_PASSWORD", true),
+            ("PATRONI_", true),
+            ("PATRONICTL_CONFIG_FILE", false),
+            ("PGSSLMODE", false),
+        ] {
+            assert_eq!(is_setting(OsStr::new(name)), hidden, "{name}");
+        }
     }
 
     #[tokio::test]

@@ -1,7 +1,6 @@
 //! `postgresql` of an agent's file.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -33,12 +32,10 @@ const KNOWN: &[&str] = &[
     "create_replica_method",
     "basebackup",
     "use_unix_socket",
-    "use_unix_socket_repl",
     "use_pg_rewind",
     "use_slots",
     "remove_data_directory_on_rewind_failure",
     "remove_data_directory_on_diverged_timelines",
-    "pg_ctl_timeout",
 ];
 
 /// Reads the section; `None` if something without a default is missing or wrong.
@@ -54,6 +51,8 @@ pub(super) fn postgresql(section: &Section<'_>) -> Option<PostgresqlSettings> {
         &known,
         &[
             ("krbsrvname", "the agent's connections use no Kerberos"),
+            ("pg_ctl_timeout", "starting, stopping and promoting have limits of their own"),
+            ("use_unix_socket_repl", "the agent makes no replication connection to its own server"),
             ("name", "the top level's name counts"),
             ("scope", "the top level's scope counts"),
         ],
@@ -67,13 +66,19 @@ pub(super) fn postgresql(section: &Section<'_>) -> Option<PostgresqlSettings> {
     authentication.tolerate(&["superuser", "replication", "rewind"], &[]);
     let superuser = credentials(&authentication.section("superuser"))
         .unwrap_or_else(|| Credentials::new("postgres", None));
-    let replication = section.section("authentication").section("replication");
-    let replication = replication.required(
+    let replication_section = authentication.section("replication");
+    let replication = replication_section.required(
         "username",
         "the role that standbys connect as",
-        credentials(&replication),
+        credentials(&replication_section),
     );
     let rewind = authentication.section("rewind");
+    for role in [&replication_section, &rewind] {
+        if role.has("sslpassword") {
+            let why = "has no effect where libpq connects: give this role a key without a password";
+            role.warn("sslpassword", why);
+        }
+    }
     let callbacks = section.section("callbacks");
     callbacks.tolerate(&["on_start", "on_stop", "on_restart", "on_reload", "on_role_change"], &[]);
     let proxy_address = section.parsed("proxy_address", "host:port", |text| {
@@ -112,7 +117,6 @@ pub(super) fn postgresql(section: &Section<'_>) -> Option<PostgresqlSettings> {
             .filter_map(|name| replica_method(section, name))
             .collect(),
         use_unix_socket: section.flag("use_unix_socket").unwrap_or(false),
-        use_unix_socket_repl: section.flag("use_unix_socket_repl").unwrap_or(false),
         use_pg_rewind: section.flag("use_pg_rewind"),
         use_slots: section.flag("use_slots"),
         remove_data_directory_on_rewind_failure: section
@@ -121,7 +125,6 @@ pub(super) fn postgresql(section: &Section<'_>) -> Option<PostgresqlSettings> {
         remove_data_directory_on_diverged_timelines: section
             .flag("remove_data_directory_on_diverged_timelines")
             .unwrap_or(false),
-        pg_ctl_timeout: section.duration("pg_ctl_timeout").unwrap_or(Duration::from_secs(60)),
     })
 }
 
@@ -143,6 +146,10 @@ fn credentials(section: &Section<'_>) -> Option<Credentials> {
         ],
         &[("sslnegotiation", "TLS is negotiated by request")],
     );
+    const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+    let sslmode = section.parsed("sslmode", "one of libpq's modes, such as verify-ca", |text| {
+        MODES.contains(&text).then(|| text.to_owned())
+    });
     let username = section.text("username");
     if username.is_none() && section.has("password") {
         section.expected("username", "the role that the password belongs to");
@@ -150,7 +157,7 @@ fn credentials(section: &Section<'_>) -> Option<Credentials> {
     Some(Credentials {
         username: username?,
         password: section.secret("password"),
-        sslmode: section.text("sslmode"),
+        sslmode,
         sslkey: section.path("sslkey"),
         sslpassword: section.secret("sslpassword"),
         sslcert: section.path("sslcert"),

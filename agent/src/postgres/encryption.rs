@@ -1,0 +1,237 @@
+//! How the agent's own SQL connections are encrypted: libpq's `sslmode` ladder
+//! (/docs/current/libpq-ssl.html), by rustls.
+//!
+//! As in libpq a file of authorities is used in every mode that has TLS, and only `verify-full` looks at
+//! the name. What the file's keys do not say, libpq's variables do. Certificates are read anew for each
+//! connection, because they are renewed more often than agents are restarted.
+//!
+//! Not here: channel binding, revocation lists, GSSAPI. Walreceivers, pg_basebackup and pg_rewind have
+//! libpq itself.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use kornak_config::agent::Credentials;
+use rustls::pki_types::ServerName;
+use secrecy::SecretString;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::tls::{self, TlsError, Verify};
+
+/// What PostgreSQL calls itself in ALPN.
+const ALPN: &[u8] = b"postgresql";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// How connections of one role are encrypted.
+#[derive(Debug, Clone)]
+pub(super) struct Encryption {
+    mode: Mode,
+    root: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    key_password: Option<SecretString>,
+}
+
+impl Encryption {
+    pub(super) fn of(credentials: &Credentials) -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|text: &String| !text.is_empty());
+        Self::with(credentials, variable)
+    }
+
+    fn with(credentials: &Credentials, variable: impl Fn(&'static str) -> Option<String>) -> Self {
+        let file =
+            |own: &Option<PathBuf>, name| own.clone().or_else(|| variable(name).map(PathBuf::from));
+        let mode = credentials.sslmode.clone().or_else(|| variable("PGSSLMODE"));
+        Self {
+            mode: match mode.as_deref() {
+                Some("disable") => Mode::Disable,
+                Some("allow") => Mode::Allow,
+                Some("require") => Mode::Require,
+                Some("verify-ca") => Mode::VerifyCa,
+                Some("verify-full") => Mode::VerifyFull,
+                _ => Mode::Prefer,
+            },
+            root: file(&credentials.sslrootcert, "PGSSLROOTCERT"),
+            cert: file(&credentials.sslcert, "PGSSLCERT"),
+            key: file(&credentials.sslkey, "PGSSLKEY"),
+            key_password: credentials.sslpassword.clone(),
+        }
+    }
+
+    /// No server encrypts its unix socket.
+    pub(super) fn of_a_socket() -> Self {
+        Self { mode: Mode::Disable, root: None, cert: None, key: None, key_password: None }
+    }
+
+    /// What to try, in this order, while the server refuses for a reason that another encryption may
+    /// mend.
+    pub(super) fn rungs(&self) -> &'static [SslMode] {
+        match self.mode {
+            Mode::Disable => &[SslMode::Disable],
+            Mode::Allow => &[SslMode::Disable, SslMode::Require],
+            Mode::Prefer => &[SslMode::Prefer, SslMode::Disable],
+            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => &[SslMode::Require],
+        }
+    }
+
+    /// # Errors
+    /// A file cannot be read or used.
+    pub(super) fn connector(&self) -> Result<Connector, TlsError> {
+        let verify = match (self.mode, &self.root) {
+            (Mode::VerifyFull, root) => Verify::Name(root.as_deref()),
+            (_, Some(root)) => Verify::Authority(Some(root)),
+            (Mode::VerifyCa, None) => Verify::Authority(None),
+            (_, None) => Verify::Nothing,
+        };
+        let own = self
+            .cert
+            .as_deref()
+            .map(|cert| (cert, self.key.as_deref().unwrap_or(cert), self.key_password.as_ref()));
+        let mut config = tls::client(verify, own)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        let by_name = self.mode == Mode::VerifyFull;
+        Ok(Connector { tls: TlsConnector::from(Arc::new(config)), by_name })
+    }
+}
+
+/// For [`tokio_postgres::Config::connect`].
+#[derive(Clone)]
+pub(super) struct Connector {
+    tls: TlsConnector,
+    by_name: bool,
+}
+
+impl<S> MakeTlsConnect<S> for Connector
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    type Stream = Encrypted<S>;
+    type TlsConnect = Handshake;
+    type Error = io::Error;
+
+    fn make_tls_connect(&mut self, host: &str) -> io::Result<Handshake> {
+        let name = match ServerName::try_from(host.to_owned()) {
+            Ok(name) => name,
+            Err(error) if self.by_name => return Err(io::Error::other(error)),
+            // Nobody looks at it.
+            Err(_) => ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()),
+        };
+        Ok(Handshake(self.tls.clone(), name))
+    }
+}
+
+/// One handshake to come.
+pub(super) struct Handshake(TlsConnector, ServerName<'static>);
+
+impl<S> TlsConnect<S> for Handshake
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    type Stream = Encrypted<S>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Encrypted<S>>>;
+
+    fn connect(self, stream: S) -> Self::Future {
+        Box::pin(async move { self.0.connect(self.1, stream).await.map(Encrypted) })
+    }
+}
+
+/// An encrypted connection.
+pub(super) struct Encrypted<S>(TlsStream<S>);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> tokio_postgres::tls::TlsStream for Encrypted<S> {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Encrypted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Encrypted<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_keys_come_before_libpqs_variables() {
+        let named = |mode: &str| Credentials {
+            sslmode: Some(mode.to_owned()),
+            sslrootcert: Some("/own/ca".into()),
+            ..Credentials::new("u", None)
+        };
+        let variable = |name| match name {
+            "PGSSLMODE" => Some("verify-ca".to_owned()),
+            "PGSSLROOTCERT" => Some("/env/ca".to_owned()),
+            "PGSSLCERT" => Some("/env/cert".to_owned()),
+            _ => None,
+        };
+        let nothing = |_| None;
+        let own = Encryption::with(&named("require"), variable);
+        assert_eq!((own.mode, own.root), (Mode::Require, Some("/own/ca".into())));
+        let theirs = Encryption::with(&Credentials::new("u", None), variable);
+        assert_eq!((theirs.mode, theirs.root), (Mode::VerifyCa, Some("/env/ca".into())));
+        assert_eq!(theirs.cert, Some("/env/cert".into()));
+        for (mode, rungs) in [
+            ("disable", &[SslMode::Disable][..]),
+            ("allow", &[SslMode::Disable, SslMode::Require]),
+            ("prefer", &[SslMode::Prefer, SslMode::Disable]),
+            ("require", &[SslMode::Require]),
+            ("verify-ca", &[SslMode::Require]),
+            ("verify-full", &[SslMode::Require]),
+        ] {
+            assert_eq!(Encryption::with(&named(mode), nothing).rungs(), rungs, "{mode}");
+        }
+        let default = Encryption::with(&Credentials::new("u", None), nothing);
+        assert_eq!(default.mode, Mode::Prefer);
+    }
+
+    #[test]
+    fn nobody_can_be_verified_without_authorities() {
+        let credentials =
+            Credentials { sslmode: Some("verify-ca".to_owned()), ..Credentials::new("u", None) };
+        let error = Encryption::with(&credentials, |_| None).connector().err();
+        assert!(error.is_some_and(|error| error.to_string().contains("sslrootcert")));
+    }
+}
