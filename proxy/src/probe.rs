@@ -84,8 +84,18 @@ impl Prober {
 
     /// Logs in.
     pub async fn connect(&self, at: &Address, limit: Duration) -> Result<Connected, DialError> {
+        self.connect_to(at, &self.database, limit).await
+    }
+
+    /// The same, to this database.
+    pub async fn connect_to(
+        &self,
+        at: &Address,
+        database: &str,
+        limit: Duration,
+    ) -> Result<Connected, DialError> {
         let user = self.user.as_deref().unwrap_or("postgres");
-        let startup = backend::own_startup(user, &self.database, PROBE_NAME)?;
+        let startup = backend::own_startup(user, database, PROBE_NAME)?;
         let password = self.password.clone();
         backend::connect(at, &self.tls, &startup, user.as_bytes(), password, limit).await
     }

@@ -28,7 +28,8 @@ impl Flags {
     pub const STOP: Self = Self(4);
     /// The proxy shuts down: end now.
     pub const STOP_NOW: Self = Self(8);
-    /// The server will be switched over: ask it what the session holds.
+    /// Ask the server what the session holds: it will be switched over, or a function may have made a
+    /// temporary table.
     pub const EXAMINE: Self = Self(16);
 
     /// Whether all of `other` are up.

@@ -1,12 +1,12 @@
-//! Which sessions hold advisory locks, asked of the servers once a second.
+//! What sessions hold out of sight of their streams, asked of the servers once a second.
 //!
-//! A lock that a function took shows in no command tag. When a server is lost it cannot be asked any
-//! more, and a session that believes to hold a mutex must not live on while another client gets it
-//! (SAFETY.md A11). The sample is a second old at most; what was locked after it is not seen unless
-//! the statement's text names `pg_advisory_lock`, which pins by itself.
-//!
-//! Not here: temporary tables made inside functions, which only a session of the same database could
-//! see; a planned switchover asks each session itself.
+//! A lock that a function took, a temporary table that one made: neither shows in a command tag. When
+//! a server is lost it cannot be asked any more, and a session that believes to hold a mutex must
+//! not live on while another client gets it, nor one go on without its table (SAFETY.md A11). The
+//! sample is a second old at most; what was done after it is not seen unless the statement's text
+//! names it, which pins by itself. Temporary tables have a module of their own ([`temporary`]).
+
+mod temporary;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,10 +14,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kornak_cluster::Node;
+use kornak_config::proxy::KeepSessions;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Address, Connected, DialError};
+use crate::registry::Handle;
 use crate::shared::Shared;
+use temporary::Databases;
 
 /// How old a sample may be.
 const EVERY: Duration = Duration::from_secs(1);
@@ -29,32 +32,45 @@ const QUERY: &str = "SELECT DISTINCT l.pid::text FROM pg_catalog.pg_locks l \
     JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
     WHERE l.locktype = 'advisory' AND l.objsubid IN (1, 2) AND l.granted AND a.state = 'idle'";
 
+/// One server with sessions on it.
+#[derive(Default)]
+struct Server {
+    connected: Option<Connected>,
+    databases: Databases,
+}
+
+/// The sessions on one server, by the process ids that they have there.
+type Sessions = HashMap<u32, Arc<Handle>>;
+
 /// Samples until told to stop.
 pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut open: HashMap<Arc<str>, Connected> = HashMap::new();
+    let mut servers: HashMap<Arc<str>, Server> = HashMap::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
             () = stop.cancelled() => return,
         }
-        let sessions = shared.registry.by_node();
-        open.retain(|name, _| sessions.contains_key(name));
+        let mut by_node: HashMap<Arc<str>, Sessions> = HashMap::new();
+        for handle in shared.registry.all() {
+            let Some(target) = handle.cancel_target() else { continue };
+            by_node.entry(handle.node()).or_default().insert(target.key.pid, handle);
+        }
+        servers.retain(|name, _| by_node.contains_key(name));
         let topology = shared.topology();
         let nodes = topology.groups.values().flat_map(|group| group.nodes.values());
-        for node in nodes.filter(|node| sessions.contains_key(node.name.as_str())) {
-            let name: Arc<str> = node.name.as_str().into();
-            let known = open.remove(&name);
-            match sample(&shared, node, known).await {
-                Ok((connected, pids)) => {
-                    note(&shared, &name, &pids);
-                    open.insert(name, connected);
-                }
+        for node in nodes {
+            let Some((name, sessions)) = by_node.get_key_value(node.name.as_str()) else {
+                continue;
+            };
+            let server = servers.entry(Arc::clone(name)).or_default();
+            if let Err(error) = sample(&shared, node, sessions, server).await {
+                server.connected = None;
                 // It is tried again; sessions keep what was seen last.
-                Err(error) => tracing::debug!(
+                tracing::debug!(
                     server = %name,
                     error = &error as &dyn std::error::Error,
-                    "advisory locks cannot be asked for"
-                ),
+                    "what sessions hold cannot be asked for"
+                );
             }
         }
     }
@@ -63,30 +79,44 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 async fn sample(
     shared: &Shared,
     node: &Node,
-    known: Option<Connected>,
-) -> Result<(Connected, HashSet<u32>), DialError> {
+    sessions: &Sessions,
+    server: &mut Server,
+) -> Result<(), DialError> {
     let limit = shared.settings.limits.connect_timeout;
-    let mut connected = match known {
+    // Given back when it has answered: one that was left in the middle of an answer is of no use.
+    let mut connected = match server.connected.take() {
         Some(connected) => connected,
-        None => {
-            let address = Address::from(node);
-            shared.prober.connect(&address, limit).await?
-        }
+        None => shared.prober.connect(&Address::from(node), limit).await?,
     };
-    let asked = tokio::time::timeout(limit, connected.query(QUERY, &[])).await;
-    let rows = asked.map_err(|_| DialError::Timeout)??;
-    let pid = |row: Vec<Option<Bytes>>| {
-        let value = row.into_iter().next()??;
-        std::str::from_utf8(&value).ok()?.parse().ok()
-    };
-    Ok((connected, rows.into_iter().filter_map(pid).collect()))
+    let locking: HashSet<u32> = pids(ask(&mut connected, QUERY, &[], limit).await?).collect();
+    for (pid, handle) in sessions {
+        handle.set_advisory_locks(locking.contains(pid));
+    }
+    // On standbys there are none.
+    let leads =
+        shared.standings().0.values().any(|standing| {
+            standing.serving.as_ref().is_ok_and(|serving| *serving.name == *node.name)
+        });
+    if leads && shared.settings.failover.keep_sessions == KeepSessions::Clean {
+        server.databases.sample(shared, node, sessions, &mut connected).await?;
+    }
+    server.connected = Some(connected);
+    Ok(())
 }
 
-fn note(shared: &Shared, name: &Arc<str>, pids: &HashSet<u32>) {
-    for handle in shared.registry.all() {
-        if handle.node() == *name {
-            let target = handle.cancel_target();
-            handle.set_advisory_locks(target.is_some_and(|it| pids.contains(&it.key.pid)));
-        }
-    }
+async fn ask(
+    connected: &mut Connected,
+    query: &str,
+    values: &[Option<&[u8]>],
+    limit: Duration,
+) -> Result<Vec<Vec<Option<Bytes>>>, DialError> {
+    let asked = tokio::time::timeout(limit, connected.query(query, values)).await;
+    asked.map_err(|_| DialError::Timeout)?
+}
+
+fn pids(rows: Vec<Vec<Option<Bytes>>>) -> impl Iterator<Item = u32> {
+    rows.into_iter().filter_map(|row| {
+        let value = row.into_iter().next()??;
+        std::str::from_utf8(&value).ok()?.parse().ok()
+    })
 }

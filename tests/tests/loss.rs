@@ -67,6 +67,16 @@ async fn works(name: &str, talker: &mut Talker) {
     row(name, talker, "SELECT pg_is_in_recovery()", &expected).await;
 }
 
+/// Waits until the page shows every pin, and so many sessions with temporary tables.
+async fn pinned(proxy: &Proxy, tables: usize) {
+    until("the page shows every pin", || async {
+        let page = proxy.page("/status").await;
+        let tables = format!("\"temporary_table\":{tables}");
+        [&tables, "hold_cursor", "listen", "advisory_lock"].iter().all(|it| page.contains(*it))
+    })
+    .await;
+}
+
 async fn prepare(server: &Server) {
     let sql = "
         CREATE TABLE t (id integer PRIMARY KEY, v integer);
@@ -75,6 +85,7 @@ async fn prepare(server: &Server) {
           $$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$;
         CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON d DEFERRABLE INITIALLY DEFERRED
           FOR EACH ROW EXECUTE FUNCTION slow();
+        CREATE FUNCTION makes() RETURNS void LANGUAGE sql AS $$ CREATE TEMP TABLE m () $$;
         CREATE FUNCTION locks() RETURNS void LANGUAGE sql AS $$ SELECT pg_advisory_lock(7) $$;";
     server.sql().await.batch_execute(sql).await.unwrap();
 }
@@ -130,6 +141,7 @@ impl Idle {
         let mut pinned = Vec::new();
         for (name, sql, hint) in [
             ("temporary", "CREATE TEMP TABLE x (a integer)", "The session held temporary tables."),
+            ("made by a function", "SELECT makes()", "The session held temporary tables."),
             (
                 "hold",
                 "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
@@ -257,13 +269,12 @@ async fn each_client_is_told_what_is_true_when_the_primary_dies() -> Result<()> 
     let half = Talker::begin(&login(&main, 0, "login")).await?;
     let mut busy = in_flight(&main, &close).await;
     all_run(&a, busy.len() as i64).await;
-    until("the page shows every pin", || async {
-        let page = main.page("/status").await;
-        ["temporary_table", "hold_cursor", "listen", "advisory_lock"]
-            .iter()
-            .all(|reason| page.contains(reason))
-    })
-    .await;
+    let mut dropped =
+        Talker::login(&Login::new(main.port(0), "postgres", PASSWORD, "template1")).await?;
+    dropped.ask("DO $$ BEGIN EXECUTE 'CREATE TE' || 'MP TABLE m ()'; END $$").await?;
+    pinned(&main, 3).await;
+    dropped.ask("DROP TABLE m").await?;
+    pinned(&main, 2).await;
 
     kill_below(&a.data);
     // A cancel request for a session whose server is gone goes nowhere, and ends.
@@ -312,6 +323,7 @@ async fn each_client_is_told_what_is_true_when_the_primary_dies() -> Result<()> 
         ("a login that had begun", &mut late),
         ("a login meanwhile", &mut fresh),
         ("kept", &mut kept),
+        ("dropped", &mut dropped),
     ] {
         works(name, talker).await;
     }

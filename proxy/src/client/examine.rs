@@ -1,5 +1,5 @@
-//! Asking the server what a session holds: whether it still holds what pinned it, and, before a
-//! switchover, whether functions left something on it that shows in no text.
+//! Asking the server what a session holds: whether it still holds what pinned it, and whether
+//! functions left something on it that shows in no text.
 //!
 //! A statement of ours between two of the client's, while the session is inside the gate.
 

@@ -1,4 +1,5 @@
-//! When a session asks its server what it holds, before a switchover ([`crate::client`] asks).
+//! When a session asks its server what it holds ([`crate::client`] asks): before a switchover, and
+//! when somebody has made a temporary table ([`crate::sampler`]).
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -16,14 +17,16 @@ impl Conversation {
         self.handle.set_doing(Doing::Idle);
     }
 
-    /// Before a switchover: whether the session, which is about to leave the gate, did something since
-    /// it was asked last that may pin it.
+    /// Whether the session, which is about to leave the gate, was to ask and was busy; or, before a
+    /// switchover, did something since it asked last that may pin it.
     #[inline]
     pub(super) fn must_ask(&mut self) -> bool {
+        if std::mem::take(&mut self.to_ask) {
+            return self.is_askable();
+        }
         self.shared.asks.load(Relaxed)
             && self.is_askable()
             && (self.session.take_doubt()
-                || std::mem::take(&mut self.to_ask)
                 // It will not come in again before the switchover.
                 || self.shared.gate.is_closed(self.side))
     }
