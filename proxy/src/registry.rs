@@ -240,8 +240,9 @@ impl Handle {
         self.term.store(term, Ordering::Release);
     }
 
-    /// Shows which server it is on.
+    /// Shows which server it is on. What it held on another connection it holds no more.
     pub fn set_server(&self, node: &Arc<str>, target: Option<Arc<CancelTarget>>) {
+        self.set_advisory_locks(false);
         *self.node.lock() = Arc::clone(node);
         *self.target.lock() = target;
     }

@@ -89,8 +89,10 @@ async fn sample(
         None => shared.prober.connect(&Address::from(node), limit).await?,
     };
     let locking: HashSet<u32> = pids(ask(&mut connected, QUERY, &[], limit).await?).collect();
-    for (pid, handle) in sessions {
-        handle.set_advisory_locks(locking.contains(pid));
+    for handle in sessions.values() {
+        // Its connection may have changed hands since.
+        let target = handle.cancel_target();
+        handle.set_advisory_locks(target.is_some_and(|it| locking.contains(&it.key.pid)));
     }
     // On standbys there are none.
     let leads =
