@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use tokio_postgres::Client;
 
@@ -137,6 +137,27 @@ impl Node {
     /// The agent's process, if it was started and not killed by us.
     pub fn agent(&mut self) -> Option<&mut Process> {
         self.agent.as_mut()
+    }
+
+    /// Changes its file; whoever runs hears of it by [`Self::reload`].
+    pub fn edit(&self, from: &str, to: &str) -> Result<()> {
+        let text = fs::read_to_string(&self.file).context("read the agent's file")?;
+        ensure!(text.contains(from), "no {from:?} in {}", self.file.display());
+        fs::write(&self.file, text.replace(from, to)).context("write the agent's file")
+    }
+
+    /// SIGHUP: its file has changed.
+    pub fn reload(&self) -> Result<()> {
+        self.agent.as_ref().context("the agent does not run")?.signal(Signal::HUP)
+    }
+
+    /// Another port for its server, from the next start of the agent on.
+    pub fn move_port(&mut self) -> Result<()> {
+        let port = Port::free();
+        let at = |port: u16| format!(":{port}\n");
+        self.edit(&at(self.port()), &at(port.number()))?;
+        self.postgres = port;
+        Ok(())
     }
 
     /// Starts the agent (again).

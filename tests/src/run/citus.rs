@@ -215,8 +215,9 @@ impl CitusCluster {
     /// The superuser's, on any port.
     pub fn superuser_on(port: u16, database: &str) -> String {
         format!(
-            "host=127.0.0.1 port={port} user=postgres password={SUPERUSER_PASSWORD} \
-             dbname={database} connect_timeout=30"
+            "host=127.0.0.1 port={port} user=postgres password='{}' dbname={database} \
+             connect_timeout=30",
+            SUPERUSER_PASSWORD.replace('\'', "\\'")
         )
     }
 
