@@ -220,18 +220,23 @@ async fn lease(
     cluster: &ClusterState,
     asked: &mut Option<(Duration, Instant)>,
 ) -> Result<(), LeadError> {
-    // While one is prepared it is short on purpose.
-    let hands_over = cluster.handover.as_ref().is_some_and(|record| record.leader == ctx.name);
     let Some(ttl) = cluster.config.as_ref().map(|config| config.ttl) else { return Ok(()) };
     let is_right = ctx.keeper.held().is_none_or(|held| held.ttl == ttl);
     let again = asked.is_none_or(|(last, at)| last != ttl || at.elapsed() >= LEASE_PAUSE);
-    if hands_over || is_right || !again {
+    if keeps_its_lease(&ctx.name, cluster) || is_right || !again {
         return Ok(());
     }
     *asked = Some((ttl, Instant::now()));
     ctx.keeper.move_to(ttl).await.map_err(|error| LeadError::Lease(ttl, error))?;
     tracing::info!(?ttl, "the leader key is on a lease of the configured length");
     Ok(())
+}
+
+/// The lease of a leader that hands over, or has taken over, is short on purpose until that is done; and
+/// the record hangs on it: proxies would take its end for the end of the handover.
+fn keeps_its_lease(me: &str, cluster: &ClusterState) -> bool {
+    let record = cluster.handover.as_ref();
+    record.is_some_and(|it| it.leader == me || it.candidate.as_deref() == Some(me))
 }
 
 /// A cluster that was adopted has no `initialize` or `config` yet.
@@ -360,4 +365,35 @@ fn restartpoint(ctx: &Arc<Context>, asked: &mut Option<(Instant, JoinHandle<()>)
         ctx.look.notify_one();
     };
     *asked = Some((Instant::now(), tokio::spawn(work.in_current_span())));
+}
+
+#[cfg(test)]
+mod tests {
+    use kornak_cluster::{Epoch, Handover};
+
+    use super::*;
+
+    #[test]
+    fn neither_side_of_a_handover_changes_its_lease_before_the_record_is_gone() {
+        let mut cluster = ClusterState::default();
+        assert!(!keeps_its_lease("a", &cluster));
+        for phase in [HandoverPhase::Prepare, HandoverPhase::Promote, HandoverPhase::Settle] {
+            cluster.handover = Some(Handover {
+                v: 1,
+                id: "x".to_owned(),
+                attempt: 1,
+                phase,
+                group: None,
+                leader: "a".to_owned(),
+                candidate: Some("b".to_owned()),
+                epoch: Epoch { store: 1, revision: 1 },
+                max_hold_ms: 1000,
+                switch_hold_ms: 5000,
+                wal_end: None,
+            });
+            for (name, keeps) in [("a", true), ("b", true), ("c", false)] {
+                assert_eq!(keeps_its_lease(name, &cluster), keeps, "{name} in {phase:?}");
+            }
+        }
+    }
 }

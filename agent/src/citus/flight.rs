@@ -31,6 +31,9 @@ const VIEW_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks at rows that other nodes do not have yet.
 const SYNC_PAUSE: Duration = Duration::from_millis(100);
 
+/// The same while clients are held for it.
+const SYNC_PAUSE_IN_HANDOVER: Duration = Duration::from_millis(10);
+
 /// Between two looks at rows that a person may have changed.
 const REREAD: Duration = Duration::from_secs(5);
 
@@ -92,7 +95,7 @@ pub struct Facts<'a> {
     pub flight: &'a Flight,
     /// In the order in which they came.
     pub requests: &'a [Request],
-    /// Rows that Citus would not remove.
+    /// Rows that Citus would not add or remove.
     pub hopeless: &'a BTreeSet<Address>,
     /// Not to be tried before this moment: the last attempt failed.
     pub not_before: Moment,
@@ -258,7 +261,9 @@ fn grounded(f: &Facts<'_>) -> Next {
     }
     let stale = f.read_at + REREAD;
     if rows.iter().any(|row| !row.synced) {
-        return reread(f, f.read_at + SYNC_PAUSE);
+        let waited_for = f.seen.handover.is_some();
+        let pause = if waited_for { SYNC_PAUSE_IN_HANDOVER } else { SYNC_PAUSE };
+        return reread(f, f.read_at + pause);
     }
     // Adding and removing takes locks on every node.
     if f.seen.handover.is_some() {

@@ -1,7 +1,7 @@
 //! The hands of [`super::flight`]: one task for each database of the coordinator, with a connection that
 //! holds the open transaction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,8 +24,10 @@ use crate::postgres::{SqlError, ask, literal};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// How long rows that Citus would not remove are left alone.
-const HOPELESS_FOR: Duration = Duration::from_secs(30);
+/// A row that Citus would not add or remove is left alone: doubled up to the longest, for it may be a
+/// matter of a moment, or of a person.
+const FIRST_REFUSAL: Duration = Duration::from_secs(1);
+const LONGEST_REFUSAL: Duration = Duration::from_secs(30);
 
 /// Shortest wait for a lock: PostgreSQL takes 0 for no limit.
 const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(10);
@@ -46,11 +48,26 @@ pub(super) struct Keeper {
     flight: Flight,
     requests: Vec<Request>,
     answers: Vec<oneshot::Sender<Answer>>,
-    hopeless: BTreeSet<Address>,
-    hopeless_until: Moment,
+    refused: BTreeMap<Address, Refused>,
     not_before: Moment,
     pause: Duration,
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
+}
+
+/// A row that Citus would not add or remove.
+#[derive(Debug)]
+struct Refused {
+    why: String,
+    until: Moment,
+    pause: Duration,
+}
+
+/// Why nothing goes on.
+#[derive(Debug)]
+struct Trouble {
+    why: String,
+    /// The rows could be read, and not be changed.
+    changing: bool,
 }
 
 impl Keeper {
@@ -66,8 +83,7 @@ impl Keeper {
             flight: Flight::Grounded,
             requests: Vec::new(),
             answers: Vec::new(),
-            hopeless: BTreeSet::new(),
-            hopeless_until: Moment::default(),
+            refused: BTreeMap::new(),
             not_before: Moment::default(),
             pause: FIRST_PAUSE,
             trouble: None,
@@ -88,14 +104,13 @@ impl Keeper {
             observed.borrow_and_update();
             held.borrow_and_update();
             let now = boottime_now();
-            if now >= self.hopeless_until {
-                self.hopeless.clear();
-            }
+            let left_alone = |it: &(&Address, &Refused)| it.1.until > now;
+            let hopeless: BTreeSet<Address> =
+                self.refused.iter().filter(left_alone).map(|it| it.0.clone()).collect();
             let leads = self.leads();
             if leads {
                 // The store hears of our own promotion later than we do.
-                let own = &self.ctx.settings.postgresql.connect_address;
-                let own = Address { host: own.host.clone(), port: own.port };
+                let own = super::notify::own_address(&self.ctx);
                 seen.wanted.entry(GroupId::COORDINATOR).or_default().primary = Some(own);
             }
             self.show(leads, &seen);
@@ -107,11 +122,15 @@ impl Keeper {
                 seen: &seen,
                 flight: &self.flight,
                 requests: &self.requests,
-                hopeless: &self.hopeless,
+                hopeless: &hopeless,
                 not_before: self.not_before,
             });
             let until = match next {
-                Next::Rest { until } => until,
+                Next::Rest { until } => {
+                    self.rested(now);
+                    self.warm(leads, &seen).await;
+                    self.refused.values().map(|it| it.until).fold(until, Moment::min)
+                }
                 next => {
                     self.carry_out(next, &seen).await;
                     continue;
@@ -132,6 +151,33 @@ impl Keeper {
         self.ctx.settings.scope.group == Some(GroupId::COORDINATOR) && self.ctx.leads_primary()
     }
 
+    /// Nothing is left to be done now: what was refused and is not wanted any more is forgotten.
+    fn rested(&mut self, now: Moment) {
+        self.refused.retain(|_, it| it.until > now);
+        if self.rows.is_some() && now >= self.not_before {
+            self.trouble = None;
+            self.pause = FIRST_PAUSE;
+        }
+    }
+
+    /// The candidate of a switchover has its connection open before it leads: it lives through the
+    /// promotion, and clients wait for what it is needed for.
+    async fn warm(&mut self, leads: bool, seen: &Seen) {
+        let record = seen.handover.as_ref();
+        let succeeds = record.is_some_and(|it| {
+            it.group == Some(GroupId::COORDINATOR)
+                && it.candidate.as_deref() == Some(&self.ctx.name)
+        });
+        match (leads, succeeds) {
+            (false, true) if self.client.as_ref().is_none_or(Client::is_closed) => {
+                let postgres = &self.ctx.postgres;
+                self.client = postgres.connect_to_database(&self.database, APPLICATION).await.ok();
+            }
+            (false, false) => self.client = None,
+            _ => {}
+        }
+    }
+
     fn show(&self, leads: bool, seen: &Seen) {
         let standing = match &self.rows {
             _ if !leads => None,
@@ -139,7 +185,7 @@ impl Keeper {
             Some(_) if self.flight != Flight::Grounded => return,
             Some(rows) => Some(Standing {
                 differences: plan::differences(rows, &seen.wanted),
-                trouble: self.trouble.clone(),
+                trouble: self.why(),
                 synced: rows.iter().all(|row| row.synced),
                 behind: primaries(rows).filter(|row| !row.synced).map(|row| row.group).collect(),
                 primaries: primaries(rows)
@@ -147,11 +193,16 @@ impl Keeper {
                     .collect(),
             }),
             None if self.trouble.is_some() => {
-                Some(Standing { trouble: self.trouble.clone(), ..Standing::default() })
+                Some(Standing { trouble: self.why(), ..Standing::default() })
             }
             None => return,
         };
         self.desk.stands(&self.database, standing);
+    }
+
+    fn why(&self) -> Option<String> {
+        let refused = self.refused.values().map(|it| &it.why);
+        self.trouble.iter().map(|it| &it.why).chain(refused).next().cloned()
     }
 
     async fn carry_out(&mut self, next: Next, seen: &Seen) {
@@ -161,21 +212,30 @@ impl Keeper {
             _ => None,
         };
         let member = match &next {
-            Next::Member(Step::Remove { address, .. }) => Some(address.clone()),
+            Next::Member(Step::Add { address, .. } | Step::Remove { address, .. }) => {
+                Some(address.clone())
+            }
             _ => None,
         };
+        let looks = matches!(next, Next::Load);
         match self.try_to(next, seen).await {
+            // What could not be changed is not mended by a look at it.
+            Ok(()) if looks && self.trouble.as_ref().is_some_and(|it| it.changing) => {}
             Ok(()) => {
                 self.trouble = None;
                 self.pause = FIRST_PAUSE;
+                if let Some(address) = member {
+                    self.refused.remove(&address);
+                }
             }
             Err(error) => {
                 let late = error.code() == Some("55P03");
-                if let Some(address) = member {
-                    self.hopeless.insert(address);
-                    self.hopeless_until = boottime_now() + HOPELESS_FOR;
+                match member.filter(|_| error.code().is_some()) {
+                    Some(address) => self.is_refused(address, &error),
+                    None if late => {}
+                    None => self.failed(&error, !looks),
                 }
-                self.failed(&error, late);
+                self.stand_down();
                 if let Some(request) = request {
                     self.answer(request, if late { Answer::Late } else { Answer::Failed });
                 }
@@ -305,20 +365,28 @@ impl Keeper {
         }
     }
 
-    /// The connection goes, and with it whatever was open; the rows are read again.
-    fn failed(&mut self, error: &SqlError, quietly: bool) {
-        let text = chain(error);
-        if !quietly && self.trouble.as_ref() != Some(&text) {
-            warn!(database = %self.database, error = %text, "pg_dist_node cannot be kept");
+    /// Other rows are not kept waiting for this one.
+    fn is_refused(&mut self, address: Address, error: &SqlError) {
+        let why = chain(error);
+        let before = self.refused.get(&address);
+        if before.is_none_or(|before| before.why != why) {
+            warn!(database = %self.database, address = %address, error = %why, "Citus refuses, it is tried again");
         }
-        if !quietly {
-            self.trouble = Some(text);
-            self.not_before = boottime_now() + self.pause;
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        }
-        self.stand_down();
+        let pause = before.map_or(FIRST_REFUSAL, |before| (before.pause * 2).min(LONGEST_REFUSAL));
+        self.refused.insert(address, Refused { why, until: boottime_now() + pause, pause });
     }
 
+    fn failed(&mut self, error: &SqlError, changing: bool) {
+        let why = chain(error);
+        if self.trouble.as_ref().is_none_or(|before| before.why != why) {
+            warn!(database = %self.database, error = %why, "pg_dist_node cannot be kept");
+        }
+        self.trouble = Some(Trouble { why, changing });
+        self.not_before = boottime_now() + self.pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// The connection goes, and with it whatever was open; the rows are read again.
     fn stand_down(&mut self) {
         self.client = None;
         self.flight = Flight::Grounded;

@@ -67,7 +67,7 @@ pub(super) async fn run(
 /// What a round is made for as soon as it changes.
 fn followed(seen: &Seen) -> impl PartialEq + '_ {
     let leaders: Vec<_> = seen.leaders.iter().map(|(group, it)| (group, &it.address)).collect();
-    (primaries(seen), leaders, &seen.pools)
+    (primaries(seen), leaders, &seen.pools, seen.handover.is_some())
 }
 
 fn primaries(seen: &Seen) -> BTreeMap<GroupId, Option<Address>> {
@@ -97,7 +97,7 @@ impl Local {
 
     async fn round(&mut self, seen: &Seen) -> Duration {
         let leaders = primaries(seen);
-        let recover = self.settled_for.as_ref() != Some(&leaders);
+        let recover = self.settled_for.as_ref() != Some(&leaders) && seen.handover.is_none();
         let mut settled = true;
         for database in self.databases.clone() {
             match self.keep(&database, seen, recover).await {
@@ -112,7 +112,10 @@ impl Local {
         self.look_at_prepared().await;
         if settled {
             self.complained = None;
-            self.settled_for = Some(leaders);
+            // In a switchover one server is away, and whoever looks after it now only takes time from it.
+            if seen.handover.is_none() {
+                self.settled_for = Some(leaders);
+            }
         }
         if settled { EVERY } else { SOON }
     }

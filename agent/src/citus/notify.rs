@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::database::APPLICATION;
+use super::desk::Standing;
 use super::plan::Address;
 use super::seen::{Leader, Seen};
 use crate::context::Context;
@@ -40,6 +41,11 @@ pub enum Paused {
 fn seen(ctx: &Context) -> Seen {
     let view = std::sync::Arc::clone(&ctx.view.borrow());
     Seen::read(&ctx.settings.scope.whole(), &view)
+}
+
+pub(super) fn own_address(ctx: &Context) -> Address {
+    let own = &ctx.settings.postgresql.connect_address;
+    Address { host: own.host.clone(), port: own.port }
 }
 
 /// The coordinator's leader, if this node is a worker.
@@ -127,19 +133,31 @@ pub enum Known {
 
 /// Waits until this node is known at least so well in every database. `false`: not in time.
 pub async fn until_known(ctx: &Context, wanted: Known) -> bool {
-    let mut open = Open::new();
+    let seen = seen(ctx);
+    let ours = seen.coordinator().is_some_and(|leader| leader.kornak);
     let waiting = async {
-        loop {
-            match known(ctx, &mut open).await {
-                Ok(found) if found >= wanted => return,
-                Ok(_) => tokio::time::sleep(LOOK_PAUSE).await,
-                Err(error) => {
-                    tracing::debug!(
-                        error = &error as &dyn std::error::Error,
-                        "registration unknown"
-                    );
-                    open.clear();
-                    tokio::time::sleep(LOOK_PAUSE * 10).await;
+        match (&ctx.citus, ctx.settings.scope.group) {
+            // Who connects through a pool is seen on the nodes alone.
+            _ if !ours || !seen.pools.is_empty() => until_rows_say(ctx, wanted).await,
+            (Some(desk), Some(GroupId::COORDINATOR)) => {
+                let mut standings = desk.standings.subscribe();
+                let says = |now: &BTreeMap<String, Standing>| {
+                    known_by(ctx, now, |it, group| (it.primaries.get(&group), it.behind.is_empty()))
+                };
+                // The sender lives as long as the agent.
+                let _ = standings.wait_for(|now| says(now) >= wanted).await;
+            }
+            _ => {
+                let mut view = ctx.view.clone();
+                loop {
+                    view.borrow_and_update();
+                    let told = ctx.cluster().citus.unwrap_or_default();
+                    let says = known_by(ctx, &told.databases, |it, group| {
+                        (it.primaries.get(&group), it.behind.is_empty())
+                    });
+                    if says >= wanted || view.changed().await.is_err() {
+                        return;
+                    }
                 }
             }
         }
@@ -151,14 +169,51 @@ pub async fn until_known(ctx: &Context, wanted: Known) -> bool {
     known
 }
 
+/// What is told of all databases: each has where a group's primary is, and whether no node is behind.
+fn known_by<T>(
+    ctx: &Context,
+    told: &BTreeMap<String, T>,
+    of: impl Fn(&T, GroupId) -> (Option<&String>, bool),
+) -> Known {
+    let own = own_address(ctx).to_string();
+    let group = ctx.settings.scope.group.unwrap_or_default();
+    let databases = ctx.settings.citus.iter().flat_map(|citus| &citus.databases);
+    let known = databases.map(|database| match told.get(database).map(|it| of(it, group)) {
+        Some((Some(at), everywhere)) if *at == own => {
+            if everywhere {
+                Known::Everywhere
+            } else {
+                Known::Coordinator
+            }
+        }
+        _ => Known::Nowhere,
+    });
+    known.min().unwrap_or(Known::Everywhere)
+}
+
+/// A coordinator of Patroni's tells nobody: its rows are looked at.
+async fn until_rows_say(ctx: &Context, wanted: Known) {
+    let mut open = Open::new();
+    loop {
+        match known(ctx, &mut open).await {
+            Ok(found) if found >= wanted => return,
+            Ok(_) => tokio::time::sleep(LOOK_PAUSE).await,
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "registration unknown");
+                open.clear();
+                tokio::time::sleep(LOOK_PAUSE * 10).await;
+            }
+        }
+    }
+}
+
 /// Connections of one wait, by database: to the coordinator (`None`), and to other groups' primaries.
 type Open = BTreeMap<(Option<Address>, String), tokio_postgres::Client>;
 
 /// One look at every database.
 async fn known(ctx: &Context, open: &mut Open) -> Result<Known, SqlError> {
     let Some(citus) = &ctx.settings.citus else { return Ok(Known::Everywhere) };
-    let own = &ctx.settings.postgresql.connect_address;
-    let own = Address { host: own.host.clone(), port: own.port };
+    let own = own_address(ctx);
     let group = ctx.settings.scope.group.unwrap_or_default();
     let mut least = Known::Everywhere;
     for database in &citus.databases {

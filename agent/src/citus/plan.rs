@@ -209,31 +209,33 @@ fn targets(rows: &[Row], wanted: &Wanted) -> BTreeMap<i32, Address> {
 }
 
 /// The next row to add or remove. Only when [`updates`] has nothing to do and all rows are synced.
-/// `hopeless`: rows that Citus would not remove, left for later.
+/// `hopeless`: rows that Citus would not add or remove, left for later.
 pub fn membership(rows: &[Row], wanted: &Wanted, hopeless: &BTreeSet<Address>) -> Option<Step> {
     let has = |group: GroupId, role| rows.iter().any(|r| r.group == group && r.role == role);
     for (group, want) in wanted {
         let Some(address) = want.primary.clone() else { continue };
         match *group {
-            group if has(group, Role::Primary) => {}
+            group if has(group, Role::Primary) || hopeless.contains(&address) => {}
             GroupId::COORDINATOR => return Some(Step::SetCoordinator { address }),
             group => return Some(Step::Add { group, address, role: Role::Primary }),
         }
     }
     let unwanted = |row: &&Row| match wanted.get(&row.group) {
-        // A group whose keys are all gone; its standbys first. The coordinator is never removed.
+        // A group whose keys are all gone, its primary first: each removal is told to all primaries that
+        // are registered, and fails if one does not hear of it. The coordinator is never removed.
         None => row.group != GroupId::COORDINATOR,
         Some(want) => {
             row.role == Role::Secondary && want.primary.is_some() && !want.keeps(&row.address)
         }
     };
     let gone = rows.iter().filter(unwanted).filter(|row| !hopeless.contains(&row.address));
-    if let Some(row) = gone.max_by_key(|row| row.role) {
+    if let Some(row) = gone.min_by_key(|row| row.role) {
         return Some(Step::Remove { group: row.group, address: row.address.clone() });
     }
     for (group, want) in wanted {
         let known = |address: &Address| rows.iter().any(|row| row.address == *address);
-        let new = want.secondaries.iter().find(|address| !known(address));
+        let mut new = want.secondaries.iter().filter(|address| !known(address));
+        let new = new.find(|address| !hopeless.contains(address));
         let led = want.primary.is_some() && has(*group, Role::Primary);
         if let (Some(address), true) = (new, led) {
             let address = address.clone();

@@ -158,18 +158,22 @@ fn primaries_are_added_first_and_gone_rows_removed_before_standbys_are_added() {
 }
 
 #[test]
-fn a_group_that_is_gone_is_removed_standbys_first_and_the_coordinator_never() {
-    check_membership("0 1 c p\n3 4 a p\n3 5 b s", "0 c", "-3:b");
-    check_membership("0 1 c p\n3 4 a p", "0 c", "-3:a");
+fn a_group_that_is_gone_is_removed_primary_first_and_the_coordinator_never() {
+    check_membership("0 1 c p\n3 4 a p\n3 5 b s", "0 c", "-3:a");
+    check_membership("0 1 c p\n3 5 b s", "0 c", "-3:b");
     check_membership("0 1 c p\n1 4 a p", "1 a", "");
 }
 
 #[test]
-fn a_row_that_citus_would_not_remove_does_not_keep_others_from_being_added() {
-    let (rows, wanted) = (rows("0 1 c p\n3 4 a p"), wanted("0 c x"));
-    let hopeless = BTreeSet::from([at("a")]);
-    let step = membership(&rows, &wanted, &hopeless);
-    assert_eq!(step.as_ref().map(show).as_deref(), Some("+0:x:secondary"));
+fn a_row_that_citus_refuses_does_not_keep_others_waiting() {
+    for (before, want, refused, next) in [
+        ("0 1 c p\n3 4 a p", "0 c x", "a", "+0:x:secondary"),
+        ("0 1 c p", "0 c\n1 a\n2 b", "a", "+2:b:primary"),
+        ("0 1 c p\n1 4 a p", "0 c\n1 a x y", "x", "+1:y:secondary"),
+    ] {
+        let step = membership(&rows(before), &wanted(want), &BTreeSet::from([at(refused)]));
+        assert_eq!(step.as_ref().map(show).as_deref(), Some(next), "{refused} is refused");
+    }
 }
 
 #[test]
