@@ -7,12 +7,12 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::join_all;
 use kornak_tests::load::{Load, LoadSpec};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
-use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, connect};
+use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, connect, sqlstate, text};
 use kornak_tests::run::proxy::Proxy;
 use kornak_tests::run::scratch::Scratch;
 use kornak_tests::run::wait::until;
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -105,6 +105,13 @@ impl Pool {
         .await;
     }
 
+    /// Cancel requests that the proxy has heard of.
+    async fn cancels(&self) -> Result<u64> {
+        let page = self.proxy.status().get("/metrics").await?.text;
+        let line = page.lines().find_map(|line| line.strip_prefix("kornak_proxy_cancels_total "));
+        Ok(line.context("the metric is missing")?.parse()?)
+    }
+
     /// Waits until a session is pinned for this reason, or none is.
     async fn pinned(&self, reason: &str, wanted: bool) {
         until(SOON, &format!("pinned by {reason}: {wanted}"), || async {
@@ -117,26 +124,8 @@ impl Pool {
     }
 }
 
-async fn text(client: &Client, query: &str) -> Result<String> {
-    let messages = client.simple_query(query).await?;
-    let row = messages.into_iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    });
-    Ok(row.context("no row")?.get(0).unwrap_or_default().to_owned())
-}
-
 async fn backend(client: &Client) -> Result<String> {
     text(client, "SELECT pg_backend_pid()").await
-}
-
-fn sqlstate<T>(result: Result<T, tokio_postgres::Error>) -> String {
-    match result {
-        Ok(_) => "no error".to_owned(),
-        Err(error) => {
-            error.code().map_or_else(|| format!("none ({error})"), |code| code.code().to_owned())
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -490,6 +479,7 @@ async fn a_cancel_reaches_its_own_query_only(pool: &Pool) -> Result<()> {
     let held = pool.occupy().await?;
     backend(&a).await?;
     let work = b.simple_query("SELECT pg_sleep(1)");
+    let before = pool.cancels().await?;
     let cancels = async {
         for _ in 0..20 {
             a.cancel_token().cancel_query(NoTls).await?;
@@ -499,6 +489,12 @@ async fn a_cancel_reaches_its_own_query_only(pool: &Pool) -> Result<()> {
     let (worked, cancelled) = tokio::join!(work, cancels);
     cancelled?;
     assert_eq!(sqlstate(worked), "no error", "b's query was cancelled by a");
+    // The driver does not wait for them to arrive, and the next query must not be hit.
+    until(SOON, "every request has arrived", || async {
+        let now = pool.cancels().await.map_err(|error| format!("{error:#}"))?;
+        if now == before + 20 { Ok(()) } else { Err(format!("{now} after {before}")) }
+    })
+    .await;
     // Running: cancelled.
     let work = a.simple_query("SELECT pg_sleep(60)");
     let cancel = async {

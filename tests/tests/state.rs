@@ -10,11 +10,11 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use kornak_tests::load::{Load, LoadSpec};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
-use kornak_tests::run::postgres::{connect, connect_hearing, describe};
+use kornak_tests::run::postgres::{connect, connect_hearing, describe, text};
 use kornak_tests::run::wait::until;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
-use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage, Statement};
+use tokio_postgres::{AsyncMessage, Client, Statement};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -24,15 +24,6 @@ const PACE: Duration = Duration::from_millis(5);
 fn switchovers() -> usize {
     let set = std::env::var("KORNAK_STATE_SWITCHOVERS").ok();
     set.map_or(2, |count| count.parse().expect("KORNAK_STATE_SWITCHOVERS is a number"))
-}
-
-async fn text(client: &Client, query: &str) -> Result<String> {
-    let messages = client.simple_query(query).await.with_context(|| query.to_owned())?;
-    let row = messages.into_iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    });
-    Ok(row.context("no row")?.get(0).unwrap_or_default().to_owned())
 }
 
 async fn all_of(client: &Client, wanted: &[(&str, &str)]) -> Result<()> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, SimpleQueryMessage};
 
 use super::port::Port;
 use super::process::Process;
@@ -181,6 +181,26 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.process.kill();
         super::scratch::kill_below(&self.data_dir);
+    }
+}
+
+/// The first value of a simple query's first row.
+pub async fn text(client: &Client, query: &str) -> Result<String> {
+    let messages = client.simple_query(query).await.with_context(|| query.to_owned())?;
+    let row = messages.into_iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    Ok(row.context("no row")?.get(0).unwrap_or_default().to_owned())
+}
+
+/// What a query was answered: a SQLSTATE, or that there was no error.
+pub fn sqlstate<T>(result: Result<T, tokio_postgres::Error>) -> String {
+    match result {
+        Ok(_) => "no error".to_owned(),
+        Err(error) => {
+            error.code().map_or_else(|| format!("none ({error})"), |code| code.code().to_owned())
+        }
     }
 }
 
