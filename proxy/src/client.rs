@@ -8,7 +8,7 @@
 //! ```
 
 mod ahead;
-mod examine;
+pub mod examine;
 mod listening;
 mod pooled;
 mod secondary;

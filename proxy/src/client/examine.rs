@@ -51,6 +51,10 @@ const GLANCE: &str = "\
         OR EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable), \
            (SELECT pg_catalog.count(*) FROM pg_catalog.pg_listening_channels())";
 
+/// Before each question: whoever looks into `pg_stat_activity` sees whose it is, and so does
+/// [`crate::sampler`].
+pub const MARK: &str = "/* kornak asks what the session holds */ ";
+
 /// Under this name the statement is prepared: a simple query would destroy the client's unnamed one.
 const NAME: &[u8] = b"kornak_examine";
 
@@ -149,6 +153,7 @@ impl Client {
 
 fn put_question(statement: &str, out: &mut BytesMut) {
     // Constant texts always fit.
+    let statement = format!("{MARK}{statement}");
     let _ = frontend::put_parse(NAME, statement.as_bytes(), &[], out);
     let _ = frontend::put_bind(b"", NAME, &[], out);
     let _ = frontend::put_execute(b"", 0, out);

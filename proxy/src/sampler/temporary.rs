@@ -13,6 +13,7 @@ use kornak_cluster::Node;
 
 use super::{Sessions, ask, pids};
 use crate::backend::{Address, Connected, DialError};
+use crate::client::examine::MARK;
 use crate::registry::Flags;
 use crate::shared::Shared;
 
@@ -31,16 +32,20 @@ const RELATIONS: &str = "SELECT d.objid::text FROM pg_catalog.pg_namespace n \
      AND d.refobjid = n.oid AND d.classid = 'pg_catalog.pg_class'::regclass \
     WHERE n.nspname LIKE 'pg\\_temp\\_%' LIMIT 10000";
 
-/// Which of these processes may have made one since the last look, with room for a late one. Who may
-/// not see the states of others takes them all.
-const ACTIVE: &str = "SELECT pid::text FROM pg_catalog.pg_stat_activity \
-    WHERE pid = ANY($1::int[]) AND datname = pg_catalog.current_database() \
-    AND (state IS DISTINCT FROM 'idle' \
-         OR state_change > pg_catalog.clock_timestamp() - interval '5 seconds')";
-
-/// All of them in the database.
+/// Which of these processes are in the database.
 const ALL: &str = "SELECT pid::text FROM pg_catalog.pg_stat_activity \
     WHERE pid = ANY($1::int[]) AND datname = pg_catalog.current_database()";
+
+/// Which of them may have made one since the last look, with room for a late one: not those that have
+/// asked since. Who may not see the states of others takes them all.
+fn active() -> String {
+    format!(
+        "{ALL} AND (state IS DISTINCT FROM 'idle' \
+                    OR state_change > pg_catalog.clock_timestamp() - interval '5 seconds' \
+                       AND pg_catalog.starts_with(query, '{}') IS NOT TRUE)",
+        MARK.trim_end(),
+    )
+}
 
 /// The databases of one server.
 #[derive(Default)]
@@ -107,12 +112,12 @@ async fn look(
     let query = match &database.seen {
         Some(seen) if *seen == found => return Ok(database),
         None if found.is_empty() => None,
-        None => Some(ALL),
-        Some(_) => Some(ACTIVE),
+        None => Some(ALL.to_owned()),
+        Some(_) => Some(active()),
     };
     if let Some(query) = query {
         let list = array(sessions.keys());
-        let rows = ask(&mut database.connected, query, &[Some(list.as_bytes())], limit).await?;
+        let rows = ask(&mut database.connected, &query, &[Some(list.as_bytes())], limit).await?;
         for handle in pids(rows).filter_map(|pid| sessions.get(&pid)) {
             handle.raise(Flags::EXAMINE);
         }
