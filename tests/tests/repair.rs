@@ -260,8 +260,21 @@ async fn a_restart_that_takes_longer_than_asked_for_is_said_to_go_on() -> Result
     assert_ne!(node.postmaster(), before, "it was restarted");
     fs::remove_file(&slow)?;
     cluster.healthy(LIMIT).await;
-    let answer = node.rest().post("/restart", &json!({"timeout": "20s"})).await?;
+    let (running, unmet) = (node.postmaster(), "restart conditions are not satisfied");
+    for condition in [
+        json!({"role": "primary"}),
+        json!({"role": "standby_leader"}),
+        json!({"postgres_version": "9.6.0"}),
+        json!({"restart_pending": true}),
+    ] {
+        let answer = node.rest().post("/restart", &condition).await?;
+        assert_eq!((answer.code, answer.text.as_str()), (503, unmet), "{condition}");
+    }
+    assert_eq!(node.postmaster(), running, "nobody has touched it");
+    let met = json!({"timeout": "20s", "role": "replica", "postgres_version": "99.0"});
+    let answer = node.rest().post("/restart", &met).await?;
     assert_eq!((answer.code, answer.text.as_str()), (200, "restarted successfully"));
+    assert_ne!(node.postmaster(), running, "it was restarted");
     cluster.passed();
     Ok(())
 }

@@ -6,8 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kornak_tests::run::cluster::{Cluster, ClusterSpec};
-use kornak_tests::run::process::send;
+use kornak_tests::run::cluster::{Cluster, ClusterSpec, run};
+use kornak_tests::run::etcd::Etcd;
+use kornak_tests::run::kornak;
+use kornak_tests::run::port::Port;
+use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, connect, describe, superuser};
+use kornak_tests::run::process::{Process, send};
+use kornak_tests::run::rest::Rest;
+use kornak_tests::run::scratch::Scratch;
 use kornak_tests::run::wait::until;
 use parking_lot::Mutex;
 use rustix::process::Signal;
@@ -58,6 +64,11 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
         .replace("restapi:\n", &format!("restapi:\n{login}"))
         .replace("    shared_buffers", "    work_mem: 8MB\n    shared_buffers")
         .replace("scope: demo\n", "scope: another\n")
+        .replace(
+            "  pg_hba:\n",
+            "  pg_ident:\n    - people ann app\n  pg_hba:\n    \
+             - host app ann 127.0.0.1/32 trust\n",
+        )
         + "tags:\n  shiny: true\n";
     fs::write(node.file(), &after)?;
     let refused_checks = Arc::new(Mutex::new(Vec::new()));
@@ -88,6 +99,15 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
         if found == "8MB" { Ok(()) } else { Err(found) }
     })
     .await;
+    client.batch_execute("CREATE ROLE ann LOGIN").await?;
+    let ann = format!("host=127.0.0.1 port={} user=ann dbname=app", node.port());
+    until(SOON, "the new rule", || async {
+        connect(&ann).await.map(drop).map_err(|error| describe(&error))
+    })
+    .await;
+    let mapped = "SELECT count(*) FROM pg_ident_file_mappings WHERE map_name = 'people' \
+                  AND sys_name = 'ann' AND pg_username = 'app' AND error IS NULL";
+    assert_eq!(client.query_one(mapped, &[]).await?.get::<_, i64>(0), 1);
     let refused = rest.post("/reload", &json!({})).await?;
     assert_eq!((refused.code, refused.text.as_str()), (401, "no auth header received"));
     let log = fs::read_to_string(node.log())?;
@@ -108,6 +128,13 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
     until(SOON, "no password", || async {
         let answer = rest.post("/reload", &json!({})).await.map_err(|it| format!("{it:#}"))?;
         if answer.code == 202 { Ok(()) } else { Err(answer.text) }
+    })
+    .await;
+    until(SOON, "the end of the rule", || async {
+        match connect(&ann).await {
+            Ok(_) => Err("ann is let in".to_owned()),
+            Err(_) => Ok(()),
+        }
     })
     .await;
     client.batch_execute("CREATE TABLE goes_on ()").await.context("write")?;
@@ -205,5 +232,74 @@ async fn a_statement_that_hangs_blocks_no_health_check() -> Result<()> {
     })
     .await;
     cluster.passed();
+    Ok(())
+}
+
+/// `kornak config generate` asks a server that runs on its own; an agent with that file, and with what
+/// only a person knows, looks after it from then on, and does not restart it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_server_is_taken_over_with_a_generated_file() -> Result<()> {
+    let mut scratch = Scratch::new("generated");
+    let etcd = Etcd::start(1).await?;
+    let settings = ["max_connections=77", "work_mem=5MB", "wal_log_hints=on"];
+    let server = Postgres::start(&scratch, "old", &settings).await?;
+    server.connect().await?.batch_execute("CREATE TABLE t AS SELECT 1 AS i").await?;
+
+    let file = scratch.join("generated.yml");
+    let mut command = kornak::command(["config", "generate", "--dsn", &superuser(server.port())]);
+    command.arg(&file);
+    let output = run(command).await?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = fs::read_to_string(&file)?;
+    let rest = Port::free();
+    let mut known = String::new();
+    for line in text.lines() {
+        let (key, _) = line.split_once(':').unwrap_or((line, ""));
+        let line = match key.trim() {
+            "scope" => "scope: demo".to_owned(),
+            "name" => "name: node0".to_owned(),
+            "listen" if line.contains("8008") => format!("  listen: {}", rest.address()),
+            "connect_address" if line.contains("8008") => {
+                format!("  connect_address: {}", rest.address())
+            }
+            "connect_address" => format!("  connect_address: 127.0.0.1:{}", server.port()),
+            "password" => line.replace("CHANGE-ME", SUPERUSER_PASSWORD),
+            _ => line.replace("CHANGE-ME:2379", &etcd.endpoints()[0]),
+        };
+        known.push_str(&line);
+        known.push('\n');
+    }
+    fs::write(&file, known + "watchdog:\n  mode: off\n")?;
+
+    let pid_file = server.data_dir().join("postmaster.pid");
+    let before = fs::read_to_string(&pid_file)?;
+    let _agent =
+        Process::spawn("agent", kornak::with_file("agent", &file), &scratch.join("agent.log"))?;
+    let rest = Rest::new(&rest.address());
+    until(SOON, "the agent leads with the server", || async {
+        match rest.code("/primary").await {
+            Ok(200) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let first = |text: &str| text.lines().next().map(str::to_owned);
+    assert_eq!(first(&fs::read_to_string(&pid_file)?), first(&before), "it was not restarted");
+    until(SOON, "the configuration is in the store", || async {
+        let config = rest.get("/config").await.map_err(|error| format!("{error:#}"))?;
+        if config.text.contains("\"max_connections\": \"77\"") { Ok(()) } else { Err(config.text) }
+    })
+    .await;
+    let client = server.connect().await?;
+    let row = client.query_one("SELECT i, current_setting('work_mem') FROM t", &[]).await?;
+    assert_eq!((row.get::<_, i32>(0), row.get::<_, String>(1).as_str()), (1, "5MB"));
+
+    // And it is the agent's from now on: a restart keeps what it had.
+    let restart = rest.post("/restart", &json!({})).await?;
+    assert_eq!((restart.code, restart.text.as_str()), (200, "restarted successfully"));
+    let row = server.connect().await?;
+    let row = row.query_one("SELECT current_setting('max_connections'), i FROM t", &[]).await?;
+    assert_eq!((row.get::<_, String>(0).as_str(), row.get::<_, i32>(1)), ("77", 1));
+    scratch.passed();
     Ok(())
 }

@@ -4,13 +4,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kornak_tests::run::agent::Node;
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
 use kornak_tests::run::postgres::describe;
 use kornak_tests::run::wait::until;
+use rustix::process::Signal;
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -122,27 +123,61 @@ async fn before_every_stop_in_order_the_operators_command_runs() -> Result<()> {
     Ok(())
 }
 
-/// The archiver's command hangs, and a server waits for it when it stops.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_synchronous_mode_a_stop_has_the_limit_that_was_set() -> Result<()> {
-    let spec = ClusterSpec {
-        name: "stop-limit",
-        nodes: 1,
-        parameters: vec![
-            "archive_mode: \"on\"".to_owned(),
-            "archive_command: sleep 999".to_owned(),
-        ],
-        ..ClusterSpec::default()
-    };
-    let mut cluster = Cluster::start(spec).await?;
-    cluster.configure(&json!({"primary_stop_timeout": 2})).await?;
+/// Gives the archiver something to do, and waits until its command hangs.
+async fn archiver_hangs(cluster: &Cluster) -> Result<()> {
     let client = cluster.connect_to_leader().await?;
-    client.batch_execute("CREATE TABLE t (i int); SELECT pg_switch_wal()").await?;
+    client.batch_execute("CREATE TABLE IF NOT EXISTS t (i int); INSERT INTO t VALUES (1)").await?;
+    client.batch_execute("SELECT pg_switch_wal()").await?;
     let node = cluster.node("node0")?;
     until(LIMIT, "the archiver is busy", || async {
         node.process_titled("sleep").map(drop).ok_or_else(|| format!("{:?}", node.processes()))
     })
     .await;
+    Ok(())
+}
+
+/// The archiver's command hangs, and a server waits for it when it stops: as long as it takes, or as
+/// long as was set, where a standby has what was written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_synchronous_mode_a_stop_has_the_limit_that_was_set_and_otherwise_none() -> Result<()> {
+    // It runs in the data directory.
+    let command = "while [ -e ../hold ]; do sleep 0.2; done";
+    let spec = ClusterSpec {
+        name: "stop-limit",
+        nodes: 1,
+        synchronous: false,
+        parameters: vec![
+            "archive_mode: \"on\"".to_owned(),
+            format!("archive_command: '{command}'"),
+        ],
+        ..ClusterSpec::default()
+    };
+    let mut cluster = Cluster::start(spec).await?;
+    cluster.configure(&json!({"primary_stop_timeout": 1})).await?;
+    let hold = cluster.node("node0")?.data_dir().with_file_name("hold");
+    fs::write(&hold, "")?;
+    archiver_hangs(&cluster).await?;
+    let node = cluster.node_mut("node0")?;
+    let postmaster = node.postmaster();
+    let asked = Instant::now();
+    node.agent().context("it runs")?.signal(Signal::TERM)?;
+    until(LIMIT, "well over the limit", || async {
+        let over = asked.elapsed() > Duration::from_millis(2500);
+        if over { Ok(()) } else { Err(format!("{:?}", asked.elapsed())) }
+    })
+    .await;
+    assert_eq!(node.postmaster(), postmaster, "it is waited for");
+    fs::remove_file(&hold)?;
+    let status = node.stop_agent(LIMIT).await.context("it ran")?;
+    ensure!(status.success(), "{status}");
+    let log = node.agent_log()?;
+    ensure!(!log.contains("killing it"), "{log}");
+
+    fs::write(&hold, "")?;
+    node.start_agent()?;
+    cluster.healthy(LIMIT).await;
+    cluster.configure(&json!({"synchronous_mode": true})).await?;
+    archiver_hangs(&cluster).await?;
     let node = cluster.node_mut("node0")?;
     // Well below what init systems wait, and what the agent would wait by itself.
     let status = node.stop_agent(Duration::from_secs(25)).await.context("it ran")?;

@@ -1,5 +1,7 @@
 //! A cluster that follows another one, and takes over from it.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -74,7 +76,14 @@ impl Pair {
         // The other cluster is a copy of this one, and its members cascade from its leader.
         let scratch = Scratch::new("far");
         let start = |name: &str| {
+            let home = scratch.server_dir(name);
+            let (tell, told) = (home.join("tell.sh"), home.join("told"));
+            fs::write(&tell, format!("#!/bin/sh\necho \"$@\" >> {}\n", told.display()))?;
+            fs::set_permissions(&tell, fs::Permissions::from_mode(0o755))?;
+            let all = ["on_start", "on_stop", "on_role_change"];
+            let calls = all.map(|name| format!("{name}: {}", tell.display())).join(", ");
             let spec = AgentSpec {
+                postgresql: vec![format!("callbacks: {{{calls}}}")],
                 scope: "far".to_owned(),
                 name: name.to_owned(),
                 etcd: near.etcd.endpoints(),
@@ -120,6 +129,18 @@ async fn command(node: &Node, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Waits until one of these events is the last that the callbacks of a node have heard.
+async fn hears(node: &Node, events: &[&str], role: &str) {
+    let told = node.data_dir().with_file_name("told");
+    until(LIMIT, &format!("{} hears of {role}", node.name()), || async {
+        let text = fs::read_to_string(&told).unwrap_or_default();
+        let last = text.lines().last().unwrap_or_default();
+        let fits = events.iter().any(|event| last == format!("{event} {role} far"));
+        if fits { Ok(()) } else { Err(text) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_cluster_follows_and_takes_over() -> Result<()> {
     let pair = Pair::start().await?;
@@ -134,6 +155,11 @@ async fn a_standby_cluster_follows_and_takes_over() -> Result<()> {
     let codes = [("/standby-leader", 200), ("/leader", 200), ("/primary", 503)];
     for (path, expected) in codes {
         assert_eq!(far_leader.rest().code(path).await?, expected, "{path}");
+    }
+    for node in far {
+        let role = if node.name() == first { "standby_leader" } else { "replica" };
+        // Who starts before it leads hears of a start as a replica first.
+        hears(node, &["on_start", "on_role_change"], role).await;
     }
     let refused = far_leader.connect().await?.batch_execute("INSERT INTO t VALUES (0)").await;
     assert!(refused.is_err(), "the leader of a standby cluster is read-only");
@@ -150,6 +176,7 @@ async fn a_standby_cluster_follows_and_takes_over() -> Result<()> {
         }
     })
     .await;
+    hears(far_leader, &["on_role_change"], "primary").await;
     pair.passed();
     Ok(())
 }
@@ -206,6 +233,8 @@ async fn the_leadership_of_a_standby_cluster_is_handed_over_as_asked() -> Result
         write(source, &format!("INSERT INTO t VALUES ({value})")).await;
         for node in far {
             count(node, value).await;
+            let role = if node.name() == now { "standby_leader" } else { "replica" };
+            hears(node, &["on_role_change"], role).await;
         }
     }
     until(LIMIT, "a request that is carried out is cleared", || async {

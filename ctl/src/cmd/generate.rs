@@ -44,9 +44,13 @@ struct Server {
     listen: String,
     port: u16,
     data_dir: String,
+    /// Where the configuration is, if it is not in the data directory, as on Debian.
+    config_dir: Option<String>,
+    bin_dir: Option<String>,
     user: String,
     parameters: Map<String, Value>,
     pg_hba: Vec<String>,
+    pg_ident: Vec<String>,
 }
 
 impl Default for Server {
@@ -56,6 +60,8 @@ impl Default for Server {
             listen: "0.0.0.0".to_owned(),
             port: 5432,
             data_dir: "CHANGE-ME".to_owned(),
+            config_dir: None,
+            bin_dir: None,
             user: "postgres".to_owned(),
             parameters: Map::new(),
             pg_hba: vec![
@@ -63,6 +69,7 @@ impl Default for Server {
                 "host replication replicator 0.0.0.0/0 scram-sha-256".to_owned(),
                 "host all all 0.0.0.0/0 scram-sha-256".to_owned(),
             ],
+            pg_ident: Vec::new(),
         }
     }
 }
@@ -147,14 +154,22 @@ async fn ask(dsn: &str) -> anyhow::Result<Server> {
         addresses => addresses.replace(' ', ""),
     };
     let name = setting("cluster_name").await?;
+    let data_dir = setting("data_directory").await?;
+    let config = PathBuf::from(setting("config_file").await?);
+    let config_dir = config.parent().map(|dir| dir.display().to_string());
+    let programs = "SELECT setting FROM pg_config WHERE name = 'BINDIR'";
+    let programs = client.query_opt(programs, &[]).await.context("read pg_config")?;
     Ok(Server {
         scope: if name.is_empty() { defaults.scope } else { name },
         listen,
         port: setting("port").await?.parse()?,
-        data_dir: setting("data_directory").await?,
+        config_dir: config_dir.filter(|dir| *dir != data_dir),
+        data_dir,
+        bin_dir: programs.map(|row| row.get(0)),
         user: client.query_one("SELECT current_user::text", &[]).await?.get(0),
         parameters: parameters(&client).await?,
-        pg_hba: pg_hba(&client).await?,
+        pg_hba: lines(&client, "hba_file").await?,
+        pg_ident: lines(&client, "ident_file").await?,
     })
 }
 
@@ -168,15 +183,17 @@ async fn parameters(client: &Client) -> anyhow::Result<Map<String, Value>> {
     Ok(wanted.map(|(name, value)| (name, Value::from(value))).collect())
 }
 
-async fn pg_hba(client: &Client) -> anyhow::Result<Vec<String>> {
-    let text = "SELECT pg_read_file(current_setting('hba_file'))";
-    let text: String = client.query_one(text, &[]).await.context("read pg_hba.conf")?.get(0);
+/// The lines of a file, named by a parameter, that say something.
+async fn lines(client: &Client, file: &str) -> anyhow::Result<Vec<String>> {
+    let text = "SELECT pg_read_file(current_setting($1))";
+    let row = client.query_one(text, &[&file]).await;
+    let text: String = row.with_context(|| format!("read the file that {file} names"))?.get(0);
     let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
     Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect())
 }
 
 fn print(server: &Server, host: &str) -> String {
-    let Server { scope, listen, port, data_dir, user, parameters, pg_hba } = server;
+    let Server { scope, listen, port, data_dir, user, parameters, pg_hba, .. } = server;
     let shared = |name: &String| SHARED.contains(&name.as_str());
     let (dynamic, local): (Map<String, Value>, Map<String, Value>) =
         parameters.clone().into_iter().partition(|(name, _)| shared(name));
@@ -185,27 +202,33 @@ fn print(server: &Server, host: &str) -> String {
         "ttl": 30, "loop_wait": 10, "retry_timeout": 10, "maximum_lag_on_failover": 1_048_576,
         "postgresql": {"use_pg_rewind": true, "parameters": dynamic},
     });
+    let mut postgresql = json!({
+        "listen": format!("{listen}:{port}"),
+        "connect_address": format!("{host}:{port}"),
+        "data_dir": data_dir,
+        "authentication": {
+            "superuser": {"username": user, "password": "CHANGE-ME"},
+            "replication": {"username": "replicator", "password": "CHANGE-ME"},
+            "rewind": {"username": "rewind_user", "password": "CHANGE-ME"},
+        },
+        "parameters": local,
+        "pg_hba": pg_hba,
+    });
+    for (key, dir) in [("bin_dir", &server.bin_dir), ("config_dir", &server.config_dir)] {
+        if let Some(dir) = dir {
+            postgresql[key] = json!(dir);
+        }
+    }
+    if !server.pg_ident.is_empty() {
+        postgresql["pg_ident"] = json!(server.pg_ident);
+    }
     let sections = [
         ("scope", json!(scope)),
         ("name", json!(host)),
         ("restapi", json!({"listen": "0.0.0.0:8008", "connect_address": format!("{host}:8008")})),
         ("etcd3", json!({"hosts": ["CHANGE-ME:2379"]})),
         ("bootstrap", json!({"dcs": dcs, "initdb": [{"encoding": "UTF8"}, "data-checksums"]})),
-        (
-            "postgresql",
-            json!({
-                "listen": format!("{listen}:{port}"),
-                "connect_address": format!("{host}:{port}"),
-                "data_dir": data_dir,
-                "authentication": {
-                    "superuser": {"username": user, "password": "CHANGE-ME"},
-                    "replication": {"username": "replicator", "password": "CHANGE-ME"},
-                    "rewind": {"username": "rewind_user", "password": "CHANGE-ME"},
-                },
-                "parameters": local,
-                "pg_hba": pg_hba,
-            }),
-        ),
+        ("postgresql", postgresql),
     ];
     let mut text = String::from("# Written by `kornak config generate`; look for CHANGE-ME.\n");
     for (key, value) in sections {
@@ -233,8 +256,19 @@ mod tests {
     fn what_all_nodes_must_have_goes_into_the_store() {
         let parameters = [("max_connections", "200"), ("work_mem", "8MB")];
         let parameters = parameters.map(|(name, value)| (name.to_owned(), Value::from(value)));
-        let server = Server { parameters: Map::from_iter(parameters), ..Server::default() };
+        let server = Server {
+            parameters: Map::from_iter(parameters),
+            config_dir: Some("/etc/postgresql/15/main".to_owned()),
+            bin_dir: Some("/usr/lib/postgresql/15/bin".to_owned()),
+            pg_ident: vec!["people ann app".to_owned()],
+            ..Server::default()
+        };
         let text = print(&server, "db1");
+        let environment = [("PATRONI_CONFIGURATION".to_owned(), text.clone())];
+        let postgresql = kornak_config::load_agent(None, &environment).unwrap().settings.postgresql;
+        assert_eq!(postgresql.config_dir.to_str(), Some("/etc/postgresql/15/main"));
+        assert_eq!(postgresql.bin_dir.unwrap().to_str(), Some("/usr/lib/postgresql/15/bin"));
+        assert_eq!(postgresql.pg_ident.unwrap(), ["people ann app"]);
         assert!(text.contains("        max_connections: '200'\n"), "{text}");
         assert!(text.contains("\n  parameters:\n    work_mem: 8MB\n"), "{text}");
     }
