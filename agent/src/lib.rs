@@ -25,6 +25,7 @@ pub mod jobs;
 pub mod leading;
 pub mod lease;
 pub mod metrics;
+mod namesake;
 pub mod node;
 pub mod observe;
 pub mod peers;
@@ -76,6 +77,11 @@ pub enum RunError {
     Setup(#[from] postgres::SetupError),
     #[error("prepare TLS of the REST API, or of asking other members")]
     Tls(#[from] tls::TlsError),
+    #[error(
+        "can't start; there is already a node named {name:?} running at {base}: stop it, or give \
+         this one another name"
+    )]
+    Namesake { name: String, base: String },
     #[error("read the boot id of this host")]
     BootId(#[source] std::io::Error),
 }
@@ -122,6 +128,7 @@ pub async fn start(
     let reread = Arc::<Notify>::default();
     let current = Arc::new(ArcSwap::from_pointee(settings));
     let settings = current.load_full();
+    namesake::refuse(&settings, &*store).await?;
     let (listener, api) = listen(&settings).await?;
     let (commands_in, mut commands) = mpsc::channel(COMMAND_QUEUE);
     let (counters, restart_plan) =

@@ -356,6 +356,37 @@ async fn what_a_tool_left_half_done_is_no_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_elsewhere_and_a_base_of_ones_own_are_used() {
+    let mut field = Field::new();
+    let mut a = field.node("a");
+    let (etc, base) = (field.path().join("etc"), field.path().join("base.conf"));
+    std::fs::create_dir(&etc).unwrap();
+    std::fs::write(&base, "work_mem = 7MB\nmaintenance_work_mem = 70MB\n").unwrap();
+    if let Some(user) = &a.user {
+        std::os::unix::fs::chown(&etc, Some(user.uid), Some(user.gid)).unwrap();
+    }
+    let settings = &mut a.options.settings;
+    settings.config_dir.clone_from(&etc);
+    settings.custom_conf = Some(base);
+    settings.parameters.insert("maintenance_work_mem".to_owned(), "80MB".into());
+    settings.pg_ident = Some(vec!["people ann app".to_owned()]);
+    a.postgres = a.again();
+    a.bootstrap().await;
+    let shown = async |name: &str| a.execute(&format!("SHOW {name}")).await.unwrap();
+    assert_eq!(shown("work_mem").await, "7MB", "of the base");
+    assert_eq!(shown("maintenance_work_mem").await, "80MB", "the agent's comes later");
+    for (name, file) in [
+        ("config_file", "postgresql.conf"),
+        ("hba_file", "pg_hba.conf"),
+        ("ident_file", "pg_ident.conf"),
+    ] {
+        assert_eq!(shown(name).await, etc.join(file).display().to_string());
+    }
+    let mapped = "SELECT count(*) FROM pg_ident_file_mappings WHERE map_name = 'people'";
+    assert_eq!(a.execute(mapped).await.as_deref(), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tool_may_work_while_the_logging_collector_still_writes() {
     let mut field = Field::new();
     let a = field.node("a");

@@ -452,3 +452,23 @@ fn operators_verbs_read_any_of_the_files() {
     assert_eq!(operator(PROXY).store.unwrap().hosts.len(), 2);
     assert!(operator("").store.is_none());
 }
+
+#[test]
+fn what_a_copy_may_be_told() {
+    for (options, expected, warned) in [
+        ("{compress: server-zstd, max-rate: 10M}", &["compress", "max-rate"][..], 0),
+        ("[compress: gzip, verbose]", &["verbose"], 1),
+        ("[compress, checkpoint: fast]", &["checkpoint"], 1),
+        ("{pgdata: /x, waldir: /wal}", &["waldir"], 1),
+    ] {
+        let loaded = agent(&format!("{AGENT}  basebackup: {options}\n"));
+        let [ReplicaMethod::Basebackup { options: found }] =
+            loaded.settings.postgresql.create_replica_methods.as_slice()
+        else {
+            panic!("{:?}", loaded.settings.postgresql.create_replica_methods)
+        };
+        let found: Vec<&str> = found.iter().map(|option| option.name.as_str()).collect();
+        assert_eq!(found, expected, "{options}");
+        assert_eq!(loaded.warnings.len(), warned, "{options}: {:?}", loaded.warnings);
+    }
+}

@@ -1,5 +1,6 @@
 //! Signals of the operating system, as a token that ends everything and a hook for SIGHUP.
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,7 @@ pub fn stop_token() -> std::io::Result<CancellationToken> {
             _ = interrupt.recv() => "SIGINT",
         };
         tracing::info!(signal = name, "stopping");
+        tell(&[NotifyState::Stopping]);
         token.cancel();
     });
     Ok(stop)
@@ -47,9 +49,25 @@ pub fn on_hangup(
     Ok(())
 }
 
-/// Tells systemd that the service is up; without systemd nothing happens.
+/// Tells systemd that the service is up.
 pub fn ready() {
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+    tell(&[NotifyState::Ready]);
+}
+
+/// Tells systemd that files are read again, reads them, and tells it that they have been: what
+/// `systemctl reload` waits for in a unit of the type `notify-reload`.
+pub fn reloading(read: impl FnOnce()) {
+    let now = NotifyState::monotonic_usec_now();
+    let states: Vec<NotifyState<'_>> =
+        [NotifyState::Reloading].into_iter().chain(now.ok()).collect();
+    tell(&states);
+    read();
+    ready();
+}
+
+/// Without systemd nothing happens.
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(error = &error as &dyn std::error::Error, "systemd was not told");
     }
 }

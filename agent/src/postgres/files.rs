@@ -103,8 +103,7 @@ impl Inner {
         write(beside(&self.settings, "pgpass"), &self.passfile_text(), 0o600)?;
         self.keep_base_conf()?;
         let base = self.settings.custom_conf.as_deref().unwrap_or(Path::new(BASE_CONF));
-        let parameters = self.file_parameters(&wanted, standby);
-        write(self.main_conf(), &conf::render(Some(base), &parameters), 0o600)?;
+        let mut parameters = self.file_parameters(&wanted, standby);
         let hba = self.settings.pg_hba.as_ref().or(wanted.dynamic_hba.as_ref());
         if let Some(lines) = hba.filter(|lines| !lines.is_empty())
             && !parameters.contains_key("hba_file")
@@ -117,6 +116,16 @@ impl Inner {
         {
             write(self.config_file("pg_ident.conf"), &conf::render_lines(lines), 0o600)?;
         }
+        if self.settings.config_dir != self.settings.data_dir {
+            // Where the server would not look by itself.
+            for (name, file) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
+                let path = self.config_file(file);
+                if path.exists() {
+                    parameters.entry(name.to_owned()).or_insert(path.display().to_string());
+                }
+            }
+        }
+        write(self.main_conf(), &conf::render(Some(base), &parameters), 0o600)?;
         if wanted.keeps_recovery { Ok(()) } else { self.clean_auto_conf() }
     }
 

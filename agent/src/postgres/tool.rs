@@ -76,7 +76,8 @@ pub(super) fn command(program: impl AsRef<OsStr>, user: Option<&OsUser>) -> Comm
     command
 }
 
-/// Takes Patroni's variables out of a child's environment, as Patroni does: there are passwords in them.
+/// Takes Patroni's variables out of a child's environment, as Patroni does, for there are passwords in
+/// them; and systemd's, to which a server would tell that it is ready or stops.
 pub(crate) fn hide_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if is_setting(&name) {
@@ -86,7 +87,7 @@ pub(crate) fn hide_settings(command: &mut Command) {
 }
 
 fn is_setting(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b"PATRONI_")
+    name.as_encoded_bytes().starts_with(b"PATRONI_") || name == "NOTIFY_SOCKET"
 }
 
 /// Runs a program that changes a data directory, under a claim that it keeps until its end.
@@ -216,6 +217,7 @@ mod tests {
         for (name, hidden) in [
             ("PATRONI_SUPERUSER_PASSWORD", true),
             ("PATRONI_", true),
+            ("NOTIFY_SOCKET", true),
             ("PATRONICTL_CONFIG_FILE", false),
             ("PGSSLMODE", false),
         ] {

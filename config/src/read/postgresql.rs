@@ -208,16 +208,25 @@ fn replica_method(section: &Section<'_>, name: &str) -> Option<ReplicaMethod> {
             "xlog-method",
             "gzip",
             "version",
-            "compress",
             "dbname",
             "host",
             "port",
             "username",
             "password",
         ];
-        return Some(ReplicaMethod::Basebackup {
-            options: options(section, "basebackup", &refused),
+        let mut options = options(section, "basebackup", &refused);
+        options.retain(|option| {
+            // What the client compresses is no data directory.
+            let by_server = option.value.as_ref().is_some_and(|value| value.starts_with("server"));
+            let fits = option.name != "compress" || by_server;
+            if !fits {
+                let why = "option compress is left out: the server may compress (server-gzip, …), \
+                           not the client";
+                section.warn("basebackup", why);
+            }
+            fits
         });
+        return Some(ReplicaMethod::Basebackup { options });
     }
     let below = section.section(name);
     let command = below.required("command", "the command that makes a copy", below.text("command"));

@@ -61,7 +61,7 @@ async fn follow(
             _ = hangup.recv() => {}
             () = reloader.wanted() => {}
         }
-        reload(file.as_deref(), &environment, &reloader, &logs);
+        signals::reloading(|| reload(file.as_deref(), &environment, &reloader, &logs));
     }
 }
 

@@ -36,7 +36,7 @@ pub fn run(args: &ProxyArgs) -> anyhow::Result<()> {
         };
         let running = kornak_proxy::start(settings, store, stop.clone()).await?;
         let (file, reloader) = (args.file.clone(), running.reloader);
-        signals::on_hangup(stop, move || reload(&file, &reloader))?;
+        signals::on_hangup(stop, move || signals::reloading(|| reload(&file, &reloader)))?;
         signals::ready();
         running.join.await??;
         Ok(())
