@@ -18,6 +18,7 @@ use kornak_tests::run::wait::until;
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::net::UnixDatagram;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -56,7 +57,7 @@ async fn alone(name: &'static str) -> Result<Cluster> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
     let mut cluster = alone("reload").await?;
-    let node = cluster.node_mut("node0")?;
+    let node = &mut cluster.nodes[0];
     let (rest, postmaster) = (node.rest(), node.postmaster().context("it runs")?);
     let before = fs::read_to_string(node.file())?;
     let login = "  authentication: {username: admin, password: secret}\n";
@@ -66,7 +67,7 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
         .replace("scope: demo\n", "scope: another\n")
         .replace(
             "  pg_hba:\n",
-            "  pg_ident:\n    - people ann app\n  pg_hba:\n    \
+            "  proxy_address: 127.0.0.1:6432\n  pg_ident:\n    - people ann app\n  pg_hba:\n    \
              - host app ann 127.0.0.1/32 trust\n",
         )
         + "tags:\n  shiny: true\n";
@@ -97,6 +98,13 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
         let row = client.query_one("SHOW work_mem", &[]).await.map_err(|it| it.to_string())?;
         let found: String = row.get(0);
         if found == "8MB" { Ok(()) } else { Err(found) }
+    })
+    .await;
+    until(SOON, "the pooler's address in the store", || async {
+        let read = ["get", "--print-value-only", "/service/demo/members/node0"];
+        let member = cluster.etcd.ctl(&read).await.map_err(|error| format!("{error:#}"))?;
+        let url = "\"proxy_url\":\"postgres://127.0.0.1:6432/postgres\"";
+        if member.contains(url) { Ok(()) } else { Err(member) }
     })
     .await;
     client.batch_execute("CREATE ROLE ann LOGIN").await?;
@@ -139,6 +147,16 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
     .await;
     client.batch_execute("CREATE TABLE goes_on ()").await.context("write")?;
     assert_eq!(node.postmaster(), Some(postmaster), "the server was not restarted");
+    // Another node may not have its name.
+    let own =
+        before.lines().find(|line| line.starts_with("  listen: ")).context("the REST API's")?;
+    let own = own.replace("  listen: ", "");
+    let second = node.file().with_file_name("second.yml");
+    fs::write(&second, before.replace(&own, &Port::free().address()))?;
+    let answer = tokio::time::timeout(SOON, run(kornak::with_file("agent", &second))).await;
+    let output = answer.context("it goes on running")??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("already a node named"), "{said}");
     asking.abort();
     assert_eq!(*refused_checks.lock(), [0_u16; 0], "no health check noticed anything");
     cluster.passed();
@@ -273,8 +291,19 @@ async fn a_running_server_is_taken_over_with_a_generated_file() -> Result<()> {
 
     let pid_file = server.data_dir().join("postmaster.pid");
     let before = fs::read_to_string(&pid_file)?;
-    let _agent =
-        Process::spawn("agent", kornak::with_file("agent", &file), &scratch.join("agent.log"))?;
+    let systemd = UnixDatagram::bind(scratch.join("notify"))?;
+    let told = async |expected: &str| -> Result<()> {
+        let mut message = [0; 256];
+        let answer = tokio::time::timeout(SOON, systemd.recv(&mut message)).await;
+        let length = answer.with_context(|| format!("systemd is not told {expected}"))??;
+        let text = String::from_utf8_lossy(&message[..length]).into_owned();
+        anyhow::ensure!(text.trim_end().starts_with(expected), "{text:?} is not {expected}");
+        Ok(())
+    };
+    let mut command = kornak::with_file("agent", &file);
+    command.env("NOTIFY_SOCKET", scratch.join("notify"));
+    let mut agent = Process::spawn("agent", command, &scratch.join("agent.log"))?;
+    told("READY=1").await?;
     let rest = Rest::new(&rest.address());
     until(SOON, "the agent leads with the server", || async {
         match rest.code("/primary").await {
@@ -300,6 +329,15 @@ async fn a_running_server_is_taken_over_with_a_generated_file() -> Result<()> {
     let row = server.connect().await?;
     let row = row.query_one("SELECT current_setting('max_connections'), i FROM t", &[]).await?;
     assert_eq!((row.get::<_, String>(0).as_str(), row.get::<_, i32>(1)), ("77", 1));
+    let postmaster = first(&fs::read_to_string(&pid_file)?).context("it runs")?;
+    let environment = fs::read(format!("/proc/{postmaster}/environ"))?;
+    assert!(!String::from_utf8_lossy(&environment).contains("NOTIFY_SOCKET"), "it is the agent's");
+    agent.signal(Signal::HUP)?;
+    told("RELOADING=1\nMONOTONIC_USEC=").await?;
+    told("READY=1").await?;
+    agent.signal(Signal::TERM)?;
+    told("STOPPING=1").await?;
+    agent.terminate(SOON).await;
     scratch.passed();
     Ok(())
 }
