@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use kornak_tests::run::agent::Node;
 use kornak_tests::run::cluster::{Cluster, ClusterSpec, run};
 use kornak_tests::run::etcd::Etcd;
 use kornak_tests::run::kornak;
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::net::UnixDatagram;
+use tokio_postgres::Client;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -52,6 +54,45 @@ const METRICS: &[&str] = &[
 async fn alone(name: &'static str) -> Result<Cluster> {
     let spec = ClusterSpec { name, nodes: 1, synchronous: false, ..Default::default() };
     Cluster::start(spec).await
+}
+
+/// How the role logs in that a new rule lets in.
+fn login_of_ann(node: &Node) -> String {
+    format!("host=127.0.0.1 port={} user=ann dbname=app", node.port())
+}
+
+/// The address of a pooler, a rule and a map are taken from the changed file.
+async fn rules_are_in_force(etcd: &Etcd, node: &Node, client: &Client) -> Result<()> {
+    until(SOON, "the pooler's address in the store", || async {
+        let read = ["get", "--print-value-only", "/service/demo/members/node0"];
+        let member = etcd.ctl(&read).await.map_err(|error| format!("{error:#}"))?;
+        let url = "\"proxy_url\":\"postgres://127.0.0.1:6432/postgres\"";
+        if member.contains(url) { Ok(()) } else { Err(member) }
+    })
+    .await;
+    client.batch_execute("CREATE ROLE ann LOGIN").await?;
+    let ann = login_of_ann(node);
+    until(SOON, "the new rule", || async {
+        connect(&ann).await.map(drop).map_err(|error| describe(&error))
+    })
+    .await;
+    let mapped = "SELECT count(*) FROM pg_ident_file_mappings WHERE map_name = 'people' \
+                  AND sys_name = 'ann' AND pg_username = 'app' AND error IS NULL";
+    assert_eq!(client.query_one(mapped, &[]).await?.get::<_, i64>(0), 1);
+    Ok(())
+}
+
+/// Another node may not have the name of one that runs.
+async fn refuses_a_second(node: &Node, file: &str) -> Result<()> {
+    let own = file.lines().find(|line| line.starts_with("  listen: ")).context("the REST API's")?;
+    let own = own.replace("  listen: ", "");
+    let second = node.file().with_file_name("second.yml");
+    fs::write(&second, file.replace(&own, &Port::free().address()))?;
+    let answer = tokio::time::timeout(SOON, run(kornak::with_file("agent", &second))).await;
+    let output = answer.context("it goes on running")??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("already a node named"), "{said}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,22 +141,8 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
         if found == "8MB" { Ok(()) } else { Err(found) }
     })
     .await;
-    until(SOON, "the pooler's address in the store", || async {
-        let read = ["get", "--print-value-only", "/service/demo/members/node0"];
-        let member = cluster.etcd.ctl(&read).await.map_err(|error| format!("{error:#}"))?;
-        let url = "\"proxy_url\":\"postgres://127.0.0.1:6432/postgres\"";
-        if member.contains(url) { Ok(()) } else { Err(member) }
-    })
-    .await;
-    client.batch_execute("CREATE ROLE ann LOGIN").await?;
-    let ann = format!("host=127.0.0.1 port={} user=ann dbname=app", node.port());
-    until(SOON, "the new rule", || async {
-        connect(&ann).await.map(drop).map_err(|error| describe(&error))
-    })
-    .await;
-    let mapped = "SELECT count(*) FROM pg_ident_file_mappings WHERE map_name = 'people' \
-                  AND sys_name = 'ann' AND pg_username = 'app' AND error IS NULL";
-    assert_eq!(client.query_one(mapped, &[]).await?.get::<_, i64>(0), 1);
+    rules_are_in_force(&cluster.etcd, node, &client).await?;
+    let ann = login_of_ann(node);
     let refused = rest.post("/reload", &json!({})).await?;
     assert_eq!((refused.code, refused.text.as_str()), (401, "no auth header received"));
     let log = fs::read_to_string(node.log())?;
@@ -147,16 +174,7 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
     .await;
     client.batch_execute("CREATE TABLE goes_on ()").await.context("write")?;
     assert_eq!(node.postmaster(), Some(postmaster), "the server was not restarted");
-    // Another node may not have its name.
-    let own =
-        before.lines().find(|line| line.starts_with("  listen: ")).context("the REST API's")?;
-    let own = own.replace("  listen: ", "");
-    let second = node.file().with_file_name("second.yml");
-    fs::write(&second, before.replace(&own, &Port::free().address()))?;
-    let answer = tokio::time::timeout(SOON, run(kornak::with_file("agent", &second))).await;
-    let output = answer.context("it goes on running")??;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("already a node named"), "{said}");
+    refuses_a_second(node, &before).await?;
     asking.abort();
     assert_eq!(*refused_checks.lock(), [0_u16; 0], "no health check noticed anything");
     cluster.passed();
