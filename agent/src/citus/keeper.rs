@@ -49,6 +49,8 @@ pub(super) struct Keeper {
     requests: Vec<Request>,
     answers: Vec<oneshot::Sender<Answer>>,
     refused: BTreeMap<Address, Refused>,
+    /// Whoever holds the locks on a group's shards does not end although he was told to.
+    locked_out: bool,
     not_before: Moment,
     pause: Duration,
     trouble: Option<Trouble>,
@@ -84,6 +86,7 @@ impl Keeper {
             requests: Vec::new(),
             answers: Vec::new(),
             refused: BTreeMap::new(),
+            locked_out: false,
             not_before: Moment::default(),
             pause: FIRST_PAUSE,
             trouble: None,
@@ -218,6 +221,7 @@ impl Keeper {
             _ => None,
         };
         let looks = matches!(next, Next::Load);
+        let commits = matches!(next, Next::Commit { .. });
         match self.try_to(next, seen).await {
             // What could not be changed is not mended by a look at it.
             Ok(()) if looks && self.trouble.as_ref().is_some_and(|it| it.changing) => {}
@@ -232,7 +236,7 @@ impl Keeper {
                 let late = error.code() == Some("55P03");
                 match member.filter(|_| error.code().is_some()) {
                     Some(address) => self.is_refused(address, &error),
-                    None if late => {}
+                    None if late => self.locked_out = commits,
                     None => self.failed(&error, !looks),
                 }
                 self.stand_down();
@@ -287,10 +291,8 @@ impl Keeper {
         let Some(asked) = self.requests.get(request).cloned() else { return Ok(()) };
         self.say("BEGIN").await?;
         let now = boottime_now();
-        if let Some(hold) = asked.hold {
-            let left = (asked.received + hold).since(now).max(SHORTEST_LOCK_WAIT).as_millis();
-            self.say(&format!("SET LOCAL lock_timeout = {left}")).await?;
-        }
+        let left = (asked.received + asked.hold.unwrap_or(asked.timeout)).since(now);
+        self.wait_for_locks(left).await?;
         self.say(&statement(step, asked.hold.is_none(), asked.cooldown)).await?;
         info!(
             database = %self.database,
@@ -320,18 +322,35 @@ impl Keeper {
         seen: &Seen,
     ) -> Result<(), SqlError> {
         let began = boottime_now();
+        let past_locks = std::mem::take(&mut self.locked_out);
         if self.flight == Flight::Grounded {
             self.say("BEGIN").await?;
+            self.wait_for_locks(LOCKS_WITHIN).await?;
+        }
+        if past_locks {
+            warn!(
+                database = %self.database,
+                "backends that wait for a silent server keep their locks, pg_dist_node is changed without them"
+            );
         }
         for step in steps {
-            self.say(&statement(step, true, FORCE_AFTER)).await?;
+            let statement = match step {
+                Step::Update { node, to } if past_locks && self.is_primary(*node) => {
+                    directly(*node, to)
+                }
+                _ => statement(step, true, FORCE_AFTER),
+            };
+            self.say(&statement).await?;
+        }
+        if past_locks {
+            self.say(UNSYNCED).await?;
         }
         // Nobody may reach a new address through the former one's pool.
         if let Some(pools) = super::local::pools_statement(seen) {
             self.say(&pools).await?;
         }
         // From here on its outcome may be unknown: the rows are read again whatever happens.
-        self.rows = None;
+        let before = self.rows.take().unwrap_or_default();
         self.say("COMMIT").await?;
         self.flight = Flight::Grounded;
         let changes: Vec<String> = steps.iter().map(|step| Spoken(step).to_string()).collect();
@@ -344,7 +363,67 @@ impl Keeper {
         if let Some(request) = request {
             self.answer(request, Answer::Done);
         }
+        if past_locks {
+            self.tell_workers(steps, &before, seen).await?;
+        }
         Ok(())
+    }
+
+    /// Makes the same changes on the workers that had the metadata before.
+    async fn tell_workers(
+        &mut self,
+        steps: &[Step],
+        before: &[Row],
+        seen: &Seen,
+    ) -> Result<(), SqlError> {
+        let changes = steps.iter().filter_map(|step| match step {
+            Step::Update { node, to } => Some(directly(*node, to)),
+            _ => None,
+        });
+        let changes: Vec<String> = changes.collect();
+        let limit = LOCKS_WITHIN.as_millis();
+        let statement =
+            format!("BEGIN; SET LOCAL lock_timeout = {limit}; {}; COMMIT", changes.join("; "));
+        let workers = primaries(before).filter(|row| row.synced && row.group.0 > 0);
+        let workers = workers
+            .filter_map(|row| Some((row.group, seen.wanted.get(&row.group)?.primary.clone()?)));
+        let (postgres, database) = (&self.ctx.postgres, &self.database);
+        let telling = workers.map(|(group, at)| {
+            let statement = &statement;
+            let told = async move {
+                let client = postgres.connect_to(&at.host, at.port, database, APPLICATION).await?;
+                ask(&client, "change pg_dist_node", statement).await
+            };
+            async move { (group, tokio::time::timeout(TELL_WITHIN, told).await) }
+        });
+        for (group, told) in futures_util::future::join_all(telling).await {
+            match told {
+                Ok(Ok(_)) => {
+                    let synced = format!(
+                        "UPDATE pg_catalog.pg_dist_node SET metadatasynced = true \
+                         WHERE groupid = {group} AND hasmetadata AND noderole = 'primary'"
+                    );
+                    self.say(&synced).await?;
+                }
+                Ok(Err(error)) => {
+                    warn!(database = %self.database, group = group.0, error = %chain(&error), "a worker was not told");
+                }
+                Err(_) => {
+                    warn!(database = %self.database, group = group.0, "a worker does not answer");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn wait_for_locks(&mut self, limit: Duration) -> Result<(), SqlError> {
+        let limit = limit.max(SHORTEST_LOCK_WAIT).as_millis();
+        self.say(&format!("SET LOCAL lock_timeout = {limit}")).await.map(drop)
+    }
+
+    fn is_primary(&self, node: i32) -> bool {
+        let mut rows = self.rows.iter().flatten();
+        rows.any(|row| row.node == node && row.role == Role::Primary)
     }
 
     fn answer(&mut self, request: usize, answer: Answer) {
@@ -405,6 +484,28 @@ impl Keeper {
 
 /// In a failover, whoever holds a lock on the group's placements waits for a server that is gone.
 const FORCE_AFTER: Duration = Duration::from_secs(1);
+
+/// For one lock after that. Who waits for a server that is gone ends within milliseconds of being told;
+/// who waits for one that stands still while its kernel answers does not: he asks it to cancel his
+/// statement first, and libpq waits for that without a limit.
+const LOCKS_WITHIN: Duration = Duration::from_millis(2500);
+
+/// For telling all workers what else Citus's daemon tells them, which waits for the silent server too.
+const TELL_WITHIN: Duration = Duration::from_secs(5);
+
+/// As `citus_update_node` does it: who is not synced is told by the daemon.
+const UNSYNCED: &str = "UPDATE pg_catalog.pg_dist_node SET metadatasynced = false \
+    WHERE hasmetadata AND metadatasynced AND groupid > 0";
+
+/// What `citus_update_node` does to a row, without the locks on the group's shards. Only for those who
+/// have been told to end: whatever they have not committed they will not.
+fn directly(node: i32, to: &Address) -> String {
+    format!(
+        "UPDATE pg_catalog.pg_dist_node SET nodename = {}, nodeport = {} WHERE nodeid = {node}",
+        literal(&to.host),
+        to.port
+    )
+}
 
 fn primaries(rows: &[Row]) -> impl Iterator<Item = &Row> {
     rows.iter().filter(|row| row.role == Role::Primary)

@@ -131,6 +131,12 @@ impl Local {
         if !recover {
             return Ok(true);
         }
+        match registered(&client, seen).await? {
+            Registered::Right => {}
+            // Citus would ask a server that is gone, or one that stands still and never answers.
+            Registered::Differs => return Ok(false),
+            Registered::Leaderless => return Ok(true),
+        }
         let statement = "SELECT recover_prepared_transactions()";
         let rows = ask(&client, "recover prepared transactions", statement).await?;
         let count = rows.first().and_then(|row| row.first().cloned().flatten());
@@ -164,6 +170,44 @@ impl Local {
             self.complained = Some(text);
         }
     }
+}
+
+/// Whether this server's `pg_dist_node` has the leaders that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Registered {
+    Right,
+    /// It will be told.
+    Differs,
+    /// A group has none now; there will be another look when it has.
+    Leaderless,
+}
+
+async fn registered(client: &Client, seen: &Seen) -> Result<Registered, SqlError> {
+    let statement = "SELECT groupid, nodename, nodeport FROM pg_catalog.pg_dist_node \
+        WHERE noderole = 'primary' AND nodecluster = 'default'";
+    let rows = ask(client, "tell who is registered", statement).await?;
+    Ok(compare(&rows, &primaries(seen)))
+}
+
+fn compare(
+    rows: &[crate::postgres::TextRow],
+    leaders: &BTreeMap<GroupId, Option<Address>>,
+) -> Registered {
+    let text = |row: &crate::postgres::TextRow, n: usize| row.get(n).cloned().flatten();
+    let mut found = Registered::Right;
+    for row in rows {
+        let group = text(row, 0).and_then(|group| group.parse().ok()).map(GroupId);
+        let at = text(row, 1).zip(text(row, 2).and_then(|port| port.parse().ok()));
+        match group.and_then(|group| leaders.get(&group)) {
+            Some(None) => return Registered::Leaderless,
+            Some(Some(leader)) if at.as_ref() != Some(&(leader.host.clone(), leader.port)) => {
+                found = Registered::Differs;
+            }
+            // A group that is gone is about to be removed.
+            Some(Some(_)) | None => {}
+        }
+    }
+    found
 }
 
 /// Makes `pg_dist_poolinfo` right, if any member has a pool.
@@ -215,4 +259,24 @@ pub(super) fn pools_statement(seen: &Seen) -> Option<String> {
         values = values.join(", "),
         known = known.join(","),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_asked_for_prepared_transactions_before_the_rows_name_the_leaders() {
+        let row = |group: &str, host: &str, port: &str| -> crate::postgres::TextRow {
+            [group, host, port].into_iter().map(|it| Some(it.to_owned())).collect()
+        };
+        let at = |host: &str| Some(Address { host: host.to_owned(), port: 5432 });
+        let rows = [row("0", "c", "5432"), row("1", "a", "5432"), row("7", "gone", "5432")];
+        let leaders = |worker| BTreeMap::from([(GroupId(0), at("c")), (GroupId(1), worker)]);
+        assert_eq!(compare(&rows, &leaders(at("a"))), Registered::Right);
+        assert_eq!(compare(&rows, &leaders(at("b"))), Registered::Differs);
+        assert_eq!(compare(&rows, &leaders(None)), Registered::Leaderless);
+        let moved = Some(Address { host: "a".to_owned(), port: 6432 });
+        assert_eq!(compare(&rows, &leaders(moved)), Registered::Differs);
+    }
 }

@@ -15,7 +15,7 @@ use super::port::Port;
 use super::postgres::{SUPERUSER_PASSWORD, bin_dir, connect, superuser};
 use super::process::Process;
 use super::rest::Rest;
-use super::scratch::{Scratch, kill_below, processes_below};
+use super::scratch::{Scratch, freeze_below, kill_below, processes_below};
 
 /// What differs between clusters.
 #[derive(Debug, Clone, Default)]
@@ -213,6 +213,17 @@ impl Node {
     pub fn kill_all(&mut self) {
         self.agent = None;
         kill_below(&self.home);
+    }
+
+    /// Everything of this node stands still, and its kernel goes on answering for it: a host whose disk
+    /// is gone, or a paused container.
+    ///
+    /// # Panics
+    /// When it does not stand still within some seconds.
+    pub fn freeze_all(&self) -> Result<()> {
+        self.freeze_agent()?;
+        freeze_below(&self.home);
+        Ok(())
     }
 
     /// Processes of this node: guard, postmaster, backends, and the agent's helpers.

@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use kornak_tests::load::{Doing, Report};
+use kornak_tests::load::{Doing, Problem, Report};
 use kornak_tests::run::citus::{CitusCluster, CitusSpec};
+use kornak_tests::run::postgres::{connect, describe};
 use kornak_tests::run::wait::{strict_timing, until};
 
 use super::{Loads, SOON, needs_citus};
@@ -17,16 +18,25 @@ enum Blow {
     Postmaster,
     /// Every process of the host ends at once, and comes back when the test says so.
     Host,
+    /// Every process of the host stands still, and its kernel goes on answering for them.
+    Frozen,
 }
 
-/// After so long the proxy knows that a primary has died: what begins later has to wait.
-fn notice() -> Duration {
-    Duration::from_millis(if strict_timing() { 100 } else { 1000 })
+/// After so long the proxy knows that a primary has died: what begins later has to wait. One that says
+/// nothing is lost after three seconds.
+fn notice(blow: Blow) -> Duration {
+    let room = Duration::from_millis(if strict_timing() { 100 } else { 1000 });
+    match blow {
+        Blow::Postmaster | Blow::Host => room,
+        Blow::Frozen => Duration::from_secs(3) + 2 * room,
+    }
 }
 
-/// The promise is a second; a busy machine may take longer.
-fn registration_limit() -> Duration {
-    Duration::from_secs(if strict_timing() { 1 } else { 5 })
+/// The promise is a second; a busy machine may take longer. Those who wait for a silent server are given
+/// some seconds to end.
+fn registration_limit(blow: Blow) -> Duration {
+    let limit = Duration::from_secs(if strict_timing() { 1 } else { 5 });
+    if matches!(blow, Blow::Frozen) { limit + Duration::from_secs(5) } else { limit }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -47,6 +57,12 @@ async fn a_worker_whose_host_is_lost_costs_only_what_was_in_flight() -> Result<(
     strike("citus-host", 2, Blow::Host).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_host_stands_still_is_replaced_in_the_metadata_too() -> Result<()> {
+    needs_citus!();
+    strike("citus-frozen", 2, Blow::Frozen).await
+}
+
 async fn strike(name: &'static str, group: u32, blow: Blow) -> Result<()> {
     let mut cluster = CitusCluster::start(CitusSpec { name, ..CitusSpec::default() }).await?;
     let loads = Loads::start(&cluster).await?;
@@ -55,6 +71,7 @@ async fn strike(name: &'static str, group: u32, blow: Blow) -> Result<()> {
     match blow {
         Blow::Postmaster => cluster.node(&leader)?.kill_postmaster()?,
         Blow::Host => cluster.node_mut(&leader)?.kill_all(),
+        Blow::Frozen => cluster.node(&leader)?.freeze_all()?,
     }
     let (led, registered) = succession(&cluster, group, &leader).await;
     println!(
@@ -62,21 +79,46 @@ async fn strike(name: &'static str, group: u32, blow: Blow) -> Result<()> {
          {registered:.2?} later",
         at[0]
     );
+    if matches!(blow, Blow::Frozen) {
+        newcomers_work(&cluster).await;
+        println!("who comes anew works after {:.2?}", began.elapsed());
+        // What is in flight there ends with the host and not before.
+        cluster.node_mut(&leader)?.kill_all();
+    }
     loads.flow(10).await;
     println!("everybody works after {:.2?}", began.elapsed());
-    if matches!(blow, Blow::Host) {
+    if matches!(blow, Blow::Host | Blow::Frozen) {
         cluster.node_mut(&leader)?.start_agent()?;
     }
     cluster.healthy(SOON).await;
     loads.flow(5).await;
     let reports = loads.stop(&cluster).await?;
     for (report, at) in reports.iter().zip(at) {
-        only_units_in_flight_failed(report, at, notice());
+        only_units_in_flight_failed(report, at, blow);
     }
-    assert!(registered < registration_limit(), "registered after {registered:?}");
+    assert!(registered < registration_limit(blow), "registered after {registered:?}");
     cluster.nothing_prepared(SOON).await;
     cluster.passed();
     Ok(())
+}
+
+/// Waits until a new session writes through the coordinator and through a worker, to every group.
+async fn newcomers_work(cluster: &CitusCluster) {
+    until(SOON, "new sessions work", || async {
+        for login in [cluster.app(), cluster.app_on_workers()] {
+            let client = connect(&login).await.map_err(|error| describe(&error))?;
+            for id in 1..=20_i64 {
+                let write = "INSERT INTO kornak_load VALUES ($1, 0) ON CONFLICT DO NOTHING";
+                let wrote = async { client.execute(write, &[&id]).await };
+                match tokio::time::timeout(Duration::from_secs(20), wrote).await {
+                    Ok(wrote) => wrote.map(drop).map_err(|error| describe(&error))?,
+                    Err(_) => return Err(format!("row {id} has to wait")),
+                }
+            }
+        }
+        Ok(())
+    })
+    .await;
 }
 
 /// How long it took until somebody else led, and then until the coordinator had its address.
@@ -105,10 +147,15 @@ async fn succession(cluster: &CitusCluster, group: u32, former: &str) -> (Durati
 }
 
 /// Nothing failed but units that had begun before the blow could be known, one for each client; no
-/// connection was lost and nobody waited in vain.
-fn only_units_in_flight_failed(report: &Report, blow: Duration, notice: Duration) {
+/// connection was lost, but of those that waited for a silent server, and nobody waited in vain.
+fn only_units_in_flight_failed(report: &Report, blow: Duration, kind: Blow) {
+    let notice = notice(kind);
     let most = if strict_timing() { 1 } else { 2 };
-    assert_eq!((report.lost_connections(), report.stale_reads()), (0, 0), "{report}");
+    let ended = |problem: &Problem| {
+        matches!(kind, Blow::Frozen) && problem.sqlstate.as_deref() == Some("57P01")
+    };
+    let lost = report.problems().filter(|(_, it)| it.lost_connection && !ended(it)).count();
+    assert_eq!((lost, report.stale_reads()), (0, 0), "{report}");
     for (client, problem) in report.problems() {
         let (number, kind) = (client.number, client.kind);
         let (began, doing) = (problem.began, problem.doing);

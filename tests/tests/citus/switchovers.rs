@@ -1,11 +1,12 @@
 //! Planned switchovers under load.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use kornak_tests::load::{Load, LoadSpec};
 use kornak_tests::run::citus::{CitusCluster, CitusSpec};
-use kornak_tests::run::postgres::connect;
+use kornak_tests::run::postgres::{connect, describe};
 use kornak_tests::run::wait::{strict_timing, until};
 
 use super::{Loads, SOON, distribute, needs_citus, nothing_was_noticed};
@@ -95,7 +96,7 @@ async fn a_switchover_waits_for_a_long_transaction_and_holds_nobody_meanwhile() 
     let mut long = connect(&cluster.app_on_workers()).await?;
     let transaction = long.transaction().await?;
     transaction.execute("INSERT INTO kornak_load VALUES (1, 0)", &[]).await?;
-    let (began, ended) = (Instant::now(), std::cell::Cell::new(None));
+    let (began, ended) = (Instant::now(), Cell::new(None));
     let switching = async {
         let done = cluster.switchover(1).await;
         ended.set(Some(began.elapsed()));
@@ -125,6 +126,58 @@ async fn a_switchover_waits_for_a_long_transaction_and_holds_nobody_meanwhile() 
     cluster.healthy(SOON).await;
     let reports = loads.stop(&cluster).await?;
     nothing_was_noticed(&reports);
+    cluster.passed();
+    Ok(())
+}
+
+/// A lock on a group's shards is waited for without force, and nobody is held longer than a drain lasts
+/// (SAFETY scenario A7.4).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_on_the_shards_puts_a_switchover_off_and_ends_nobody() -> Result<()> {
+    needs_citus!();
+    let spec = CitusSpec { name: "citus-lock", members: vec![1, 2, 1], ..CitusSpec::default() };
+    let cluster = CitusCluster::start(spec).await?;
+    distribute(&cluster).await?;
+    let before = cluster.leader(1).await?;
+    let bystander = connect(&cluster.app()).await?;
+    let holder = cluster.coordinator("citus").await?;
+    // What a rebalance or a direct client's transaction holds, without a session on the worker.
+    let lock = "BEGIN; SELECT citus_pause_node_within_txn(nodeid) FROM pg_dist_node \
+        WHERE groupid = 1 AND noderole = 'primary'";
+    holder.batch_execute(lock).await?;
+    let (since, longest) = (Cell::new(Instant::now()), Cell::new(Duration::ZERO));
+    let switching = cluster.switchover(1);
+    let holding = async {
+        until(SOON, "the coordinator refuses", || async {
+            let began = Instant::now();
+            bystander.simple_query("SELECT 1").await.map_err(|error| describe(&error))?;
+            longest.set(longest.get().max(began.elapsed()));
+            let log = cluster.node(&before).and_then(kornak_tests::run::agent::Node::agent_log);
+            let log = log.map_err(|error| format!("{error:#}"))?;
+            let refused =
+                ["not now, says the coordinator", "the coordinator does not answer in time"];
+            if refused.iter().any(|words| log.contains(words)) {
+                return Ok(());
+            }
+            // A transaction that is old is waited for before anybody is held; a young one is not.
+            if log.contains("handover begun") && since.get().elapsed() > Duration::from_secs(2) {
+                let again = holder.batch_execute(&format!("COMMIT; {lock}")).await;
+                again.map_err(|error| describe(&error))?;
+                since.set(Instant::now());
+            }
+            Err("not yet".to_owned())
+        })
+        .await;
+        assert_eq!(cluster.leader(1).await?, before, "it still leads");
+        holder.batch_execute("COMMIT").await.map_err(anyhow::Error::from)
+    };
+    let (switched, held) = tokio::join!(switching, holding);
+    held?;
+    switched?;
+    println!("nobody waited longer than {:.1?}", longest.get());
+    assert!(longest.get() < gap_limit(), "a bystander waited {:?}", longest.get());
+    assert_ne!(cluster.leader(1).await?, before);
+    cluster.healthy(SOON).await;
     cluster.passed();
     Ok(())
 }
