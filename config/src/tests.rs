@@ -472,3 +472,26 @@ fn what_a_copy_may_be_told() {
         assert_eq!(loaded.warnings.len(), warned, "{options}: {:?}", loaded.warnings);
     }
 }
+
+#[test]
+fn what_names_a_store_that_is_not_used_is_told() {
+    let with = |store: &str| {
+        let text = changed(AGENT, "etcd3:\n  hosts: [10.0.0.1:2379, 10.0.0.2]\n", store);
+        agent(&text).warnings.join("\n")
+    };
+    for (store, expected) in [
+        ("etcd3: {host: 'a:1'}\n", &[][..]),
+        ("etcd3: {host: 'a:1', srv: b}\n", &["etcd3.srv: has no effect, the hosts are named"]),
+        ("etcd: {host: 'a:1'}\n", &["etcd: is read as etcd3", "API v2"]),
+        (
+            "etcd3: {host: 'a:1'}\netcd: {host: 'b:1'}\nconsul: {host: 'c:1'}\n",
+            &["etcd: has no effect, etcd3 is used", "consul: has no effect, etcd3 is used"],
+        ),
+    ] {
+        let said = with(store);
+        assert_eq!(said.is_empty(), expected.is_empty(), "{store}: {said}");
+        for part in expected {
+            assert!(said.contains(part), "{store}: {said}");
+        }
+    }
+}

@@ -201,6 +201,7 @@ fn bootstrap(section: &Section<'_>, citus: bool) -> BootstrapSettings {
     let method_name = section.text("method").unwrap_or_else(|| "initdb".to_owned());
     let known =
         ["dcs", "method", "initdb", "pg_hba", "post_bootstrap", "post_init", method_name.as_str()];
+    let known: Vec<&str> = known.into_iter().chain(["users"]).collect();
     section.tolerate(&known, &[]);
     if section.has("users") {
         section.warn("users", "has no effect (as in Patroni since 4.0), use post_bootstrap");

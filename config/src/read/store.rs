@@ -28,6 +28,14 @@ pub(crate) fn store(root: &Section<'_>) -> Option<StoreSettings> {
 /// `Some(None)`: there is a section, and it is wrong.
 pub(crate) fn optional(root: &Section<'_>) -> Option<Option<Etcd3Settings>> {
     let key = ["etcd3", "etcd"].into_iter().find(|key| root.has(key))?;
+    for other in SECTIONS.iter().filter(|other| **other != key && root.has(other)) {
+        root.warn(other, &format!("has no effect, {key} is used"));
+    }
+    if key == "etcd" {
+        let why = "is read as etcd3; a Patroni with this section uses the API v2 of etcd, and its \
+                   cluster cannot be seen from here";
+        root.warn(key, why);
+    }
     Some(etcd3(&root.section(key)))
 }
 
@@ -43,6 +51,9 @@ fn etcd3(section: &Section<'_>) -> Option<Etcd3Settings> {
             ("proxy", "there is no way through an HTTP proxy for gRPC"),
         ],
     );
+    if section.has("srv") && ["hosts", "host", "url"].iter().any(|key| section.has(key)) {
+        section.warn("srv", "has no effect, the hosts are named");
+    }
     let schemes = [("http", Scheme::Http), ("https", Scheme::Https)];
     let mut protocol = section.word("protocol", &schemes).unwrap_or_default();
     let host = |text: &str| HostPort::parse(text, Some(DEFAULT_PORT));
