@@ -130,7 +130,6 @@ const OURS: &[&str] = &[
     "port",
     "primary_conninfo",
     "primary_slot_name",
-    "recovery_target_timeline",
     "restore_command",
     "synchronous_standby_names",
 ];
@@ -179,7 +178,9 @@ async fn parameters(client: &Client) -> anyhow::Result<Map<String, Value>> {
                ORDER BY name";
     let rows = client.query(set, &[]).await.context("read pg_settings")?;
     let all = rows.iter().map(|row| (row.get::<_, String>(0), row.get::<_, String>(1)));
-    let wanted = all.filter(|(name, _)| !OURS.contains(&name.as_str()));
+    // An agent's server is told where to recover to by nobody else.
+    let ours = |name: &str| OURS.contains(&name) || name.starts_with("recovery_target");
+    let wanted = all.filter(|(name, _)| !ours(name));
     Ok(wanted.map(|(name, value)| (name, Value::from(value))).collect())
 }
 
