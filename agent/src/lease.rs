@@ -225,7 +225,7 @@ impl Keeper {
     ) -> Result<Epoch, ClaimError> {
         let generation = self.generation();
         let ahead = self.inner.ahead.lock().await.take();
-        let usable = ahead.filter(|a| boottime_now().since(a.sent) < a.ttl / 2);
+        let usable = ahead.filter(|a| leaves_time(boottime_now().since(a.sent), a.ttl));
         let base = match usable {
             Some(ahead) => ahead,
             None => self.grant(ttl).await.map_err(ClaimError::Store)?,
@@ -563,4 +563,23 @@ fn renewal_pause(held: Held, now: Moment) -> Duration {
 /// A sixth of the lease, so that several renewals may fail before the deadline.
 pub fn renewed_every(ttl: Duration) -> Duration {
     (ttl / 6).clamp(Duration::from_millis(300), Duration::from_secs(5))
+}
+
+/// Whether a lease that was granted ahead leaves time for a promotion: the guard stops a server before
+/// the lease ends, by its margin and the time that a stop in order may take, and a new one is granted
+/// within milliseconds.
+fn leaves_time(age: Duration, ttl: Duration) -> bool {
+    age < ttl / 5
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_was_granted_long_ago_is_not_promoted_on() {
+        let ttl = Duration::from_secs(5);
+        assert!(leaves_time(Duration::from_millis(400), ttl));
+        assert!(!leaves_time(Duration::from_millis(2200), ttl), "the guard would fire at once");
+    }
 }
