@@ -4,7 +4,7 @@
 //! a server is lost it cannot be asked any more, and a session that believes to hold a mutex must
 //! not live on while another client gets it, nor one go on without its table (SAFETY.md A11). The
 //! sample is a second old at most; what was done after it is not seen unless the statement's text
-//! names it, which pins by itself. Temporary tables have a module of their own ([`temporary`]).
+//! names it, which pins by itself. Temporary tables have a module of their own (`temporary`).
 
 mod temporary;
 

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kornak_tests::run::agent::{AgentSpec, Node, Program};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec, run};
+use kornak_tests::run::etcd::Etcd;
 use kornak_tests::run::kornak;
-use kornak_tests::run::postgres::describe;
+use kornak_tests::run::postgres::{Postgres, describe, program, superuser};
 use kornak_tests::run::scratch::Scratch;
 use kornak_tests::run::wait::until;
 use serde_json::{Value, json};
@@ -119,10 +121,15 @@ async fn write(node: &Node, statements: &str) {
 async fn command(node: &Node, words: &[&str]) -> Result<()> {
     let mut command = kornak::command(words.iter().copied());
     command.arg("-c").arg(node.file()).arg("--force");
+    succeeded(command).await
+}
+
+async fn succeeded(command: Command) -> Result<()> {
+    let words = format!("{command:?}");
     let output = run(command).await?;
     ensure!(
         output.status.success(),
-        "kornak {words:?}: {}{}",
+        "{words}: {}{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
@@ -215,6 +222,72 @@ async fn a_cluster_that_has_written_becomes_a_standby_cluster_and_a_primary_agai
         count(node, 4).await;
     }
     pair.passed();
+    Ok(())
+}
+
+/// A server that archives, and a cluster of one node that has nothing of it but a backup and the archive.
+async fn archived(scratch: &Scratch) -> Result<(Postgres, Node, Etcd)> {
+    let archive = scratch.server_dir("archive");
+    let (log, backup) = (archive.join("log"), archive.join("backup"));
+    let archives = format!("archive_command=mkdir -p {0} && cp %p {0}/%f", log.display());
+    let source = Postgres::start(scratch, "source", &["archive_mode=on", &archives]).await?;
+    let client = source.connect().await?;
+    client.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await?;
+    let mut command = program("pg_basebackup");
+    command.args(["--checkpoint=fast", "--wal-method=none", "--no-sync", "-D"]).arg(&backup);
+    command.arg("-d").arg(superuser(source.port()));
+    succeeded(command).await?;
+
+    let restore = archive.join("restore.sh");
+    let text = format!(
+        "#!/bin/sh\nfor word; do case $word in --datadir=*) to=${{word#*=}} ;; esac; done\n\
+         mkdir -p \"$to\" && chmod 700 \"$to\" && cp -a {}/. \"$to\"\n",
+        backup.display()
+    );
+    fs::write(&restore, text)?;
+    fs::set_permissions(&restore, fs::Permissions::from_mode(0o755))?;
+    let etcd = Etcd::start(1).await?;
+    let spec = AgentSpec {
+        scope: "far".to_owned(),
+        name: "far0".to_owned(),
+        etcd: etcd.endpoints(),
+        ttl: 8,
+        failsafe: true,
+        dcs: vec![format!(
+            "standby_cluster: {{create_replica_methods: [restore], \
+             restore_command: \"cp {}/%f %p\"}}",
+            log.display()
+        )],
+        postgresql: vec![
+            "create_replica_methods: [restore]".to_owned(),
+            format!("restore: {{command: {}, no_leader: true}}", restore.display()),
+        ],
+        ..AgentSpec::default()
+    };
+    let node = Node::start(scratch, &spec, Program::Kornak)?;
+    Ok((source, node, etcd))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_cluster_lives_on_a_backup_and_an_archive_alone() -> Result<()> {
+    let mut scratch = Scratch::new("archived");
+    let (source, node, _etcd) = archived(&scratch).await?;
+    let far = std::slice::from_ref(&node);
+    settled(far, "standby_leader").await;
+    let client = source.connect().await?;
+    client.batch_execute("INSERT INTO t VALUES (2)").await?;
+    // The archive gets whole segments.
+    client.batch_execute("SELECT pg_switch_wal()").await?;
+    count(&node, 2).await;
+    let states = roles(&node).await.map_err(anyhow::Error::msg)?;
+    assert_eq!(states[0].2, "in archive recovery", "{states:?}");
+
+    drop(source);
+    command(&node, &["promote-cluster"]).await?;
+    settled(far, "leader").await;
+    write(&node, "INSERT INTO t VALUES (3)").await;
+    count(&node, 3).await;
+    scratch.passed();
     Ok(())
 }
 
