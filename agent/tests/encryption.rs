@@ -8,9 +8,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use kornak_agent::postgres::{SqlError, StartAs, StopMode, Upstream, slot_name_of};
+use kornak_agent::postgres::{SqlError, StopMode};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use support::{Field, LIMIT, Node, become_guard, until};
+use support::{Field, LIMIT, Node, become_guard, stream};
 
 #[test]
 fn guard_process() {
@@ -127,12 +127,7 @@ async fn sslmode_is_libpqs_on_a_server_that_wants_encryption_and_on_one_that_has
     // Standbys, too: by libpq, and by the agent's questions to the leader.
     let mut b = field.node("b");
     set(&mut b, &tls, &hba);
-    a.postgres.create_physical_slot(&slot_name_of("b")).await.unwrap();
-    b.postgres.clone_from(Some(&a.upstream()), false).await.unwrap();
-    let upstream = Upstream { slot: Some("b".to_owned()), ..a.upstream() };
-    b.postgres.start(&StartAs::Standby(Some(upstream))).await.unwrap();
-    b.postgres.wait_ready(LIMIT).await.unwrap();
-    until("b streams", async || b.postgres.status().await.is_ok_and(|s| s.is_streaming())).await;
+    stream(&a, &b).await;
     b.postgres.leader_position(&a.upstream()).await.unwrap();
 
     // A certificate for another host, and clients that have to show one.

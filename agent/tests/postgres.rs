@@ -9,12 +9,12 @@ use std::time::Duration;
 use kornak_agent::guard::Fencing;
 use kornak_agent::postgres::{
     CloneError, ControlState, DataDirState, RewindError, RewindNeed, SqlError, StartAs, StartError,
-    StopMode, ToolError, Unfinished, Upstream, slot_name_of,
+    StopMode, ToolError, Unfinished, Upstream,
 };
 use kornak_cluster::{ClusterConfig, Lsn, Timeline};
 use kornak_config::agent::CustomBootstrap;
 use rustix::process::Signal;
-use support::{Field, LIMIT, Node, become_guard, kill, until};
+use support::{Field, LIMIT, Node, become_guard, kill, stream, until};
 
 #[test]
 fn guard_process() {
@@ -25,12 +25,7 @@ fn guard_process() {
 async fn pair(field: &mut Field) -> (Node, Node) {
     let (a, b) = (field.node("a"), field.node("b"));
     a.bootstrap().await;
-    a.postgres.create_physical_slot(&slot_name_of("b")).await.unwrap();
-    b.postgres.clone_from(Some(&a.upstream()), false).await.unwrap();
-    let upstream = Upstream { slot: Some("b".to_owned()), ..a.upstream() };
-    b.postgres.start(&StartAs::Standby(Some(upstream))).await.unwrap();
-    b.postgres.wait_ready(LIMIT).await.unwrap();
-    until("b streams", async || b.postgres.status().await.is_ok_and(|s| s.is_streaming())).await;
+    stream(&a, &b).await;
     (a, b)
 }
 

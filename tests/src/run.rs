@@ -18,6 +18,5 @@ pub mod proxy;
 pub mod psql;
 pub mod rest;
 pub mod scratch;
-pub mod tls;
 pub mod wait;
 pub mod watch;

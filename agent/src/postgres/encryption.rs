@@ -5,24 +5,18 @@
 //! the name. What the file's keys do not say, libpq's variables do. Certificates are read anew for each
 //! connection, because they are renewed more often than agents are restarted.
 //!
-//! Not here: channel binding, revocation lists, GSSAPI. Walreceivers, pg_basebackup and pg_rewind have
+//! Not here: revocation lists, GSSAPI. Walreceivers, pg_basebackup and pg_rewind have
 //! libpq itself.
 
-use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use futures_util::future::BoxFuture;
 use kornak_config::agent::Credentials;
 use rustls::pki_types::ServerName;
 use secrecy::SecretString;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::config::SslMode;
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::tls::{self, TlsError, Verify};
 
@@ -107,14 +101,14 @@ impl Encryption {
         let mut config = tls::client(verify, own)?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         let by_name = self.mode == Mode::VerifyFull;
-        Ok(Connector { tls: TlsConnector::from(Arc::new(config)), by_name })
+        Ok(Connector { tls: MakeRustlsConnect::new(config), by_name })
     }
 }
 
 /// For [`tokio_postgres::Config::connect`].
 #[derive(Clone)]
 pub(super) struct Connector {
-    tls: TlsConnector,
+    tls: MakeRustlsConnect,
     by_name: bool,
 }
 
@@ -122,71 +116,15 @@ impl<S> MakeTlsConnect<S> for Connector
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    type Stream = Encrypted<S>;
-    type TlsConnect = Handshake;
-    type Error = io::Error;
+    type Stream = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
+    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<S>>::TlsConnect;
+    type Error = <MakeRustlsConnect as MakeTlsConnect<S>>::Error;
 
-    fn make_tls_connect(&mut self, host: &str) -> io::Result<Handshake> {
-        let name = match ServerName::try_from(host.to_owned()) {
-            Ok(name) => name,
-            Err(error) if self.by_name => return Err(io::Error::other(error)),
-            // Nobody looks at it.
-            Err(_) => ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()),
-        };
-        Ok(Handshake(self.tls.clone(), name))
-    }
-}
-
-/// One handshake to come.
-pub(super) struct Handshake(TlsConnector, ServerName<'static>);
-
-impl<S> TlsConnect<S> for Handshake
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    type Stream = Encrypted<S>;
-    type Error = io::Error;
-    type Future = BoxFuture<'static, io::Result<Encrypted<S>>>;
-
-    fn connect(self, stream: S) -> Self::Future {
-        Box::pin(async move { self.0.connect(self.1, stream).await.map(Encrypted) })
-    }
-}
-
-/// An encrypted connection.
-pub(super) struct Encrypted<S>(TlsStream<S>);
-
-impl<S: AsyncRead + AsyncWrite + Unpin> tokio_postgres::tls::TlsStream for Encrypted<S> {
-    fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Encrypted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Encrypted<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn make_tls_connect(&mut self, host: &str) -> Result<Self::TlsConnect, Self::Error> {
+        // A host that is no name to rustls, as one with an underscore, where nobody looks at it.
+        let counts = self.by_name || ServerName::try_from(host).is_ok();
+        let host = if counts { host } else { "0.0.0.0" };
+        MakeTlsConnect::<S>::make_tls_connect(&mut self.tls, host)
     }
 }
 

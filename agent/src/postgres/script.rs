@@ -37,8 +37,7 @@ impl Postgres {
         arguments: &[&str],
         limit: Duration,
     ) -> Result<(), ScriptError> {
-        let mut run = self.script(command)?;
-        Ok(tool::run(run.args(arguments), limit).await.map(drop)?)
+        run(self.script(command)?, arguments, limit).await
     }
 
     /// The same for `post_bootstrap`: whatever it asks of the server takes its time, and waits for no
@@ -49,9 +48,9 @@ impl Postgres {
         arguments: &[&str],
         limit: Duration,
     ) -> Result<(), ScriptError> {
-        let mut run = self.script(command)?;
-        run.env("PGOPTIONS", "-c synchronous_commit=local -c statement_timeout=0");
-        Ok(tool::run(run.args(arguments), limit).await.map(drop)?)
+        let mut script = self.script(command)?;
+        script.env("PGOPTIONS", "-c synchronous_commit=local -c statement_timeout=0");
+        run(script, arguments, limit).await
     }
 
     fn script(&self, command: &str) -> Result<tokio::process::Command, ScriptError> {
@@ -108,6 +107,14 @@ impl Postgres {
         };
         format!("postgres://{user}@{host}:{}/{}", settings.listen.port, settings.database)
     }
+}
+
+async fn run(
+    mut script: tokio::process::Command,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<(), ScriptError> {
+    Ok(tool::run(script.args(arguments), limit).await.map(drop)?)
 }
 
 /// As a part of an URL.

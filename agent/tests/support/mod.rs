@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kornak_agent::guard::{self, Fencing, GuardConfig, processes_in};
-use kornak_agent::postgres::{Options, OsUser, Postgres, StartAs, Upstream};
+use kornak_agent::postgres::{Options, OsUser, Postgres, StartAs, Upstream, slot_name_of};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Long enough for a busy machine; nothing waits for it to pass.
@@ -171,6 +171,16 @@ impl Node {
         })
         .await;
     }
+}
+
+/// Makes `b` a copy of the primary `a` that streams from it.
+pub async fn stream(a: &Node, b: &Node) {
+    a.postgres.create_physical_slot(&slot_name_of("b")).await.unwrap();
+    b.postgres.clone_from(Some(&a.upstream()), false).await.unwrap();
+    let upstream = Upstream { slot: Some("b".to_owned()), ..a.upstream() };
+    b.postgres.start(&StartAs::Standby(Some(upstream))).await.unwrap();
+    b.postgres.wait_ready(LIMIT).await.unwrap();
+    until("b streams", async || b.postgres.status().await.is_ok_and(|s| s.is_streaming())).await;
 }
 
 /// Waits for a condition, with a limit.
