@@ -7,6 +7,7 @@
 //! query a second and database.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kornak_cluster::Node;
@@ -17,9 +18,13 @@ use crate::client::examine::MARK;
 use crate::registry::Flags;
 use crate::shared::Shared;
 
-/// Databases of one server that are looked at, each over a connection of its own: a server takes a
-/// hundred if nobody has raised `max_connections`.
-const MAX_DATABASES: usize = 8;
+/// Databases of one server to which a connection is kept: a server takes a hundred if nobody has raised
+/// `max_connections`. Of the others one is looked at each time, over a connection for that look.
+const MAX_KEPT: usize = 8;
+
+/// How much longer ago than the last look something may have been done: a statement that ended while
+/// that look was on its way.
+const ROOM: Duration = Duration::from_secs(4);
 
 /// In which databases these processes are.
 const DATABASES: &str = "SELECT DISTINCT datname::text FROM pg_catalog.pg_stat_activity \
@@ -36,13 +41,14 @@ const RELATIONS: &str = "SELECT d.objid::text FROM pg_catalog.pg_namespace n \
 const ALL: &str = "SELECT pid::text FROM pg_catalog.pg_stat_activity \
     WHERE pid = ANY($1::int[]) AND datname = pg_catalog.current_database()";
 
-/// Which of them may have made one since the last look, with room for a late one: not those that have
-/// asked since. Who may not see the states of others takes them all.
-fn active() -> String {
+/// Which of them may have made one in that time: not those that have asked since. Who may not see the
+/// states of others takes them all.
+fn active(within: Duration) -> String {
     format!(
         "{ALL} AND (state IS DISTINCT FROM 'idle' \
-                    OR state_change > pg_catalog.clock_timestamp() - interval '5 seconds' \
+                    OR state_change > pg_catalog.clock_timestamp() - interval '{} seconds' \
                        AND pg_catalog.starts_with(query, '{}') IS NOT TRUE)",
+        within.as_secs() + 1,
         MARK.trim_end(),
     )
 }
@@ -51,10 +57,13 @@ fn active() -> String {
 #[derive(Default)]
 pub(super) struct Databases(BTreeMap<String, Database>);
 
+#[derive(Default)]
 struct Database {
-    connected: Connected,
-    /// The relations of the last look; `None` before the first.
-    seen: Option<HashSet<Bytes>>,
+    connected: Option<Connected>,
+    /// When it was looked at, if it was, and its relations then.
+    last: Option<(Instant, HashSet<Bytes>)>,
+    /// When a look was tried.
+    tried: Option<Instant>,
 }
 
 impl Databases {
@@ -73,21 +82,33 @@ impl Databases {
             |row: Vec<Option<Bytes>>| String::from_utf8(row.into_iter().next()??.into()).ok();
         let mut names: Vec<String> = rows.into_iter().filter_map(name).collect();
         names.sort_unstable();
-        names.truncate(MAX_DATABASES);
         self.0.retain(|known, _| names.contains(known));
-        for name in names {
-            // Given back when it has answered.
-            let known = self.0.remove(&name);
-            match look(shared, node, sessions, &name, known).await {
-                Ok(database) => drop(self.0.insert(name, database)),
-                Err(error) => tracing::debug!(
+        for name in &names {
+            self.0.entry(name.clone()).or_default();
+        }
+        for name in self.due() {
+            let Some(database) = self.0.get_mut(&name) else { continue };
+            if let Err(error) = look(shared, node, sessions, &name, database).await {
+                tracing::debug!(
                     database = name,
                     error = &error as &dyn std::error::Error,
                     "temporary tables cannot be asked for"
-                ),
+                );
             }
         }
+        let kept = self.0.values_mut().filter(|it| it.connected.is_some());
+        kept.skip(MAX_KEPT).for_each(|it| it.connected = None);
         Ok(())
+    }
+
+    /// Those with a connection, others as long as there is room for one, and the one that waits longest.
+    fn due(&self) -> Vec<String> {
+        let (open, mut closed): (Vec<_>, Vec<_>) =
+            self.0.iter().partition(|(_, it)| it.connected.is_some());
+        closed.sort_by_key(|(_, it)| it.tried);
+        let room = MAX_KEPT.saturating_sub(open.len()).max(1);
+        let names = open.into_iter().chain(closed.into_iter().take(room));
+        names.map(|(name, _)| name.clone()).collect()
     }
 }
 
@@ -96,38 +117,63 @@ async fn look(
     node: &Node,
     sessions: &Sessions,
     name: &str,
-    known: Option<Database>,
-) -> Result<Database, DialError> {
+    database: &mut Database,
+) -> Result<(), DialError> {
     let limit = shared.settings.limits.connect_timeout;
-    let mut database = match known {
-        Some(database) => database,
-        None => {
-            let connected = shared.prober.connect_to(&Address::from(node), name, limit).await?;
-            Database { connected, seen: None }
-        }
+    let now = Instant::now();
+    database.tried = Some(now);
+    // Given back when it has answered.
+    let mut connected = match database.connected.take() {
+        Some(connected) => connected,
+        None => shared.prober.connect_to(&Address::from(node), name, limit).await?,
     };
-    let rows = ask(&mut database.connected, RELATIONS, &[], limit).await?;
+    let rows = ask(&mut connected, RELATIONS, &[], limit).await?;
     let found: HashSet<Bytes> =
         rows.into_iter().filter_map(|row| row.into_iter().next()?).collect();
-    let query = match &database.seen {
-        Some(seen) if *seen == found => return Ok(database),
+    let query = match &database.last {
+        Some((_, seen)) if *seen == found => None,
         None if found.is_empty() => None,
         None => Some(ALL.to_owned()),
-        Some(_) => Some(active()),
+        Some((when, _)) => Some(active(now.duration_since(*when) + ROOM)),
     };
     if let Some(query) = query {
         let list = array(sessions.keys());
-        let rows = ask(&mut database.connected, &query, &[Some(list.as_bytes())], limit).await?;
+        let rows = ask(&mut connected, &query, &[Some(list.as_bytes())], limit).await?;
         for handle in pids(rows).filter_map(|pid| sessions.get(&pid)) {
             handle.raise(Flags::EXAMINE);
         }
     }
-    database.seen = Some(found);
-    Ok(database)
+    database.last = Some((now, found));
+    database.connected = Some(connected);
+    Ok(())
 }
 
 /// As PostgreSQL writes an array of numbers.
 fn array<'a>(pids: impl Iterator<Item = &'a u32>) -> String {
     let numbers: Vec<String> = pids.map(u32::to_string).collect();
     format!("{{{}}}", numbers.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn databases_that_have_no_connection_are_looked_at_in_turn() {
+        let mut databases = Databases::default();
+        let began = Instant::now();
+        for number in 0..11 {
+            databases.0.entry(format!("d{number:02}")).or_default();
+        }
+        assert_eq!(databases.due().len(), MAX_KEPT, "there is room for so many");
+        let seconds = |n: u64| Some(began + Duration::from_secs(n));
+        for (number, database) in databases.0.values_mut().enumerate() {
+            database.tried = seconds(number as u64);
+        }
+        // Nothing could be opened: those that were tried longest ago are next.
+        databases.0.entry("d00".to_owned()).or_default().tried = seconds(20);
+        let due = databases.due();
+        assert_eq!((due.first().map(String::as_str), due.len()), (Some("d01"), MAX_KEPT));
+        assert!(!due.contains(&"d00".to_owned()));
+    }
 }
