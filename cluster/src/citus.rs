@@ -43,6 +43,10 @@ pub struct CitusDatabase {
     /// Where these rows say that the primary is, `host:port`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub primaries: BTreeMap<GroupId, String>,
+    /// Where these rows say that standbys are, `host:port`, of the groups that have any. `None`: whoever
+    /// wrote it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secondaries: Option<BTreeMap<GroupId, BTreeSet<String>>>,
     /// Since when it has not agreed, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,

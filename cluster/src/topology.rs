@@ -68,6 +68,17 @@ pub struct Topology {
     pub registration: Option<CitusRegistration>,
 }
 
+/// Who has said how the metadata of a Citus cluster stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoken<'a> {
+    /// No Kornak leads the coordinator: Patroni's leaders do not speak.
+    Nobody,
+    /// A former leader of the coordinator.
+    Formerly(&'a CitusRegistration),
+    /// Its leader, or the last one while there is none.
+    Now(&'a CitusRegistration),
+}
+
 /// How far the nodes of a Citus cluster have heard of a group's primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Heard {
@@ -87,6 +98,20 @@ impl Topology {
             && self.registered.as_ref().is_none_or(|registered| registered.contains(&group))
     }
 
+    /// What is said of the metadata of a Citus cluster.
+    pub fn spoken(&self) -> Spoken<'_> {
+        let Some(registration) = &self.registration else { return Spoken::Nobody };
+        let coordinator = self.groups.get(&GroupId::COORDINATOR);
+        let leader = coordinator.and_then(|group| Some((&group.leader.as_ref()?.0, group)));
+        match leader.filter(|(name, _)| **name != registration.member) {
+            None => Spoken::Now(registration),
+            Some((name, group)) if group.nodes.get(name).is_none_or(|node| node.kornak) => {
+                Spoken::Formerly(registration)
+            }
+            Some(_) => Spoken::Nobody,
+        }
+    }
+
     /// How far the nodes of a Citus cluster have heard that `primary` is this group's. `excused`:
     /// groups that cannot hear of anything.
     pub fn heard_of(
@@ -95,15 +120,11 @@ impl Topology {
         primary: &Node,
         excused: impl Fn(GroupId) -> bool,
     ) -> Heard {
-        let Some(registration) = &self.registration else { return Heard::Everywhere };
-        let coordinator = self.groups.get(&GroupId::COORDINATOR);
-        let leader = coordinator.and_then(|group| Some((&group.leader.as_ref()?.0, group)));
-        if let Some((name, coordinator)) = leader.filter(|(name, _)| **name != registration.member)
-        {
-            // A former leader's word says nothing any more. Patroni's leaders do not speak at all.
-            let speaks = coordinator.nodes.get(name).is_none_or(|node| node.kornak);
-            return if speaks { Heard::Nowhere } else { Heard::Everywhere };
-        }
+        let registration = match self.spoken() {
+            Spoken::Nobody => return Heard::Everywhere,
+            Spoken::Formerly(_) => return Heard::Nowhere,
+            Spoken::Now(registration) => registration,
+        };
         let address = format!("{}:{}", primary.host, primary.port);
         let heard = registration.databases.values().map(|database| {
             if database.primaries.get(&group) != Some(&address) {

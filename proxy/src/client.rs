@@ -31,6 +31,7 @@ use crate::backend::{self, Address, Connected, DialError};
 use crate::forward::{Conversation, LastWords, Link, Stop};
 use crate::gate::Side;
 use crate::metrics::count;
+use crate::reading::Source;
 use crate::registry::{Doing, Flags};
 use crate::route::{self, AtHome, Candidate};
 use crate::session::Aftermath;
@@ -67,6 +68,8 @@ pub struct Opened {
     pub side: Side,
     pub term: u64,
     pub generation: u64,
+    /// On a standby of a Citus cluster's coordinator: whom it asks for what other groups hold.
+    pub source: Option<Source>,
 }
 
 /// When a session may have a server.
@@ -177,8 +180,10 @@ pub async fn open(
         let term = known.term(candidate.group);
         let proof = known.proof(candidate.group);
         let address = Address::from(&*candidate.node);
+        let reads = !candidate.leading && candidate.group == GroupId::COORDINATOR;
+        let source = (reads && cluster.groups.len() > 1).then(|| shared.source());
         let dialled = tokio::select! {
-            dialled = dial(shared, &candidate, &address, identity) => dialled,
+            dialled = dial(shared, &candidate, &address, identity, source) => dialled,
             // Somebody else leads now: a host that vanished may keep us waiting for seconds.
             () = term_ends(shared, &candidate, term) => continue,
         };
@@ -191,7 +196,9 @@ pub async fn open(
             }
             Ok(connected) => {
                 count(&shared.metrics.dialled);
-                return Ok(Opened { connected, candidate, address, side, term, generation });
+                let server =
+                    Opened { connected, candidate, address, side, term, generation, source };
+                return Ok(server);
             }
             Err(error) if error.is_about_server() => {
                 count(&shared.metrics.dial_failures);
@@ -218,6 +225,7 @@ async fn dial(
     candidate: &Candidate,
     address: &Address,
     identity: Option<&Identity>,
+    source: Option<Source>,
 ) -> Result<Connected, DialError> {
     let queue = shared.queue_of(&candidate.name);
     // The queue is never closed.
@@ -228,8 +236,7 @@ async fn dial(
         let dialled = tokio::time::timeout(limit, backend::dial(address, tls)).await;
         return dialled.map_err(|_| DialError::Timeout)?.map(Connected::fresh);
     };
-    let reads = !candidate.leading && candidate.group == GroupId::COORDINATOR;
-    if reads && shared.topology.borrow().groups.len() > 1 {
+    if source == Some(Source::Standbys) {
         return secondary::connect(shared, address, identity, limit).await;
     }
     let credentials = identity.credentials.clone();
@@ -434,7 +441,9 @@ impl Client {
         if !self.talk.is_quiet() {
             return self.after_loss();
         }
-        if self.is_sudden() && self.talk.link.as_ref().is_some_and(|link| !link.stands_in) {
+        let shared = &self.talk.shared;
+        let lost = |link: &Link| !link.stands_in && !link.is_current(shared);
+        if self.is_sudden() && self.talk.link.as_deref().is_some_and(lost) {
             // Nobody was asked what it holds: as if the server had been lost.
             return self.after_loss();
         }

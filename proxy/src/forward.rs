@@ -517,7 +517,7 @@ impl Conversation {
         if link.generation == generation {
             return true;
         }
-        let fits = link.is_current(&self.shared) && !self.may_return();
+        let fits = link.is_current(&self.shared) && !self.may_change();
         let Some(link) = &mut self.link else { return false };
         if fits {
             link.generation = generation;
@@ -525,11 +525,11 @@ impl Conversation {
         fits
     }
 
-    /// Whether the session is on a leader only for want of a standby, and there is one again.
-    fn may_return(&self) -> bool {
+    /// Whether a connection that suits it better can be had, and nothing keeps it on this one.
+    fn may_change(&self) -> bool {
         // Nobody can listen on a standby.
         let free = self.session.pinned().is_none() && !self.session.listens();
-        let returns = self.link.as_ref().is_some_and(|link| link.may_return(&self.shared));
+        let returns = self.link.as_ref().is_some_and(|link| link.may_change(&self.shared));
         returns && free && self.is_quiet()
     }
 

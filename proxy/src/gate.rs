@@ -47,6 +47,8 @@ impl Sides {
     pub const NONE: Self = Self(0);
     /// Sessions on leaders.
     pub const LEADING: Self = Self(1);
+    /// Sessions on standbys.
+    pub const FOLLOWING: Self = Self(2);
     /// Sessions on workers.
     pub const WORKERS: Self = Self(4);
     /// Sessions that may reach any group of a Citus cluster's primaries.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::gate::Sides;
 use crate::hold::{Attempt, Effect, Facts, Hold, State};
 use crate::outage::{self, Outages};
+use crate::reading::{self, Readings};
 use crate::registry::Flags;
 use crate::shared::{Holding, Shared};
 use crate::standing::Standings;
@@ -27,6 +28,10 @@ const LEASE: Duration = Duration::from_secs(10);
 
 /// Pause after the store refused or did not answer.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long sessions on standbys wait for another group's standby, before they read from its primary:
+/// a former primary that was stopped in order follows within two seconds, one that crashed takes three.
+const STANDBY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the first registration may fail before this proxy serves without one: the leader looks
 /// at its own sessions as well.
@@ -123,6 +128,7 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
     let now = || Moment::new(clock.elapsed());
     let mut hold = Hold::default();
     let mut outages = Outages::default();
+    let mut readings = Readings::default();
     // What the gate is closed for by the record.
     let mut held = Sides::NONE;
     let mut topology = shared.topology.subscribe();
@@ -162,13 +168,15 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
         let closed_now = effects.contains(&Effect::Close);
         let wanted = apply(&shared, effects, sides, &mut held);
         attend(&shared, &mut outages, &cluster, &known, now());
-        shared.gate.close(held.and(outages.closed()));
+        look_for_standbys(&shared, &mut readings, &cluster, now());
+        let away = outages.closed();
+        shared.gate.close(held.and(away).and(readings.closed(away)));
         let mut retry_ack = false;
         if let Some(attempt) = wanted {
             let revision = cluster.handover_revision;
             retry_ack = !acknowledge(&shared, &store, &mut hold, &attempt, revision).await;
         }
-        show(&shared, &hold, &outages);
+        show(&shared, &hold, &outages, &readings);
         if closed_now {
             tracing::info!(
                 phase = shared.holding.borrow().phase,
@@ -179,8 +187,8 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
             continue;
         }
         let waiting = matches!(hold.state(), State::Draining { acknowledged: false, .. });
-        let deadlines = hold.deadline().into_iter().chain(outages.deadline());
-        let deadline = deadlines.min().map(|at| at.since(now()));
+        let deadlines = [hold.deadline(), outages.deadline(), readings.deadline()];
+        let deadline = deadlines.into_iter().flatten().min().map(|at| at.since(now()));
         tokio::select! {
             changed = topology.changed() => if changed.is_err() { return },
             _ = standings.changed() => {}
@@ -286,6 +294,35 @@ fn attend(
     }
 }
 
+/// Looks whether sessions on standbys of a Citus cluster can be answered by standbys.
+fn look_for_standbys(shared: &Shared, readings: &mut Readings, cluster: &Topology, now: Moment) {
+    let patience = STANDBY_PATIENCE.min(shared.settings.limits.hold_timeout.mul_f32(0.95));
+    let mut events = Vec::new();
+    readings.on(cluster, patience, now, &mut events);
+    // Before the gate: who waited must not begin on the connection it had.
+    shared.set_source(readings.source());
+    for event in events {
+        match event {
+            reading::Event::Began { group } => tracing::info!(
+                group = group.0,
+                "a registered standby does not run, new transactions of sessions on standbys wait"
+            ),
+            reading::Event::Ended { group, held } => tracing::info!(
+                group = group.0,
+                elapsed_ms = held.as_millis() as u64,
+                "the group's standbys run, sessions on standbys go on"
+            ),
+            reading::Event::Primaries { group } => tracing::info!(
+                group = group.0,
+                "not every registered standby runs, sessions on standbys read from primaries"
+            ),
+            reading::Event::Standbys { group } => {
+                tracing::info!(group = group.0, "the group can be read from standbys again");
+            }
+        }
+    }
+}
+
 async fn acknowledge(
     shared: &Shared,
     store: &Arc<dyn Dcs>,
@@ -316,9 +353,10 @@ async fn acknowledge(
     }
 }
 
-fn show(shared: &Shared, hold: &Hold, outages: &Outages) {
+fn show(shared: &Shared, hold: &Hold, outages: &Outages, readings: &Readings) {
     let (phase, attempt, acknowledged) = match hold.state() {
         State::Open if !outages.closed().is_empty() => ("failover", None, false),
+        State::Open if readings.waiting().next().is_some() => ("reading", None, false),
         State::Open => ("open", None, false),
         State::Draining { attempt, acknowledged, .. } => ("draining", Some(attempt), *acknowledged),
         State::Released { attempt, .. } => ("released", Some(attempt), false),
@@ -331,6 +369,8 @@ fn show(shared: &Shared, hold: &Hold, outages: &Outages) {
         attempt: attempt.map_or(0, |attempt| attempt.number),
         acknowledged,
         without_primary: outages.groups().map(|group| group.0).collect(),
+        without_standby: readings.waiting().map(|group| group.0).collect(),
+        reads_primaries_for: readings.without_standby().map(|group| group.0).collect(),
     };
     shared.holding.send_if_modified(|known| {
         let changed = *known != holding;

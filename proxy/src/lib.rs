@@ -38,6 +38,7 @@ pub mod pool;
 pub mod probe;
 pub mod prover;
 pub mod proxy_protocol;
+pub mod reading;
 pub mod registry;
 pub mod route;
 pub mod rules;

@@ -236,6 +236,8 @@ pub fn print_status(status: &Status, out: &mut String) {
     gauge("kornak_proxy_group_has_primary", "group", &mut primaries);
     let one = |value: bool| std::iter::once(("", flag(value)));
     gauge("kornak_proxy_gate_closed", "", &mut one(status.gate.closed));
+    let reads_primaries = !status.gate.reads_primaries_for.is_empty();
+    gauge("kornak_proxy_readers_on_primaries", "", &mut one(reads_primaries));
     gauge("kornak_proxy_registered", "", &mut one(status.gate.registered));
     let troubles: f64 = status.trouble.len() as f64;
     gauge("kornak_proxy_troubles", "", &mut std::iter::once(("", troubles)));

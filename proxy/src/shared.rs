@@ -9,7 +9,6 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use kornak_cluster::{GroupId, Topology};
 use kornak_config::ProxySettings;
-use kornak_config::proxy::Source;
 use kornak_config::rules::Rules;
 use kornak_protocol::params::Parameters;
 use parking_lot::Mutex;
@@ -20,6 +19,7 @@ use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::pool::lender::Lender;
 use crate::probe::Prober;
+use crate::reading::Source;
 use crate::registry::{Flags, Registry};
 use crate::route;
 use crate::standing::{Standing, Standings};
@@ -87,6 +87,8 @@ pub struct Shared {
     dialling: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
     welcomes: Mutex<HashMap<Bytes, Welcome>>,
     dice: AtomicUsize,
+    /// Sessions on standbys of a Citus cluster's coordinator read other groups from their primaries.
+    reads_primaries: AtomicBool,
     /// Why the last thing that a person should know of went wrong.
     pub trouble: Mutex<HashMap<&'static str, String>>,
 }
@@ -109,13 +111,17 @@ impl std::fmt::Debug for Shared {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Holding {
     /// `open`, `draining`, `released`, `switching`, `settling`; `failover`: for a group without a
-    /// primary.
+    /// primary; `reading`: for a standby, only sessions on standbys.
     pub phase: &'static str,
     pub handover: Option<String>,
     pub attempt: u32,
     pub acknowledged: bool,
     /// Groups of a Citus cluster for whose primary somebody waits.
     pub without_primary: Vec<u32>,
+    /// Those for whose standbys sessions on standbys wait.
+    pub without_standby: Vec<u32>,
+    /// Those for whose sake sessions on standbys read from primaries.
+    pub reads_primaries_for: Vec<u32>,
 }
 
 impl Shared {
@@ -139,7 +145,10 @@ impl Shared {
             topology: watch::Sender::new(Arc::new(Topology::default())),
             standings: watch::Sender::new(Arc::new(Standings::default())),
             holding: watch::Sender::new(Holding { phase: "open", ..Holding::default() }),
-            registered: watch::Sender::new(!matches!(settings.source, Source::Dcs(_))),
+            registered: watch::Sender::new(!matches!(
+                settings.source,
+                kornak_config::proxy::Source::Dcs(_)
+            )),
             registration_seen: watch::Sender::new(true),
             lease: AtomicI64::new(0),
             registered_at: AtomicU64::new(0),
@@ -161,6 +170,7 @@ impl Shared {
             dialling: Mutex::new(HashMap::new()),
             welcomes: Mutex::new(HashMap::new()),
             dice: AtomicUsize::new(rand::random_range(0..1024)),
+            reads_primaries: AtomicBool::new(false),
             trouble: Mutex::new(HashMap::new()),
             settings,
         }
@@ -222,6 +232,22 @@ impl Shared {
     pub fn recheck(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.registry.raise_all(Flags::RECHECK);
+    }
+
+    /// Whom sessions on standbys of a Citus cluster's coordinator ask for what other groups hold.
+    pub fn source(&self) -> Source {
+        match self.reads_primaries.load(Ordering::Acquire) {
+            true => Source::Primaries,
+            false => Source::Standbys,
+        }
+    }
+
+    /// Changes it; sessions log in again before their next transaction.
+    pub fn set_source(&self, source: Source) {
+        let primaries = source == Source::Primaries;
+        if self.reads_primaries.swap(primaries, Ordering::AcqRel) != primaries {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// See [`Shared::recheck`].

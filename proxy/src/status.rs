@@ -46,6 +46,10 @@ pub struct GateStatus {
     pub acknowledged: bool,
     /// Groups of a Citus cluster for whose primary transactions wait.
     pub without_primary: Vec<u32>,
+    /// Those for whose standbys transactions of sessions on standbys wait.
+    pub without_standby: Vec<u32>,
+    /// Those for whose sake sessions on standbys read other groups from their primaries.
+    pub reads_primaries_for: Vec<u32>,
     pub registered: bool,
     /// New transactions of some sessions wait.
     pub closed: bool,
@@ -153,6 +157,8 @@ fn look(shared: &Shared) -> Status {
             attempt: holding.attempt,
             acknowledged: holding.acknowledged,
             without_primary: holding.without_primary,
+            without_standby: holding.without_standby,
+            reads_primaries_for: holding.reads_primaries_for,
             registered,
             closed: !shared.gate.closed().is_empty(),
         },
@@ -232,6 +238,13 @@ async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
     );
     for group in &status.gate.without_primary {
         let _ = write!(out, "<p class=bad>group {group} has no primary, transactions wait</p>");
+    }
+    for group in &status.gate.without_standby {
+        let _ = write!(out, "<p class=bad>readers wait for a standby of group {group}</p>");
+    }
+    for group in &status.gate.reads_primaries_for {
+        let _ =
+            write!(out, "<p>group {group} has no standby to read from, readers use primaries</p>");
     }
     for (place, what) in &status.trouble {
         let _ = write!(out, "<p class=bad>{place}: {}</p>", html(what));

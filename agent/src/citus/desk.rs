@@ -26,6 +26,8 @@ pub struct Standing {
     pub behind: BTreeSet<GroupId>,
     /// Groups that have a row for their primary, and where it says that this is.
     pub primaries: BTreeMap<GroupId, String>,
+    /// Where the rows say that standbys are, of the groups that have any.
+    pub secondaries: BTreeMap<GroupId, BTreeSet<String>>,
 }
 
 impl Standing {

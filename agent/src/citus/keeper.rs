@@ -194,6 +194,7 @@ impl Keeper {
                 primaries: primaries(rows)
                     .map(|row| (row.group, row.address.to_string()))
                     .collect(),
+                secondaries: secondaries(rows),
             }),
             None if self.trouble.is_some() => {
                 Some(Standing { trouble: self.why(), ..Standing::default() })
@@ -509,6 +510,14 @@ fn directly(node: i32, to: &Address) -> String {
 
 fn primaries(rows: &[Row]) -> impl Iterator<Item = &Row> {
     rows.iter().filter(|row| row.role == Role::Primary)
+}
+
+fn secondaries(rows: &[Row]) -> BTreeMap<GroupId, BTreeSet<String>> {
+    let mut found: BTreeMap<GroupId, BTreeSet<String>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.role == Role::Secondary) {
+        found.entry(row.group).or_default().insert(row.address.to_string());
+    }
+    found
 }
 
 fn read_row(row: &[Option<String>]) -> Option<Row> {

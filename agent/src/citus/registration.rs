@@ -96,11 +96,15 @@ fn registration(
         let before = before.and_then(|before| before.databases.get(name));
         let since =
             before.and_then(|before| before.since.clone()).unwrap_or_else(|| time.to_owned());
-        // Rows that cannot be read are not gone: sessions on workers would lose their groups.
+        // Rows that cannot be read are not gone: sessions on workers would lose their groups, readers
+        // their standbys.
         let unseen = standing.trouble.is_some() && standing.primaries.is_empty();
-        let groups = match before.filter(|_| unseen) {
-            Some(before) => before.groups.clone(),
-            None => standing.primaries.keys().copied().collect(),
+        let (groups, secondaries) = match before.filter(|_| unseen) {
+            Some(before) => (before.groups.clone(), before.secondaries.clone()),
+            None => {
+                let secondaries = (!unseen).then(|| standing.secondaries.clone());
+                (standing.primaries.keys().copied().collect(), secondaries)
+            }
         };
         let mut differences = standing.differences.clone();
         differences.extend(standing.trouble.clone());
@@ -110,6 +114,7 @@ fn registration(
             behind: standing.behind.clone(),
             groups,
             primaries: standing.primaries.clone(),
+            secondaries,
             since: (!standing.agrees()).then_some(since),
             differences,
         };
@@ -147,6 +152,7 @@ mod tests {
             synced: behind.is_empty(),
             primaries: primaries.iter().map(|(g, at)| (GroupId(*g), (*at).to_owned())).collect(),
             behind: behind.iter().copied().map(GroupId).collect(),
+            secondaries: [(GroupId(1), ["b:1".to_owned()].into())].into(),
             ..Standing::default()
         };
         BTreeMap::from([("citus".to_owned(), standing)])
@@ -156,11 +162,16 @@ mod tests {
     fn rows_that_cannot_be_read_do_not_take_the_groups_away() {
         let told = registration("c", &seen(&[(0, "c:1"), (1, "a:1")], &[]), None, "t1");
         assert_eq!(told.groups(), [GroupId(0), GroupId(1)].into());
+        let standbys = told.databases["citus"].secondaries.clone();
+        assert_eq!(standbys, Some([(GroupId(1), ["b:1".to_owned()].into())].into()));
         let blind = Standing { trouble: Some("x".to_owned()), ..Standing::default() };
         let blind = BTreeMap::from([("citus".to_owned(), blind)]);
         let told = registration("d", &blind, Some(&told), "t2");
         assert_eq!(told.groups(), [GroupId(0), GroupId(1)].into());
+        assert_eq!(told.databases["citus"].secondaries, standbys);
         assert!(told.databases["citus"].primaries.is_empty(), "but nobody knows where they are");
+        let told = registration("d", &blind, None, "t2");
+        assert_eq!(told.databases["citus"].secondaries, None, "never seen");
         let told = registration("d", &seen(&[(0, "d:1")], &[]), Some(&told), "t3");
         assert_eq!(told.groups(), [GroupId(0)].into());
     }

@@ -78,9 +78,10 @@ async fn dial_candidate(shared: &Shared, identity: &Identity, side: Side) -> Opt
         () = shared.gate.open(side) => return None,
     };
     let address = Address::from(&*known.node);
-    match dial(shared, &known, &address, Some(identity)).await {
+    match dial(shared, &known, &address, Some(identity), None).await {
         Ok(connected) => {
-            Some(Opened { connected, candidate: known, address, side, term: 0, generation: 0 })
+            let (term, generation, source) = (0, 0, None);
+            Some(Opened { connected, candidate: known, address, side, term, generation, source })
         }
         Err(error) => {
             tracing::debug!(server = %known.name, error = &error as &dyn std::error::Error, "candidate cannot be used ahead");

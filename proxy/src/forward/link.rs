@@ -12,6 +12,7 @@ use crate::backend::Address;
 use crate::client::Opened;
 use crate::gate::Side;
 use crate::pool::lender::Lease;
+use crate::reading::Source;
 use crate::registry::CancelTarget;
 use crate::route;
 use crate::shared::Shared;
@@ -40,6 +41,8 @@ pub struct Link {
     pub rereads: bool,
     /// A leader that stands in for a standby.
     pub stands_in: bool,
+    /// A standby of a Citus cluster's coordinator: whom it asks for what other groups hold.
+    pub source: Option<Source>,
     pub target: Option<Arc<CancelTarget>>,
     /// Of a connection that changes hands.
     pub lease: Option<Box<Lease>>,
@@ -48,7 +51,7 @@ pub struct Link {
 impl Link {
     /// A connection that has logged in, and what it reported.
     pub fn new(opened: Opened, listener: &ListenerSettings) -> (Box<Self>, Parameters) {
-        let Opened { connected, candidate, address, side, term, generation } = opened;
+        let Opened { connected, candidate, address, side, term, generation, source } = opened;
         let target = connected.key.map(|key| Arc::new(CancelTarget::new(address.clone(), key)));
         let link = Self {
             stream: connected.stream,
@@ -64,15 +67,18 @@ impl Link {
             generation,
             rereads: !candidate.leading && listener.retry_reads,
             stands_in: candidate.leading && matches!(listener.target, Target::Standbys),
+            source,
             target,
             lease: None,
         };
         (Box::new(link), connected.params)
     }
 
-    /// Whether it leads only to a leader for want of a standby, and there is one again.
-    pub fn may_return(&self, shared: &Shared) -> bool {
-        self.stands_in && route::has_standby(&shared.topology.borrow(), self.group)
+    /// Whether it leads only to a leader for want of a standby, and there is one again, or it asks
+    /// others than it should by now.
+    pub fn may_change(&self, shared: &Shared) -> bool {
+        self.source.is_some_and(|source| source != shared.source())
+            || self.stands_in && route::has_standby(&shared.topology.borrow(), self.group)
     }
 
     /// Whether the server still has the part for which the connection was opened.

@@ -144,7 +144,7 @@ impl Conversation {
 /// reach it any more that was meant for the last one.
 pub fn hand_over(shared: &Arc<crate::shared::Shared>, link: Box<Link>) {
     let is_current = link.generation == shared.generation() || link.is_current(shared);
-    if !link.to_server.is_empty() || !is_current || link.may_return(shared) {
+    if !link.to_server.is_empty() || !is_current || link.may_change(shared) {
         return;
     }
     match link.target.clone().filter(|target| target.under_way.is_any()) {

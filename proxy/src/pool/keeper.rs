@@ -45,7 +45,7 @@ pub async fn run(lane: usize, shared: Arc<Shared>, mut orders: UnboundedReceiver
 
 fn sift(lane: usize, shared: &Shared, lender: &Lender) {
     lender.sift(lane, |link| {
-        link.is_current(shared) && !link.may_return(shared) && is_silent(&link.stream)
+        link.is_current(shared) && !link.may_change(shared) && is_silent(&link.stream)
     });
 }
 

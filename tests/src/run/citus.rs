@@ -56,6 +56,8 @@ pub struct CitusSpec {
     pub pools: bool,
     /// Names of the members whose agent is Patroni, with one database: it takes no more.
     pub patroni: Vec<&'static str>,
+    /// Lines under `postgresql` in the file of each group's first member.
+    pub first: Vec<&'static str>,
 }
 
 impl Default for CitusSpec {
@@ -67,6 +69,7 @@ impl Default for CitusSpec {
             ttl: 8,
             pools: false,
             patroni: Vec::new(),
+            first: Vec::new(),
         }
     }
 }
@@ -138,6 +141,9 @@ impl CitusCluster {
         let number = self.groups.get(&group).map_or(0, Vec::len) + 1;
         let kind = if group == 0 { "coord".to_owned() } else { format!("work{group}-") };
         let mut spec = self.agent_spec(group, &format!("{kind}{number}"));
+        if number == 1 {
+            spec.postgresql.extend(self.spec.first.iter().map(ToString::to_string));
+        }
         let patroni = self.patroni.clone().filter(|_| self.spec.patroni.contains(&&*spec.name));
         let program = match patroni {
             Some(patroni) => {

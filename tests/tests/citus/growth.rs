@@ -9,7 +9,7 @@ use kornak_tests::run::postgres::{connect, describe};
 use kornak_tests::run::wait::until;
 use tokio_postgres::Client;
 
-use super::{Loads, SOON, distribute, needs_citus, nothing_was_noticed};
+use super::{Loads, SOON, needs_citus, nothing_was_noticed};
 
 /// For a group to be made, and for shards to be moved to it.
 const LONG: Duration = Duration::from_secs(120);
@@ -85,40 +85,6 @@ async fn shards_on(cluster: &CitusCluster, coordinator: &Client, group: u32) -> 
     let port = i32::from(cluster.node(&leader)?.port());
     let query = "SELECT count(*) FROM citus_shards WHERE nodeport = $1";
     Ok(coordinator.query_one(query, &[&port]).await?.get(0))
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_that_joins_a_group_without_one_gets_its_reads() -> Result<()> {
-    needs_citus!();
-    let spec = CitusSpec { name: "citus-reads", members: vec![2, 1, 2], ..CitusSpec::default() };
-    let mut cluster = CitusCluster::start(spec).await?;
-    distribute(&cluster).await?;
-    let app = connect(&cluster.app()).await?;
-    app.batch_execute("INSERT INTO kornak_load SELECT n, 0 FROM generate_series(1, 100) n").await?;
-    let alone = readers(&cluster).await.expect_err("group 1 has no standby");
-    println!("without a standby: {alone:#}");
-    cluster.add_member(1)?;
-    cluster.healthy(LONG).await;
-    let mut standbys = Vec::new();
-    for group in [1, 2] {
-        for (name, role, _) in cluster.members(group).await? {
-            if role != "leader" {
-                standbys.push(i32::from(cluster.node(&name)?.port()));
-            }
-        }
-    }
-    standbys.sort_unstable();
-    assert_eq!(readers(&cluster).await?, standbys, "every shard is read from a standby");
-    cluster.passed();
-    Ok(())
-}
-
-/// Ports of the servers that read the table for a client of the standbys' listener.
-async fn readers(cluster: &CitusCluster) -> Result<Vec<i32>> {
-    let client = connect(&cluster.app_reading()).await?;
-    let query = "SELECT DISTINCT inet_server_port() FROM kornak_load ORDER BY 1";
-    let rows = client.query(query, &[]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

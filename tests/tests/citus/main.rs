@@ -6,6 +6,7 @@ mod changes;
 mod failovers;
 mod growth;
 mod patroni;
+mod readers;
 mod switchovers;
 
 use std::time::Duration;
