@@ -2,7 +2,9 @@
 //!
 //! A session on the coordinator or on a worker may reach any group, and Citus answers at once with an
 //! error of its own when it cannot connect. So as long as one group has no primary that accepts writes
-//! *and* that `pg_dist_node` names, nobody starts a transaction on any of them. What runs already
+//! *and* that `pg_dist_node` names, nobody starts a transaction on any of them. Nor before what the last
+//! primary has left prepared is ended: Citus acknowledges a distributed transaction that a participant
+//! lost before its second phase, and whoever reads then does not see it. What runs already
 //! runs on; sessions on standbys are not concerned.
 //!
 //! ```text
@@ -74,6 +76,8 @@ enum Outage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Health {
     Nobody(Why),
+    /// Its primary accepts writes, and has transactions of its predecessor that nobody has ended.
+    Unfinished,
     /// Its primary accepts writes, and so far it is registered.
     Serves(Heard),
 }
@@ -143,7 +147,7 @@ impl Outages {
                 _ if switches(facts.cluster, group) => None,
                 Health::Nobody(why) => Some(why),
                 Health::Serves(Heard::Everywhere) => None,
-                Health::Serves(_) => replaced.then_some(Why::Unproven),
+                Health::Serves(_) | Health::Unfinished => replaced.then_some(Why::Unproven),
             };
             match why {
                 Some(why) => {
@@ -218,6 +222,9 @@ fn health(facts: &Facts<'_>, group: GroupId) -> Health {
         Ok(serving) => serving,
         Err(why) => return Health::Nobody(why),
     };
+    if !serving.unfinished.is_empty() {
+        return Health::Unfinished;
+    }
     let others_away = |other: GroupId| other != group && facts.standings.serving(other).is_err();
     Health::Serves(facts.cluster.heard_of(group, &serving.node, others_away))
 }

@@ -1,6 +1,6 @@
 //! Asking a server what it is: alive, writable, which run of which cluster.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,9 @@ const LOOK: &str = "SELECT r::text, \
     CASE WHEN r THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END, \
     pg_postmaster_start_time()::text, \
     (SELECT system_identifier::text FROM pg_control_system()), \
-    (CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END)::text \
+    (CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END)::text, \
+    (SELECT string_agg(gid, ' ') FROM (SELECT gid FROM pg_prepared_xacts \
+        WHERE starts_with(gid, 'citus_') LIMIT 1000) AS p) \
     FROM (SELECT pg_is_in_recovery() AS r) AS s";
 
 /// What a server says of itself.
@@ -39,6 +41,8 @@ pub struct Facts {
     pub instance: Instance,
     /// Written on a primary, replayed on a standby.
     pub lsn: Option<Lsn>,
+    /// Names of the distributed transactions of Citus that are prepared on it, a thousand at most.
+    pub prepared: BTreeSet<String>,
 }
 
 /// When a server was asked last and whether it was going down; locked while somebody asks.
@@ -130,7 +134,10 @@ impl Prober {
             started: text(2),
             system_identifier: text(3),
         };
-        Ok(Facts { in_recovery, instance, lsn: text(4).and_then(|lsn| lsn.parse().ok()) })
+        let lsn = text(4).and_then(|lsn| lsn.parse().ok());
+        let prepared = text(5).unwrap_or_default();
+        let prepared = prepared.split_ascii_whitespace().map(str::to_owned).collect();
+        Ok(Facts { in_recovery, instance, lsn, prepared })
     }
 
     /// Whether the server is going down, as far as one login tells; shared by all sessions.

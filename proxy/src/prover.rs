@@ -5,7 +5,7 @@
 //! the candidate of a planned switchover from the moment it is named, for a connection lives through
 //! the promotion and then answers at once.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,13 @@ const QUICK_LOOKS: u32 = 400;
 
 /// Pause between looks at a server that does not answer, or not as wished.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Pause between two looks whether what an earlier run has left prepared is ended: that takes its
+/// coordinator some 50 ms, and everybody waits for it.
+const FINISH_PAUSE: Duration = Duration::from_millis(20);
+
+/// Looks at that pause, before it becomes a second: ten seconds.
+const FINISH_LOOKS: u32 = 500;
 
 /// Time for one look.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
@@ -125,6 +132,8 @@ impl GroupProver {
                     };
                     let quick = eagerly && looks < QUICK_LOOKS;
                     match proven {
+                        true if self.is_unfinished() && looks < FINISH_LOOKS => Some(FINISH_PAUSE),
+                        true if self.is_unfinished() => Some(LOOK_LIMIT),
                         true => Some(Duration::ZERO),
                         false if quick => Some(PROMOTION_PAUSE),
                         false => Some(PAUSE),
@@ -173,7 +182,8 @@ impl GroupProver {
         if moved {
             self.shared.change_standing(self.group, |s| s.withdraw(Why::Unproven, true));
         }
-        let same = serving.is_some_and(|s| *s.name == **name && s.epoch == *epoch);
+        let same = serving
+            .is_some_and(|s| *s.name == **name && s.epoch == *epoch && s.unfinished.is_empty());
         if same && !self.shared.is_doubted(self.group) {
             return Wanted::Rest;
         }
@@ -250,7 +260,8 @@ impl GroupProver {
             return false;
         }
         self.shared.set_trouble("leader", None);
-        self.open = None;
+        let is_citus = self.shared.topology.borrow().groups.len() > 1;
+        let unfinished = if is_citus { facts.prepared } else { BTreeSet::new() };
         self.identifier = facts.instance.system_identifier.clone().or(self.identifier.take());
         self.timeline = facts.instance.timeline.or(self.timeline);
         let name: Arc<str> = node.name.as_str().into();
@@ -259,9 +270,19 @@ impl GroupProver {
         if new {
             tracing::info!(node = %name, group = self.group.0, epoch = epoch.revision, timeline, "leader accepts writes");
         }
-        let serving = Serving { node: Arc::clone(node), name, epoch, instance: facts.instance };
+        let instance = facts.instance;
+        let serving = Serving { node: Arc::clone(node), name, epoch, instance, unfinished };
         self.shared.change_standing(self.group, |s| s.prove(serving));
+        if !self.is_unfinished() {
+            self.open = None;
+        }
         true
+    }
+
+    /// Whether the server that serves has transactions of an earlier run that nobody has ended.
+    fn is_unfinished(&self) -> bool {
+        let standings = self.shared.standings.borrow();
+        standings.serving(self.group).is_ok_and(|serving| !serving.unfinished.is_empty())
     }
 
     async fn look(&mut self, node: &Node) -> Result<Facts, DialError> {
@@ -274,6 +295,7 @@ impl GroupProver {
                 in_recovery: !node.says_primary,
                 instance: Instance { timeline: node.timeline, ..Instance::default() },
                 lsn: None,
+                prepared: BTreeSet::new(),
             });
         }
         if let Some((address, mut connected)) = self.open.take()

@@ -8,7 +8,7 @@
 //!
 //! Pure. Not here: probing ([`crate::prover`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kornak_cluster::{Epoch, GroupId, Node, Timeline};
@@ -30,6 +30,9 @@ pub struct Serving {
     pub name: Arc<str>,
     pub epoch: Epoch,
     pub instance: Instance,
+    /// In a Citus cluster: distributed transactions that were prepared when it began to serve and that
+    /// nobody has ended since. Their clients may have been told that they are committed.
+    pub unfinished: BTreeSet<String>,
 }
 
 /// Why nobody serves a group.
@@ -98,12 +101,16 @@ impl Standing {
     }
 
     /// A server has proven itself.
-    pub fn prove(&mut self, serving: Serving) {
-        let same = self.last.as_ref().is_some_and(|last| {
-            last.name == serving.name && last.instance.is_same_run(&serving.instance)
-        });
-        if !same && self.last.is_some() {
-            self.term += 1;
+    pub fn prove(&mut self, mut serving: Serving) {
+        match &self.last {
+            Some(last)
+                if last.name == serving.name && last.instance.is_same_run(&serving.instance) =>
+            {
+                // What was prepared later is somebody's who works.
+                serving.unfinished.retain(|name| last.unfinished.contains(name));
+            }
+            Some(_) => self.term += 1,
+            None => {}
         }
         self.proof += 1;
         let serving = Arc::new(serving);
@@ -179,7 +186,30 @@ mod tests {
             started: Some(started.to_owned()),
         };
         let epoch = Epoch { store: 1, revision: 1 };
-        Serving { node: Arc::new(node), name: name.into(), epoch, instance }
+        let unfinished = BTreeSet::new();
+        Serving { node: Arc::new(node), name: name.into(), epoch, instance, unfinished }
+    }
+
+    #[test]
+    fn what_is_unfinished_when_a_server_begins_to_serve_can_only_become_less() {
+        let with = |started: &str, names: &[&str]| {
+            let unfinished = names.iter().map(|name| (*name).to_owned()).collect();
+            Serving { unfinished, ..serving("a", 1, started) }
+        };
+        let left = |standing: &Standing| -> Vec<String> {
+            standing.serving.as_ref().unwrap().unfinished.iter().cloned().collect()
+        };
+        let mut standing = Standing::default();
+        standing.prove(with("t0", &["x", "y"]));
+        assert_eq!(left(&standing), ["x", "y"]);
+        standing.withdraw(Why::Silent, false);
+        standing.prove(with("t0", &["y", "z"]));
+        assert_eq!(left(&standing), ["y"], "z began later");
+        standing.prove(with("t0", &["z"]));
+        standing.prove(with("t0", &["y", "z"]));
+        assert_eq!(left(&standing), [""; 0]);
+        standing.prove(with("t1", &["z"]));
+        assert_eq!(left(&standing), ["z"], "another run");
     }
 
     #[test]

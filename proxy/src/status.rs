@@ -65,6 +65,8 @@ pub struct GroupStatus {
     pub serving: Option<String>,
     /// Why nobody is.
     pub why: Option<&'static str>,
+    /// Distributed transactions that its predecessor has left prepared and nobody has ended.
+    pub unfinished: usize,
     pub nodes: Vec<NodeStatus>,
 }
 
@@ -142,6 +144,7 @@ fn look(shared: &Shared) -> Status {
             epoch: leader.map(|(_, epoch)| epoch.revision),
             serving: serving.ok().map(|serving| serving.name.to_string()),
             why: serving.err().map(crate::standing::Why::as_str),
+            unfinished: serving.map_or(0, |serving| serving.unfinished.len()),
             nodes: nodes.collect(),
         };
         (id.0, status)
@@ -255,6 +258,10 @@ async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
         }
         if let Some(why) = group.why {
             let _ = write!(out, "<p class=bad>{why}</p>");
+        }
+        if group.unfinished > 0 {
+            let count = group.unfinished;
+            let _ = write!(out, "<p class=bad>{count} distributed transactions are unfinished</p>");
         }
         out.push_str("<table><tr><th>node<th>address<th>role<th>running<th>lag<th>sessions</tr>");
         for node in &group.nodes {

@@ -7,7 +7,7 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Load, Proxy, Scratch, Server, memory, until};
+use common::{Load, Proxy, Scratch, Server, connect, memory, until};
 use kornak_cluster::{
     CitusDatabase, CitusRegistration, Epoch, GroupId, Handover, HandoverPhase, Scope,
 };
@@ -124,6 +124,47 @@ async fn clients_of_the_coordinator_wait_until_a_lost_worker_has_a_registered_su
     load.more(20).await;
     cluster.registers(&cluster.standby, &[]).await;
     until("it is over", || async { cluster.status().await["gate"]["phase"] == "open" }).await;
+    let account = load.finish().await;
+    assert_eq!(*account.errors.lock(), Vec::<String>::new());
+}
+
+/// Citus acknowledges a transaction whose second phase a lost worker has not heard of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_reads_before_what_was_committed_is_seen() {
+    let cluster = Cluster::start(|_| {}).await;
+    let worker = cluster.worker.sql().await;
+    let prepare = "BEGIN; CREATE TABLE half (); PREPARE TRANSACTION 'citus_0_1_1_1'";
+    worker.batch_execute(prepare).await.unwrap();
+    let others = "BEGIN; CREATE TABLE mine (); PREPARE TRANSACTION 'mine'";
+    worker.batch_execute(others).await.unwrap();
+    let written: String =
+        worker.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
+    let load = Load::start(cluster.proxy.port(0), 2, 2, 0).await;
+    load.more(20).await;
+    let standby = cluster.standby.sql().await;
+    until("the standby has it", || async {
+        let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+        standby.query_one(&replayed, &[]).await.unwrap().get(0)
+    })
+    .await;
+    cluster.worker.stop("immediate");
+    cluster.all_held().await;
+    cluster.standby.promote();
+    cluster.leads(1, &cluster.standby).await;
+    cluster.registers(&cluster.standby, &[]).await;
+    until("it is proven", || async { cluster.serving(1).await.as_deref() == Some("x") }).await;
+    cluster.all_held().await;
+    let written = load.written();
+    // Each of these is many looks of the proxy's.
+    for _ in 0..20 {
+        assert_eq!(cluster.status().await["groups"]["1"]["unfinished"], 1, "mine is mine");
+        connect(cluster.standby.port).await.unwrap();
+    }
+    assert_eq!(load.written(), written, "somebody has begun");
+    let began = std::time::Instant::now();
+    standby.batch_execute("COMMIT PREPARED 'citus_0_1_1_1'").await.unwrap();
+    load.more(20).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "they waited for {:?}", began.elapsed());
     let account = load.finish().await;
     assert_eq!(*account.errors.lock(), Vec::<String>::new());
 }

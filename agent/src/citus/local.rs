@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::GroupId;
+use kornak_cluster::{GroupId, Moment};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -19,6 +19,7 @@ use super::desk::Desk;
 use super::plan::Address;
 use super::seen::Seen;
 use crate::context::Context;
+use crate::guard::boottime_now;
 use crate::postgres::{SqlError, ask, literal};
 
 /// Between two rounds when nothing changes.
@@ -27,6 +28,14 @@ const EVERY: Duration = Duration::from_secs(5);
 /// Between two rounds when something failed or was changed.
 const SOON: Duration = Duration::from_millis(500);
 
+/// The same within [`QUICK_FOR`] of a change of a primary: clients wait for what it has left prepared.
+const QUICK: Duration = Duration::from_millis(100);
+const QUICK_FOR: Duration = Duration::from_secs(3);
+
+/// A distributed transaction that is prepared for so long is nobody's who works. So long after a change
+/// of a primary what it has left can be told from what is under way.
+const STALE_SECONDS: u64 = 1;
+
 /// Works while this node leads its group, until `stop`.
 pub(super) async fn run(
     ctx: Arc<Context>,
@@ -34,12 +43,15 @@ pub(super) async fn run(
     databases: Vec<String>,
     stop: CancellationToken,
 ) {
-    let mut local = Local { ctx, desk, databases, settled_for: None, complained: None };
+    let mut local =
+        Local { ctx, desk, databases, settled_for: None, settling_for: None, complained: None };
+    let mut standings = local.desk.standings.subscribe();
     let mut view = local.ctx.view.clone();
     let mut observed = local.ctx.observation.clone();
     loop {
         let seen = Seen::read(&local.ctx.settings.scope.whole(), &view.borrow_and_update().clone());
         observed.borrow_and_update();
+        standings.borrow_and_update();
         local.desk.knows(&seen.hosts);
         let was_primary = local.leads();
         let pause = if was_primary { local.round(&seen).await } else { local.rest() };
@@ -48,6 +60,8 @@ pub(super) async fn run(
                 tokio::select! {
                     _ = view.changed() => {}
                     _ = observed.changed() => {}
+                    // The coordinator's `pg_dist_node` may name another primary now.
+                    _ = standings.changed() => return,
                 }
                 let now = Seen::read(&local.ctx.settings.scope.whole(), &view.borrow().clone());
                 local.desk.knows(&now.hosts);
@@ -70,7 +84,9 @@ fn followed(seen: &Seen) -> impl PartialEq + '_ {
     (primaries(seen), leaders, &seen.pools, seen.handover.is_some())
 }
 
-fn primaries(seen: &Seen) -> BTreeMap<GroupId, Option<Address>> {
+type Primaries = BTreeMap<GroupId, Option<Address>>;
+
+fn primaries(seen: &Seen) -> Primaries {
     seen.wanted.iter().map(|(group, want)| (*group, want.primary.clone())).collect()
 }
 
@@ -79,7 +95,9 @@ struct Local {
     desk: Arc<Desk>,
     databases: Vec<String>,
     /// The primaries after whose last change prepared transactions were recovered.
-    settled_for: Option<BTreeMap<GroupId, Option<Address>>>,
+    settled_for: Option<Primaries>,
+    /// Those since whose last change they are being recovered.
+    settling_for: Option<(Primaries, Moment)>,
     complained: Option<String>,
 }
 
@@ -90,14 +108,16 @@ impl Local {
 
     /// A standby's prepared transactions are its primary's affair.
     fn rest(&mut self) -> Duration {
-        self.settled_for = None;
+        (self.settled_for, self.settling_for) = (None, None);
         self.desk.oldest_prepared.send_replace(0.0);
         EVERY
     }
 
     async fn round(&mut self, seen: &Seen) -> Duration {
         let leaders = primaries(seen);
+        // In a switchover one server is away, and whoever looks after it now only takes time from it.
         let recover = self.settled_for.as_ref() != Some(&leaders) && seen.handover.is_none();
+        let age = recover.then(|| self.age(&leaders, boottime_now()));
         let mut settled = true;
         for database in self.databases.clone() {
             match self.keep(&database, seen, recover).await {
@@ -112,12 +132,27 @@ impl Local {
         self.look_at_prepared().await;
         if settled {
             self.complained = None;
-            // In a switchover one server is away, and whoever looks after it now only takes time from it.
-            if seen.handover.is_none() {
-                self.settled_for = Some(leaders);
+        }
+        match age {
+            None if settled => EVERY,
+            Some(age) if settled && age > Duration::from_secs(2 * STALE_SECONDS) => {
+                (self.settled_for, self.settling_for) = (Some(leaders), None);
+                EVERY
+            }
+            Some(age) if !settled && age < QUICK_FOR => QUICK,
+            None | Some(_) => SOON,
+        }
+    }
+
+    /// How long the primaries have been these.
+    fn age(&mut self, leaders: &Primaries, now: Moment) -> Duration {
+        match &self.settling_for {
+            Some((known, since)) if known == leaders => now.since(*since),
+            _ => {
+                self.settling_for = Some((leaders.clone(), now));
+                Duration::ZERO
             }
         }
-        if settled { EVERY } else { SOON }
     }
 
     /// `false`: something is left to be done soon.
@@ -149,7 +184,27 @@ impl Local {
         let rows = ask(&client, "count prepared transactions", left).await?;
         let left = rows.first().and_then(|row| row.first().cloned().flatten());
         // They may be under way, or begun by a node that has not come to it yet.
-        Ok(left.as_deref() == Some("0"))
+        Ok(left.as_deref() == Some("0") && self.left_elsewhere(&client).await? == 0)
+    }
+
+    /// Transactions that began here and are still prepared somewhere: Citus leaves those alone whose
+    /// session has not ended, which may have to wait until a server that stands still is gone.
+    async fn left_elsewhere(&self, client: &Client) -> Result<u64, SqlError> {
+        let known = "SELECT to_regproc('pg_catalog.run_command_on_all_nodes')";
+        let known = ask(client, "look for a function of Citus", known).await?;
+        if !known.iter().flatten().any(Option::is_some) {
+            return Ok(0);
+        }
+        let group = self.ctx.settings.scope.group.unwrap_or(GroupId::COORDINATOR);
+        let statement = format!(
+            "SELECT coalesce(sum(result::bigint), 0) FROM run_command_on_all_nodes($$\
+               SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() \
+               AND starts_with(gid, 'citus_{group}_') \
+               AND prepared < clock_timestamp() - interval '{STALE_SECONDS} s'$$) WHERE success"
+        );
+        let rows = ask(client, "count prepared transactions elsewhere", &statement).await?;
+        let count = rows.first().and_then(|row| row.first().cloned().flatten());
+        Ok(count.and_then(|count| count.parse().ok()).unwrap_or_default())
     }
 
     async fn look_at_prepared(&self) {

@@ -35,7 +35,8 @@ fn node(group: u32, name: &str) -> Node {
 fn serving(group: u32, name: &str) -> Serving {
     let instance = Instance { timeline: Some(Timeline(1)), ..Instance::default() };
     let epoch = Epoch { store: 1, revision: 1 };
-    Serving { node: Arc::new(node(group, name)), name: name.into(), epoch, instance }
+    let unfinished = BTreeSet::new();
+    Serving { node: Arc::new(node(group, name)), name: name.into(), epoch, instance, unfinished }
 }
 
 fn at(primaries: &[(u32, &str)], behind: &[u32]) -> CitusDatabase {
@@ -170,6 +171,36 @@ fn sessions_on_standbys_go_on() {
     world.is_lost(0);
     world.look(0);
     assert!(!world.closed().contains(crate::gate::Side::Following));
+}
+
+#[test]
+fn what_its_predecessor_has_left_prepared_is_waited_for() {
+    let mut world = World::new();
+    world.is_lost(1);
+    world.look(0);
+    world.leads(1, "x");
+    let left = Serving { unfinished: ["citus_0_1".to_owned()].into(), ..serving(1, "x") };
+    world.standing(1).prove(left.clone());
+    world.says("c", &[at(&[(0, "c"), (1, "x"), (2, "b")], &[])]);
+    assert_eq!(world.look(300), []);
+    assert_eq!(world.closed(), Sides::REACHING, "who asks for what was committed would not see it");
+    world.standing(1).withdraw(Why::Silent, false);
+    world.standing(1).prove(left);
+    assert_eq!(world.look(310), [], "the same run, and the same is left");
+    world.serves(1, "x");
+    assert_eq!(world.look(350), [ended(1, 350)]);
+}
+
+#[test]
+fn what_is_prepared_in_peace_holds_nobody() {
+    let mut world = World::new();
+    let busy = Serving { unfinished: ["citus_0_1".to_owned()].into(), ..serving(2, "b") };
+    world.standing(2).withdraw(Why::Unproven, true);
+    world.standing(2).prove(busy);
+    world.phase(Some(HandoverPhase::Settle), 2);
+    assert_eq!(world.look(0), []);
+    world.phase(None, 2);
+    assert_eq!(world.look(100), []);
 }
 
 #[test]

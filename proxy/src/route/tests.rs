@@ -43,6 +43,7 @@ fn cluster() -> (Topology, Standings) {
         name: "a".into(),
         epoch,
         instance: Instance::default(),
+        unfinished: [].into(),
     };
     standings.0.entry(GroupId(0)).or_default().prove(serving);
     (Topology { groups, ..Topology::default() }, standings)
@@ -139,7 +140,13 @@ fn workers() -> (Topology, Standings) {
         topology.groups.insert(id, Arc::new(known));
         let instance = Instance::default();
         let (node, name) = (Arc::new(leader), name.as_str().into());
-        standings.0.entry(id).or_default().prove(Serving { node, name, epoch, instance });
+        standings.0.entry(id).or_default().prove(Serving {
+            node,
+            name,
+            epoch,
+            instance,
+            unfinished: [].into(),
+        });
     }
     (topology, standings)
 }

@@ -79,7 +79,7 @@ fn says(timeline: Option<u32>, identifier: &str) -> Facts {
         timeline: timeline.map(Timeline),
         started: None,
     };
-    Facts { in_recovery: timeline.is_none(), instance, lsn: None }
+    Facts { in_recovery: timeline.is_none(), instance, lsn: None, prepared: [].into() }
 }
 
 fn accepted(name: &str, timeline: u32) -> Accepted {

@@ -118,7 +118,7 @@ impl Server {
     pub fn start(&self) {
         let options = format!(
             "-c port={} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' \
-             -c shared_buffers=16MB -c fsync=off -c max_connections=200 -c hot_standby=on \
+             -c shared_buffers=16MB -c fsync=off -c max_connections=200 -c max_prepared_transactions=10 -c hot_standby=on \
              -c wal_retrieve_retry_interval=100ms",
             self.port
         );

@@ -212,7 +212,6 @@ async fn readers_wait_for_a_standby_that_crashed() -> Result<()> {
     let late = seen.errors.iter().filter(|(when, _)| *when > blow + notice());
     let late: Vec<_> = late.map(|(when, text)| (when.duration_since(blow), text)).collect();
     assert!(late.is_empty(), "began after the standby was known to be away: {late:?}");
-    assert!(seen.errors.len() <= 2 * (KEEPING + 1), "{:?}", seen.errors);
     cluster.passed();
     Ok(())
 }
