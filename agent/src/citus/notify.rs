@@ -38,6 +38,9 @@ pub enum Paused {
     No,
 }
 
+/// For the coordinator's answer to arrive: what it says is worth more than that it was late.
+const ANSWER: Duration = Duration::from_millis(30);
+
 fn seen(ctx: &Context) -> Seen {
     let view = std::sync::Arc::clone(&ctx.view.borrow());
     Seen::read(&ctx.settings.scope.whole(), &view)
@@ -73,7 +76,7 @@ pub async fn pause(ctx: &Context, record: u64, hold: Duration) -> Paused {
     let Some(api) = leader.api else { return Paused::Yes };
     let mut body = event(ctx, "before_demote");
     if let Some(body) = body.as_object_mut() {
-        let hold_ms = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
+        let hold_ms = u64::try_from(hold.saturating_sub(ANSWER).as_millis()).unwrap_or(u64::MAX);
         body.insert("kornak".to_owned(), json!({"hold_ms": hold_ms, "record": record}));
     }
     let began = boottime_now();
@@ -89,7 +92,7 @@ pub async fn pause(ctx: &Context, record: u64, hold: Duration) -> Paused {
             Paused::Yes
         }
         Ok(answer) => {
-            info!(coordinator = %leader.name, status = answer.status, "not now, says the coordinator");
+            info!(coordinator = %leader.name, why = answer.text(), "not now, says the coordinator");
             Paused::No
         }
         Err(error) => {
