@@ -199,6 +199,14 @@ impl Outages {
     }
 }
 
+/// Whether somebody ends this prepared transaction of Citus soon (`citus_<group where it began>_…`): that
+/// group's leader, if it is Kornak's. Patroni's leave it to Citus, which looks once a minute.
+pub fn is_soon_ended(cluster: &Topology, name: &str) -> bool {
+    let origin = name.strip_prefix("citus_").and_then(|rest| rest.split('_').next()?.parse().ok());
+    let group = origin.and_then(|number| cluster.groups.get(&GroupId(number)));
+    group.is_some_and(|group| group.primary().is_none_or(|leader| leader.kornak))
+}
+
 /// Groups that sessions elsewhere may reach, and that somebody may come back to: those that are
 /// registered, or, where nobody says which those are, those that have served before; but none that was
 /// shut down, leader, standbys and all.

@@ -14,6 +14,7 @@ use kornak_protocol::sqlstate::TOO_MANY_CONNECTIONS;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Address, Connected, DialError};
+use crate::outage::is_soon_ended;
 use crate::probe::{Facts, Prober};
 use crate::shared::Shared;
 use crate::standing::{Instance, Serving, Why};
@@ -260,8 +261,9 @@ impl GroupProver {
             return false;
         }
         self.shared.set_trouble("leader", None);
-        let is_citus = self.shared.topology.borrow().groups.len() > 1;
-        let unfinished = if is_citus { facts.prepared } else { BTreeSet::new() };
+        let cluster = self.shared.topology();
+        let mut unfinished = facts.prepared;
+        unfinished.retain(|it| cluster.groups.len() > 1 && is_soon_ended(&cluster, it));
         self.identifier = facts.instance.system_identifier.clone().or(self.identifier.take());
         self.timeline = facts.instance.timeline.or(self.timeline);
         let name: Arc<str> = node.name.as_str().into();

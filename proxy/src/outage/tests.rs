@@ -192,6 +192,23 @@ fn what_its_predecessor_has_left_prepared_is_waited_for() {
 }
 
 #[test]
+fn nobody_waits_for_what_nobody_ends() {
+    let mut world = World::new();
+    let soon = |world: &World, name: &str| is_soon_ended(&world.cluster, name);
+    assert!(soon(&world, "citus_0_12_34_5") && soon(&world, "citus_2_1_1_1"));
+    assert!(!soon(&world, "citus_7_1_1_1"), "no such group");
+    assert!(!soon(&world, "mine") && !soon(&world, "citus_x_1"));
+    let patroni = Node { kornak: false, ..node(0, "c") };
+    let mut group = Group::clone(&world.cluster.groups[&GroupId(0)]);
+    group.nodes.insert("c".to_owned(), patroni);
+    world.cluster.groups.insert(GroupId(0), Arc::new(group.clone()));
+    assert!(!soon(&world, "citus_0_12_34_5"), "Patroni leads there");
+    group.leader = None;
+    world.cluster.groups.insert(GroupId(0), Arc::new(group));
+    assert!(soon(&world, "citus_0_12_34_5"), "somebody will");
+}
+
+#[test]
 fn what_is_prepared_in_peace_holds_nobody() {
     let mut world = World::new();
     let busy = Serving { unfinished: ["citus_0_1".to_owned()].into(), ..serving(2, "b") };
