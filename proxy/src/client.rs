@@ -39,6 +39,7 @@ use crate::session::answers::Verdict;
 use crate::session::journal::Pin;
 use crate::shared::Shared;
 use crate::stream::Stream;
+pub use ahead::Ahead;
 
 /// How long a client may take to read our last words before the socket is closed under it.
 const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
@@ -337,7 +338,10 @@ impl Client {
                     shared.gate.open(side).await;
                     return Ok(None);
                 }
-                let opened = ahead::open(&shared, &self.listener, &self.identity, side, way).await;
+                let opened = {
+                    let (listener, id) = (&self.listener, handle.id);
+                    ahead::open(&shared, listener, &self.identity, id, side, way).await
+                };
                 match opened {
                     Some(opened) => Ok(Some(opened)),
                     None => {

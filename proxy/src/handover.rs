@@ -146,6 +146,9 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
             former.clone_from(&record.leader);
         }
         ask(&shared, record);
+        if record.is_none() {
+            shared.ahead.clear();
+        }
         let sides = if cluster.groups.len() > 1 { Sides::ALL } else { Sides::LEADING };
         let facts = Facts {
             record,

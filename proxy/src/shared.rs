@@ -14,7 +14,7 @@ use kornak_protocol::params::Parameters;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 
-use crate::client::Identity;
+use crate::client::{Ahead, Identity};
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::pool::lender::Lender;
@@ -76,6 +76,8 @@ pub struct Shared {
     pub asks: AtomicBool,
     /// Room for questions to servers what a session holds.
     pub asking: Semaphore,
+    /// Logins that were begun while a switchover is prepared.
+    pub ahead: Ahead,
     /// A session listens again on its new server.
     pub listens_again: Notify,
     /// Grows whenever a connection might have to be given up; sessions look before they start a
@@ -163,6 +165,7 @@ impl Shared {
             nobody: "".into(),
             asks: AtomicBool::new(false),
             asking: Semaphore::new(MAX_QUESTIONS),
+            ahead: Ahead::default(),
             listens_again: Notify::new(),
             generation: AtomicU64::new(1),
             doubts: Mutex::new(HashMap::new()),

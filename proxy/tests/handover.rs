@@ -32,6 +32,50 @@ async fn a_planned_switchover_costs_no_client_an_error() {
     assert!(agents.get(&agents.keys.handover()).await.is_none());
 }
 
+/// Backends of clients on a server, but for those that ask it what it is.
+async fn clients_of(server: &Server) -> i64 {
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' \
+        AND pid <> pg_backend_pid() AND application_name <> 'Kornak proxy'";
+    server.sql().await.query_one(count, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_at_work_logs_in_ahead_while_a_switchover_is_prepared() {
+    let scratch = Scratch::new();
+    let a = Server::primary(&scratch, "a");
+    let b = a.standby(&scratch, "b");
+    let agents = Agents::new(&a, &b).await;
+    let proxy = Proxy::start(memory(), Some(Arc::clone(&agents.store))).await;
+    let load = Load::start(proxy.port(0), 2, 2, 0).await;
+    load.more(10).await;
+    let mut record = Handover {
+        v: 1,
+        id: "h".to_owned(),
+        attempt: 1,
+        phase: HandoverPhase::Prepare,
+        group: None,
+        leader: "a".to_owned(),
+        candidate: Some("b".to_owned()),
+        epoch: agents.epoch().await,
+        max_hold_ms: 1000,
+        switch_hold_ms: 5000,
+        wal_end: None,
+    };
+    agents.record(&record).await;
+    until("all are there", || async { clients_of(&b).await == 4 }).await;
+    // It is given up, and begun again.
+    agents.put(Txn::just(Op::delete(agents.keys.handover()))).await;
+    until("all have left", || async { clients_of(&b).await == 0 }).await;
+    load.more(10).await;
+    record.id = "again".to_owned();
+    agents.record(&record).await;
+    until("all are there", || async { clients_of(&b).await == 4 }).await;
+    agents.switch_over(&a, &b).await;
+    load.more(20).await;
+    let account = load.finish().await;
+    assert_eq!(*account.errors.lock(), Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_that_leads_to_nothing_holds_nobody_longer_than_it_says() {
     let scratch = Scratch::new();

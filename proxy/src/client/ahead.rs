@@ -3,17 +3,74 @@
 //! A connection lives through the promotion, so a session that is held needs no login when the gate
 //! opens: it is the login of all sessions at once that would make up most of the wait. It is used
 //! only if the candidate has then proven that it accepts writes.
+//!
+//! Sessions that are at work log in while the switchover is prepared and nobody is held: later their
+//! logins would take time from the stop and the promotion. The others do when they are held.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kornak_cluster::{GroupId, HandoverPhase, Topology};
 use kornak_config::proxy::{ListenerSettings, Target};
+use parking_lot::Mutex;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Identity, Opened, Way, dial};
-use crate::backend::Address;
+use super::{Client, Identity, Opened, Way, dial};
+use crate::backend::{Address, Connected, DialError};
 use crate::gate::Side;
+use crate::pool::keeper::is_silent;
 use crate::route::Candidate;
 use crate::shared::Shared;
+
+/// A session whose client has spoken within this time is at work.
+const AT_WORK: Duration = Duration::from_secs(1);
+
+/// Sessions that log in while a switchover is prepared: more would take more from those who work on
+/// than they save. 256 logins take a candidate one to two seconds of one core.
+const MOST: usize = 256;
+
+type Login = AbortOnDropHandle<Result<Connected, DialError>>;
+
+/// Logins to the candidate that were begun while a switchover was prepared, by session.
+#[derive(Debug, Default)]
+pub struct Ahead(Mutex<HashMap<u64, (Arc<str>, Login)>>);
+
+impl Ahead {
+    /// The switchover is over, one way or the other.
+    pub fn clear(&self) {
+        self.0.lock().clear();
+    }
+
+    /// The session's login to this server, if it has begun one.
+    fn take(&self, session: u64, server: &str) -> Option<Login> {
+        let (name, login) = self.0.lock().remove(&session)?;
+        (*name == *server).then_some(login)
+    }
+}
+
+impl Client {
+    /// Begins to log in to the candidate, if a switchover is prepared and the client is at work.
+    pub(super) fn log_in_ahead(&self) {
+        let shared = &self.talk.shared;
+        let at_work = self.talk.last_heard.elapsed() < AT_WORK;
+        if !at_work || self.listener.target != Target::Primary || self.talk.member.is_some() {
+            return;
+        }
+        let Some(known) = prepared(&shared.topology.borrow()) else { return };
+        let mut begun = shared.ahead.0.lock();
+        if begun.len() >= MOST || begun.contains_key(&self.talk.handle.id) {
+            return;
+        }
+        let name = Arc::clone(&known.name);
+        let (shared, identity) = (Arc::clone(shared), Arc::clone(&self.identity));
+        let login = tokio::task::spawn_local(async move {
+            let address = Address::from(&*known.node);
+            dial(&shared, &known, &address, Some(&identity), None).await
+        });
+        begun.insert(self.talk.handle.id, (name, AbortOnDropHandle::new(login)));
+    }
+}
 
 /// Waits until the gate is open, or, if that is too late, a server has proven itself, and answers a
 /// connection to the new leader if there was time to open one.
@@ -21,6 +78,7 @@ pub(super) async fn open(
     shared: &Shared,
     listener: &ListenerSettings,
     identity: &Identity,
+    session: u64,
     side: Side,
     way: Way,
 ) -> Option<Opened> {
@@ -28,7 +86,7 @@ pub(super) async fn open(
         way_is_free(shared, side, way).await;
         return None;
     }
-    let early = dial_candidate(shared, identity, side);
+    let early = dial_candidate(shared, identity, session, side);
     tokio::pin!(early);
     let opened = tokio::select! {
         biased;
@@ -70,15 +128,28 @@ async fn way_is_free(shared: &Shared, side: Side, way: Way) {
     }
 }
 
-async fn dial_candidate(shared: &Shared, identity: &Identity, side: Side) -> Option<Opened> {
+async fn dial_candidate(
+    shared: &Shared,
+    identity: &Identity,
+    session: u64,
+    side: Side,
+) -> Option<Opened> {
     let mut topology = shared.topology.subscribe();
     let known = tokio::select! {
         biased;
-        known = topology.wait_for(|cluster| candidate(cluster).is_some()) => candidate(&*known.ok()?)?,
+        known = topology.wait_for(|cluster| certain(cluster).is_some()) => certain(&*known.ok()?)?,
         () = shared.gate.open(side) => return None,
     };
     let address = Address::from(&*known.node);
-    match dial(shared, &known, &address, Some(identity), None).await {
+    let begun = match shared.ahead.take(session, &known.name) {
+        Some(login) => login.await.ok().and_then(Result::ok),
+        None => None,
+    };
+    let connected = match begun.filter(|connected| is_silent(&connected.stream)) {
+        Some(connected) => Ok(connected),
+        None => dial(shared, &known, &address, Some(identity), None).await,
+    };
+    match connected {
         Ok(connected) => {
             let (term, generation, source) = (0, 0, None);
             Some(Opened { connected, candidate: known, address, side, term, generation, source })
@@ -91,11 +162,19 @@ async fn dial_candidate(shared: &Shared, identity: &Identity, side: Side) -> Opt
 }
 
 /// The candidate, once the old leader is certain to stop.
-fn candidate(cluster: &Topology) -> Option<Candidate> {
+fn certain(cluster: &Topology) -> Option<Candidate> {
+    candidate(cluster, &[HandoverPhase::Switch, HandoverPhase::Promote])
+}
+
+/// The candidate while the switchover is prepared.
+fn prepared(cluster: &Topology) -> Option<Candidate> {
+    candidate(cluster, &[HandoverPhase::Prepare])
+}
+
+fn candidate(cluster: &Topology, phases: &[HandoverPhase]) -> Option<Candidate> {
     let record = cluster.handover.as_ref().filter(|record| record.is_understood())?;
-    let certain = matches!(record.phase, HandoverPhase::Switch | HandoverPhase::Promote);
     let group = record.group.unwrap_or(GroupId::COORDINATOR);
-    if !certain || group != GroupId::COORDINATOR {
+    if !phases.contains(&record.phase) || group != GroupId::COORDINATOR {
         return None;
     }
     let node = cluster.groups.get(&group)?.nodes.get(record.candidate.as_ref()?)?;

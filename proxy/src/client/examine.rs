@@ -71,6 +71,7 @@ impl Client {
     pub(super) async fn examine(&mut self) -> Result<(), End> {
         if self.talk.session.pinned().is_none() && !self.looks_different().await? {
             self.talk.leave_gate();
+            self.log_in_ahead();
             return Ok(());
         }
         let Some(Heard::Row(row)) = self.ask(&self.question()).await else {
@@ -95,6 +96,9 @@ impl Client {
         self.talk.handle.set_pin(pin);
         if self.talk.member.is_none() {
             self.talk.leave_gate();
+            if pin.is_none() {
+                self.log_in_ahead();
+            }
         } else if pin.is_none() {
             self.talk.give_back();
         }
