@@ -276,24 +276,29 @@ impl Postgres {
     pub async fn stop(&self, mode: StopMode, limit: Duration) -> Result<(), StopError> {
         let deadline = Instant::now() + limit;
         let guard = self.guard().await?;
-        let status = guard.status().await?;
-        if status.postmaster.is_none() && status.left == 0 {
-            return Ok(());
-        }
         let signal = match mode {
             StopMode::Smart => Some(ServerSignal::Smart),
             StopMode::Fast => Some(ServerSignal::Fast),
             StopMode::Immediate => Some(ServerSignal::Immediate),
             StopMode::Kill => None,
         };
-        match signal.filter(|_| status.postmaster.is_some()) {
+        // Clients may be waiting: no look at all processes first.
+        let signalled = match signal {
             Some(signal) => match guard.signal(signal).await {
-                // It has ended meanwhile.
-                Err(GuardError::Refused { .. }) => {}
-                outcome => outcome?,
+                Err(GuardError::Refused { .. }) => false,
+                outcome => outcome.map(|_| true)?,
             },
+            None => false,
+        };
+        if !signalled {
+            let status = guard.status().await?;
+            if status.postmaster.is_none() && status.left == 0 {
+                return Ok(());
+            }
             // Orphans of a postmaster that is gone do no good.
-            None => guard.kill_all().await?,
+            if signal.is_none() || status.postmaster.is_none() {
+                guard.kill_all().await?;
+            }
         }
         let gone = wait_until_gone(&guard, deadline).await?;
         self.sql().forget().await;
