@@ -115,8 +115,12 @@ impl Local {
 
     async fn round(&mut self, seen: &Seen) -> Duration {
         let leaders = primaries(seen);
+        if self.settled_for.as_ref() != Some(&leaders) {
+            // They may be those again that they were before.
+            self.settled_for = None;
+        }
         // In a switchover one server is away, and whoever looks after it now only takes time from it.
-        let recover = self.settled_for.as_ref() != Some(&leaders) && seen.handover.is_none();
+        let recover = self.settled_for.is_none() && seen.handover.is_none();
         let age = recover.then(|| self.age(&leaders, boottime_now()));
         let mut settled = true;
         for database in self.databases.clone() {

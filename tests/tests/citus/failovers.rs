@@ -147,7 +147,7 @@ async fn what_was_committed_before_a_failover_is_seen_after_it() -> Result<()> {
     let cluster = CitusCluster::start(spec).await?;
     distribute(&cluster).await?;
     let readers = [connect(&cluster.app()).await?, connect(&cluster.app_on_workers()).await?];
-    for round in 0..2_i64 {
+    for round in 0..3_i64 {
         let first = id_on(&cluster, 1, 1_000 * (round + 1)).await?;
         let second = id_on(&cluster, 1, first + 1).await?;
         half_committed(&cluster, 0, 1, first, i64::MAX).await?;
