@@ -5,7 +5,8 @@
 //! one task for each database). The leaders of the other groups tell it when they are about to stop and
 //! when they are there ([`notify`]), in Patroni's words, so that either may be Patroni's; what they do
 //! not say, or what gets lost, the store says a moment later. Every leader keeps the tables that are its
-//! own (`local`), and the coordinator's publishes whether rows and store agree ([`Desk`]).
+//! own and ends what failovers have left prepared (`local`, for how long: [`settling`]), and the
+//! coordinator's publishes whether rows and store agree ([`Desk`]).
 //!
 //! Not here: how proxies hold the whole cluster's sessions while one group switches
 //! (`kornak_cluster::handover`), and the parameters that the extension needs (`postgres::citus`).
@@ -19,6 +20,7 @@ pub mod notify;
 pub mod plan;
 mod registration;
 pub mod seen;
+pub mod settling;
 
 use std::sync::Arc;
 

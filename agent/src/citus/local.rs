@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{GroupId, Moment};
+use kornak_cluster::GroupId;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -18,23 +18,10 @@ use super::database::{self, APPLICATION};
 use super::desk::Desk;
 use super::plan::Address;
 use super::seen::Seen;
+use super::settling::{EVERY, Primaries, STALE, Settling};
 use crate::context::Context;
 use crate::guard::boottime_now;
 use crate::postgres::{SqlError, ask, literal};
-
-/// Between two rounds when nothing changes.
-const EVERY: Duration = Duration::from_secs(5);
-
-/// Between two rounds when something failed or was changed.
-const SOON: Duration = Duration::from_millis(500);
-
-/// The same within [`QUICK_FOR`] of a change of a primary: clients wait for what it has left prepared.
-const QUICK: Duration = Duration::from_millis(100);
-const QUICK_FOR: Duration = Duration::from_secs(3);
-
-/// A distributed transaction that is prepared for so long is nobody's who works. So long after a change
-/// of a primary what it has left can be told from what is under way.
-const STALE_SECONDS: u64 = 1;
 
 /// Works while this node leads its group, until `stop`.
 pub(super) async fn run(
@@ -43,8 +30,7 @@ pub(super) async fn run(
     databases: Vec<String>,
     stop: CancellationToken,
 ) {
-    let mut local =
-        Local { ctx, desk, databases, settled_for: None, settling_for: None, complained: None };
+    let mut local = Local { ctx, desk, databases, settling: Settling::default(), complained: None };
     let mut standings = local.desk.standings.subscribe();
     let mut view = local.ctx.view.clone();
     let mut observed = local.ctx.observation.clone();
@@ -84,8 +70,6 @@ fn followed(seen: &Seen) -> impl PartialEq + '_ {
     (primaries(seen), leaders, &seen.pools, seen.handover.is_some())
 }
 
-type Primaries = BTreeMap<GroupId, Option<Address>>;
-
 fn primaries(seen: &Seen) -> Primaries {
     seen.wanted.iter().map(|(group, want)| (*group, want.primary.clone())).collect()
 }
@@ -94,10 +78,7 @@ struct Local {
     ctx: Arc<Context>,
     desk: Arc<Desk>,
     databases: Vec<String>,
-    /// The primaries after whose last change prepared transactions were recovered.
-    settled_for: Option<Primaries>,
-    /// Those since whose last change they are being recovered.
-    settling_for: Option<(Primaries, Moment)>,
+    settling: Settling,
     complained: Option<String>,
 }
 
@@ -108,20 +89,14 @@ impl Local {
 
     /// A standby's prepared transactions are its primary's affair.
     fn rest(&mut self) -> Duration {
-        (self.settled_for, self.settling_for) = (None, None);
+        self.settling = Settling::default();
         self.desk.oldest_prepared.send_replace(0.0);
         EVERY
     }
 
     async fn round(&mut self, seen: &Seen) -> Duration {
-        let leaders = primaries(seen);
-        if self.settled_for.as_ref() != Some(&leaders) {
-            // They may be those again that they were before.
-            self.settled_for = None;
-        }
-        // In a switchover one server is away, and whoever looks after it now only takes time from it.
-        let recover = self.settled_for.is_none() && seen.handover.is_none();
-        let age = recover.then(|| self.age(&leaders, boottime_now()));
+        let switches = seen.handover.is_some();
+        let recover = self.settling.look(&primaries(seen), switches, boottime_now());
         let mut settled = true;
         for database in self.databases.clone() {
             match self.keep(&database, seen, recover).await {
@@ -137,26 +112,7 @@ impl Local {
         if settled {
             self.complained = None;
         }
-        match age {
-            None if settled => EVERY,
-            Some(age) if settled && age > Duration::from_secs(2 * STALE_SECONDS) => {
-                (self.settled_for, self.settling_for) = (Some(leaders), None);
-                EVERY
-            }
-            Some(age) if !settled && age < QUICK_FOR => QUICK,
-            None | Some(_) => SOON,
-        }
-    }
-
-    /// How long the primaries have been these.
-    fn age(&mut self, leaders: &Primaries, now: Moment) -> Duration {
-        match &self.settling_for {
-            Some((known, since)) if known == leaders => now.since(*since),
-            _ => {
-                self.settling_for = Some((leaders.clone(), now));
-                Duration::ZERO
-            }
-        }
+        self.settling.tried(recover, settled, boottime_now())
     }
 
     /// `false`: something is left to be done soon.
@@ -204,7 +160,8 @@ impl Local {
             "SELECT coalesce(sum(result::bigint), 0) FROM run_command_on_all_nodes($$\
                SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() \
                AND starts_with(gid, 'citus_{group}_') \
-               AND prepared < clock_timestamp() - interval '{STALE_SECONDS} s'$$) WHERE success"
+               AND prepared < clock_timestamp() - interval '{} s'$$) WHERE success",
+            STALE.as_secs()
         );
         let rows = ask(client, "count prepared transactions elsewhere", &statement).await?;
         let count = rows.first().and_then(|row| row.first().cloned().flatten());
