@@ -338,6 +338,9 @@ struct Side {
     talker: Talker,
     heard: Vec<Frame>,
     end: End,
+    /// The connection takes nothing any more. The kernel tells of a reset once: to who writes, if that is
+    /// first, and whoever reads then sees an end, be it in the middle of a message.
+    refuses: bool,
     since: Since,
 }
 
@@ -390,7 +393,7 @@ impl Since {
 
 impl Side {
     fn new(talker: Talker) -> Self {
-        Self { talker, heard: Vec::new(), end: End::Open, since: Since::default() }
+        Self { talker, heard: Vec::new(), end: End::Open, refuses: false, since: Since::default() }
     }
 
     async fn say(&mut self, talk: &Conversation, patience: Duration) -> Result<()> {
@@ -398,7 +401,7 @@ impl Side {
         self.since = Since::default();
         for step in &talk.steps {
             // What cannot be written is explained by what is read.
-            let _ = self.write(step).await;
+            self.refuses |= self.write(step).await.is_err();
             let waiting = self.wait(step);
             tokio::time::timeout(patience, waiting)
                 .await
@@ -441,6 +444,7 @@ impl Side {
                     self.since.hear(frame.tag);
                     self.heard.push(self.comparable(frame));
                 }
+                Ok(None) | Err(_) if self.refuses => self.end = End::Reset,
                 Ok(None) => self.end = End::Closed,
                 // A server that ends a session with unread bytes of it resets the connection; the
                 // proxy closes it in order.
