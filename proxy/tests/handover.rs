@@ -48,19 +48,8 @@ async fn who_is_at_work_logs_in_ahead_while_a_switchover_is_prepared() {
     let proxy = Proxy::start(memory(), Some(Arc::clone(&agents.store))).await;
     let load = Load::start(proxy.port(0), 2, 2, 0).await;
     load.more(10).await;
-    let mut record = Handover {
-        v: 1,
-        id: "h".to_owned(),
-        attempt: 1,
-        phase: HandoverPhase::Prepare,
-        group: None,
-        leader: "a".to_owned(),
-        candidate: Some("b".to_owned()),
-        epoch: agents.epoch().await,
-        max_hold_ms: 1000,
-        switch_hold_ms: 5000,
-        wal_end: None,
-    };
+    let mut record =
+        Handover { id: "h".to_owned(), ..agents.begun(&a, &b, HandoverPhase::Prepare).await };
     agents.record(&record).await;
     until("all are there", || async { clients_of(&b).await == 4 }).await;
     // It is given up, and begun again.
@@ -86,17 +75,9 @@ async fn a_drain_that_leads_to_nothing_holds_nobody_longer_than_it_says() {
     let load = Load::start(proxy.port(0), 2, 2, 0).await;
     load.more(10).await;
     let record = Handover {
-        v: 1,
         id: "never".to_owned(),
-        attempt: 1,
-        phase: HandoverPhase::Drain,
-        group: None,
-        leader: "a".to_owned(),
-        candidate: Some("b".to_owned()),
-        epoch: agents.epoch().await,
         max_hold_ms: 300,
-        switch_hold_ms: 5000,
-        wal_end: None,
+        ..agents.begun(&a, &b, HandoverPhase::Drain).await
     };
     agents.record(&record).await;
     until("acknowledged", || agents.acknowledged(&record)).await;

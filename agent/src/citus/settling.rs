@@ -1,10 +1,11 @@
 //! How long distributed transactions that a change of a primary has left prepared are looked for. Pure.
 //!
 //! ```text
-//!          other primaries            nothing is left, for long enough
-//! Settled ─────────────────► Settling ─────────────────────────────────► Settled
-//!    ▲                          │ ▲ other primaries
-//!    └── these primaries        └─┘
+//!            other primaries           nothing is left, long enough after
+//! Unknown ──────────────────► Pending ─────────────────────────────────────► Settled
+//!                              ▲ ▲ │ other primaries                            │
+//!                              │ └─┘                                            │
+//!                              └────────────────────────────────────────────────┘
 //! ```
 //! Right after a change what is left cannot be told from what is under way, and Citus leaves alone what
 //! belongs to a session that has not ended. So one look that finds nothing is not enough.
@@ -98,8 +99,8 @@ mod tests {
         Moment::at_millis(millis)
     }
 
-    /// Settled with `a` as the primary, by a round at this time.
-    fn settled(millis: u64) -> Settling {
+    /// `a` leads since zero, and a round at this time has found nothing.
+    fn looked_at(millis: u64) -> Settling {
         let mut settling = Settling::default();
         assert!(settling.look(&led_by("a"), false, at(0)));
         settling.tried(true, true, at(millis));
@@ -108,7 +109,7 @@ mod tests {
 
     #[test]
     fn one_look_that_finds_nothing_is_not_enough() {
-        let mut settling = settled(100);
+        let mut settling = looked_at(100);
         assert!(settling.look(&led_by("a"), false, at(600)));
         assert_eq!(settling.tried(true, true, at(700)), SOON);
         assert!(settling.look(&led_by("a"), false, at(2_100)));
@@ -119,7 +120,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_looked_for_until_it_is_gone() {
-        let mut settling = settled(3_000);
+        let mut settling = looked_at(3_000);
         assert!(settling.look(&led_by("b"), false, at(10_000)));
         assert_eq!(settling.tried(true, false, at(10_100)), QUICK, "clients wait");
         assert_eq!(settling.tried(true, false, at(14_000)), SOON, "nobody does any more");
@@ -130,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_primary_that_leads_again_is_another_one() {
-        let mut settling = settled(3_000);
+        let mut settling = looked_at(3_000);
         assert!(settling.look(&led_by("b"), false, at(10_000)));
         assert_eq!(settling.tried(true, true, at(10_100)), SOON);
         assert!(settling.look(&led_by("a"), false, at(12_000)), "it was settled for a before");
@@ -139,7 +140,7 @@ mod tests {
 
     #[test]
     fn nothing_is_looked_for_in_a_switchover_but_after_it() {
-        let mut settling = settled(3_000);
+        let mut settling = looked_at(3_000);
         assert!(!settling.look(&led_by(""), true, at(10_000)));
         assert!(!settling.look(&led_by("b"), true, at(10_200)));
         assert_eq!(settling.tried(false, true, at(10_200)), EVERY);

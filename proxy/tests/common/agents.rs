@@ -62,13 +62,13 @@ impl Agents {
         acks.any(|(_, found)| serde_json::from_str(&found.value).ok() == Some(ack.clone()))
     }
 
-    /// The whole switchover from `from` to `to`.
-    pub async fn switch_over(&self, from: &Server, to: &Server) -> Duration {
-        let mut record = Handover {
+    /// The record of a switchover from `from` to `to`, in this phase.
+    pub async fn begun(&self, from: &Server, to: &Server, phase: HandoverPhase) -> Handover {
+        Handover {
             v: 1,
             id: format!("h-{}", to.name),
             attempt: 1,
-            phase: HandoverPhase::Prepare,
+            phase,
             group: None,
             leader: from.name.clone(),
             candidate: Some(to.name.clone()),
@@ -76,7 +76,12 @@ impl Agents {
             max_hold_ms: 1000,
             switch_hold_ms: 5000,
             wal_end: None,
-        };
+        }
+    }
+
+    /// The whole switchover from `from` to `to`.
+    pub async fn switch_over(&self, from: &Server, to: &Server) -> Duration {
+        let mut record = self.begun(from, to, HandoverPhase::Prepare).await;
         self.record(&record).await;
         for server in [from, to] {
             server.sql().await.batch_execute("CHECKPOINT").await.unwrap();
