@@ -12,7 +12,7 @@ use kornak_tests::run::etcd::Etcd;
 use kornak_tests::run::kornak;
 use kornak_tests::run::port::Port;
 use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, connect, describe, superuser};
-use kornak_tests::run::process::{Process, send};
+use kornak_tests::run::process::{Process, freeze, send};
 use kornak_tests::run::rest::Rest;
 use kornak_tests::run::scratch::Scratch;
 use kornak_tests::run::wait::until;
@@ -246,7 +246,7 @@ async fn a_statement_that_hangs_blocks_no_health_check() -> Result<()> {
     let backends: Vec<u32> = rows
         .iter()
         .filter_map(|row| u32::try_from(row.get::<_, i32>(0)).ok())
-        .filter(|pid| send(*pid, Signal::STOP).is_ok())
+        .filter(|pid| freeze(*pid).is_ok())
         .collect();
     assert!(!backends.is_empty(), "the agent has no connection to its server");
     let mut slowest = Duration::ZERO;

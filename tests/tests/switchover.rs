@@ -68,7 +68,7 @@ async fn nobody_is_held_for_what_is_impossible_or_for_a_standby_that_hangs() -> 
         cluster.nodes.iter().find(|node| ![leader.as_str(), &candidate].contains(&node.name()));
     let third = third.context("three nodes")?;
     let receiver = third.process_titled("walreceiver").context("the third node streams")?;
-    kornak_tests::run::process::send(receiver, Signal::STOP)?;
+    kornak_tests::run::process::freeze(receiver)?;
     load.flows(10, Duration::from_secs(20)).await;
     cluster.switchover(&leader, &candidate).await?;
     load.flows(10, Duration::from_secs(20)).await;

@@ -183,7 +183,7 @@ impl Node {
 
     /// SIGSTOP of the agent alone.
     pub fn freeze_agent(&self) -> Result<()> {
-        self.agent.as_ref().context("the agent does not run")?.signal(Signal::STOP)
+        self.agent.as_ref().context("the agent does not run")?.freeze()
     }
 
     pub fn thaw_agent(&self) -> Result<()> {

@@ -141,11 +141,11 @@ impl Etcd {
 
     /// SIGSTOP of one member: its connections stay open and say nothing.
     pub fn freeze_member(&self, index: usize) -> Result<()> {
-        self.signal(index, Signal::STOP)
+        self.process(index)?.freeze()
     }
 
     pub fn thaw_member(&self, index: usize) -> Result<()> {
-        self.signal(index, Signal::CONT)
+        self.process(index)?.signal(Signal::CONT)
     }
 
     /// Waits until every member answers that it has a leader.
@@ -216,8 +216,8 @@ impl Etcd {
         self.scratch.passed();
     }
 
-    fn signal(&self, index: usize, signal: Signal) -> Result<()> {
+    fn process(&self, index: usize) -> Result<&Process> {
         let process = self.members.get(index).and_then(|member| member.process.as_ref());
-        process.context("the member does not run")?.signal(signal)
+        process.context("the member does not run")
     }
 }

@@ -11,6 +11,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::wait::until;
 
+/// Longer than it takes until a stopped process stands still, on a busy machine.
+const STILL: Duration = Duration::from_secs(5);
+
 /// A running (or already ended) child.
 #[derive(Debug)]
 pub struct Process {
@@ -54,6 +57,11 @@ impl Process {
     /// Sends a signal; an error means that the process is gone.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         send(self.pid(), signal).with_context(|| format!("signal {} of {}", self.pid(), self.name))
+    }
+
+    /// SIGSTOP, and returns when it stands still.
+    pub fn freeze(&self) -> Result<()> {
+        freeze(self.pid()).with_context(|| format!("freeze {} of {}", self.pid(), self.name))
     }
 
     /// Kills it and collects it.
@@ -108,19 +116,42 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
+/// SIGSTOP, and returns when none of its threads runs any more: on a busy machine a thread goes on
+/// for tens of milliseconds after the signal was sent, and answers what it is asked.
+///
+/// # Panics
+/// When it does not stand still within five seconds.
+pub fn freeze(pid: u32) -> Result<()> {
+    send(pid, Signal::STOP)?;
+    let start = Instant::now();
+    while is_running(pid) {
+        assert!(start.elapsed() < STILL, "{pid} does not stand still");
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
 /// Whether such a process exists and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
     state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
-/// Whether it is alive and not stopped by a signal.
+/// Whether one of its threads is alive and not stopped by a signal.
 pub fn is_running(pid: u32) -> bool {
-    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X' | 'T' | 't'))
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads
+        .flatten()
+        .filter_map(|thread| state_in(&thread.path().join("stat")))
+        .any(|state| !matches!(state, 'Z' | 'X' | 'T' | 't'))
+}
+
+fn state(pid: u32) -> Option<char> {
+    state_in(Path::new(&format!("/proc/{pid}/stat")))
 }
 
 /// The letter of proc(5).
-fn state(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+fn state_in(stat: &Path) -> Option<char> {
+    let stat = fs::read_to_string(stat).ok()?;
     // The name in parentheses may hold anything, the state follows the last one.
     stat.rsplit(')').next()?.trim_start().chars().next()
 }
