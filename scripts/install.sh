@@ -14,7 +14,7 @@ usage() {
   cat <<TEXT
 usage: scripts/install.sh [--tests] [--drivers]
 
-  --tests   also etcd, HAProxy, PgBouncer, openssl and Python's venv (for Patroni itself, from PyPI),
+  --tests   also etcd, HAProxy, PgBouncer, openssl, ip and Python's venv (for Patroni itself, from PyPI),
             which the tests and benchmarks start
   --drivers what `make drivers` needs on top of it to build drivers written in C
 
@@ -61,6 +61,7 @@ list_missing() {
     need etcd-server has_command etcd
     need etcd-client has_command etcdctl
     need haproxy has_command haproxy
+    need iproute2 has_command ip
     need openssl has_command openssl
     need pgbouncer has_command pgbouncer
     need python3-venv has_venv

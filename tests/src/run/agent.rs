@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +11,7 @@ use rustix::process::Signal;
 use tokio_postgres::Client;
 
 use super::kornak;
+use super::lan::Host;
 use super::patroni::Patroni;
 use super::port::Port;
 use super::postgres::{SUPERUSER_PASSWORD, bin_dir, connect, superuser};
@@ -39,6 +41,8 @@ pub struct AgentSpec {
     pub parameters: Vec<String>,
     /// Lines of `postgresql:`.
     pub postgresql: Vec<String>,
+    /// Where it runs; on this machine's own address if `None`.
+    pub host: Option<Arc<Host>>,
     /// Other sections, or other lines of `bootstrap:`, as whole text at the end of the file; `{port}` in it
     /// is the server's.
     pub sections: String,
@@ -56,6 +60,7 @@ pub enum Program {
 pub struct Node {
     name: String,
     program: Program,
+    host: Option<Arc<Host>>,
     postgres: Port,
     rest: Port,
     home: PathBuf,
@@ -68,11 +73,15 @@ impl Node {
     /// Writes its file and starts nothing yet.
     fn prepare(scratch: &Scratch, spec: &AgentSpec, program: Program) -> Result<Self> {
         let home = scratch.server_dir(&spec.name);
-        let [postgres, rest] = Port::several();
+        let [postgres, rest] = Port::several().map(|port: Port| match &spec.host {
+            Some(host) => port.at(&host.address()),
+            None => port,
+        });
         let file = scratch.join(&format!("{}.yml", spec.name));
         let node = Self {
             name: spec.name.clone(),
             program,
+            host: spec.host.clone(),
             postgres,
             rest,
             log: scratch.join(&format!("{}-agent.log", spec.name)),
@@ -166,6 +175,10 @@ impl Node {
             Program::Kornak => kornak::with_file("agent", &self.file),
             Program::Patroni(patroni) => patroni.daemon(&self.file),
         };
+        let command = match &self.host {
+            Some(host) => host.run(&command),
+            None => command,
+        };
         let process = Process::spawn(&format!("agent of {}", self.name), command, &self.log)?;
         self.agent = Some(process);
         Ok(())
@@ -215,6 +228,19 @@ impl Node {
         kill_below(&self.home);
     }
 
+    /// Its host says nothing to nobody any more, and all its processes are gone.
+    pub fn lose_power(&mut self) -> Result<()> {
+        self.host.as_ref().context("it has no host of its own")?.lose_power()?;
+        self.kill_all();
+        Ok(())
+    }
+
+    /// The host is on the network again and starts the agent.
+    pub fn get_power(&mut self) -> Result<()> {
+        self.host.as_ref().context("it has no host of its own")?.come_back()?;
+        self.start_agent()
+    }
+
     /// Everything of this node stands still, and its kernel goes on answering for it: a host whose disk
     /// is gone, or a paused container.
     ///
@@ -260,8 +286,8 @@ impl Node {
         };
         let sections = spec.sections.replace("{port}", &self.port().to_string());
         let (data, home, rest) = (self.data_dir(), self.home.display(), self.rest.address());
-        let port = self.port();
         let hosts = etcd.join(", ");
+        let address = self.postgres.address();
         let bin = bin_dir();
         let tags = match tags.as_slice() {
             [] => String::new(),
@@ -296,8 +322,8 @@ bootstrap:
     - no-sync
 {bootstrap}watchdog:
 {watchdog}postgresql:
-  listen: 127.0.0.1:{port}
-  connect_address: 127.0.0.1:{port}
+  listen: {address}
+  connect_address: {address}
   data_dir: {data}
   bin_dir: {bin}
   pgpass: {home}/pgpass
@@ -312,8 +338,8 @@ bootstrap:
     log_checkpoints: "on"
   pg_hba:
     - local all all scram-sha-256
-    - host replication replicator 127.0.0.1/32 scram-sha-256
-    - host all all 127.0.0.1/32 scram-sha-256
+    - host replication replicator samenet scram-sha-256
+    - host all all samenet scram-sha-256
 {postgresql}{tags}{sections}"#,
             data = data.display(),
             bin = bin.display(),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Output;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -18,7 +19,9 @@ use super::agent::{AgentSpec, Node, Program};
 use super::cluster::run;
 use super::etcd::Etcd;
 use super::kornak;
+use super::lan::{CENTRE, Lan};
 use super::patroni::Patroni;
+use super::port::host_of;
 use super::postgres::{SUPERUSER_PASSWORD, bin_dir, connect, describe};
 use super::proxy::Proxy;
 use super::scratch::Scratch;
@@ -58,6 +61,8 @@ pub struct CitusSpec {
     pub patroni: Vec<&'static str>,
     /// Lines under `postgresql` in the file of each group's first member.
     pub first: Vec<&'static str>,
+    /// Each node has a host of its own there.
+    pub lan: Option<Arc<Lan>>,
 }
 
 impl Default for CitusSpec {
@@ -70,6 +75,7 @@ impl Default for CitusSpec {
             pools: false,
             patroni: Vec::new(),
             first: Vec::new(),
+            lan: None,
         }
     }
 }
@@ -95,7 +101,8 @@ impl CitusCluster {
         let turn = ONE_AT_A_TIME.lock().await;
         let began = Instant::now();
         let scratch = Scratch::new(spec.name);
-        let etcd = Etcd::start(1).await?;
+        let centre = if spec.lan.is_some() { CENTRE } else { "127.0.0.1" };
+        let etcd = Etcd::start_at(centre, 1).await?;
         let head = format!("scope: demo\netcd3:\n  hosts: [{}]", etcd.endpoints().join(", "));
         let auth =
             format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
@@ -104,7 +111,7 @@ impl CitusCluster {
         let patroni = (!spec.patroni.is_empty()).then(Patroni::installed).transpose()?;
         let mut cluster = Self { spec, groups, proxy, etcd, scratch, patroni, _turn: turn };
         for (group, members) in cluster.spec.members.clone().into_iter().enumerate() {
-            cluster.add_group(u32::try_from(group)?, members)?;
+            cluster.add_group(u32::try_from(group)?, members).await?;
         }
         cluster.healthy(START_LIMIT).await;
         cluster.create_app().await?;
@@ -137,10 +144,13 @@ impl CitusCluster {
     }
 
     /// Adds a member to a group.
-    pub fn add_member(&mut self, group: u32) -> Result<&mut Node> {
+    pub async fn add_member(&mut self, group: u32) -> Result<&mut Node> {
         let number = self.groups.get(&group).map_or(0, Vec::len) + 1;
         let kind = if group == 0 { "coord".to_owned() } else { format!("work{group}-") };
         let mut spec = self.agent_spec(group, &format!("{kind}{number}"));
+        if let Some(lan) = &self.spec.lan {
+            spec.host = Some(lan.host().await?);
+        }
         if number == 1 {
             spec.postgresql.extend(self.spec.first.iter().map(ToString::to_string));
         }
@@ -165,9 +175,9 @@ impl CitusCluster {
     }
 
     /// Adds a whole group.
-    pub fn add_group(&mut self, group: u32, members: usize) -> Result<()> {
+    pub async fn add_group(&mut self, group: u32, members: usize) -> Result<()> {
         for _ in 0..members {
-            self.add_member(group)?;
+            self.add_member(group).await?;
         }
         Ok(())
     }
@@ -213,16 +223,18 @@ impl CitusCluster {
     /// On any port.
     pub fn app_on(port: u16, database: &str) -> String {
         format!(
-            "host=127.0.0.1 port={port} user={APP} password={APP_PASSWORD} dbname={database} \
-             connect_timeout=30"
+            "host={} port={port} user={APP} password={APP_PASSWORD} dbname={database} \
+             connect_timeout=30",
+            host_of(port),
         )
     }
 
     /// The superuser's, on any port.
     pub fn superuser_on(port: u16, database: &str) -> String {
         format!(
-            "host=127.0.0.1 port={port} user=postgres password='{}' dbname={database} \
+            "host={} port={port} user=postgres password='{}' dbname={database} \
              connect_timeout=30",
+            host_of(port),
             SUPERUSER_PASSWORD.replace('\'', "\\'")
         )
     }

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +16,9 @@ use super::agent::{AgentSpec, Node, Program};
 use super::certificates::Workshop;
 use super::etcd::Etcd;
 use super::kornak;
+use super::lan::{CENTRE, Lan};
 use super::patroni::Patroni;
+use super::port::host_of;
 use super::postgres::{SUPERUSER_PASSWORD, connect, describe};
 use super::proxy::Proxy;
 use super::scratch::Scratch;
@@ -54,6 +57,8 @@ pub struct ClusterSpec {
     pub proxy: &'static str,
     /// The proxy has a certificate.
     pub tls: bool,
+    /// Each node has a host of its own there.
+    pub lan: Option<Arc<Lan>>,
 }
 
 impl Default for ClusterSpec {
@@ -72,6 +77,7 @@ impl Default for ClusterSpec {
             listener: "",
             proxy: "",
             tls: false,
+            lan: None,
         }
     }
 }
@@ -104,7 +110,8 @@ impl Cluster {
         let turn = ONE_AT_A_TIME.lock().await;
         let began = Instant::now();
         let scratch = Scratch::new(spec.name);
-        let etcd = Etcd::start(spec.etcd_members).await?;
+        let centre = if spec.lan.is_some() { CENTRE } else { "127.0.0.1" };
+        let etcd = Etcd::start_at(centre, spec.etcd_members).await?;
         let patroni = (!spec.patroni.is_empty()).then(Patroni::installed).transpose()?;
         let mut nodes = Vec::new();
         for index in 0..spec.nodes {
@@ -112,7 +119,11 @@ impl Cluster {
                 Some(patroni) if spec.patroni.contains(&index) => Program::Patroni(patroni.clone()),
                 _ => Program::Kornak,
             };
-            nodes.push(Node::start(&scratch, &agent_spec(&spec, &etcd, index), program)?);
+            let mut agent = agent_spec(&spec, &etcd, index);
+            if let Some(lan) = &spec.lan {
+                agent.host = Some(lan.host().await?);
+            }
+            nodes.push(Node::start(&scratch, &agent, program)?);
         }
         let head = format!("scope: demo\netcd3:\n  hosts: [{}]", etcd.endpoints().join(", "));
         let mut lines = format!(
@@ -190,7 +201,8 @@ impl Cluster {
     /// An application's connection string through a listener.
     pub fn app_on(port: u16) -> String {
         format!(
-            "host=127.0.0.1 port={port} user={APP} password='{}' dbname={APP} connect_timeout=30",
+            "host={} port={port} user={APP} password='{}' dbname={APP} connect_timeout=30",
+            host_of(port),
             APP_PASSWORD.replace('\'', "\\'")
         )
     }

@@ -47,7 +47,15 @@ impl Etcd {
     /// # Panics
     /// When that takes more than 30 s.
     pub async fn start(members: usize) -> Result<Self> {
-        let mut etcd = Self::new(members, None);
+        Self::start_at("127.0.0.1", members).await
+    }
+
+    /// The same on another address of this host.
+    ///
+    /// # Panics
+    /// When that takes more than 30 s.
+    pub async fn start_at(host: &str, members: usize) -> Result<Self> {
+        let mut etcd = Self::new(host, members, None);
         etcd.start_all()?;
         etcd.healthy(Duration::from_secs(30)).await;
         Ok(etcd)
@@ -56,17 +64,17 @@ impl Etcd {
     /// Starts one member that lets only clients with certificates in. Waiting until it answers is
     /// left to the caller, who has one.
     pub fn start_with_tls(tls: TlsFiles) -> Result<Self> {
-        let mut etcd = Self::new(1, Some(tls));
+        let mut etcd = Self::new("127.0.0.1", 1, Some(tls));
         etcd.start_all()?;
         Ok(etcd)
     }
 
-    fn new(members: usize, tls: Option<TlsFiles>) -> Self {
+    fn new(host: &str, members: usize, tls: Option<TlsFiles>) -> Self {
         let members = (0..members)
             .map(|index| Member {
                 name: format!("etcd{index}"),
-                client: Port::free(),
-                peer: Port::free(),
+                client: Port::free().at(host),
+                peer: Port::free().at(host),
                 process: None,
             })
             .collect();

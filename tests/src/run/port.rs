@@ -4,14 +4,28 @@
 //! the range from which outgoing connections take theirs, and while a server restarts under load
 //! one of them would take it. So numbers come from below that range, and a UDP socket on the same
 //! number is the sign to other tests that it is taken.
+//!
+//! A number belongs to one server of a test, wherever that is: [`host_of`] says where.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
+
+use parking_lot::Mutex;
 
 /// Below the kernel's default `ip_local_port_range` and above the well-known servers.
 const RANGE: std::ops::Range<u16> = 15_000..32_000;
 
-/// A TCP port on 127.0.0.1 that nobody else takes while this value lives.
+/// Where servers are that are not on 127.0.0.1, by their port.
+static ELSEWHERE: LazyLock<Mutex<HashMap<u16, String>>> = LazyLock::new(Mutex::default);
+
+/// The address of the server with this port.
+pub fn host_of(number: u16) -> String {
+    ELSEWHERE.lock().get(&number).cloned().unwrap_or_else(|| Ipv4Addr::LOCALHOST.to_string())
+}
+
+/// A TCP port that nobody else takes while this value lives, on 127.0.0.1 if nothing else is said.
 #[derive(Debug)]
 pub struct Port {
     number: u16,
@@ -34,6 +48,13 @@ impl Port {
             }
         }
         panic!("no free port in {RANGE:?}");
+    }
+
+    /// For a server on another address.
+    #[must_use]
+    pub fn at(self, host: &str) -> Self {
+        ELSEWHERE.lock().insert(self.number, host.to_owned());
+        self
     }
 
     /// `None` if somebody has it.
@@ -66,8 +87,8 @@ impl Port {
         self.number
     }
 
-    /// `127.0.0.1:number`.
+    /// `host:number`.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.number)
+        format!("{}:{}", host_of(self.number), self.number)
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::port::Port;
+use super::port::{Port, host_of};
 use super::process::Process;
 use super::scratch::Scratch;
 use super::wait::until;
@@ -112,11 +112,12 @@ where
     told
 }
 
-/// The superuser's connection to the server on `port` of this machine.
+/// The superuser's connection to the server with this port.
 pub fn superuser(port: u16) -> String {
     format!(
-        "host=127.0.0.1 port={port} user=postgres password='{}' dbname=postgres \
+        "host={} port={port} user=postgres password='{}' dbname=postgres \
          connect_timeout=3 application_name=test",
+        host_of(port),
         SUPERUSER_PASSWORD.replace('\'', "\\'")
     )
 }

@@ -23,7 +23,7 @@ async fn a_third_worker_group_comes_and_goes_and_nobody_notices() -> Result<()> 
     let loads = Loads::start(&cluster).await?;
 
     let began = Instant::now();
-    cluster.add_group(3, 2)?;
+    cluster.add_group(3, 2).await?;
     cluster.healthy(LONG).await;
     cluster.admit_app(3).await?;
     println!("group 3 is registered everywhere after {:.1?}", began.elapsed());

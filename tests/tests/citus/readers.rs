@@ -164,7 +164,7 @@ async fn primaries_answer_readers_while_a_group_has_no_standby() -> Result<()> {
     let one = connect(&cluster.app_reading()).await?;
     assert_eq!(answering(&one).await, Ok(workers(&cluster, true).await?));
     let readers = Readers::start(&cluster);
-    cluster.add_member(1)?;
+    cluster.add_member(1).await?;
     cluster.healthy(SOON).await;
     is_answered_by(&one, &workers(&cluster, false).await?).await;
     assert_eq!(readers.stop().await?.errors, [], "when a standby came");
