@@ -167,22 +167,30 @@ fn facts(status: &ServerStatus, before: &Observation, now: Moment) -> Server {
         }
         _ => status.position(),
     };
+    let mut standbys = standbys(status);
+    if let Server::Primary(known) = &before.server {
+        let ago = now.since(before.at);
+        for row in &mut standbys {
+            row.silent = row.silence(known, ago);
+        }
+    }
     Server::Primary(PrimaryFacts {
         timeline: status.timeline,
         lsn: status.position(),
-        standbys: standbys(status),
+        standbys,
         sync_names: status.synchronous_standby_names.clone(),
         sync_names_since,
     })
 }
 
-/// Who replicates from this server.
+/// Who replicates from this server; one look alone does not tell who is silent.
 pub(crate) fn standbys(status: &ServerStatus) -> Vec<StandbyRow> {
     let row = |row: &ReplicationRow| StandbyRow {
         application_name: row.application_name.clone(),
         streaming: row.state.as_deref() == Some("streaming"),
         synchronous: matches!(row.sync_state.as_deref(), Some("sync" | "quorum")),
         flush: row.flush_lsn.unwrap_or_default(),
+        silent: Duration::ZERO,
     };
     status.replication.iter().map(row).collect()
 }

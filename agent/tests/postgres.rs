@@ -75,6 +75,32 @@ async fn a_standby_is_cloned_and_streams_and_everybody_says_so() {
     assert_eq!(a.postgres.status().await.unwrap().synchronous_standby_names, "\"b\"");
 }
 
+/// A standby that has everything says so again only after ten seconds, if it is not asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_waits_for_the_lost_is_let_go_once_another_counts_that_has_it() {
+    let mut field = Field::new();
+    let (a, _b) = pair(&mut field).await;
+    a.postgres.set_synchronous_standby_names(Some("\"lost\""), LIMIT).await.unwrap();
+    let client = a.postgres.sql().connect_patiently().await.unwrap();
+    let commit = tokio::spawn(async move {
+        let sql = "SET synchronous_commit = on; CREATE TABLE public.t AS SELECT 1 AS i";
+        client.batch_execute(sql).await
+    });
+    until("it waits", async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        a.execute(waiting).await.as_deref() == Some("1")
+    })
+    .await;
+    until("the standby has said its last word", async || {
+        let told = "SELECT replay_lsn = pg_current_wal_flush_lsn() FROM pg_stat_replication";
+        a.execute(told).await.as_deref() == Some("t")
+    })
+    .await;
+    a.postgres.set_synchronous_standby_names(Some("\"b\""), LIMIT).await.unwrap();
+    let done = tokio::time::timeout(Duration::from_secs(3), commit).await;
+    done.expect("it is let go").unwrap().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_switchover_needs_no_rewind() {
     let mut field = Field::new();

@@ -55,10 +55,11 @@ fn a_primary_without_power_costs_only_what_was_in_flight() -> Result<()> {
 }
 
 #[test]
-fn a_synchronous_standby_without_power_is_waited_for_no_longer_than_its_lease() -> Result<()> {
-    let name = "a_synchronous_standby_without_power_is_waited_for_no_longer_than_its_lease";
-    on_a_lan(name, async |lan| {
-        let mut cluster = Cluster::start(spec("power-standby", lan)).await?;
+fn a_synchronous_standby_without_power_makes_way_for_one_that_answers() -> Result<()> {
+    on_a_lan("a_synchronous_standby_without_power_makes_way_for_one_that_answers", async |lan| {
+        // Of which nothing depends here: it is longer than the whole test.
+        let long = ClusterSpec { ttl: 300, ..spec("power-standby", lan) };
+        let mut cluster = Cluster::start(long).await?;
         let load = Load::start(&LoadSpec::mixed(&cluster.app())).await?;
         load.flows(20, SOON).await;
         let standby = cluster.sync_standby(SOON).await;
@@ -73,7 +74,7 @@ fn a_synchronous_standby_without_power_is_waited_for_no_longer_than_its_lease() 
 
         let report = checked(&cluster, load).await?;
         assert_eq!(report.errors(), 0, "nobody has an error when a standby is lost");
-        let limit = Duration::from_secs(u64::from(cluster.spec.ttl) + 2) + slack();
+        let limit = Duration::from_secs(8) + slack();
         let gap = report.longest_gap().length;
         assert!(gap < limit, "commits waited for {gap:?}, more than {limit:?}");
         cluster.passed();

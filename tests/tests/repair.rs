@@ -128,6 +128,47 @@ async fn a_cluster_begins_at_a_point_in_time_of_a_backup() -> Result<()> {
     Ok(())
 }
 
+/// The first leader names the configuration before the cluster is complete, and somebody may change it then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_configured_while_a_cluster_is_created_stays() -> Result<()> {
+    let mut scratch = Scratch::new("early");
+    let home = scratch.server_dir("scripts");
+    let (wait, go) = (home.join("wait.sh"), home.join("go"));
+    script(&wait, &format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.05; done\n", go.display()))?;
+    let mut etcd = Etcd::start(1).await?;
+    let spec = AgentSpec {
+        scope: "early".to_owned(),
+        name: "e0".to_owned(),
+        etcd: etcd.endpoints(),
+        ttl: 8,
+        failsafe: true,
+        bootstrap: vec![format!("post_bootstrap: {}", wait.display())],
+        ..AgentSpec::default()
+    };
+    let node = Node::start(&scratch, &spec, Program::Kornak)?;
+    let change = json!({"maximum_lag_on_failover": 77});
+    until(LIMIT, "the configuration can be changed", || async {
+        let answer = node.rest().patch("/config", &change).await;
+        let answer = answer.map_err(|error| format!("{error:#}"))?;
+        if answer.code == 200 { Ok(()) } else { Err(answer.text) }
+    })
+    .await;
+    fs::write(&go, "")?;
+    until(LIMIT, "the cluster is created", || async {
+        let identifier =
+            etcd.ctl(&["get", "--print-value-only", "/service/early/initialize"]).await;
+        let identifier = identifier.map_err(|error| format!("{error:#}"))?;
+        if identifier.trim().is_empty() { Err("not yet".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    let config = node.rest().get("/config").await?.json()?;
+    assert_eq!(config["maximum_lag_on_failover"], 77, "{config}");
+    drop(node);
+    scratch.passed();
+    etcd.passed();
+    Ok(())
+}
+
 /// The leader writes what nobody else gets, and is lost; a standby that was away takes over. Returns
 /// the former leader's name.
 async fn diverge(cluster: &mut Cluster) -> Result<String> {

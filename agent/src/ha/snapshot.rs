@@ -130,6 +130,22 @@ pub struct StandbyRow {
     /// `sync_state` is `sync` or `quorum`.
     pub synchronous: bool,
     pub flush: Lsn,
+    /// For how long it has owed an acknowledgement and given none.
+    pub silent: Duration,
+}
+
+impl StandbyRow {
+    /// [`Self::silent`], if `before` was seen so long `ago`. It owes what the log had then: it is sent WAL at
+    /// once, and acknowledges what it has flushed.
+    pub fn silence(&self, before: &PrimaryFacts, ago: Duration) -> Duration {
+        let name = &self.application_name;
+        match before.standbys.iter().find(|row| row.application_name == *name) {
+            Some(known) if known.flush == self.flush && self.flush < before.lsn => {
+                known.silent + ago
+            }
+            _ => Duration::ZERO,
+        }
+    }
 }
 
 /// This node's claim to leadership.

@@ -183,6 +183,7 @@ mod tests {
             streaming: true,
             synchronous: false,
             flush: Lsn(flush),
+            ..StandbyRow::default()
         }
     }
 

@@ -26,11 +26,17 @@ mod names;
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use kornak_cluster::{ClusterConfig, ClusterState, SyncMode, SyncState};
 
 use super::snapshot::PrimaryFacts;
 pub use names::Names;
+
+/// A synchronous standby that has acknowledged nothing for so long makes way for another one. Its host may have
+/// lost its power, of which the server hears after `wal_sender_timeout` (a minute) and the store after `ttl`; commits
+/// wait for it all that time. A disk that writes a checkpoint may need a second or two.
+const SILENT_AFTER: Duration = Duration::from_secs(5);
 
 /// The next change towards what synchronous mode asks for. One at a time; the next one is decided on
 /// what is observed after it.
@@ -236,8 +242,8 @@ fn without_sync(stored: &SyncState, facts: &PrimaryFacts) -> SyncStep {
     }
 }
 
-/// Who can be synchronous: current ones first as long as they stream and keep up, then those that may
-/// take over, then by priority and by how much they have.
+/// Who can be synchronous: those that answer first, of them current ones as long as they stream and keep up, then
+/// those that may take over, then by priority and by how much they have.
 fn able(
     cluster: &ClusterState,
     facts: &PrimaryFacts,
@@ -268,7 +274,9 @@ fn able(
             });
             (!tags.nosync() && !tags.nostream() && !cascades).then(|| {
                 let is_current = current.contains(&name.to_lowercase());
-                let rank = (is_current, !tags.nofailover(), tags.sync_priority(), row.flush);
+                let answers = row.silent < SILENT_AFTER;
+                let rank =
+                    (answers, is_current, !tags.nofailover(), tags.sync_priority(), row.flush);
                 (Reverse(rank), name.clone())
             })
         })

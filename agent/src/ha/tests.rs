@@ -140,6 +140,7 @@ fn primary_facts() -> PrimaryFacts {
         streaming: true,
         synchronous: false,
         flush: Lsn(1000),
+        ..StandbyRow::default()
     };
     PrimaryFacts {
         timeline: Timeline(3),

@@ -33,13 +33,13 @@ pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
     let made = make_cluster(&ctx, &first).await;
     match made {
         Ok(identifier) => {
-            let config = json(&first.raw);
-            let mut txn =
-                Txn::just(Op::put(&initialize, &identifier)).and(Op::put(ctx.keys.history(), "[]"));
-            if cluster.config.is_none() {
-                txn = txn.and(Op::put(ctx.keys.config(), config));
-            }
-            ctx.store.txn(txn).await?;
+            let known = vec![Op::put(&initialize, &identifier), Op::put(ctx.keys.history(), "[]")];
+            let key = ctx.keys.config();
+            let mut then = known.clone();
+            then.push(Op::put(&key, json(&first.raw)));
+            // An operator may have configured it meanwhile.
+            let absent = vec![Compare::absent(&key)];
+            ctx.store.txn(Txn { compare: absent, then, otherwise: known }).await?;
             info!(system_identifier = %identifier, "cluster created");
             Ok(())
         }

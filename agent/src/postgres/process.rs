@@ -26,6 +26,9 @@ const PROMOTION_LOOK: Duration = Duration::from_millis(5);
 const PROMOTION_REMINDER: Duration = Duration::from_millis(100);
 /// Between two looks at a server that starts or reads its configuration.
 const LOOK: Duration = Duration::from_millis(20);
+/// Standbys are asked so often for what they have, [`LOOK`] between: walsenders read the configuration within
+/// milliseconds, and a standby that is behind reports without being asked.
+const ASKED_AT_MOST: u32 = 20;
 /// The postmaster reads its files at once, backends between two commands.
 const RELOAD_LIMIT: Duration = Duration::from_secs(3);
 /// The log of a server that has no logging collector is begun anew beyond this.
@@ -429,10 +432,37 @@ impl Postgres {
         self.inner.wanted.lock().synchronous_standby_names = Some(names.map(str::to_owned));
         self.inner.write_configuration(self.inner.has_standby_signal())?;
         self.guard().await?.signal(ServerSignal::Reload).await?;
-        match names {
-            Some(names) => self.wait_in_force("synchronous_standby_names", names, limit).await,
-            None => Ok(()),
+        let Some(names) = names else { return Ok(()) };
+        self.wait_in_force("synchronous_standby_names", names, limit).await?;
+        if !names.is_empty() {
+            self.ask_for_acknowledgements().await?;
         }
+        Ok(())
+    }
+
+    /// Lets commits go that wait for a standby which does not count any more, if those that do have them. The
+    /// server looks only when a standby reports, and a standby that has all it was sent reports every ten seconds
+    /// (`wal_receiver_status_interval`); so there is something to flush.
+    async fn ask_for_acknowledgements(&self) -> Result<(), SqlError> {
+        const OPERATION: &str = "let commits go that have been waiting";
+        let began = self.sql().value(OPERATION, "SELECT clock_timestamp()").await?;
+        let began = literal(&began.unwrap_or_default());
+        // In a transaction of its own, for the end of one is flushed.
+        let write = "SELECT pg_logical_emit_message(true, 'kornak', 'acknowledge') \
+                     WHERE NOT pg_is_in_recovery()";
+        let waiting = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' \
+             AND query_start < {began}"
+        );
+        // More than once, for a walsender may take its report before the reload.
+        for _ in 0..ASKED_AT_MOST {
+            if self.sql().value(OPERATION, &waiting).await?.as_deref() == Some("0") {
+                break;
+            }
+            self.sql().value(OPERATION, write).await?;
+            sleep(LOOK).await;
+        }
+        Ok(())
     }
 
     /// The same, for the next start: nothing runs yet.

@@ -26,6 +26,7 @@ fn step(stored: (&[&str], u32), waited: &str, streaming: &[&str], count: u32) ->
             streaming: true,
             synchronous: ready,
             flush: if ready { Lsn(1000) } else { Lsn(900) },
+            ..StandbyRow::default()
         }
     };
     let facts = PrimaryFacts {
@@ -251,6 +252,7 @@ impl Model {
             streaming: true,
             synchronous: self.names.contains(STANDBYS[index]),
             flush: Lsn(self.standbys[index].0),
+            ..StandbyRow::default()
         });
         let facts = PrimaryFacts {
             lsn: Lsn(self.lsn),

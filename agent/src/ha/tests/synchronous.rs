@@ -119,6 +119,7 @@ fn step(
             streaming: true,
             synchronous: ready,
             flush: if ready { Lsn(1000) } else { Lsn(900) },
+            ..StandbyRow::default()
         }
     };
     let facts = PrimaryFacts {
@@ -194,6 +195,43 @@ fn who_is_synchronous_stays_so_as_long_as_it_streams() {
     assert_eq!(plan("a", &cluster(&[]), &primary_facts()), wait_for(r#"1 ("c")"#));
     let facts = PrimaryFacts { sync_names: r#"1 ("b")"#.into(), ..primary_facts() };
     assert_eq!(plan("a", &cluster(&["b"]), &facts), SyncStep::Settled);
+}
+
+#[test]
+fn a_silent_standby_makes_way_for_one_that_answers() {
+    let cluster = with(led_by(Some("a")), |c| synchronous(c, "a", &["b"]));
+    let after = |b: u64, c: u64| {
+        let mut facts = PrimaryFacts { sync_names: r#"1 ("b")"#.into(), ..primary_facts() };
+        facts.standbys[0].silent = Duration::from_secs(b);
+        facts.standbys[1].silent = Duration::from_secs(c);
+        plan("a", &cluster, &facts)
+    };
+    assert_eq!(after(4, 0), SyncStep::Settled);
+    assert_eq!(after(5, 0), publish(&[]));
+    // The primary's own network may be what is gone.
+    assert_eq!(after(9, 9), SyncStep::Settled);
+}
+
+#[test]
+fn a_standby_is_silent_while_it_owes_an_acknowledgement() {
+    let before = |flush: u64, silent: u64| {
+        let mut facts = PrimaryFacts { lsn: Lsn(1000), ..primary_facts() };
+        facts.standbys[0].flush = Lsn(flush);
+        facts.standbys[0].silent = Duration::from_secs(silent);
+        facts
+    };
+    let silence = |flush: u64, before: &PrimaryFacts| {
+        let row = StandbyRow {
+            application_name: "b".to_owned(),
+            flush: Lsn(flush),
+            ..StandbyRow::default()
+        };
+        row.silence(before, Duration::from_secs(1)).as_secs()
+    };
+    assert_eq!(silence(900, &before(900, 3)), 4);
+    assert_eq!(silence(901, &before(900, 3)), 0, "it has flushed something");
+    assert_eq!(silence(1000, &before(1000, 3)), 0, "nothing was left to flush");
+    assert_eq!(silence(900, &PrimaryFacts::default()), 0, "it has just come");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use kornak_agent::ha::{Control, DataDir, PrimaryFacts, Server, StandbyFacts, StandbyRow};
 use kornak_cluster::{Lsn, Timeline};
@@ -87,7 +88,9 @@ pub fn look(w: &Rc<World>, index: usize, names_since: Lsn) -> Server {
                 let application_name = w.hosts[*standby].name.clone();
                 let synchronous = names.names(&application_name);
                 let flush = crate::sim::disk::lsn(sender.flushed);
-                StandbyRow { application_name, streaming: true, synchronous, flush }
+                let owes = flush < disk.wal.end();
+                let silent = if owes { host.now(w).since(sender.heard) } else { Duration::ZERO };
+                StandbyRow { application_name, streaming: true, synchronous, flush, silent }
             });
             Server::Primary(PrimaryFacts {
                 timeline: Timeline(disk.wal.timeline()),
