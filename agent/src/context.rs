@@ -17,6 +17,7 @@ use crate::api::RestartPlan;
 use crate::failsafe::Promises;
 use crate::guard::GuardClient;
 use crate::ha::switchover::Busy;
+use crate::ha::sync::Writes;
 use crate::lease::Keeper;
 use crate::metrics::Counters;
 use crate::observe::Observation;
@@ -46,6 +47,8 @@ pub struct Context {
     pub promises: Promises,
     /// The newest look at the server.
     pub observation: watch::Receiver<Arc<Observation>>,
+    /// What is known of our own writes of `sync`.
+    pub sync_writes: parking_lot::Mutex<Writes>,
     /// A list of members that was to be written to `failsafe` and may not have been.
     pub unproven_failsafe: parking_lot::Mutex<Option<BTreeMap<String, String>>>,
     /// Every member has confirmed this leader in the last round.

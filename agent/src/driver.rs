@@ -125,7 +125,7 @@ impl Driver {
             let decision = decide(&snapshot);
             self.tell(&decision, &snapshot);
             self.show(&decision, &snapshot);
-            self.apply(&decision);
+            self.apply(&decision, &snapshot.cluster);
             let pause = self.requested(&snapshot, &decision);
             tokio::select! {
                 () = stop.cancelled() => return self.shut_down().await,
@@ -266,7 +266,7 @@ impl Driver {
         });
     }
 
-    fn apply(&mut self, decision: &Decision) {
+    fn apply(&mut self, decision: &Decision, cluster: &Arc<ClusterState>) {
         let ctx = Arc::clone(&self.ctx);
         match decision.action.clone() {
             Action::Wait if decision.why == Why::AlreadyFollows => {
@@ -294,7 +294,10 @@ impl Driver {
             }
             Action::AskPeers => self.ask_peers(),
             Action::Claim { take_over } => {
-                self.run_errand(async move { Errand::Claimed(jobs::claim(ctx, take_over).await) });
+                let cluster = Arc::clone(cluster);
+                self.run_errand(async move {
+                    Errand::Claimed(jobs::claim(ctx, cluster, take_over).await)
+                });
             }
             Action::Follow { upstream } => self.run_errand(async move {
                 Errand::Done("follow the leader", jobs::follow(ctx, upstream).await)

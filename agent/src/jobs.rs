@@ -126,13 +126,14 @@ pub async fn start_in_place(ctx: &Context, limit: Duration) -> Result<(), StartE
 
 /// A server that starts again shows commits that no standby may have and nobody was told of. A
 /// failover would take back what somebody has read, so the standbys are named again only when they
-/// have all of it (SAFETY scenario A13).
+/// have all of it (SAFETY scenario A13). What is read of the store may be older than what we have written:
+/// then nobody knows whom it names.
 pub async fn stand_alone(ctx: &Context) -> Result<(), JobError> {
     let cluster = ctx.cluster();
     let synchronous =
         cluster.config.as_ref().is_some_and(|config| config.sync_mode() != SyncMode::Off);
     let named = cluster.sync.as_ref().is_some_and(|sync| !sync.standbys().is_empty());
-    if !synchronous || !named {
+    if !synchronous || (!named && ctx.sync_writes.lock().are_shown_by(&cluster)) {
         return Ok(());
     }
     let held = ctx.keeper.held().ok_or(ClaimError::Lost)?;
@@ -140,7 +141,10 @@ pub async fn stand_alone(ctx: &Context) -> Result<(), JobError> {
     let mut txn = Txn::just(Op::put(&key, json(&SyncState::new(&ctx.name, &[]))));
     txn.compare = leader_checks(&leader, held.lease, held.epoch);
     txn.compare.push(Compare::Modified { key, revision: cluster.sync_revision });
-    if ctx.store.txn(txn).await?.succeeded { Ok(()) } else { Err(JobError::SyncChanged) }
+    let before = ctx.sync_writes.lock().begin();
+    let result = ctx.store.txn(txn).await;
+    ctx.sync_writes.lock().end(before, &result);
+    if result?.succeeded { Ok(()) } else { Err(JobError::SyncChanged) }
 }
 
 /// The key is ours and proven: make the server primary.
@@ -154,6 +158,8 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
         warn!(error = &error as &dyn std::error::Error, "pre_promote forbids the promotion");
         return Err(error.into());
     }
+    // A key that was taken up again after a restart was not claimed, and others may still be named.
+    stand_alone(&ctx).await?;
     let config = ctx.cluster().config.unwrap_or_default();
     if !config.pause && !ctx.watchdog.activate(config.ttl) {
         return Err(JobError::NoWatchdog);
@@ -284,9 +290,13 @@ pub async fn demote(ctx: Arc<Context>, immediate: bool, why: Why) -> Result<(), 
     Ok(())
 }
 
-/// Creates the leader key for this node.
-pub async fn claim(ctx: Arc<Context>, take_over: bool) -> Result<(), JobError> {
-    let cluster = ctx.cluster();
+/// Creates the leader key for this node, if `cluster` is what the store holds still: that is what was decided on.
+/// Another one may have led and acknowledged since.
+pub async fn claim(
+    ctx: Arc<Context>,
+    cluster: Arc<ClusterState>,
+    take_over: bool,
+) -> Result<(), JobError> {
     let config = cluster.config.clone().unwrap_or_default();
     if ctx.keeper.is_unfenced() {
         // Of an earlier leadership in maintenance mode; nothing is held, so nothing is renewed.
@@ -304,6 +314,7 @@ pub async fn claim(ctx: Arc<Context>, take_over: bool) -> Result<(), JobError> {
     if config.sync_mode() != SyncMode::Off && !goes_on {
         also.push(Op::put(ctx.keys.sync(), json(&SyncState::new(&ctx.name, &[]))));
     }
+    let stands_alone = !also.is_empty();
     let record = cluster.handover.clone().filter(|_| take_over);
     let ttl = if take_over { SHORT_LEASE } else { config.ttl };
     if record.is_some() {
@@ -311,7 +322,8 @@ pub async fn claim(ctx: Arc<Context>, take_over: bool) -> Result<(), JobError> {
         when.push(Compare::Modified { key, revision: cluster.handover_revision });
     }
     let key = ctx.keys.handover();
-    ctx.keeper
+    let epoch = ctx
+        .keeper
         .claim(cluster.store, ttl, when, |lease| {
             let promote = record.map(|record| {
                 let record = kornak_cluster::Handover { phase: HandoverPhase::Promote, ..record };
@@ -320,6 +332,9 @@ pub async fn claim(ctx: Arc<Context>, take_over: bool) -> Result<(), JobError> {
             also.into_iter().chain(promote).collect()
         })
         .await?;
+    if stands_alone {
+        ctx.sync_writes.lock().claimed(epoch.revision);
+    }
     Ok(())
 }
 

@@ -71,7 +71,6 @@ struct Done {
     /// `status` changes with every commit, and is written once in [`EVERY`].
     status_at: Option<Instant>,
     gone_since: GoneSince,
-    sync_writes: synchronous::Writes,
     /// When a standby last looked at its slots.
     slots_at: Option<Instant>,
     /// The length of lease that was asked for last, and when.
@@ -200,7 +199,7 @@ async fn round(
 ) -> Result<bool, LeadError> {
     fencing::primary(ctx, facts, cluster).await?;
     lease(ctx, cluster, &mut done.lease).await?;
-    let settled = synchronous::adjust(ctx, facts, cluster, &mut done.sync_writes).await?;
+    let settled = synchronous::adjust(ctx, facts, cluster).await?;
     let existing = crate::slots::keep(ctx, cluster, true, &mut done.gone_since).await?;
     identity(ctx, cluster).await?;
     history::keep(ctx, facts, cluster, &mut done.history).await?;

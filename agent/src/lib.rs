@@ -381,6 +381,7 @@ impl Instance {
             peers: peers::Peers::new(&settings.ctl)?,
             promises,
             observation: observed,
+            sync_writes: parking_lot::Mutex::default(),
             unproven_failsafe: parking_lot::Mutex::new(None),
             failsafe_active: false.into(),
             callbacks,

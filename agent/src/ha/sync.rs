@@ -23,6 +23,7 @@
 //! both, and prefers ways on which somebody can take over all the time.
 
 mod names;
+mod writes;
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -32,6 +33,7 @@ use kornak_cluster::{ClusterConfig, ClusterState, SyncMode, SyncState};
 
 use super::snapshot::PrimaryFacts;
 pub use names::Names;
+pub use writes::Writes;
 
 /// A synchronous standby that has acknowledged nothing for so long makes way for another one. Its host may have
 /// lost its power, of which the server hears after `wal_sender_timeout` (a minute) and the store after `ttl`; commits

@@ -7,6 +7,29 @@ use super::conf::Parameters;
 /// lock it tries again after this long. PostgreSQL sessions on workers wait for it after a switchover.
 const SYNC_RETRY: &str = "100ms";
 
+/// How nodes reach each other if nobody says it: Citus's own default.
+const NODE_CONNINFO: &str = "sslmode=require";
+
+/// A host without power answers nobody, and TCP waits for it: for a quarter of an hour if something is to be
+/// sent again, else for two hours and longer. A statement that waits for such a worker ends after eleven
+/// seconds.
+const CLIENT_KEEPALIVES: [(&str, &str); 4] = [
+    ("keepalives_idle", "5"),
+    ("keepalives_interval", "2"),
+    ("keepalives_count", "3"),
+    ("tcp_user_timeout", "10000"),
+];
+
+/// The same for sessions that a coordinator without power has left on a worker, with the locks that they hold:
+/// 25 seconds. A standby that is cut off for so long connects again; without it `wal_sender_timeout` asks that of
+/// it after a minute.
+const SERVER_KEEPALIVES: [(&str, &str); 4] = [
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "25000"),
+];
+
 /// Changes the store's parameters where they are shared by all members, and returns those that win over
 /// the node's own.
 pub(super) fn adjust(
@@ -32,11 +55,31 @@ pub(super) fn adjust(
         ("shared_preload_libraries".to_owned(), libraries.join(",")),
         ("citus.local_hostname".to_owned(), local_hostname.to_owned()),
     ]);
-    const RETRY: &str = "citus.metadata_sync_retry_interval";
-    if given(RETRY).is_none() {
-        overrides.insert(RETRY.to_owned(), SYNC_RETRY.to_owned());
+    const CONNINFO: &str = "citus.node_conninfo";
+    let conninfo = given(CONNINFO).map_or(NODE_CONNINFO, String::as_str);
+    overrides.insert(CONNINFO.to_owned(), with_keepalives(conninfo));
+    let unless_given = [("citus.metadata_sync_retry_interval", SYNC_RETRY)];
+    for (name, value) in unless_given.into_iter().chain(SERVER_KEEPALIVES) {
+        if given(name).is_none() {
+            overrides.insert(name.to_owned(), value.to_owned());
+        }
     }
     overrides
+}
+
+/// The connection string with those of [`CLIENT_KEEPALIVES`] that it does not say itself. Whoever says
+/// anything of keepalives has thought about them.
+fn with_keepalives(conninfo: &str) -> String {
+    let says = |name: &str| {
+        conninfo.split_whitespace().any(|word| word.split('=').next().is_some_and(|it| it == name))
+    };
+    let mut text = conninfo.to_owned();
+    if !says("keepalives") {
+        for (name, value) in CLIENT_KEEPALIVES.iter().filter(|(name, _)| !says(name)) {
+            text.push_str(&format!(" {name}={value}"));
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -58,6 +101,25 @@ mod tests {
         assert_eq!(found, expected);
         assert_eq!(dynamic["wal_level"], "logical");
         assert_eq!(overrides["citus.local_hostname"], "/tmp");
+    }
+
+    #[test]
+    fn a_silent_node_is_noticed_unless_somebody_has_said_when() {
+        let ours =
+            "keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000";
+        let conninfo = |given: &[(&str, &str)]| {
+            let overrides = adjust(&mut map(&[]), &map(given), "/tmp");
+            overrides["citus.node_conninfo"].clone()
+        };
+        let said = |text: &'static str| conninfo(&[("citus.node_conninfo", text)]);
+        assert_eq!(conninfo(&[]), format!("sslmode=require {ours}"));
+        assert_eq!(said("sslmode=prefer"), format!("sslmode=prefer {ours}"));
+        assert_eq!(said("keepalives=0"), "keepalives=0");
+        let rest = ours.replace("keepalives_idle=5 ", "");
+        assert_eq!(said("keepalives_idle=60"), format!("keepalives_idle=60 {rest}"));
+        let overrides = adjust(&mut map(&[("tcp_keepalives_idle", "60")]), &map(&[]), "/tmp");
+        assert!(!overrides.contains_key("tcp_keepalives_idle"));
+        assert_eq!(overrides["tcp_keepalives_count"], "3");
     }
 
     #[test]

@@ -121,6 +121,11 @@ impl Node {
         self.postgres.number()
     }
 
+    /// The address of its server.
+    pub fn address(&self) -> String {
+        super::port::host_of(self.port())
+    }
+
     /// Its REST API.
     pub fn rest(&self) -> Rest {
         Rest::new(&self.rest.address())

@@ -42,9 +42,13 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// Whether PostgreSQL has the extension. Without it a test says so and does nothing.
 pub fn is_installed() -> bool {
+    // Debian's layout, and that of PostgreSQL's own `make install`.
     let bin = bin_dir();
     let version = bin.parent().and_then(Path::file_name).unwrap_or_default();
-    Path::new("/usr/share/postgresql").join(version).join("extension/citus.control").exists()
+    let debian = bin.join("../../../../share/postgresql").join(version);
+    [debian, bin.join("../share"), bin.join("../share/postgresql")]
+        .iter()
+        .any(|share| share.join("extension/citus.control").exists())
 }
 
 /// What differs between tests.

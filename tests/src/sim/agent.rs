@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
+use kornak_agent::ha::sync::Writes;
 use kornak_agent::ha::upstream::Source;
 use kornak_agent::ha::{Action, Decision, Job, Lease, Race, Snapshot, Store, Why, decide};
 use kornak_cluster::{ClusterState, Lsn, Moment};
@@ -59,6 +60,7 @@ pub struct Agent {
     race: RefCell<Option<Race>>,
     pub race_not_before: Cell<Option<Moment>>,
     pub unproven_failsafe: RefCell<Option<BTreeMap<String, String>>>,
+    pub sync_writes: Cell<Writes>,
     /// `synchronous_standby_names` and where the log ended when it was first seen in effect.
     names_seen: RefCell<Option<(String, Lsn)>>,
     told: RefCell<Option<(Action, Why)>>,
@@ -122,6 +124,7 @@ pub fn start(w: &Rc<World>, index: usize) {
         race: RefCell::default(),
         race_not_before: Cell::new(None),
         unproven_failsafe: RefCell::default(),
+        sync_writes: Cell::default(),
         names_seen: RefCell::default(),
         told: RefCell::default(),
     });
@@ -335,6 +338,14 @@ impl Agent {
         self.job.replace(Some((job, task)));
     }
 
+    /// Changes what is known of the writes of `sync`.
+    pub fn note_sync_write<T>(&self, change: impl FnOnce(&mut Writes) -> T) -> T {
+        let mut writes = self.sync_writes.get();
+        let answer = change(&mut writes);
+        self.sync_writes.set(writes);
+        answer
+    }
+
     fn errand(self: &Rc<Self>, work: impl Future<Output = ()> + 'static) {
         if self.errand.get().is_some_and(|task| self.w.exec.runs(task)) {
             return;
@@ -347,7 +358,7 @@ impl Agent {
         self.errand.set(Some(task));
     }
 
-    fn apply(self: &Rc<Self>, decision: &Decision) {
+    fn apply(self: &Rc<Self>, decision: &Decision, cluster: &Arc<ClusterState>) {
         let agent = Rc::clone(self);
         match decision.action.clone() {
             Action::Wait | Action::Lead | Action::Refuse | Action::Look => {}
@@ -371,7 +382,9 @@ impl Agent {
                 let race = rest::ask_all(&agent).await;
                 agent.race.replace(Some(race));
             }),
-            Action::Claim { take_over } => self.errand(jobs::claim(agent, take_over)),
+            Action::Claim { take_over } => {
+                self.errand(jobs::claim(agent, Arc::clone(cluster), take_over));
+            }
             Action::Follow { upstream } => self.errand(async move {
                 agent.step().await;
                 let upstream = match upstream {
@@ -410,7 +423,7 @@ async fn drive(agent: Rc<Agent>) {
         agent.tell(&decision);
         // Between the look and the step.
         agent.step().await;
-        agent.apply(&decision);
+        agent.apply(&decision, &snapshot.cluster);
         let changed = agent.cycle.changed_since(seen);
         if let Either::Left(_) = select(changed, agent.w.exec.sleep(decision.recheck)).await {
             // Many changes at once are one reason to look.

@@ -24,6 +24,8 @@ pub enum Mutation {
     CandidateIgnoresSync,
     /// A claim does not compare that the synchronous standbys are still those that were read.
     ClaimOnOldSync,
+    /// A claim compares what is read when it is sent, which may not be what was decided on.
+    ClaimOnAnotherView,
     /// A candidate counts nobody's vote.
     QuorumIgnored,
     /// Commits stop waiting for a standby before the store stops naming it.
@@ -34,6 +36,10 @@ pub enum Mutation {
     PlansFromOldView,
     /// A crashed primary starts in place while the store names its standbys as before.
     StartsBesideItsStandbys,
+    /// Whether it does is read from a store that does not show all of its own writes yet.
+    StandsAloneByAnOldView,
+    /// A leader that takes its key up again is promoted while the store names its standbys as before.
+    PromotedBesideItsStandbys,
     /// A promise to a leader without the store is forgotten by a restart.
     PromiseNotDurable,
     /// A promise is forgotten as soon as any leader key shows.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use kornak_tests::load::{Doing, Problem, Report};
 use kornak_tests::run::citus::{CitusCluster, CitusSpec};
+use kornak_tests::run::lan::on_a_lan;
 use kornak_tests::run::postgres::{connect, describe};
 use kornak_tests::run::wait::{strict_timing, until};
 
@@ -20,6 +21,8 @@ enum Blow {
     Postmaster,
     /// Every process of the host ends at once, and comes back when the test says so.
     Host,
+    /// The host says nothing any more, and comes back when the test says so.
+    Power,
     /// Every process of the host stands still, and its kernel goes on answering for them.
     Frozen,
 }
@@ -30,7 +33,7 @@ fn notice(blow: Blow) -> Duration {
     let room = Duration::from_millis(if strict_timing() { 100 } else { 1000 });
     match blow {
         Blow::Postmaster | Blow::Host => room,
-        Blow::Frozen => Duration::from_secs(3) + 2 * room,
+        Blow::Frozen | Blow::Power => Duration::from_secs(3) + 2 * room,
     }
 }
 
@@ -65,14 +68,39 @@ async fn a_worker_whose_host_stands_still_is_replaced_in_the_metadata_too() -> R
     strike("citus-frozen", 2, Blow::Frozen).await
 }
 
+#[test]
+fn a_worker_whose_host_loses_its_power_costs_only_what_was_in_flight() -> Result<()> {
+    needs_citus!();
+    let name = "failovers::a_worker_whose_host_loses_its_power_costs_only_what_was_in_flight";
+    on_a_lan(name, async |lan| {
+        let spec = CitusSpec { name: "citus-power", lan: Some(lan), ..CitusSpec::default() };
+        strike_in(CitusCluster::start(spec).await?, 2, Blow::Power).await
+    })
+}
+
+#[test]
+fn a_coordinator_whose_host_loses_its_power_costs_only_what_was_in_flight() -> Result<()> {
+    needs_citus!();
+    let name = "failovers::a_coordinator_whose_host_loses_its_power_costs_only_what_was_in_flight";
+    on_a_lan(name, async |lan| {
+        let spec = CitusSpec { name: "citus-dark", lan: Some(lan), ..CitusSpec::default() };
+        strike_in(CitusCluster::start(spec).await?, 0, Blow::Power).await
+    })
+}
+
 async fn strike(name: &'static str, group: u32, blow: Blow) -> Result<()> {
-    let mut cluster = CitusCluster::start(CitusSpec { name, ..CitusSpec::default() }).await?;
+    let spec = CitusSpec { name, ..CitusSpec::default() };
+    strike_in(CitusCluster::start(spec).await?, group, blow).await
+}
+
+async fn strike_in(mut cluster: CitusCluster, group: u32, blow: Blow) -> Result<()> {
     let loads = Loads::start(&cluster).await?;
     let leader = cluster.leader(group).await?;
     let (began, at) = (Instant::now(), loads.elapsed());
     match blow {
         Blow::Postmaster => cluster.node(&leader)?.kill_postmaster()?,
         Blow::Host => cluster.node_mut(&leader)?.kill_all(),
+        Blow::Power => cluster.node_mut(&leader)?.lose_power()?,
         Blow::Frozen => cluster.node(&leader)?.freeze_all()?,
     }
     let (led, registered) = succession(&cluster, group, &leader).await;
@@ -81,9 +109,11 @@ async fn strike(name: &'static str, group: u32, blow: Blow) -> Result<()> {
          {registered:.2?} later",
         at[0]
     );
-    if matches!(blow, Blow::Frozen) {
+    if matches!(blow, Blow::Frozen | Blow::Power) {
         newcomers_work(&cluster).await;
         println!("who comes anew works after {:.2?}", began.elapsed());
+    }
+    if matches!(blow, Blow::Frozen) {
         // What is in flight there ends with the host and not before.
         cluster.node_mut(&leader)?.kill_all();
     }
@@ -91,6 +121,11 @@ async fn strike(name: &'static str, group: u32, blow: Blow) -> Result<()> {
     println!("everybody works after {:.2?}", began.elapsed());
     if matches!(blow, Blow::Host | Blow::Frozen) {
         cluster.node_mut(&leader)?.start_agent()?;
+    }
+    if matches!(blow, Blow::Power) {
+        nothing_is_left_of(&cluster, &leader).await?;
+        println!("the others have ended its sessions after {:.2?}", began.elapsed());
+        cluster.node_mut(&leader)?.get_power()?;
     }
     cluster.healthy(SOON).await;
     loads.flow(5).await;
@@ -231,6 +266,23 @@ async fn newcomers_work(cluster: &CitusCluster) {
     .await;
 }
 
+/// Waits until no server has a session that a lost node had opened, with the locks that it holds.
+async fn nothing_is_left_of(cluster: &CitusCluster, lost: &str) -> Result<()> {
+    let address: std::net::IpAddr = cluster.node(lost)?.address().parse()?;
+    let left = "SELECT count(*) FROM pg_stat_activity WHERE client_addr = $1 \
+                AND backend_type = 'client backend'";
+    for node in cluster.nodes().filter(|node| node.name() != lost) {
+        let client = node.connect().await?;
+        until(SOON, "the sessions of the lost node end", || async {
+            let row = client.query_one(left, &[&address]).await;
+            let count: i64 = row.map_err(|error| describe(&error))?.get(0);
+            if count == 0 { Ok(()) } else { Err(format!("{count} on {}", node.name())) }
+        })
+        .await;
+    }
+    Ok(())
+}
+
 /// How long it took until somebody else led, and then until the coordinator had its address.
 async fn succession(cluster: &CitusCluster, group: u32, former: &str) -> (Duration, Duration) {
     let began = Instant::now();
@@ -262,7 +314,7 @@ fn only_units_in_flight_failed(report: &Report, blow: Duration, kind: Blow) {
     let notice = notice(kind);
     let most = if strict_timing() { 1 } else { 2 };
     let ended = |problem: &Problem| {
-        matches!(kind, Blow::Frozen) && problem.sqlstate.as_deref() == Some("57P01")
+        matches!(kind, Blow::Frozen | Blow::Power) && problem.sqlstate.as_deref() == Some("57P01")
     };
     let lost = report.problems().filter(|(_, it)| it.lost_connection && !ended(it)).count();
     // A silent server's end is what acknowledges some transactions, half a second before all of each is

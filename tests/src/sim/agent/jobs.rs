@@ -1,9 +1,11 @@
 //! The steps that take longer than a cycle, as `kornak_agent::jobs` does them.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{Handover, HandoverPhase, SyncMode, SyncState};
+use kornak_agent::ha::sync::Writes;
+use kornak_cluster::{ClusterState, Handover, HandoverPhase, SyncMode, SyncState};
 use kornak_dcs::lease::leader_checks;
 use kornak_dcs::{Compare, Op, Txn};
 
@@ -129,7 +131,9 @@ async fn stand_alone(agent: &Rc<Agent>) -> bool {
     let cluster = agent.cluster();
     let named = cluster.sync.as_ref().is_some_and(|sync| !sync.standbys().is_empty());
     let careless = agent.w.plan.mutation == Some(Mutation::StartsBesideItsStandbys);
-    if agent.w.plan.sync == SyncMode::Off || !named || careless {
+    let believes = agent.w.plan.mutation == Some(Mutation::StandsAloneByAnOldView);
+    let shown = believes || agent.sync_writes.get().are_shown_by(&cluster);
+    if agent.w.plan.sync == SyncMode::Off || careless || (!named && shown) {
         return true;
     }
     let Some(held) = agent.held.get() else { return false };
@@ -137,7 +141,10 @@ async fn stand_alone(agent: &Rc<Agent>) -> bool {
     let mut txn = Txn::just(Op::put(&key, json(&SyncState::new(agent.name(), &[]))));
     txn.compare = leader_checks(&leader, held.lease, held.epoch);
     txn.compare.push(Compare::Modified { key, revision: cluster.sync_revision });
-    store::txn(&agent.w, agent.end(), txn).await.is_ok_and(|outcome| outcome.succeeded)
+    let before = agent.note_sync_write(Writes::begin);
+    let result = store::txn(&agent.w, agent.end(), txn).await;
+    agent.note_sync_write(|writes| writes.end(before, &result));
+    result.is_ok_and(|outcome| outcome.succeeded)
 }
 
 /// Starts the leader's server where it is.
@@ -162,6 +169,10 @@ pub async fn promote(agent: Rc<Agent>) {
     // Arms the guard, should it have been disarmed since.
     if keeper::renew(&agent).await.is_err() {
         return agent.sleep(Duration::from_millis(100)).await;
+    }
+    let careless = agent.w.plan.mutation == Some(Mutation::PromotedBesideItsStandbys);
+    if !careless && !stand_alone(&agent).await {
+        return agent.sleep(Duration::from_millis(500)).await;
     }
     agent.step().await;
     if is_strict(&agent) {
@@ -221,9 +232,10 @@ pub async fn demote(agent: Rc<Agent>, immediate: bool) {
     });
 }
 
-/// Creates the leader key for this node.
-pub async fn claim(agent: Rc<Agent>, take_over: bool) {
-    let cluster = agent.cluster();
+/// Creates the leader key for this node, if the store holds still what was decided on.
+pub async fn claim(agent: Rc<Agent>, decided_on: Arc<ClusterState>, take_over: bool) {
+    let looks_again = agent.w.plan.mutation == Some(Mutation::ClaimOnAnotherView);
+    let cluster = if looks_again { agent.cluster() } else { decided_on };
     let config = cluster.config.clone().unwrap_or_default();
     let keys = &agent.w.store.keys;
     let mut when = Vec::new();
@@ -234,6 +246,7 @@ pub async fn claim(agent: Rc<Agent>, take_over: bool) {
     if config.synchronous_mode != SyncMode::Off {
         also.push(Op::put(keys.sync(), json(&SyncState::new(agent.name(), &[]))));
     }
+    let stands_alone = !also.is_empty();
     let record = cluster.handover.clone().filter(|_| take_over);
     let ttl = if take_over { SHORT_LEASE } else { config.ttl };
     let key = keys.handover();
@@ -247,7 +260,11 @@ pub async fn claim(agent: Rc<Agent>, take_over: bool) {
         });
         also.into_iter().chain(promote).collect()
     });
-    if !matches!(claimed.await, Ok(_) | Err(keeper::ClaimError::Lost)) {
-        agent.race_not_before.set(Some(agent.now() + Duration::from_secs(1)));
+    match claimed.await {
+        Ok(epoch) if stands_alone => {
+            agent.note_sync_write(|writes| writes.claimed(epoch.revision));
+        }
+        Ok(_) | Err(keeper::ClaimError::Lost) => {}
+        Err(_) => agent.race_not_before.set(Some(agent.now() + Duration::from_secs(1))),
     }
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::select;
-use kornak_agent::ha::sync::{Names, SyncStep, plan};
+use kornak_agent::ha::sync::{Names, SyncStep, Writes, plan};
 use kornak_agent::ha::{PrimaryFacts, Server, Store};
 use kornak_cluster::{
     ClusterState, HistoryEntry, Lsn, Member, MemberRole, MemberState, Status, Timeline,
@@ -25,13 +25,11 @@ const STATUS_EVERY: Duration = Duration::from_secs(3);
 
 /// Works for as long as the process lives.
 pub async fn run(agent: Rc<Agent>) {
-    let mut open_write = OpenWrite { maybe: true, seen_from: 0 };
     let mut status_at = None;
     loop {
         let mut pause = EVERY;
         if let Some((facts, cluster)) = leads(&agent)
-            && let Ok(settled) =
-                round(&agent, &facts, &cluster, &mut open_write, &mut status_at).await
+            && let Ok(settled) = round(&agent, &facts, &cluster, &mut status_at).await
             && !settled
         {
             pause = WHILE_CHANGING;
@@ -54,10 +52,9 @@ async fn round(
     agent: &Rc<Agent>,
     facts: &PrimaryFacts,
     cluster: &ClusterState,
-    open_write: &mut OpenWrite,
     status_at: &mut Option<kornak_cluster::Moment>,
 ) -> Result<bool, DcsError> {
-    let settled = synchronous(agent, facts, cluster, open_write).await?;
+    let settled = synchronous(agent, facts, cluster).await?;
     failsafe(agent, cluster).await?;
     history(agent, facts, cluster).await?;
     let now = agent.now();
@@ -68,29 +65,21 @@ async fn round(
     Ok(settled)
 }
 
-/// What is known of our own writes of `sync`.
-struct OpenWrite {
-    /// One without an answer, or one of an earlier life of this agent, may be done late.
-    maybe: bool,
-    /// What is read is older than our last write until it shows this revision.
-    seen_from: u64,
-}
-
 async fn synchronous(
     agent: &Rc<Agent>,
     facts: &PrimaryFacts,
     cluster: &ClusterState,
-    open_write: &mut OpenWrite,
 ) -> Result<bool, DcsError> {
     let stale = agent.w.plan.mutation == Some(Mutation::PlansFromOldView);
-    if cluster.revision < open_write.seen_from && !stale {
+    let writes = agent.sync_writes.get();
+    if writes.are_newer_than(cluster) && !stale {
         return Ok(false);
     }
     let mut step = plan(agent.name(), cluster, facts);
     // The open write could name a standby that commits stop waiting for now. A write that succeeds
     // changes the revision that it compares, so it will not be done any more.
     let ignored = agent.w.plan.mutation == Some(Mutation::OpenSyncWriteIgnored);
-    if open_write.maybe && !ignored && matches!(step, SyncStep::SetNames(_)) {
+    if writes.may_be_open() && !ignored && matches!(step, SyncStep::SetNames(_)) {
         step = SyncStep::Publish(cluster.sync.clone().unwrap_or_default());
     }
     agent.step().await;
@@ -110,16 +99,10 @@ async fn synchronous(
             let key = agent.w.store.keys.sync();
             let txn = Txn::just(Op::put(&key, json(&sync)))
                 .when(Compare::Modified { key, revision: cluster.sync_revision });
-            match store::txn(&agent.w, agent.end(), txn).await {
-                Ok(outcome) => {
-                    open_write.maybe &= !outcome.succeeded;
-                    open_write.seen_from = outcome.revision;
-                }
-                Err(error) => {
-                    open_write.maybe |= error.outcome_is_unknown();
-                    return Err(error);
-                }
-            }
+            let before = agent.note_sync_write(Writes::begin);
+            let result = store::txn(&agent.w, agent.end(), txn).await;
+            agent.note_sync_write(|writes| writes.end(before, &result));
+            result?;
             Ok(false)
         }
         SyncStep::SetNames(names) => {
