@@ -61,8 +61,18 @@ pub enum Stragglers {
     Terminate,
 }
 
+/// What becomes of the server if it has stopped and the candidate does not take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otherwise {
+    /// It starts again where it is.
+    StartInPlace,
+    /// It stays down, for its node is leaving: whoever can may race for the key.
+    StayDown,
+}
+
 struct Run<'a> {
     ctx: &'a Context,
+    otherwise: Otherwise,
     record: Handover,
     lease: LeaseId,
     revision: u64,
@@ -81,10 +91,12 @@ pub async fn hand_over(
     asked: Option<&str>,
     drain_timeout: Duration,
     stragglers: Stragglers,
+    otherwise: Otherwise,
 ) -> Result<String, HandoverError> {
     let held = ctx.keeper.held().ok_or(Refusal::NotLeader)?;
     let (cluster, candidate) = choose(ctx, asked, of_primary).await?;
     let mut run = begin(ctx, Some(&candidate), held.epoch).await?;
+    run.otherwise = otherwise;
     info!(candidate = %candidate, "handover begun");
     run.until_drained(&cluster, drain_timeout, stragglers).await?;
     run.switch(&cluster).await?;
@@ -204,7 +216,8 @@ async fn begin<'a>(
         }
     };
     tokio::spawn(renewals.in_current_span());
-    Ok(Run { ctx, record, lease: granted.lease, revision: outcome.revision, keep_alive })
+    let otherwise = Otherwise::StartInPlace;
+    Ok(Run { ctx, otherwise, record, lease: granted.lease, revision: outcome.revision, keep_alive })
 }
 
 impl Run<'_> {
@@ -481,6 +494,12 @@ impl Run<'_> {
     /// The candidate does not have the key: take it again, and start in place.
     async fn go_back(&mut self, because: HandoverError) -> Result<(), HandoverError> {
         let ctx = self.ctx;
+        if self.otherwise == Otherwise::StayDown {
+            self.keep_alive.cancel();
+            let (key, value) = (ctx.keys.handover(), json(&self.record));
+            self.remove(Compare::Value { key, value }).await;
+            return Err(because);
+        }
         warn!(why = %because, "handover failed, starting in place");
         if ctx.keeper.held().is_none() {
             let cluster = ctx.cluster();

@@ -285,6 +285,9 @@ impl Reloader {
 /// A guard without a server and without an agent is of no use; this bridges the restart of an agent.
 const GUARD_LINGER: Duration = Duration::from_millis(300);
 
+/// For the store to hear that this node leaves. What it has not heard by then ends with its lease.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(3);
+
 /// Who stops an agent wants nothing of it left, the guard included.
 async fn wait_for_end(process: u32) {
     let proc = PathBuf::from(format!("/proc/{process}"));
@@ -451,7 +454,12 @@ impl Instance {
         let driver = Driver::new(Arc::clone(ctx), views, account_in, Arc::clone(told));
         let end = driver.drive(commands, stop.clone()).await;
         over.cancel();
-        while tasks.join_next().await.is_some() {}
+        let ends = async { while tasks.join_next().await.is_some() {} };
+        if end != End::Stopped {
+            ends.await;
+        } else if tokio::time::timeout(FAREWELL, ends).await.is_err() {
+            warn!("the store does not answer, this node's keys are left to their leases");
+        }
         end
     }
 }

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kornak_dcs::{Compare, Op, Txn};
+use kornak_dcs::{Compare, Op, Reach, Txn};
 use tracing::{error, info, warn};
 
 use super::{BACK_OFF, Driver, End};
+use crate::FAREWELL;
 use crate::context::Context;
 use crate::ha::request::{Due, due};
 use crate::ha::{Action, Decision, Job, Lease, Server, Snapshot, Why};
-use crate::handover::{self, Stragglers, standby_cluster};
+use crate::handover::{self, Otherwise, Stragglers, standby_cluster};
 use crate::node::{CommandError, CommandResult};
 use crate::postgres::StopMode;
 
@@ -23,7 +24,7 @@ const UNFENCE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Where a handover was asked for, and so who is told what came of it.
 pub(crate) enum Asked {
-    /// The agent's own doing.
+    /// By the agent itself, which is to stop.
     Here,
     Rest(tokio::sync::oneshot::Sender<CommandResult>),
     /// The store's `failover` of this revision; it is cleared if nothing came of it. (If something
@@ -98,10 +99,14 @@ impl Driver {
         let ctx = Arc::clone(&self.ctx);
         self.begin(Job::Handover, async move {
             let candidate = candidate.as_deref();
+            let otherwise = match asked {
+                Asked::Here => Otherwise::StayDown,
+                Asked::Rest(_) | Asked::Store { .. } => Otherwise::StartInPlace,
+            };
             let result = if standby_cluster::is_led(&ctx) {
                 standby_cluster::hand_over(&ctx, candidate).await
             } else {
-                handover::hand_over(&ctx, candidate, limit, stragglers).await
+                handover::hand_over(&ctx, candidate, limit, stragglers, otherwise).await
             };
             let said = match &result {
                 Ok(new) => Ok(format!("Successfully switched over to \"{new}\"")),
@@ -142,6 +147,12 @@ impl Driver {
         }
     }
 
+    /// Without it nobody can be handed anything, and each try would take `retry_timeout`.
+    async fn store_answers(&self) -> bool {
+        let asked = self.ctx.store.range(&self.ctx.keys.leader());
+        matches!(tokio::time::timeout(FAREWELL, asked).await, Ok(Ok(_)))
+    }
+
     /// Hands over if this node leads and somebody can take over, then stops the server.
     pub(super) async fn shut_down(mut self) -> End {
         if self.job.as_ref().is_some_and(|(job, _)| *job != Job::Handover) {
@@ -155,16 +166,28 @@ impl Driver {
         }
         let leads = matches!(self.ctx.observed().server, Server::Primary(_));
         if self.ctx.keeper.held().is_some() && leads && self.job.is_none() {
-            info!("handing over before stopping");
-            self.hand_over(None, SHUTDOWN_DRAIN, Stragglers::Terminate, Asked::Here);
+            if self.store_answers().await {
+                info!("handing over before stopping");
+                self.hand_over(None, SHUTDOWN_DRAIN, Stragglers::Terminate, Asked::Here);
+            } else {
+                warn!("the store does not answer, stopping without a handover");
+            }
         }
         if let Some((_, handle)) = self.job.take() {
             let limit = SHUTDOWN_DRAIN + Duration::from_secs(15);
             let running = handle.abort_handle();
-            if tokio::time::timeout(limit, handle).await.is_err() {
-                warn!("the handover takes too long, stopping without it");
-                running.abort();
+            let mut view = self.ctx.view.clone();
+            tokio::select! {
+                // It has said itself what came of it.
+                _ = handle => {}
+                () = tokio::time::sleep(limit) => {
+                    warn!("the handover takes too long, stopping without it");
+                }
+                Ok(_) = view.wait_for(|view| view.reach == Reach::Lost) => {
+                    warn!("the store is gone, stopping without a handover");
+                }
             }
+            running.abort();
         }
         let stopped = self.ctx.stop_in_order(self.ctx.stop_limit()).await;
         if let Err(error) = stopped {
@@ -175,12 +198,16 @@ impl Driver {
                 return End::Stopped;
             }
         }
-        let released = self.ctx.keeper.release(Vec::new(), Vec::new());
-        if !matches!(tokio::time::timeout(Duration::from_secs(3), released).await, Ok(Ok(_))) {
-            warn!("the leader key is left to its lease");
-        }
+        let held = self.ctx.keeper.let_go();
+        // Nothing runs that it would have to stop, and the store may take longer than the lease lasts.
         if let Err(error) = self.ctx.guard.disarm().await {
             warn!(error = %error, "the guard stays armed");
+        }
+        if let Some(held) = held {
+            let released = self.ctx.keeper.release_held(held, Vec::new(), Vec::new());
+            if !matches!(tokio::time::timeout(FAREWELL, released).await, Ok(Ok(_))) {
+                warn!("the leader key is left to its lease");
+            }
         }
         self.fresh_look().await;
         let snapshot = self.look();
