@@ -235,14 +235,30 @@ impl Node {
 
     /// Its host says nothing to nobody any more, and all its processes are gone.
     pub fn lose_power(&mut self) -> Result<()> {
-        self.host.as_ref().context("it has no host of its own")?.lose_power()?;
+        self.cut_off()?;
         self.kill_all();
         Ok(())
     }
 
+    /// Its host loses its network; everything on it goes on.
+    pub fn cut_off(&self) -> Result<()> {
+        self.host.as_ref().context("it has no host of its own")?.cut_off()
+    }
+
+    /// The network is back.
+    pub fn reconnect(&self) -> Result<()> {
+        self.host.as_ref().context("it has no host of its own")?.reconnect()
+    }
+
+    /// A superuser's login by the server's own socket, which needs no network.
+    pub fn console(&self) -> String {
+        let host = format!("host={} ", super::port::host_of(self.port()));
+        superuser(self.port()).replace(&host, &format!("host={} ", self.home.display()))
+    }
+
     /// The host is on the network again and starts the agent.
     pub fn get_power(&mut self) -> Result<()> {
-        self.host.as_ref().context("it has no host of its own")?.come_back()?;
+        self.reconnect()?;
         self.start_agent()
     }
 

@@ -300,11 +300,10 @@ impl Cluster {
         .await
     }
 
-    /// The watch over who accepts writes.
+    /// The watch over who accepts writes, on the hosts themselves.
     pub fn watch_writes(&self) -> WriteWatch {
-        let servers: Vec<_> =
-            self.nodes.iter().map(|node| (node.name().to_owned(), node.port())).collect();
-        WriteWatch::start(&servers)
+        let servers = self.nodes.iter().map(|node| (node.name().to_owned(), node.console()));
+        WriteWatch::start(servers.collect())
     }
 
     /// A superuser's connection to the server of the leader.

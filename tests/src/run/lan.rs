@@ -2,7 +2,7 @@
 //!
 //! A killed process is mourned by its kernel, which resets its connections at once. A host without
 //! power says nothing, to nobody, for ever: who waits for its answer waits until a timer of his own
-//! ends it. [`Host::lose_power`] does that. The neighbours keep its hardware address, so that nobody is
+//! ends it. [`Host::cut_off`] does that. The neighbours keep its hardware address, so that nobody is
 //! told either that there is no such host.
 //!
 //! All of it lies in a network namespace that is the test's own ([`on_a_lan`]), so that no name and no
@@ -147,13 +147,14 @@ impl Host {
         inside
     }
 
-    /// From now on nothing comes from it, and nothing reaches it. Its processes are the caller's to end.
-    pub fn lose_power(&self) -> Result<()> {
+    /// From now on nothing comes from it, and nothing reaches it. If it is power that it has lost, the caller
+    /// ends its processes.
+    pub fn cut_off(&self) -> Result<()> {
         ip(&format!("link set host{} down", self.number))
     }
 
     /// It is on the network again.
-    pub fn come_back(&self) -> Result<()> {
+    pub fn reconnect(&self) -> Result<()> {
         ip(&format!("link set host{} up", self.number))
     }
 

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::postgres::{connect, superuser};
+use super::postgres::connect;
 
 /// Between two questions to one server.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -77,16 +77,16 @@ pub struct WriteWatch {
 }
 
 impl WriteWatch {
-    /// Watches these servers, given by name and port.
-    pub fn start(servers: &[(String, u16)]) -> Self {
+    /// Watches these servers, given by name and login.
+    pub fn start(servers: Vec<(String, String)>) -> Self {
         let stop = CancellationToken::new();
         let writable = Arc::new(Mutex::new(Vec::new()));
         let began = Instant::now();
         let mut tasks = JoinSet::new();
-        for (node, port) in servers {
+        for (node, conninfo) in servers {
             let watcher = Watcher {
-                node: node.clone(),
-                conninfo: superuser(*port),
+                node,
+                conninfo,
                 began,
                 stop: stop.clone(),
                 writable: Arc::clone(&writable),
