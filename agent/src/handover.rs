@@ -9,13 +9,12 @@
 
 mod error;
 pub mod standby_cluster;
+mod switch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{
-    ClusterState, FailoverRequest, Handover, HandoverPhase, Lsn, Moment, ProxyRegistration,
-};
+use kornak_cluster::{ClusterState, Handover, HandoverPhase, Lsn, Moment, ProxyRegistration};
 use kornak_dcs::{Compare, LeaseId, Op, Txn};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, warn};
@@ -28,7 +27,7 @@ use crate::guard::boottime_now;
 use crate::ha::switchover::{self, Busy, Gate, Refusal};
 use crate::ha::{PrimaryFacts, Server, StandbyRow};
 use crate::lease::ClaimError;
-use crate::postgres::{StartAs, StartError, StopMode, Upstream};
+use crate::postgres::{StartError, StopMode};
 
 /// Lease of the record, and of the leader key from `prepare` on: dying in a handover costs this
 /// much, not a whole ttl. etcd's leases cannot be relied on to be much shorter.
@@ -382,146 +381,6 @@ impl Run<'_> {
             Some(candidate),
         )?;
         Ok(())
-    }
-
-    /// Stops the server, releases the key, and waits until the candidate has it. From here on every
-    /// way ends with a primary somewhere.
-    async fn switch(&mut self, cluster: &ClusterState) -> Result<(), HandoverError> {
-        let ctx = self.ctx;
-        let began = boottime_now();
-        let limit = Duration::from_millis(self.record.switch_hold_ms);
-        let candidate = self.record.candidate.clone().unwrap_or_default();
-        if let Err(error) = ctx.postgres.terminate_walsenders_except(Some(&candidate)).await {
-            warn!(error = %error, "other standbys could not be sent away, the stop may take longer");
-        }
-        let Some(wal_end) = stop_cleanly(ctx, limit).await else {
-            return self.go_back(HandoverError::NotStopped).await;
-        };
-        info!(elapsed_ms = millis(boottime_now().since(began)), lsn = %wal_end, "server stopped");
-        if !self.release(cluster, wal_end).await? {
-            return self.go_back(HandoverError::RecordChanged).await;
-        }
-        if let Err(error) = ctx.guard.disarm().await {
-            // The server is stopped and the key is given away: nothing is left to guard.
-            warn!(error = &error as &dyn std::error::Error, "the guard stays armed");
-        }
-        if !self.taken(&candidate).await {
-            return self.go_back(HandoverError::NotTaken { candidate }).await;
-        }
-        info!(
-            candidate = %candidate,
-            elapsed_ms = millis(boottime_now().since(began)),
-            "leader key handed over"
-        );
-        let finishes = cluster.members.get(&candidate).is_some_and(|it| it.kornak.is_some());
-        if !finishes {
-            // Proxies prove the new leader when the record is gone; its lease would keep it for seconds.
-            let (key, value) = (ctx.keys.handover(), json(&self.record));
-            self.remove(Compare::Value { key, value }).await;
-        }
-        self.rejoin(cluster, &candidate).await;
-        Ok(())
-    }
-
-    async fn release(
-        &mut self,
-        cluster: &ClusterState,
-        wal_end: Lsn,
-    ) -> Result<bool, HandoverError> {
-        let ctx = self.ctx;
-        self.record.wal_end = Some(wal_end);
-        let mut status = cluster.status.clone().unwrap_or_default();
-        status.optime = wal_end;
-        let mut also = vec![
-            Op::put_leased(ctx.keys.handover(), json(&self.record), self.lease),
-            Op::put(ctx.keys.status(), json(&status)),
-        ];
-        if cluster.unfenced.as_ref().is_some_and(|mark| mark.member == ctx.name) {
-            // Maintenance mode: the server without a guard is stopped.
-            also.push(Op::delete(ctx.keys.unfenced()));
-        }
-        if !cluster.only_kornak() {
-            let request = FailoverRequest {
-                leader: Some(ctx.name.clone()),
-                member: self.record.candidate.clone(),
-                scheduled_at: None,
-            };
-            also.push(Op::put(ctx.keys.failover(), json(&request)));
-        }
-        let unchanged = Compare::Modified { key: ctx.keys.handover(), revision: self.revision };
-        match ctx.keeper.release(vec![unchanged], also).await {
-            Ok(released) => Ok(released),
-            // Counts as released: the wait for the candidate finds out.
-            Err(error) if error.outcome_is_unknown() => Ok(true),
-            Err(error) => {
-                warn!(error = %error, "the leader key could not be released");
-                Ok(false)
-            }
-        }
-    }
-
-    async fn taken(&self, candidate: &str) -> bool {
-        let mut view = self.ctx.view.clone();
-        let leader = self.ctx.keys.leader();
-        let wait = async {
-            loop {
-                let now = view.borrow_and_update().clone();
-                if now.get(&leader).is_some_and(|key| key.value == candidate) {
-                    return;
-                }
-                if view.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        };
-        tokio::time::timeout(TAKE_OVER_LIMIT, wait).await.is_ok()
-    }
-
-    /// The old leader becomes a standby of the new one, while that one promotes.
-    async fn rejoin(&self, cluster: &ClusterState, candidate: &str) {
-        let member = cluster.members.get(candidate);
-        let Some((host, port)) = member.and_then(kornak_cluster::Member::conn_address) else {
-            return;
-        };
-        let upstream = Upstream::new(host, port, self.ctx.slot_name(cluster));
-        self.ctx.postgres.prepare_synchronous_standby_names(Some(""));
-        if let Err(error) = self.ctx.postgres.start(&StartAs::Standby(Some(upstream))).await {
-            // The next cycle sees a stopped server and tries again.
-            warn!(error = &error as &dyn std::error::Error, "could not start as a standby yet");
-        }
-    }
-
-    /// The candidate does not have the key: take it again, and start in place.
-    async fn go_back(&mut self, because: HandoverError) -> Result<(), HandoverError> {
-        let ctx = self.ctx;
-        if self.otherwise == Otherwise::StayDown {
-            self.keep_alive.cancel();
-            let (key, value) = (ctx.keys.handover(), json(&self.record));
-            self.remove(Compare::Value { key, value }).await;
-            return Err(because);
-        }
-        warn!(why = %because, "handover failed, starting in place");
-        if ctx.keeper.held().is_none() {
-            let cluster = ctx.cluster();
-            // `sync` still names this node and its standbys; a candidate that took the key has
-            // changed the record, and then there is no way back.
-            let mut also = vec![Op::delete(ctx.keys.handover())];
-            let as_released =
-                Compare::Value { key: ctx.keys.handover(), value: json(&self.record) };
-            also.extend(cluster_failover_cleared(ctx, &cluster));
-            let claimed =
-                ctx.keeper.claim(cluster.store, SHORT_LEASE, vec![as_released], |_| also).await;
-            if let Err(error) = claimed {
-                return Err(HandoverError::Stuck { why: error.to_string() });
-            }
-        }
-        if let Err(error) = ctx.postgres.stop(StopMode::Kill, Duration::from_secs(5)).await {
-            return Err(HandoverError::Stuck { why: error.to_string() });
-        }
-        let limit = ctx.cluster().config.unwrap_or_default().primary_start_timeout;
-        let started = start_again(ctx, limit).await;
-        self.abandon().await;
-        started.and(Err(because))
     }
 
     /// Removes the record and takes the regular lease again.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::try_join_all;
 use kornak_tests::load::{Doing, Kind, Load, LoadSpec, Report};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
 use kornak_tests::run::postgres::connect;
@@ -149,39 +149,6 @@ async fn a_cluster_that_was_stopped_or_lost_whole_comes_back_with_all_it_had() -
     assert!(verdict.is_clean(), "{verdict}");
     // The proxy has found its way back by itself.
     cluster.proxy.ready(&cluster.app(), Duration::from_secs(20)).await;
-    cluster.passed();
-    Ok(())
-}
-
-/// The leader looks for somebody to hand over to, everybody is going, and so is the store.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_that_stops_all_at_once_with_its_store_stops_soon() -> Result<()> {
-    let mut cluster = Cluster::start(ClusterSpec { name: "leaving", ..Default::default() }).await?;
-    let load = Load::start(&LoadSpec::mixed(&cluster.app())).await?;
-    load.flows(10, Duration::from_secs(60)).await;
-    let report = load.stop().await;
-    let began = Instant::now();
-    // The agents hear of it first, by no more than it takes to tell them.
-    let ends = join_all(cluster.nodes.iter_mut().map(async |node| {
-        let ended = node.stop_agent(Duration::from_secs(120)).await;
-        (node.name().to_owned(), ended, began.elapsed())
-    }));
-    let (ends, ()) = tokio::join!(ends, async { cluster.etcd.kill_all() });
-    for (name, ended, after) in &ends {
-        println!("{name} ended after {after:.2?}: {ended:?}");
-    }
-    let slow = ends.iter().find(|(_, _, after)| *after > Duration::from_secs(12) + slack());
-    assert!(slow.is_none(), "{slow:?}");
-    assert!(ends.iter().all(|(_, ended, _)| ended.is_some_and(|it| it.success())), "{ends:?}");
-    let began = Instant::now();
-    cluster.etcd.start_all()?;
-    for node in &mut cluster.nodes {
-        node.start_agent()?;
-    }
-    cluster.healthy(Duration::from_secs(60)).await;
-    println!("healthy {:.1?} after the start", began.elapsed());
-    let verdict = report.verify(&cluster.app_on_leader().await?).await?;
-    assert!(verdict.is_clean(), "{verdict}");
     cluster.passed();
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A leader whose agent is gone or frozen, or that is cut off: its server ends before another begins.
+//! A leader's agent that is gone or frozen: its server ends before another begins.
 //!
 //! In asynchronous mode nothing but fencing protects what was acknowledged, so it is used here.
 
@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use kornak_tests::load::{Load, LoadSpec};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
-use kornak_tests::run::lan::on_a_lan;
 use kornak_tests::run::postgres::connect;
 
 fn asynchronous(name: &'static str) -> ClusterSpec {
@@ -20,12 +19,10 @@ fn asynchronous(name: &'static str) -> ClusterSpec {
 enum Fate {
     Killed,
     Frozen,
-    /// Its host has lost its network.
-    CutOff,
 }
 
-async fn fence(spec: ClusterSpec, fate: Fate) -> Result<()> {
-    let mut cluster = Cluster::start(spec).await?;
+async fn fence(name: &'static str, fate: Fate) -> Result<()> {
+    let mut cluster = Cluster::start(asynchronous(name)).await?;
     let load = Load::start(&LoadSpec::mixed(&cluster.app())).await?;
     load.flows(20, Duration::from_secs(30)).await;
     let leader = cluster.leader().await?;
@@ -34,7 +31,6 @@ async fn fence(spec: ClusterSpec, fate: Fate) -> Result<()> {
     match fate {
         Fate::Killed => cluster.node_mut(&leader)?.kill_agent(),
         Fate::Frozen => cluster.node(&leader)?.freeze_agent()?,
-        Fate::CutOff => cluster.node(&leader)?.cut_off()?,
     }
     let new = cluster.new_leader(&leader, Duration::from_secs(60)).await;
     println!("agent of {leader} gone at {at:.1?}; {new} writable after {:.2?}", began.elapsed());
@@ -49,7 +45,6 @@ async fn fence(spec: ClusterSpec, fate: Fate) -> Result<()> {
     match fate {
         Fate::Killed => cluster.node_mut(&leader)?.start_agent()?,
         Fate::Frozen => cluster.node(&leader)?.thaw_agent()?,
-        Fate::CutOff => cluster.node(&leader)?.reconnect()?,
     }
     cluster.healthy(Duration::from_secs(90)).await;
     println!("{leader} is back as a standby after {:.1?}", began.elapsed());
@@ -74,22 +69,12 @@ async fn fence(spec: ClusterSpec, fate: Fate) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_agent_takes_its_primary_with_it_before_another_is_promoted() -> Result<()> {
-    fence(asynchronous("killed"), Fate::Killed).await
+    fence("killed", Fate::Killed).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_agent_is_fenced_by_its_guard_and_rejoins_when_it_thaws() -> Result<()> {
-    fence(asynchronous("frozen"), Fate::Frozen).await
-}
-
-/// Its guard stops it on its own, for nobody can tell it anything. Synchronous, for what was acknowledged in the
-/// last moment before the cut may not have been sent.
-#[test]
-fn a_leader_that_is_cut_off_stops_before_another_is_promoted() -> Result<()> {
-    on_a_lan("a_leader_that_is_cut_off_stops_before_another_is_promoted", async |lan| {
-        let spec = ClusterSpec { name: "cut-off", lan: Some(lan), ..Default::default() };
-        fence(spec, Fate::CutOff).await
-    })
+    fence("frozen", Fate::Frozen).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

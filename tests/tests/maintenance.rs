@@ -1,8 +1,10 @@
-//! What operators plan: switchovers and restarts at a set time, and maintenance mode.
+//! What operators plan: switchovers and restarts at a set time, maintenance mode, and the end of everything.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use futures_util::future::join_all;
+use kornak_tests::load::{Load, LoadSpec};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
 use kornak_tests::run::postgres::describe;
 use kornak_tests::run::wait::until;
@@ -225,6 +227,34 @@ async fn in_maintenance_mode_a_dead_primary_is_not_replaced_but_by_name() -> Res
         .batch_execute("INSERT INTO t VALUES (2)")
         .await
         .map_err(|error| anyhow::anyhow!(describe(&error)))?;
+    cluster.passed();
+    Ok(())
+}
+
+/// The leader looks for somebody to hand over to, everybody is going, and so is the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_stops_all_at_once_with_its_store_stops_soon() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterSpec { name: "leaving", ..Default::default() }).await?;
+    let load = Load::start(&LoadSpec::mixed(&cluster.app())).await?;
+    load.flows(10, Duration::from_secs(60)).await;
+    let report = load.stop().await;
+    let began = Instant::now();
+    // The agents hear of it first, by no more than it takes to tell them.
+    let ends = join_all(cluster.nodes.iter_mut().map(async |node| {
+        let ended = node.stop_agent(Duration::from_secs(120)).await;
+        (node.name().to_owned(), ended, began.elapsed())
+    }));
+    let (ends, ()) = tokio::join!(ends, async { cluster.etcd.kill_all() });
+    let slow = ends.iter().find(|(_, _, after)| *after > Duration::from_secs(17));
+    assert!(slow.is_none(), "{slow:?}");
+    assert!(ends.iter().all(|(_, ended, _)| ended.is_some_and(|it| it.success())), "{ends:?}");
+    cluster.etcd.start_all()?;
+    for node in &mut cluster.nodes {
+        node.start_agent()?;
+    }
+    cluster.healthy(Duration::from_secs(60)).await;
+    let verdict = report.verify(&cluster.app_on_leader().await?).await?;
+    assert!(verdict.is_clean(), "{verdict}");
     cluster.passed();
     Ok(())
 }

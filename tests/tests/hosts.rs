@@ -1,5 +1,5 @@
-//! Hosts without power: nobody resets their connections, and whoever waits for them waits until a timer
-//! of his own ends it.
+//! Hosts without power, or without network: nobody resets their connections, and whoever waits for them waits
+//! until a timer of his own ends it.
 
 #![expect(clippy::print_stdout, reason = "a run shows what it measured")]
 
@@ -77,6 +77,37 @@ fn a_synchronous_standby_without_power_makes_way_for_one_that_answers() -> Resul
         let limit = Duration::from_secs(8) + slack();
         let gap = report.longest_gap().length;
         assert!(gap < limit, "commits waited for {gap:?}, more than {limit:?}");
+        cluster.passed();
+        Ok(())
+    })
+}
+
+/// Its guard stops it on its own, for nobody can tell it anything.
+#[test]
+fn a_leader_that_is_cut_off_stops_before_another_is_promoted() -> Result<()> {
+    on_a_lan("a_leader_that_is_cut_off_stops_before_another_is_promoted", async |lan| {
+        let cluster = Cluster::start(spec("cut-off", lan)).await?;
+        let load = Load::start(&LoadSpec::mixed(&cluster.app())).await?;
+        load.flows(20, SOON).await;
+        let leader = cluster.leader().await?;
+        let watch = cluster.watch_writes();
+        let (began, at) = (Instant::now(), load.elapsed());
+        cluster.node(&leader)?.cut_off()?;
+        let new = cluster.new_leader(&leader, SOON).await;
+        println!("{leader} cut off at {at:.1?}; {new} writable after {:.2?}", began.elapsed());
+        load.flows(10, SOON).await;
+        cluster.node(&leader)?.reconnect()?;
+        cluster.healthy(SOON).await;
+        println!("{leader} is back as a standby after {:.1?}", began.elapsed());
+        assert_eq!(cluster.leader().await?, new);
+        checked(&cluster, load).await?;
+        let seen = watch.finish().await;
+        for span in &seen.spans {
+            println!("{} writable {:.2?}..{:.2?}", span.node, span.from, span.to);
+        }
+        assert!(seen.asked > 50, "only {} questions", seen.asked);
+        let overlaps: Vec<String> = seen.overlaps().iter().map(ToString::to_string).collect();
+        assert!(overlaps.is_empty(), "two writable primaries: {overlaps:?}");
         cluster.passed();
         Ok(())
     })
