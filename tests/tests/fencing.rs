@@ -56,9 +56,7 @@ async fn fence(name: &'static str, fate: Fate) -> Result<()> {
     for span in &seen.spans {
         println!("{} writable {:.2?}..{:.2?}", span.node, span.from, span.to);
     }
-    assert!(seen.asked > 50, "only {} questions", seen.asked);
-    let overlaps: Vec<String> = seen.overlaps().iter().map(ToString::to_string).collect();
-    assert!(overlaps.is_empty(), "two writable primaries: {overlaps:?}");
+    seen.assert_never_two();
     let verdict = report.verify(&cluster.app_on_leader().await?).await?;
     println!("{verdict}");
     assert!(verdict.is_clean(), "{verdict}");

@@ -13,6 +13,7 @@ use kornak_tests::run::etcd::Etcd;
 use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, describe, program};
 use kornak_tests::run::scratch::Scratch;
 use kornak_tests::run::wait::until;
+use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -133,8 +134,11 @@ async fn a_cluster_begins_at_a_point_in_time_of_a_backup() -> Result<()> {
 async fn what_is_configured_while_a_cluster_is_created_stays() -> Result<()> {
     let mut scratch = Scratch::new("early");
     let home = scratch.server_dir("scripts");
+    // Whoever reads from a pipe waits for who writes to it.
     let (wait, go) = (home.join("wait.sh"), home.join("go"));
-    script(&wait, &format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.05; done\n", go.display()))?;
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    mkfifoat(CWD, &go, mode).context("make a pipe")?;
+    script(&wait, &format!("#!/bin/sh\nread go < {}\n", go.display()))?;
     let mut etcd = Etcd::start(1).await?;
     let spec = AgentSpec {
         scope: "early".to_owned(),
@@ -153,7 +157,7 @@ async fn what_is_configured_while_a_cluster_is_created_stays() -> Result<()> {
         if answer.code == 200 { Ok(()) } else { Err(answer.text) }
     })
     .await;
-    fs::write(&go, "")?;
+    fs::write(&go, "go\n")?;
     until(LIMIT, "the cluster is created", || async {
         let identifier =
             etcd.ctl(&["get", "--print-value-only", "/service/early/initialize"]).await;

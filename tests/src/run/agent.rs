@@ -14,7 +14,7 @@ use super::kornak;
 use super::lan::Host;
 use super::patroni::Patroni;
 use super::port::Port;
-use super::postgres::{SUPERUSER_PASSWORD, bin_dir, connect, superuser};
+use super::postgres::{SUPERUSER_PASSWORD, bin_dir, connect, superuser, superuser_at};
 use super::process::Process;
 use super::rest::Rest;
 use super::scratch::{Scratch, freeze_below, kill_below, processes_below};
@@ -252,8 +252,7 @@ impl Node {
 
     /// A superuser's login by the server's own socket, which needs no network.
     pub fn console(&self) -> String {
-        let host = format!("host={} ", super::port::host_of(self.port()));
-        superuser(self.port()).replace(&host, &format!("host={} ", self.home.display()))
+        superuser_at(&self.home.display().to_string(), self.port())
     }
 
     /// The host is on the network again and starts the agent.

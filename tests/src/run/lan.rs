@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use parking_lot::Mutex;
-use rustix::process::Signal;
 
 use super::process::Process;
 use super::scratch::Scratch;
@@ -74,7 +73,7 @@ pub struct Lan {
 #[derive(Debug)]
 pub struct Host {
     number: usize,
-    /// Keeps the namespace, and does nothing else.
+    /// Keeps the namespace, which goes with its last process, and does nothing else.
     holder: Process,
 }
 
@@ -162,13 +161,6 @@ impl Host {
         let mut command = Command::new("ip");
         command.args(words.split_whitespace()).env("PATH", PATH);
         done(self.run(&command), words)
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // The namespace goes with its last process.
-        let _ = self.holder.signal(Signal::KILL);
     }
 }
 

@@ -114,10 +114,14 @@ where
 
 /// The superuser's connection to the server with this port.
 pub fn superuser(port: u16) -> String {
+    superuser_at(&host_of(port), port)
+}
+
+/// The same by another address of it, or by the directory of its socket.
+pub fn superuser_at(host: &str, port: u16) -> String {
     format!(
-        "host={} port={port} user=postgres password='{}' dbname=postgres \
+        "host={host} port={port} user=postgres password='{}' dbname=postgres \
          connect_timeout=3 application_name=test",
-        host_of(port),
         SUPERUSER_PASSWORD.replace('\'', "\\'")
     )
 }

@@ -54,6 +54,14 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// # Panics
+    /// When two were writable at once, or hardly anything was asked.
+    pub fn assert_never_two(&self) {
+        assert!(self.asked > 50, "only {} questions", self.asked);
+        let overlaps: Vec<String> = self.overlaps().iter().map(ToString::to_string).collect();
+        assert!(overlaps.is_empty(), "two writable primaries: {overlaps:?}");
+    }
+
     /// Every pair of spans of two nodes that share an instant.
     pub fn overlaps(&self) -> Vec<Overlap> {
         let mut found = Vec::new();
