@@ -8,6 +8,7 @@
 //! A11), and what functions do out of sight.
 
 mod channels;
+mod cursors;
 mod custom;
 mod pin;
 mod pooled;
@@ -22,9 +23,10 @@ use kornak_protocol::txn::{CommandTag, TagKind, TransactionStatus};
 
 use crate::pool::statements::Statements;
 use channels::{Channels, Named};
+use cursors::Cursors;
 pub use pin::{Pin, Pins};
 pub use pooled::Examined;
-use text::{Setting, contains_word, last_word, leaves_unseen, setting_name};
+use text::{Setting, last_word, leaves_unseen, setting_name};
 
 /// Bytes of prepared statements kept of one session; a driver's cache of 256 statements of 2 KiB
 /// fits, and ten thousand such sessions are 5 GB at the very worst.
@@ -116,6 +118,7 @@ pub struct Journal {
     /// It listens on them; empty unless channels move.
     channels: Channels,
     channels_move: bool,
+    cursors: Cursors,
     pending: Vec<Change>,
     rolled_back: bool,
     pins: Pins,
@@ -170,6 +173,9 @@ impl Journal {
         }
         if statement.kind == StatementKind::CreateTemp && statement.fate == Fate::Unknown {
             self.pins.add(Pin::Temporary);
+        }
+        if statement.fate == Fate::Unknown {
+            self.cursors.unfollowed(sql, is_whole);
         }
         statement
     }
@@ -343,7 +349,9 @@ impl Journal {
         match tag.kind() {
             TagKind::Set => self.set(text),
             TagKind::Reset => self.reset(text),
+            TagKind::Commit => self.cursors.committed(),
             TagKind::Rollback => {
+                self.cursors.rolled_back();
                 // ROLLBACK TO leaves us in the block, and we keep no savepoints' settings.
                 self.rolled_back = true;
             }
@@ -367,15 +375,28 @@ impl Journal {
                 None => self.pins.add(Pin::Listen),
             },
             TagKind::DeclareCursor => {
-                let hold = text.is_none_or(|text| contains_word(text, b"hold"));
-                if hold {
-                    self.pins.add(Pin::HoldCursor);
-                }
+                self.cursors.declared(text.map(|text| &text[..]));
+                self.pin_by_cursors();
             }
-            TagKind::CloseCursorAll => self.pins.remove(Pin::HoldCursor),
+            TagKind::CloseCursor => {
+                self.cursors.closed(text.map(|text| &text[..]));
+                self.pin_by_cursors();
+            }
+            TagKind::CloseCursorAll => {
+                self.cursors = Cursors::default();
+                self.pin_by_cursors();
+            }
             TagKind::CreateRelation if text.is_some() => self.pins.add(Pin::Temporary),
             TagKind::Load => self.pins.add(Pin::Load),
             _ => {}
+        }
+    }
+
+    fn pin_by_cursors(&mut self) {
+        if !self.cursors.is_any_held() {
+            self.pins.remove(Pin::HoldCursor);
+        } else if !self.pins.has(Pin::HoldCursor) {
+            self.pins.add(Pin::HoldCursor);
         }
     }
 
@@ -405,6 +426,7 @@ impl Journal {
         self.pending.clear();
         self.custom.clear();
         self.channels.clear();
+        self.cursors = Cursors::default();
         self.forget_all();
         for pin in [Pin::Temporary, Pin::HoldCursor, Pin::Listen, Pin::Setting, Pin::Opaque] {
             self.pins.remove(pin);
@@ -414,6 +436,10 @@ impl Journal {
 
     /// ReadyForQuery: `failed` tells whether an error was answered since the last one.
     pub fn ready(&mut self, status: TransactionStatus, failed: bool) {
+        if self.cursors.is_any() {
+            self.cursors.ready(status == TransactionStatus::Idle, failed);
+            self.pin_by_cursors();
+        }
         if status != TransactionStatus::Idle {
             if std::mem::take(&mut self.rolled_back) && !self.pending.is_empty() {
                 self.pins.add(Pin::Setting);
@@ -479,6 +505,7 @@ impl Journal {
         self.unnamed_portal = None;
         self.rolled_back = false;
         self.prepared.retain(|_, known| known.message.is_some());
+        self.cursors.ready(true, true);
         // The unnamed statement does not outlive its server; drivers send Parse with each use.
         self.unnamed = None;
     }
@@ -530,6 +557,7 @@ fn remembered(statement: Statement, sql: &[u8], is_whole: bool) -> Option<Bytes>
             | K::Reset
             | K::Deallocate
             | K::Declare
+            | K::Close
             | K::Listen
             | K::Unlisten
             | K::CreateTemp

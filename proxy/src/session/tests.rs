@@ -549,3 +549,20 @@ fn what_a_server_says_is_taken_over_from_it() {
     play.0.examined(&journal::Examined { temporary: true, ..found });
     assert_eq!(play.0.pinned(), Some(Pin::Temporary));
 }
+
+#[test]
+fn only_a_cursor_with_hold_that_is_open_keeps_a_session() {
+    let mut play = Play::new();
+    play.query("BEGIN").server(|out| {
+        be::put_command_complete("BEGIN", out).unwrap();
+        be::put_ready_for_query(InBlock, out);
+    });
+    play.done("DECLARE c CURSOR WITHOUT HOLD FOR SELECT 'hold'", "DECLARE CURSOR", InBlock);
+    play.done("COMMIT", "COMMIT", Idle);
+    assert_eq!(play.0.pinned(), None);
+    play.done("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "DECLARE CURSOR", Idle);
+    assert_eq!(play.0.pinned(), Some(Pin::HoldCursor));
+    play.done("CLOSE c", "CLOSE CURSOR", Idle);
+    assert_eq!(play.0.pinned(), None);
+    play.lives(&[]);
+}

@@ -98,6 +98,10 @@ impl Pins {
         self.1 = true;
     }
 
+    pub(super) fn has(self, pin: Pin) -> bool {
+        self.0 & (1 << pin as u16) != 0
+    }
+
     pub(super) fn remove(&mut self, pin: Pin) {
         self.0 &= !(1 << pin as u16);
     }

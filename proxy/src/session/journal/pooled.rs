@@ -121,6 +121,7 @@ impl Journal {
     /// The server has said what the session holds.
     pub fn examined(&mut self, found: &Examined<'_>) {
         let moves = self.adopt_channels(found.channels);
+        self.cursors.examined(found.hold_cursor);
         let pins = [
             (Pin::Advisory, found.locks),
             (Pin::Temporary, found.temporary),

@@ -53,7 +53,3 @@ pub(super) fn words(text: &[u8]) -> impl Iterator<Item = Box<[u8]>> {
 pub(super) fn last_word(text: &[u8]) -> Option<Box<[u8]>> {
     words(text).last()
 }
-
-pub(super) fn contains_word(text: &[u8], wanted: &[u8]) -> bool {
-    words(text).any(|word| word.as_ref() == wanted)
-}
