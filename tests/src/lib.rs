@@ -12,3 +12,4 @@ pub mod load;
 pub mod run;
 pub mod sim;
 pub mod talk;
+pub mod torture;

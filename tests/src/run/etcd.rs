@@ -5,11 +5,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
+use super::lan::Host;
 use super::port::Port;
 use super::process::Process;
 use super::rest::Rest;
@@ -38,6 +40,7 @@ struct Member {
     name: String,
     client: Port,
     peer: Port,
+    host: Option<Arc<Host>>,
     process: Option<Process>,
 }
 
@@ -61,6 +64,22 @@ impl Etcd {
         Ok(etcd)
     }
 
+    /// Starts one member on each host.
+    ///
+    /// # Panics
+    /// When that takes more than 30 s.
+    pub async fn start_on(hosts: &[Arc<Host>]) -> Result<Self> {
+        let mut etcd = Self::new("127.0.0.1", hosts.len(), None);
+        for (member, host) in etcd.members.iter_mut().zip(hosts) {
+            let [client, peer] = Port::several().map(|port: Port| port.at(&host.address()));
+            (member.client, member.peer) = (client, peer);
+            member.host = Some(Arc::clone(host));
+        }
+        etcd.start_all()?;
+        etcd.healthy(Duration::from_secs(30)).await;
+        Ok(etcd)
+    }
+
     /// Starts one member that lets only clients with certificates in. Waiting until it answers is
     /// left to the caller, who has one.
     pub fn start_with_tls(tls: TlsFiles) -> Result<Self> {
@@ -75,6 +94,7 @@ impl Etcd {
                 name: format!("etcd{index}"),
                 client: Port::free().at(host),
                 peer: Port::free().at(host),
+                host: None,
                 process: None,
             })
             .collect();
@@ -129,6 +149,10 @@ impl Etcd {
             command.arg("--cert-file").arg(&tls.certificate).arg("--key-file").arg(&tls.key);
         }
         let log = self.scratch.join(&format!("{}.log", member.name));
+        let command = match &member.host {
+            Some(host) => host.run(command.env("PATH", "/usr/bin:/bin")),
+            None => command,
+        };
         member.process = Some(Process::spawn(&member.name, command, &log)?);
         Ok(())
     }
@@ -217,6 +241,53 @@ impl Etcd {
             .context("run etcdctl")?;
         ensure!(output.status.success(), "etcdctl: {}", String::from_utf8_lossy(&output.stderr));
         self.start_all()
+    }
+
+    /// Ends every member and starts all of them from a backup under their old addresses and with the default
+    /// token, so that the cluster's id is the old one and its revisions are smaller than before.
+    pub async fn restore_in_place(&mut self, snapshot: &Path) -> Result<()> {
+        self.kill_all();
+        let peers: Vec<String> = self
+            .members
+            .iter()
+            .map(|member| format!("{}=http://{}", member.name, member.peer.address()))
+            .collect();
+        for member in &self.members {
+            let dir = self.scratch.join(&member.name);
+            std::fs::remove_dir_all(&dir).context("remove the lost data")?;
+            let peer = format!("http://{}", member.peer.address());
+            let output = tokio::process::Command::new("etcdctl")
+                .env("ETCDCTL_API", "3")
+                .args(["snapshot", "restore"])
+                .arg(snapshot)
+                .args(["--name", &member.name, "--initial-advertise-peer-urls", &peer])
+                .args(["--initial-cluster", &peers.join(","), "--data-dir"])
+                .arg(&dir)
+                .output()
+                .await
+                .context("run etcdctl")?;
+            ensure!(
+                output.status.success(),
+                "etcdctl: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        self.start_all()
+    }
+
+    /// Makes another member the leader of the raft group. An error means that no leader answered.
+    pub async fn move_leader(&self) -> Result<()> {
+        let endpoints = self.endpoints().join(",");
+        let all = ["--endpoints", &endpoints, "--command-timeout=3s"];
+        let status = self.ctl(&[&all[..], &["endpoint", "status", "-w", "json"]].concat()).await?;
+        let status: serde_json::Value =
+            serde_json::from_str(&status).context("parse the status")?;
+        let id = |value: &serde_json::Value| value.as_u64().unwrap_or_default();
+        let list = status.as_array().context("a list of members")?;
+        let leader = list.first().map_or(0, |first| id(&first["Status"]["leader"]));
+        let other = list.iter().map(|it| id(&it["Status"]["header"]["member_id"]));
+        let other = other.into_iter().find(|it| *it != leader).context("another member")?;
+        self.ctl(&[&all[..], &["move-leader", &format!("{other:x}")]].concat()).await.map(drop)
     }
 
     /// The test has passed, nothing needs to be kept.

@@ -35,7 +35,7 @@ pub fn on_a_lan<F: Future<Output = Result<()>>>(
     name: &str,
     test: impl FnOnce(Arc<Lan>) -> F,
 ) -> Result<()> {
-    if std::env::var_os(INSIDE).is_some() {
+    if is_inside() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -44,21 +44,35 @@ pub fn on_a_lan<F: Future<Output = Result<()>>>(
         return runtime.block_on(async {
             let lan = Arc::new(Lan::new()?);
             test(Arc::clone(&lan)).await?;
-            lan.scratch.lock().passed();
+            lan.passed();
             Ok(())
         });
     }
-    let possible =
-        Command::new("unshare").args(["--net", "ip", "link", "set", "lo", "up"]).output();
-    if !possible.is_ok_and(|output| output.status.success()) {
+    if !is_possible() {
         println!("SKIPPED: a network namespace cannot be made here");
         return Ok(());
     }
-    let me = std::env::current_exe().context("this test's own file")?;
+    run_inside([name, "--exact", "--nocapture"])
+}
+
+/// Whether this process may create network namespaces.
+pub fn is_possible() -> bool {
+    let tried = Command::new("unshare").args(["--net", "ip", "link", "set", "lo", "up"]).output();
+    tried.is_ok_and(|output| output.status.success())
+}
+
+/// Whether this process runs in a network and a mount namespace of its own ([`run_inside`]).
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
+/// Runs this program again with other arguments, in a network and a mount namespace of its own.
+pub fn run_inside<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let me = std::env::current_exe().context("find this program's own file")?;
     let mut command = Command::new("unshare");
-    command.arg("--net").arg(me).args([name, "--exact", "--nocapture"]).env(INSIDE, "1");
+    command.args(["--net", "--mount"]).arg(me).args(arguments).env(INSIDE, "1");
     let ended = command.stdin(Stdio::null()).status().context("run unshare")?;
-    ensure!(ended.success(), "{name} in a network of its own: {ended}");
+    ensure!(ended.success(), "the program in a network of its own: {ended}");
     Ok(())
 }
 
@@ -78,12 +92,18 @@ pub struct Host {
 }
 
 impl Lan {
-    fn new() -> Result<Self> {
+    /// Sets up the bridge. The process has to be in a network of its own ([`is_inside`]).
+    pub fn new() -> Result<Self> {
         ip("link set lo up")?;
         ip("link add lan type bridge")?;
         ip(&format!("link set lan address {} up", hardware(1)))?;
         ip(&format!("address add {CENTRE}/24 dev lan"))?;
         Ok(Self { hosts: Mutex::default(), scratch: Mutex::new(Scratch::new("lan")) })
+    }
+
+    /// Says that the test has passed, so that nothing is printed or kept.
+    pub fn passed(&self) {
+        self.scratch.lock().passed();
     }
 
     /// Adds a host.
@@ -131,6 +151,34 @@ impl Lan {
 }
 
 impl Host {
+    /// Packets from this host to `other` get lost without a word from now on; those of the other direction arrive.
+    pub fn deafen(&self, other: &str) -> Result<()> {
+        self.ip(&format!("neighbour replace {other} lladdr {NOBODY} nud permanent dev eth0"))
+    }
+
+    /// Packets from this host to `other` arrive again.
+    pub fn undeafen(&self, other: &str) -> Result<()> {
+        let number: usize = other.rsplit('.').next().unwrap_or_default().parse()?;
+        let hardware = hardware(number);
+        self.ip(&format!("neighbour replace {other} lladdr {hardware} nud permanent dev eth0"))
+    }
+
+    /// Delays and loses what this host sends, in the words of tc-netem(8); needs the kernel's `sch_netem`.
+    pub fn disturb(&self, words: &str) -> Result<()> {
+        self.tc(&format!("qdisc replace dev eth0 root netem {words}"))
+    }
+
+    /// Ends [`Self::disturb`].
+    pub fn calm(&self) -> Result<()> {
+        self.tc("qdisc del dev eth0 root")
+    }
+
+    fn tc(&self, words: &str) -> Result<()> {
+        let mut command = Command::new("tc");
+        command.args(words.split_whitespace()).env("PATH", PATH);
+        done(self.run(&command), words)
+    }
+
     /// Its address; the others are in the same network of 24 bits.
     pub fn address(&self) -> String {
         address(self.number)
@@ -164,6 +212,9 @@ impl Host {
     }
 }
 
+/// A hardware address that no host has.
+const NOBODY: &str = "02:4b:6f:72:ff:ff";
+
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 fn ip(words: &str) -> Result<()> {
@@ -173,9 +224,9 @@ fn ip(words: &str) -> Result<()> {
 }
 
 fn done(mut command: Command, words: &str) -> Result<()> {
-    let output = command.output().context("run ip")?;
+    let output = command.output().context("run ip or tc")?;
     let told = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "ip {words}: {told}");
+    ensure!(output.status.success(), "{words}: {told}");
     Ok(())
 }
 

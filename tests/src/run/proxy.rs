@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::net::TcpStream;
 
 use super::kornak;
+use super::lan::Host;
 use super::port::Port;
 use super::process::Process;
 use super::rest::Rest;
@@ -22,6 +24,7 @@ pub struct Proxy {
     standbys: Port,
     workers: Port,
     status: Port,
+    host: Option<Arc<Host>>,
     file: PathBuf,
     log: PathBuf,
     name: String,
@@ -49,7 +52,25 @@ impl Proxy {
         more: &str,
         proxy: &str,
     ) -> Result<Self> {
-        let [primary, standbys, workers, status] = Port::several();
+        Self::start_on(scratch, name, head, more, proxy, None).await
+    }
+
+    /// The same on a host of its own.
+    ///
+    /// # Panics
+    /// When it does not listen within 15 s.
+    pub async fn start_on(
+        scratch: &Scratch,
+        name: &str,
+        head: &str,
+        more: &str,
+        proxy: &str,
+        host: Option<Arc<Host>>,
+    ) -> Result<Self> {
+        let [primary, standbys, workers, status] = Port::several().map(|port: Port| match &host {
+            Some(host) => port.at(&host.address()),
+            None => port,
+        });
         let text = format!(
             "{head}\nproxy:\n  listeners:\n    \
              - {{name: primary, listen: \"{}\", target: primary{more}}}\n    \
@@ -65,15 +86,19 @@ impl Proxy {
         let file = scratch.join(&format!("{name}.yml"));
         fs::write(&file, text).context("write the proxy's file")?;
         let log = scratch.join(&format!("{name}.log"));
-        let process = Process::spawn(name, Self::command(&file), &log)?;
-        let mut proxy =
-            Self { primary, standbys, workers, status, file, log, name: name.to_owned(), process };
+        let process = Process::spawn(name, Self::command(&file, host.as_deref()), &log)?;
+        let name = name.to_owned();
+        let mut proxy = Self { primary, standbys, workers, status, host, file, log, name, process };
         proxy.listening().await;
         Ok(proxy)
     }
 
-    fn command(file: &std::path::Path) -> Command {
-        kornak::with_file("proxy", file)
+    fn command(file: &std::path::Path, host: Option<&Host>) -> Command {
+        let command = kornak::with_file("proxy", file);
+        match host {
+            Some(host) => host.run(&command),
+            None => command,
+        }
     }
 
     /// Port whose sessions reach the primary.
@@ -106,8 +131,15 @@ impl Proxy {
     /// Kills it and starts it again on the same ports.
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        self.process = Process::spawn(&self.name, Self::command(&self.file), &self.log)?;
+        self.begin_again()?;
         self.listening().await;
+        Ok(())
+    }
+
+    /// Starts it again on the same ports, and does not wait until it listens.
+    pub fn begin_again(&mut self) -> Result<()> {
+        let command = Self::command(&self.file, self.host.as_deref());
+        self.process = Process::spawn(&self.name, command, &self.log)?;
         Ok(())
     }
 
