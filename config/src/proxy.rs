@@ -10,8 +10,9 @@ use kornak_cluster::Scope;
 use secrecy::SecretString;
 
 use crate::address::{HostPort, Listen};
+use crate::agent::BasicAuth;
 use crate::log::LogSettings;
-use crate::rules::{Method, Rule, Rules};
+use crate::rules::{Method, Network, Rule, Rules};
 use crate::store::StoreSettings;
 
 /// All that a proxy needs to know.
@@ -27,13 +28,19 @@ pub struct ProxySettings {
     pub connect_address: Option<HostPort>,
     /// Never empty; names and addresses are unique.
     pub listeners: Vec<ListenerSettings>,
-    /// Status page, `/metrics` and JSON. Default `0.0.0.0:7000`; `None` (written `false`): off.
-    pub status: Option<Listen>,
+    /// Status page, `/metrics` and JSON; `None` (written `false`): off.
+    pub status: Option<StatusSettings>,
     pub auth: AuthSettings,
     pub tls: ProxyTls,
     pub limits: LimitSettings,
     pub failover: FailoverSettings,
     pub pool: PoolSettings,
+    /// Every client that logs in is a line of the log.
+    pub log_connections: bool,
+    /// Every client that leaves is one.
+    pub log_disconnections: bool,
+    /// A session's `application_name` on the server says where its client is.
+    pub application_name_add_host: bool,
     /// Worker threads; `None`: one per core.
     pub threads: Option<usize>,
     pub log: LogSettings,
@@ -97,6 +104,59 @@ pub enum PoolMode {
     Transaction,
 }
 
+/// `proxy.status`.
+#[derive(Debug, Clone)]
+pub struct StatusSettings {
+    /// Default `127.0.0.1:7000`.
+    pub listen: Listen,
+    /// Asked of every request. Without it no names of roles and no words of servers are shown.
+    pub authentication: Option<BasicAuth>,
+    /// PEM files; `Some`: https.
+    pub tls: Option<StatusTls>,
+}
+
+impl StatusSettings {
+    /// In the clear, for everybody who reaches it.
+    pub fn new(listen: Listen) -> Self {
+        Self { listen, authentication: None, tls: None }
+    }
+}
+
+impl Default for StatusSettings {
+    fn default() -> Self {
+        Self::new(Listen { hosts: vec!["127.0.0.1".to_owned()], port: 7000 })
+    }
+}
+
+/// The certificate of the status page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusTls {
+    pub certfile: PathBuf,
+    /// Default: in the same file.
+    pub keyfile: PathBuf,
+}
+
+/// Whose word a listener takes for where a client is: headers of the PROXY protocol, v1 or v2.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ProxyProtocol {
+    /// Nobody's: clients begin as clients of PostgreSQL do.
+    #[default]
+    Off,
+    /// Everybody has to send a header, and since anyone may, nobody gains by it: a rule with
+    /// addresses lets in who fits by the address it connects from *and* by the one it claims, and
+    /// refuses who fits by either.
+    Claimed,
+    /// These balancers'; who connects from elsewhere is refused.
+    From(Vec<Network>),
+}
+
+impl ProxyProtocol {
+    /// Whether connections begin with a header.
+    pub fn is_on(&self) -> bool {
+        *self != Self::Off
+    }
+}
+
 /// One address that clients connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSettings {
@@ -108,8 +168,7 @@ pub struct ListenerSettings {
     pub fallback_to_primary: bool,
     /// `standbys` and `any`: a server further behind gets no new session. `None`: any lag.
     pub max_lag_bytes: Option<u64>,
-    /// Clients begin with a PROXY protocol header (v1 or v2).
-    pub proxy_protocol: bool,
+    pub proxy_protocol: ProxyProtocol,
     /// A statement outside of a transaction whose standby is lost before anything of its answer was
     /// passed on runs again on another server. Default true if the listener never leads to a
     /// primary, else false.
@@ -223,17 +282,37 @@ pub struct AuthSettings {
     /// One row `(role, verifier)` for `$1`, and, if there is a third column, when the verifier ends
     /// to be valid, in seconds from now.
     pub query: String,
+    /// How servers may have `user` prove itself, as libpq's `require_auth`.
+    pub require_auth: RequireAuth,
     /// Who may log in how; a file without rules has one, for everybody.
     pub rules: Rules,
 }
 
+/// Methods that a server may ask for. The password in clear text and its md5 hash are given only to
+/// servers whose certificate was verified, whatever is said here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequireAuth {
+    pub password: bool,
+    pub md5: bool,
+    pub scram: bool,
+    /// Nothing may be asked for.
+    pub none: bool,
+}
+
+impl Default for RequireAuth {
+    fn default() -> Self {
+        Self { password: true, md5: true, scram: true, none: true }
+    }
+}
+
 /// Default of [`AuthSettings::query`]. Needs a superuser or a function of its own, see
 /// /docs/current/catalog-pg-authid.html. A password whose time is over counts as none
-/// (CVE-2025-2291); whether the role may log in at all is for the server to say.
+/// (CVE-2025-2291); whether the role may log in at all is for the server to say. A name that is too
+/// long for a role is not cut: only the packet's may be, by servers before PostgreSQL 17.
 pub const DEFAULT_AUTH_QUERY: &str = "SELECT rolname, \
     CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END, \
     (extract(epoch FROM rolvaliduntil) - extract(epoch FROM pg_catalog.now()))::pg_catalog.text \
-    FROM pg_catalog.pg_authid WHERE rolname = $1";
+    FROM pg_catalog.pg_authid WHERE rolname = $1::pg_catalog.text";
 
 /// TLS towards clients.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -283,8 +362,24 @@ pub struct ProxyTls {
 /// `proxy.limits`. Each bound has a default that a user of the demo never meets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LimitSettings {
-    /// Sessions at once, all listeners together; later clients get 53300. Default 5000.
+    /// Clients that have logged in, all listeners together; later ones get 53300. Default 5000.
     pub max_clients: usize,
+    /// So many superusers are let in beyond that. Default 3.
+    pub superuser_reserved_connections: usize,
+    /// Of these with one role, one database, from one address. `None` (default): no bound.
+    pub max_user_client_connections: Option<usize>,
+    pub max_db_client_connections: Option<usize>,
+    pub max_address_client_connections: Option<usize>,
+    /// Server connections for clients of one role, of one database: those of pools, and of clients
+    /// that have one to themselves. `None` (default): no bound.
+    pub max_user_connections: Option<usize>,
+    pub max_db_connections: Option<usize>,
+    /// Connections that have not logged in yet, in all and from one address; the oldest one makes room
+    /// for the next. Default 1000 and 250.
+    pub max_unauthenticated: usize,
+    pub max_unauthenticated_per_address: usize,
+    /// Cancel requests of one address in a second. Default 50.
+    pub max_cancels_per_address: usize,
     /// From accept to the end of the login. Default 15 s, `authentication_timeout`'s order.
     pub login_timeout: Duration,
     /// How long a query waits for a primary in an unplanned failover. Default 15 s.
@@ -294,10 +389,12 @@ pub struct LimitSettings {
     pub max_hold: Duration,
     /// Dialling and logging in to a server. Default 5 s.
     pub connect_timeout: Duration,
-    /// Bytes of one held query that are kept in memory; beyond, reading stops. Default 1 MiB.
-    pub max_held_bytes: usize,
     /// A session that says nothing is closed. `None` (default): never.
     pub client_idle_timeout: Option<Duration>,
+    /// The same inside a transaction. `None` (default): never.
+    pub idle_transaction_timeout: Option<Duration>,
+    /// A transaction that takes longer ends with its session. `None` (default): never.
+    pub transaction_timeout: Option<Duration>,
     /// How long running sessions may finish after SIGTERM. Default 10 s.
     pub shutdown_timeout: Duration,
 }
@@ -306,12 +403,22 @@ impl Default for LimitSettings {
     fn default() -> Self {
         Self {
             max_clients: 5000,
+            superuser_reserved_connections: 3,
+            max_user_client_connections: None,
+            max_db_client_connections: None,
+            max_address_client_connections: None,
+            max_user_connections: None,
+            max_db_connections: None,
+            max_unauthenticated: 1000,
+            max_unauthenticated_per_address: 250,
+            max_cancels_per_address: 50,
             login_timeout: Duration::from_secs(15),
             hold_timeout: Duration::from_secs(15),
             max_hold: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(5),
-            max_held_bytes: 1 << 20,
             client_idle_timeout: None,
+            idle_transaction_timeout: None,
+            transaction_timeout: None,
             shutdown_timeout: Duration::from_secs(10),
         }
     }
@@ -320,7 +427,7 @@ impl Default for LimitSettings {
 impl ProxySettings {
     /// The listeners of a file that names none: primary 5000, workers 5001, standbys 5002.
     pub fn default_listeners() -> Vec<ListenerSettings> {
-        let all = |port| Listen { hosts: vec!["0.0.0.0".to_owned()], port };
+        let all = |port| Listen { hosts: vec!["*".to_owned()], port };
         vec![
             ListenerSettings::new("primary", all(5000), Target::Primary),
             ListenerSettings::new("workers", all(5001), Target::Workers),
@@ -336,12 +443,15 @@ impl ProxySettings {
             source,
             connect_address: None,
             listeners: Self::default_listeners(),
-            status: Some(Listen { hosts: vec!["0.0.0.0".to_owned()], port: 7000 }),
+            status: Some(StatusSettings::default()),
             auth: AuthSettings::relay(),
             tls: ProxyTls::default(),
             limits: LimitSettings::default(),
             failover: FailoverSettings::default(),
             pool: PoolSettings::default(),
+            log_connections: false,
+            log_disconnections: false,
+            application_name_add_host: false,
             threads: None,
             log: LogSettings::default(),
         }
@@ -358,7 +468,7 @@ impl ListenerSettings {
             balance: Balance::default(),
             fallback_to_primary: true,
             max_lag_bytes: None,
-            proxy_protocol: false,
+            proxy_protocol: ProxyProtocol::Off,
             retry_reads: false,
             pool_mode: PoolMode::default(),
             pool_size: None,
@@ -375,6 +485,7 @@ impl AuthSettings {
             password: None,
             database: "postgres".to_owned(),
             query: DEFAULT_AUTH_QUERY.to_owned(),
+            require_auth: RequireAuth::default(),
             rules: Rules { rules: vec![Rule::everybody(Method::Relay)], ..Rules::default() },
         }
     }

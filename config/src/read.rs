@@ -4,6 +4,7 @@
 pub(crate) mod agent;
 mod citus;
 pub(crate) mod ctl;
+mod limits;
 pub(crate) mod postgresql;
 pub(crate) mod proxy;
 mod rules;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::proxy::AuthMethod;
 
@@ -102,21 +102,46 @@ impl Pattern {
     /// # Errors
     /// What is wrong with the regular expression.
     pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            text => Self::name(text),
+        }
+    }
+
+    /// Reads `/regular expression` or a name; no name means more than itself.
+    ///
+    /// # Errors
+    /// What is wrong with the regular expression.
+    pub fn name(text: &str) -> Result<Self, String> {
         match text.strip_prefix('/') {
-            Some(regex) => Regex::new(regex).map(Self::Regex).map_err(|error| error.to_string()),
-            None if text == "all" => Ok(Self::All),
+            Some(regex) => expression(regex).map(Self::Regex),
             None => Ok(Self::Name(text.to_owned())),
         }
     }
 
-    /// Whether it fits; names that are not UTF-8 fit no regular expression.
+    /// Whether it fits. A byte that is no letter of UTF-8 is a letter that no expression names.
     pub fn fits(&self, name: &[u8]) -> bool {
         match self {
             Self::All => true,
             Self::Name(own) => own.as_bytes() == name,
-            Self::Regex(regex) => std::str::from_utf8(name).is_ok_and(|name| regex.is_match(name)),
+            Self::Regex(regex) => regex.is_match(&String::from_utf8_lossy(name)),
         }
     }
+}
+
+/// A regular expression that means what it means to PostgreSQL, or an error: a dot is any letter, and
+/// escapes that the two read differently are refused.
+fn expression(text: &str) -> Result<Regex, String> {
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        if letter == '\\'
+            && let Some(escaped @ ('b' | 'B' | '<' | '>')) = letters.next()
+        {
+            return Err(format!("\\{escaped} means something else in PostgreSQL"));
+        }
+    }
+    let mut builder = RegexBuilder::new(text);
+    builder.dot_matches_new_line(true).build().map_err(|error| error.to_string())
 }
 
 /// Which databases a rule is for.

@@ -11,6 +11,8 @@ use crate::agent::{InitdbOption, ReplicaMethod, WatchdogMode};
 use crate::proxy::{FailoverSettings, KeepSessions, ListenPolicy, Source, Target, UnknownOutcome};
 use crate::rules::Method;
 
+mod admission;
+
 const AGENT: &str = "\
 scope: demo
 name: pg0
@@ -333,7 +335,8 @@ fn a_proxys_file_needs_little() {
         ]
     );
     assert_eq!(settings.auth.rules.rules[0].method, Method::Scram);
-    assert_eq!(settings.status.map(|listen| listen.port), Some(7000));
+    let status = settings.status.expect("on by default");
+    assert_eq!((status.listen.hosts[0].as_str(), status.listen.port), ("127.0.0.1", 7000));
     assert_eq!(settings.limits.hold_timeout, Duration::from_secs(15));
     let relay = proxy("static: {members: [{name: a, host: db1}]}").settings;
     assert_eq!(relay.auth.rules.rules[0].method, Method::Relay);
@@ -391,6 +394,22 @@ fn a_proxys_mistakes_are_named() {
         (
             "{limits: {max_clients: 0}}",
             "error: f.yml:3: proxy.limits.max_clients: expected a number from 1 to 1000000, found 0",
+        ),
+        (
+            "{limits: {max_clients: 1, max_client_conn: 2}}",
+            "error: f.yml:3: proxy.limits.max_client_conn: expected either max_clients or max_client_conn",
+        ),
+        (
+            "{limits: {login_timeout: 0}}",
+            "error: f.yml:3: proxy.limits.login_timeout: expected a time from 1 ms to 24 days, found 0",
+        ),
+        (
+            "{auth: {require_auth: kerberos}}",
+            "error: f.yml:3: proxy.auth.require_auth: expected some of password, md5, scram-sha-256, none",
+        ),
+        (
+            "{listeners: [{listen: 'x:1', target: any, proxy_protocol: [10.0.0.5, moon]}]}",
+            "error: f.yml:3: proxy.listeners[0].proxy_protocol: expected true, false, or the addresses",
         ),
         (
             "{static: {members: []}}",

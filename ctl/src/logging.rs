@@ -6,6 +6,7 @@
 //! process runs ([`Logs::reload`]).
 
 mod format;
+mod oneline;
 mod rotate;
 
 use std::io::IsTerminal;
@@ -20,6 +21,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use format::PythonFormat;
+use oneline::OneLine;
 use rotate::RotatingFile;
 
 /// Overrides the level, in the syntax of `tracing_subscriber`: `debug`, `kornak_agent=trace,info`.
@@ -67,6 +69,7 @@ pub fn start(settings: &LogSettings, file: Option<&Path>) -> anyhow::Result<Logs
         }
         None => (BoxMakeWriter::new(std::io::stderr), std::io::stderr().is_terminal()),
     };
+    let writer = OneLine { inner: writer, colours };
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
     let lines = match (settings.kind, &settings.format) {
         (LogType::Plain, None) => lines.with_target(false).boxed(),

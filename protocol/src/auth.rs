@@ -224,9 +224,14 @@ pub enum LoginError {
         /// The method.
         method: &'static str,
     },
-    /// It asks for the password in clear text, and the connection is not one to send it over.
-    #[error("server asks for the password in clear text")]
-    CleartextForbidden,
+    /// It asks for proof in a way that must not be given to it.
+    #[error("server asks for {method}, which must not be given to it{why}")]
+    Forbidden {
+        /// The method.
+        method: &'static str,
+        /// What would allow it; begins with a comma, or is empty.
+        why: &'static str,
+    },
     /// It asks for a method that is not implemented (GSSAPI, SSPI, OAuth, …).
     #[error("server asks for the unknown authentication method {0}")]
     UnknownMethod(u32),
@@ -246,6 +251,27 @@ pub enum LoginError {
     /// It refused by SCRAM's own error message.
     #[error("server refused the proof")]
     Refused,
+}
+
+/// Which methods a server may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowed {
+    /// The password in clear text.
+    pub cleartext: bool,
+    /// An md5 hash of it, which tells it to whoever has the time to guess.
+    pub md5: bool,
+    /// SCRAM: who does not know the verifier learns nothing from it.
+    pub scram: bool,
+    /// No proof at all.
+    pub nothing: bool,
+    /// What an operator is told who meets a forbidden method; begins with a comma, or is empty.
+    pub why: &'static str,
+}
+
+impl Allowed {
+    /// All but the password in clear text.
+    pub const USUAL: Self =
+        Self { cleartext: false, md5: true, scram: true, nothing: true, why: "" };
 }
 
 /// How a server had us prove who we are.
@@ -282,7 +308,7 @@ pub struct ClientAuth {
     credentials: Credentials,
     nonce: [u8; NONCE_BYTES],
     binding: Binding,
-    cleartext_allowed: bool,
+    allowed: Allowed,
     method: Method,
     state: ClientState,
 }
@@ -313,7 +339,7 @@ impl ClientAuth {
         let user = user.to_vec();
         let state = ClientState::Start;
         let method = Method::Nothing;
-        Self { user, credentials, nonce, binding, cleartext_allowed: false, method, state }
+        Self { user, credentials, nonce, binding, allowed: Allowed::USUAL, method, state }
     }
 
     /// What the server has asked for so far.
@@ -321,11 +347,18 @@ impl ClientAuth {
         self.method
     }
 
-    /// Permits the password to be sent in clear text: over TLS, or a socket of this machine.
+    /// Permits these methods in place of [`Allowed::USUAL`].
     #[must_use]
-    pub fn allow_cleartext(mut self) -> Self {
-        self.cleartext_allowed = true;
+    pub fn allow(mut self, allowed: Allowed) -> Self {
+        self.allowed = allowed;
         self
+    }
+
+    fn check(&self, is_allowed: bool, method: &'static str) -> Result<(), LoginError> {
+        match is_allowed {
+            true => Ok(()),
+            false => Err(LoginError::Forbidden { method, why: self.allowed.why }),
+        }
     }
 
     /// An Authentication message came.
@@ -360,13 +393,15 @@ impl ClientAuth {
         Ok(match (state, message) {
             // A server that trusts us asks for nothing; one that began SCRAM must end it, or it
             // would be let off its own proof.
-            (
-                ClientState::Start | ClientState::Answered | ClientState::Proven,
-                Authentication::Ok,
-            ) => ClientState::Over,
+            (ClientState::Start, Authentication::Ok) => {
+                self.check(self.allowed.nothing, "no proof")?;
+                ClientState::Over
+            }
+            (ClientState::Answered | ClientState::Proven, Authentication::Ok) => ClientState::Over,
             (ClientState::Start, Authentication::Cleartext) => self.send_cleartext(out)?,
             (ClientState::Start, Authentication::Md5 { salt }) => self.send_md5(*salt, out)?,
             (ClientState::Start, Authentication::Sasl(offered)) => {
+                self.check(self.allowed.scram, "SCRAM")?;
                 self.begin_sasl(*offered, out)?
             }
             (ClientState::Keys(mut client), Authentication::SaslContinue(first)) => {
@@ -394,9 +429,7 @@ impl ClientAuth {
         let Credentials::Password(password) = &self.credentials else {
             return Err(LoginError::NoCredentials { method: "password" });
         };
-        if !self.cleartext_allowed {
-            return Err(LoginError::CleartextForbidden);
-        }
+        self.check(self.allowed.cleartext, "the password in clear text")?;
         let sent = frontend::put_password(password, out);
         sent.map_err(|_| LoginError::NoCredentials { method: "password" })?;
         Ok(ClientState::Answered)
@@ -408,6 +441,7 @@ impl ClientAuth {
             Credentials::Md5(secret) => secret.clone(),
             _ => return Err(LoginError::NoCredentials { method: "md5" }),
         };
+        self.check(self.allowed.md5, "an md5 hash of the password")?;
         let sent = frontend::put_password(&secret.answer(salt), out);
         sent.map_err(|_| LoginError::NoCredentials { method: "md5" })?;
         Ok(ClientState::Answered)

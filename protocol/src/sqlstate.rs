@@ -68,8 +68,14 @@ states! {
     PROTOCOL_VIOLATION = b"08P01";
     /// `feature_not_supported`: a protocol version or mechanism that is not served.
     FEATURE_NOT_SUPPORTED = b"0A000";
+    /// `invalid_parameter_value`: a word of the startup packet that PostgreSQL does not take.
+    INVALID_PARAMETER_VALUE = b"22023";
     /// `read_only_sql_transaction`: a server was demoted under the session.
     READ_ONLY_SQL_TRANSACTION = b"25006";
+    /// `idle_in_transaction_session_timeout`: a client let its transaction lie too long.
+    IDLE_IN_TRANSACTION_SESSION_TIMEOUT = b"25P03";
+    /// `transaction_timeout`: a transaction took too long (PostgreSQL 17).
+    TRANSACTION_TIMEOUT = b"25P04";
     /// `in_failed_sql_transaction`: a statement in the dead transaction that we answer for.
     IN_FAILED_SQL_TRANSACTION = b"25P02";
     /// `insufficient_privilege`: a server does not let a role set a parameter at login.
@@ -87,6 +93,8 @@ states! {
     CONFIGURATION_LIMIT_EXCEEDED = b"53400";
     /// `too_many_connections`: the proxy's own limit.
     TOO_MANY_CONNECTIONS = b"53300";
+    /// `object_not_in_prerequisite_state`: the database takes no connections.
+    OBJECT_NOT_IN_PREREQUISITE_STATE = b"55000";
     /// `lock_not_available`.
     LOCK_NOT_AVAILABLE = b"55P03";
     /// `query_canceled`: a held query was cancelled by its client.

@@ -22,6 +22,9 @@ mod tests;
 /// (`sslnegotiation=direct`, PostgreSQL 17) and must agree on ALPN `postgresql`.
 pub const TLS_HANDSHAKE: u8 = 0x16;
 
+/// Longest name of a role or a database: `NAMEDATALEN - 1` of PostgreSQL.
+pub const MAX_NAME_BYTES: usize = 63;
+
 const CANCEL_CODE: u32 = 80_877_102;
 const SSL_CODE: u32 = 80_877_103;
 const GSSENC_CODE: u32 = 80_877_104;
@@ -199,15 +202,50 @@ impl StartupMessage {
         self.get("database").filter(|database| !database.is_empty()).or_else(|| self.user())
     }
 
-    /// Whether and how replication is asked for. An unknown word counts as physical, so that it
-    /// goes to a server, which will refuse it.
-    pub fn replication(&self) -> Replication {
-        let Some(word) = self.get("replication") else { return Replication::None };
-        match word.to_ascii_lowercase().as_slice() {
-            b"database" => Replication::Logical,
-            b"" | b"false" | b"off" | b"no" | b"0" | b"f" | b"n" => Replication::None,
-            _ => Replication::Physical,
+    /// Whether and how replication is asked for, as `ProcessStartupPacket` of PostgreSQL reads it:
+    /// `database` as it is written here, or a truth value. Every occurrence is looked at.
+    ///
+    /// # Errors
+    /// The word that is neither; answer with 22023.
+    pub fn replication(&self) -> Result<Replication, &[u8]> {
+        let (mut walsender, mut of_database) = (false, false);
+        for (_, word) in self.params().filter(|(name, _)| *name == b"replication") {
+            if word == b"database" {
+                (walsender, of_database) = (true, true);
+            } else {
+                walsender = parse_bool(word).ok_or(word)?;
+            }
         }
+        Ok(match (walsender, of_database) {
+            (false, _) => Replication::None,
+            (true, false) => Replication::Physical,
+            (true, true) => Replication::Logical,
+        })
+    }
+
+    /// Whether the role's or the database's name is longer than a name of PostgreSQL can be.
+    pub fn has_long_names(&self) -> bool {
+        let names = [self.user(), self.database()];
+        names.into_iter().flatten().any(|name| name.len() > MAX_NAME_BYTES)
+    }
+
+    /// The packet as servers before PostgreSQL 17 read it: both names are cut at 63 bytes, wherever
+    /// that falls.
+    #[must_use]
+    pub fn with_short_names(self) -> Self {
+        if !self.has_long_names() {
+            return self;
+        }
+        let mut params = BytesMut::with_capacity(self.params.len());
+        for (name, value) in self.params() {
+            let is_name = matches!(name, b"user" | b"database");
+            let end = if is_name { value.len().min(MAX_NAME_BYTES) } else { value.len() };
+            params.put_slice(name);
+            params.put_u8(0);
+            params.put_slice(value.get(..end).unwrap_or_default());
+            params.put_u8(0);
+        }
+        Self { version: self.version, params: params.freeze() }
     }
 
     /// What has to be told to a client that asks for more than is served.
@@ -250,6 +288,22 @@ impl StartupMessage {
             }
         }
         put_startup(version, params, out)
+    }
+}
+
+/// A truth value as PostgreSQL's `parse_bool` reads it: the words, their beginnings as long as they
+/// are unmistakable, in any case, and the digits.
+pub fn parse_bool(text: &[u8]) -> Option<bool> {
+    let begins = |word: &[u8], least: usize| {
+        let start = word.get(..text.len());
+        text.len() >= least && start.is_some_and(|start| start.eq_ignore_ascii_case(text))
+    };
+    match text {
+        b"1" => Some(true),
+        b"0" => Some(false),
+        _ if begins(b"true", 1) || begins(b"yes", 1) || begins(b"on", 2) => Some(true),
+        _ if begins(b"false", 1) || begins(b"no", 1) || begins(b"off", 2) => Some(false),
+        _ => None,
     }
 }
 
@@ -351,6 +405,8 @@ pub fn fuzz_take_startup(input: &[u8]) {
     let written = match &startup {
         Startup::Session(message) => {
             let _ = (message.user(), message.database(), message.replication());
+            let short = message.clone().with_short_names();
+            assert!(!short.has_long_names());
             let mut out = BytesMut::new();
             assert_eq!(message.negotiate(2).put(&mut out), Ok(()));
             put_startup(message.version, message.params(), &mut again)

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kornak_cluster::Node;
-use kornak_protocol::auth::{ClientAuth, Credentials, LoginError, Method, Step};
+use kornak_config::proxy::RequireAuth;
+use kornak_protocol::auth::{Allowed, ClientAuth, Credentials, LoginError, Method, Step};
 use kornak_protocol::backend::{self, Authentication, BackendKey};
 use kornak_protocol::error::ErrorView;
 use kornak_protocol::frame::{Frame, FrameError, take_frame};
@@ -143,21 +144,49 @@ pub async fn dial(address: &Address, tls: &ServerTls) -> Result<Stream, DialErro
     up_the_ladder(tls, |attempt| dial_as(address, tls, attempt)).await
 }
 
-/// Dials and logs in, all within `limit`. `startup` is the whole packet.
+/// Who logs in.
+#[derive(Debug, Clone, Copy)]
+pub struct Account<'a> {
+    /// The whole packet.
+    pub startup: &'a [u8],
+    pub user: &'a [u8],
+    pub credentials: &'a Credentials,
+    /// Of a role of ours, whose password opens every door: how it may be proven.
+    pub own: Option<RequireAuth>,
+}
+
+impl Account<'_> {
+    /// What a server on this connection may ask for. What a client's login has taught cannot tell
+    /// its password; a password in clear text or as an md5 hash is for those only whose certificate
+    /// was verified.
+    fn allowed(&self, stream: &Stream, tls: &ServerTls) -> Allowed {
+        let Some(own) = self.own else { return Allowed::USUAL };
+        let verified = matches!(stream, Stream::Tls(_)) && tls.verifies();
+        let why = match verified {
+            true => ": see auth.require_auth",
+            false => ", because its certificate was not verified: see tls.server.ca",
+        };
+        Allowed {
+            cleartext: own.password && verified,
+            md5: own.md5 && verified,
+            scram: own.scram,
+            nothing: own.none,
+            why,
+        }
+    }
+}
+
+/// Dials and logs in, all within `limit`.
 pub async fn connect(
     address: &Address,
     tls: &ServerTls,
-    startup: &[u8],
-    user: &[u8],
-    credentials: Credentials,
+    account: Account<'_>,
     limit: Duration,
 ) -> Result<Connected, DialError> {
-    let login = up_the_ladder(tls, |attempt| {
-        let credentials = credentials.clone();
-        async move {
-            let stream = dial_as(address, tls, attempt).await?;
-            log_in(stream, startup, user, credentials).await
-        }
+    let login = up_the_ladder(tls, |attempt| async move {
+        let stream = dial_as(address, tls, attempt).await?;
+        let allowed = account.allowed(&stream, tls);
+        log_in(stream, account, allowed).await
     });
     tokio::time::timeout(limit, login).await.map_err(|_| DialError::Timeout)?
 }
@@ -183,16 +212,14 @@ async fn up_the_ladder<T, F: Future<Output = Result<T, DialError>>>(
 
 async fn log_in(
     mut stream: Stream,
-    startup: &[u8],
-    user: &[u8],
-    credentials: Credentials,
+    account: Account<'_>,
+    allowed: Allowed,
 ) -> Result<Connected, DialError> {
-    write_all(&mut stream, startup).await?;
+    write_all(&mut stream, account.startup).await?;
     let binding = tls::binding_of_server(&stream);
-    let mut auth = ClientAuth::new(user, credentials, rand::random(), binding);
-    if stream.may_carry_passwords() {
-        auth = auth.allow_cleartext();
-    }
+    let credentials = account.credentials.clone();
+    let auth = ClientAuth::new(account.user, credentials, rand::random(), binding);
+    let mut auth = auth.allow(allowed);
     let mut buf = BytesMut::new();
     let mut params = Parameters::default();
     let mut notices = BytesMut::new();

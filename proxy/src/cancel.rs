@@ -144,7 +144,7 @@ pub fn reached_at(settings: &ProxySettings, listeners: &[(String, SocketAddr)]) 
     }
     let usable = |name: &String| {
         let mut all = settings.listeners.iter();
-        all.any(|listener| listener.name == *name && !listener.proxy_protocol)
+        all.any(|listener| listener.name == *name && !listener.proxy_protocol.is_on())
     };
     let (_, address) = listeners.iter().find(|(name, _)| usable(name))?;
     let ip = if address.ip().is_unspecified() { facing(&settings.source)? } else { address.ip() };

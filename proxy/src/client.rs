@@ -9,6 +9,7 @@
 
 mod ahead;
 pub mod examine;
+mod identity;
 mod listening;
 mod pooled;
 mod secondary;
@@ -21,7 +22,6 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use kornak_cluster::{GroupId, HandoverPhase};
 use kornak_config::proxy::{ListenerSettings, Target};
-use kornak_protocol::auth::Credentials;
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::frontend;
 use kornak_protocol::sqlstate::{ADMIN_SHUTDOWN, CRASH_SHUTDOWN};
@@ -40,6 +40,7 @@ use crate::session::journal::Pin;
 use crate::shared::Shared;
 use crate::stream::Stream;
 pub use ahead::Ahead;
+pub use identity::Identity;
 
 /// How long a client may take to read our last words before the socket is closed under it.
 const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
@@ -49,15 +50,6 @@ const HOME_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Pause before a server is tried again that refused without a change of leadership in sight.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-
-/// What is needed to log a session in again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    pub user: Bytes,
-    /// The startup packet for servers.
-    pub startup: Bytes,
-    pub credentials: Credentials,
-}
 
 /// A server connection for a session, not yet linked.
 #[derive(Debug)]
@@ -240,8 +232,7 @@ async fn dial(
     if source == Some(Source::Standbys) {
         return secondary::connect(shared, address, identity, limit).await;
     }
-    let credentials = identity.credentials.clone();
-    backend::connect(address, tls, &identity.startup, &identity.user, credentials, limit).await
+    backend::connect(address, tls, identity.account(), limit).await
 }
 
 /// The leader could not be used although it was proven: waits for a newer proof.

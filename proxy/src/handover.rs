@@ -105,7 +105,7 @@ async fn step(
         speaks: vec![KORNAK_RECORDS_VERSION],
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         pid: std::process::id(),
-        status: shared.settings.status.as_ref().map(ToString::to_string),
+        status: shared.settings.status.as_ref().map(|status| status.listen.to_string()),
         cancel: shared.reached_at.clone(),
     };
     // A registration is plain data; it always has a JSON form.

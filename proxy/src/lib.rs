@@ -58,9 +58,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use kornak_config::ProxySettings;
-use kornak_config::proxy::{ProxyTls, ServerSideTls, Source};
+use kornak_config::proxy::{ProxyTls, ServerSideTls, Source, StatusSettings};
 use kornak_dcs::Dcs;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -141,16 +140,7 @@ pub async fn start(
     }
     let page = match &settings.status {
         None => None,
-        Some(listen) => {
-            let failed = |source| StartError::Listen {
-                name: "status".to_owned(),
-                listen: listen.clone(),
-                source,
-            };
-            let (address, sockets) = serve::bind(listen, 1).map_err(failed)?;
-            let socket = sockets.into_iter().next().map(TcpListener::from_std);
-            socket.transpose().map_err(failed)?.map(|socket| (address, socket))
-        }
+        Some(status) => Some(status_ports(status)?),
     };
     let id = settings.name.clone().unwrap_or_else(own_name);
     let prober = Prober::new(&settings.auth, server_tls);
@@ -169,8 +159,8 @@ pub async fn start(
         tokio::spawn(sampler::run(Arc::clone(&shared), stop.clone()));
     }
     let status = page.as_ref().map(|(address, _)| *address);
-    if let Some((_, socket)) = page {
-        tokio::spawn(status::serve(Arc::clone(&shared), socket, stop.clone()));
+    if let Some((_, ports)) = page {
+        tokio::spawn(status::serve::serve(Arc::clone(&shared), ports, stop.clone()));
     }
     let mut finished = Vec::new();
     for (lane, (sockets, orders)) in sockets.into_iter().zip(orders).enumerate() {
@@ -189,6 +179,19 @@ pub async fn start(
         ended
     });
     Ok(Running { listeners, status, join, reloader })
+}
+
+fn status_ports(
+    settings: &StatusSettings,
+) -> Result<(SocketAddr, Vec<status::serve::Port>), StartError> {
+    let listen = &settings.listen;
+    let failed =
+        |source| StartError::Listen { name: "status".to_owned(), listen: listen.clone(), source };
+    let (address, bound) = serve::bind(listen, 1).map_err(failed)?;
+    let sockets = status::serve::sockets(bound).map_err(failed)?;
+    let ports =
+        sockets.into_iter().map(|socket| status::serve::Port::new(socket, settings.tls.as_ref()));
+    Ok((address, ports.collect::<Result<_, _>>()?))
 }
 
 fn learn(

@@ -15,7 +15,6 @@ mod pooled;
 mod prove;
 mod relay;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -27,7 +26,9 @@ use kornak_protocol::auth::{Binding, Credentials};
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::frame::{Frame, take_frame};
 use kornak_protocol::limits::MAX_AUTH_MESSAGE_LEN;
-use kornak_protocol::sqlstate::{INVALID_AUTHORIZATION, PROTOCOL_VIOLATION};
+use kornak_protocol::sqlstate::{
+    INVALID_AUTHORIZATION, INVALID_PARAMETER_VALUE, PROTOCOL_VIOLATION,
+};
 use kornak_protocol::startup::{ProtocolVersion, Replication};
 
 use crate::client::{Identity, Opened};
@@ -86,6 +87,20 @@ pub async fn login(
 ) -> Login<Admitted> {
     let hello = hello::listen(shared, listener, stream).await?;
     let hello::Hello { mut stream, mut buf, message, peer, binding } = hello;
+    let replication = match message.replication() {
+        Ok(replication) => replication,
+        Err(word) => {
+            let word = String::from_utf8_lossy(word);
+            let text = format!("invalid value for parameter \"replication\": \"{word}\"");
+            let fields = ErrorFields::fatal(INVALID_PARAMETER_VALUE, text)
+                .hint("Valid values are: \"false\", 0, \"true\", 1, \"database\".");
+            return refuse(stream, &fields);
+        }
+    };
+    let message = match shared.prober.cuts_names() {
+        true => message.with_short_names(),
+        false => message,
+    };
     let Some(user) = message.user().map(Bytes::copy_from_slice) else {
         let text = "no PostgreSQL user name specified in startup packet";
         return refuse(stream, &ErrorFields::fatal(INVALID_AUTHORIZATION, text));
@@ -106,14 +121,14 @@ pub async fn login(
         return refuse(stream, &ErrorFields::fatal(PROTOCOL_VIOLATION, text));
     }
     let startup = packet.freeze();
-    let replication = message.replication();
     let visit = Visit {
         listener: &listener.name,
         is_tls: matches!(stream, Stream::Tls(_)),
         user: &user,
         database: message.database().unwrap_or_default(),
         replication,
-        address: peer,
+        address: peer.address.ip(),
+        claimed: peer.claimed.map(|claimed| claimed.ip()),
     };
     let rules = shared.rules.load_full();
     let Some(rule) = rules::first(&rules.rules, &visit) else {
@@ -123,8 +138,9 @@ pub async fn login(
         return refuse_by_rule(stream, &visit, "the proxy rejects the connection of");
     }
     if !rules::certificate_fits(&rules, rule, stream.client_certificate(), &user) {
+        let (client, shown) = (peer.shown(), Shown(&user));
+        tracing::info!(%client, role = %shown, "login refused: no certificate that the rule asks for");
         let role = String::from_utf8_lossy(&user);
-        tracing::info!(client = %peer, %role, "login refused: no certificate that the rule asks for");
         let text = format!("certificate authentication failed for user \"{role}\"");
         return refuse(stream, &ErrorFields::fatal(INVALID_AUTHORIZATION, text));
     }
@@ -165,7 +181,15 @@ fn refuse_by_rule<T>(stream: Stream, visit: &Visit<'_>, why: &str) -> Login<T> {
         visit.address,
         text(visit.user),
     );
-    tracing::info!(listener = visit.listener, "login refused: {told}");
+    tracing::info!(
+        listener = visit.listener,
+        client = %visit.address,
+        role = %Shown(visit.user),
+        database = %Shown(visit.database),
+        replication = ?visit.replication,
+        tls = visit.is_tls,
+        "login refused: {why} this client"
+    );
     refuse(stream, &ErrorFields::fatal(INVALID_AUTHORIZATION, told))
 }
 
@@ -179,8 +203,22 @@ struct Visitor<'a> {
     startup: Bytes,
     version: ProtocolVersion,
     replication: bool,
-    peer: IpAddr,
+    peer: hello::Peer,
     binding: Binding,
+}
+
+/// A name that a stranger has chosen, for the log: in quotes, so that it ends where it ends, and
+/// without a byte that is not printable ASCII.
+pub struct Shown<'a>(pub &'a [u8]);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-.@$".contains(byte);
+        match !self.0.is_empty() && self.0.iter().all(plain) {
+            true => write!(f, "{}", self.0.escape_ascii()),
+            false => write!(f, "\"{}\"", self.0.escape_ascii()),
+        }
+    }
 }
 
 async fn client_frame(shared: &Shared, stream: &mut Stream, buf: &mut BytesMut) -> Login<Frame> {

@@ -192,13 +192,14 @@ fn print_pools(pools: &[PoolStatus], out: &mut String) {
     for (name, value) in series {
         let _ = writeln!(out, "# TYPE {name} gauge");
         for pool in pools {
-            let (listener, user, database) =
-                (escaped(&pool.listener), escaped(&pool.user), escaped(&pool.database));
-            let _ = writeln!(
-                out,
-                "{name}{{listener=\"{listener}\",user=\"{user}\",database=\"{database}\"}} {}",
-                value(pool)
-            );
+            let listener = escaped(&pool.listener);
+            let names = match (&pool.user, &pool.database) {
+                (Some(user), Some(database)) => {
+                    format!(",user=\"{}\",database=\"{}\"", escaped(user), escaped(database))
+                }
+                _ => String::new(),
+            };
+            let _ = writeln!(out, "{name}{{listener=\"{listener}\"{names}}} {}", value(pool));
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kornak_cluster::{Lsn, Timeline};
-use kornak_config::proxy::AuthSettings;
+use kornak_config::proxy::{AuthSettings, RequireAuth};
 use kornak_protocol::auth::Credentials;
 use kornak_protocol::sqlstate::SqlState;
 use parking_lot::Mutex;
@@ -14,7 +15,7 @@ use secrecy::ExposeSecret;
 use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use crate::backend::{self, Address, Connected, DialError};
+use crate::backend::{self, Account, Address, Connected, DialError};
 use crate::standing::Instance;
 use crate::tls::ServerTls;
 
@@ -55,6 +56,9 @@ pub struct Prober {
     user: Option<String>,
     password: Credentials,
     database: String,
+    require_auth: RequireAuth,
+    /// Major version of the server that was logged in to last; 0: of none.
+    major: AtomicU32,
     evidence: Mutex<HashMap<Address, Evidence>>,
 }
 
@@ -71,6 +75,8 @@ impl Prober {
             user: auth.user.clone(),
             password,
             database: auth.database.clone(),
+            require_auth: auth.require_auth,
+            major: AtomicU32::new(0),
             evidence: Mutex::new(HashMap::new()),
         }
     }
@@ -100,8 +106,31 @@ impl Prober {
     ) -> Result<Connected, DialError> {
         let user = self.user.as_deref().unwrap_or("postgres");
         let startup = backend::own_startup(user, database, PROBE_NAME)?;
-        let password = self.password.clone();
-        backend::connect(at, &self.tls, &startup, user.as_bytes(), password, limit).await
+        let account = Account {
+            startup: &startup,
+            user: user.as_bytes(),
+            credentials: &self.password,
+            own: Some(self.require_auth),
+        };
+        let connected = backend::connect(at, &self.tls, account, limit).await?;
+        self.heard_version(connected.params.get("server_version"));
+        Ok(connected)
+    }
+
+    /// A server has said which version it is of.
+    pub fn heard_version(&self, said: Option<&[u8]>) {
+        let said = said.and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
+        let digits = said.split(|letter: char| !letter.is_ascii_digit()).next();
+        if let Some(major) = digits.and_then(|digits| digits.parse().ok()) {
+            self.major.store(major, Relaxed);
+        }
+    }
+
+    /// Whether servers cut names that are too long in a startup packet, as they did before
+    /// PostgreSQL 17. Also said of servers that nobody has heard of yet: what they are sent has been
+    /// cut by us then, so the names that were judged are the ones that count.
+    pub fn cuts_names(&self) -> bool {
+        self.major.load(Relaxed) < 17
     }
 
     /// Only whether somebody listens.

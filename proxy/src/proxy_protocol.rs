@@ -3,7 +3,7 @@
 //!
 //! A listener that expects it refuses connections without it: anyone could claim anything. Pure.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::{Buf, BytesMut};
 
@@ -22,7 +22,7 @@ pub struct NoHeader;
 
 /// Takes the header from the front of `buf`; `Ok(None)` means "read more". The address is that of
 /// the client, if the balancer knows it.
-pub fn take_header(buf: &mut BytesMut) -> Result<Option<Option<IpAddr>>, NoHeader> {
+pub fn take_header(buf: &mut BytesMut) -> Result<Option<Option<SocketAddr>>, NoHeader> {
     let first = buf.get(..12.min(buf.len())).unwrap_or_default();
     if V2_SIGNATURE.starts_with(first) {
         return take_v2(buf);
@@ -40,8 +40,9 @@ pub fn take_header(buf: &mut BytesMut) -> Result<Option<Option<IpAddr>>, NoHeade
     let mut words = text.trim_end().split(' ').skip(1);
     match words.next() {
         Some("TCP4" | "TCP6") => {
-            let source = words.next().and_then(|word| word.parse().ok()).ok_or(NoHeader)?;
-            Ok(Some(Some(source)))
+            let source: IpAddr = words.next().and_then(|it| it.parse().ok()).ok_or(NoHeader)?;
+            let port = words.nth(1).and_then(|it| it.parse().ok()).ok_or(NoHeader)?;
+            Ok(Some(Some(SocketAddr::new(source, port))))
         }
         Some("UNKNOWN") => Ok(Some(None)),
         _ => Err(NoHeader),
@@ -63,7 +64,7 @@ pub fn missing(buf: &[u8]) -> usize {
     }
 }
 
-fn take_v2(buf: &mut BytesMut) -> Result<Option<Option<IpAddr>>, NoHeader> {
+fn take_v2(buf: &mut BytesMut) -> Result<Option<Option<SocketAddr>>, NoHeader> {
     let Some(&[command, family, high, low]) = buf.get(12..16) else { return Ok(None) };
     let len = usize::from(u16::from_be_bytes([high, low]));
     if command >> 4 != 2 || len > MAX_V2_BYTES {
@@ -74,14 +75,24 @@ fn take_v2(buf: &mut BytesMut) -> Result<Option<Option<IpAddr>>, NoHeader> {
     }
     buf.advance(16);
     let addresses = buf.split_to(len);
+    let port = |at: usize| {
+        let two = addresses.get(at..at + 2)?;
+        Some(u16::from_be_bytes(two.try_into().ok()?))
+    };
+    // Two addresses and two ports, the client's first.
     let source = match (command & 0xf, family) {
-        (0, _) => None,
-        (1, 0x11) => addresses.first_chunk::<4>().map(|a| IpAddr::V4(Ipv4Addr::from(*a))),
-        (1, 0x21) => addresses.first_chunk::<16>().map(|a| IpAddr::V6(Ipv6Addr::from(*a))),
-        (1, _) => None,
+        (0, _) => return Ok(Some(None)),
+        (1, 0x11) => {
+            addresses.first_chunk::<4>().map(|a| IpAddr::V4(Ipv4Addr::from(*a))).zip(port(8))
+        }
+        (1, 0x21) => {
+            addresses.first_chunk::<16>().map(|a| IpAddr::V6(Ipv6Addr::from(*a))).zip(port(32))
+        }
+        (1, _) => return Ok(Some(None)),
         _ => return Err(NoHeader),
     };
-    Ok(Some(source))
+    let (address, port) = source.ok_or(NoHeader)?;
+    Ok(Some(Some(SocketAddr::new(address, port))))
 }
 
 /// Fuzz entry: whatever the bytes, never panic and never take more than was there.
@@ -96,7 +107,7 @@ pub fn fuzz_take_header(input: &[u8]) {
 mod tests {
     use super::*;
 
-    fn take(bytes: &[u8]) -> (Result<Option<Option<IpAddr>>, NoHeader>, usize) {
+    fn take(bytes: &[u8]) -> (Result<Option<Option<SocketAddr>>, NoHeader>, usize) {
         let mut buf = BytesMut::from(bytes);
         let taken = take_header(&mut buf);
         (taken, buf.len())
@@ -105,10 +116,13 @@ mod tests {
     #[test]
     fn both_versions_are_read_and_what_follows_stays() {
         let v1 = b"PROXY TCP4 10.1.2.3 10.0.0.1 5555 5000\r\nrest";
-        assert_eq!(take(v1), (Ok(Some(Some("10.1.2.3".parse().unwrap()))), 4));
+        assert_eq!(take(v1), (Ok(Some(Some("10.1.2.3:5555".parse().unwrap()))), 4));
         assert_eq!(take(b"PROXY UNKNOWN\r\n"), (Ok(Some(None)), 0));
         let v2 = [&V2_SIGNATURE[..], &[0x21, 0x11, 0, 12, 10, 1, 2, 3, 10, 0, 0, 1, 1, 2, 3, 4, 9]];
-        assert_eq!(take(&v2.concat()), (Ok(Some(Some("10.1.2.3".parse().unwrap()))), 1));
+        assert_eq!(take(&v2.concat()), (Ok(Some(Some("10.1.2.3:258".parse().unwrap()))), 1));
+        // Too short for what it says to have.
+        let short = [&V2_SIGNATURE[..], &[0x21, 0x11, 0, 4, 10, 1, 2, 3]];
+        assert_eq!(take(&short.concat()).0, Err(NoHeader));
         let local = [&V2_SIGNATURE[..], &[0x20, 0, 0, 0]].concat();
         assert_eq!(take(&local), (Ok(Some(None)), 0));
     }
@@ -144,9 +158,13 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for bytes in
-            [&b"\0\0\0\x08\x04\xd2\x16\x2f"[..], b"GET / HTTP", b"PROXY TCP4 x\r\n", &[b'P'; 9]]
-        {
+        for bytes in [
+            &b"\0\0\0\x08\x04\xd2\x16\x2f"[..],
+            b"GET / HTTP",
+            b"PROXY TCP4 x\r\n",
+            &[b'P'; 9],
+            b"PROXY TCP4 1.2.3.4 1.2.3.4\r\n",
+        ] {
             assert_eq!(take(bytes).0, Err(NoHeader), "{bytes:?}");
         }
         let long = [&b"PROXY TCP4 "[..], &[b'1'; 200]].concat();

@@ -18,7 +18,10 @@ pub struct Visit<'a> {
     pub user: &'a [u8],
     pub database: &'a [u8],
     pub replication: Replication,
+    /// Where it connects from, as far as we know.
     pub address: IpAddr,
+    /// Where it says that it connects from, if nobody vouches for that.
+    pub claimed: Option<IpAddr>,
 }
 
 /// The first rule that fits.
@@ -46,10 +49,18 @@ fn fits(rule: &Rule, visit: &Visit<'_>) -> bool {
         && any(rule.listeners.is_empty(), rule.listeners.iter().any(|name| name == visit.listener))
         && any(rule.users.is_empty(), rule.users.iter().any(|user| user.fits(visit.user)))
         && any(rule.databases.is_empty(), rule.databases.iter().any(database))
-        && any(
-            rule.addresses.is_empty(),
-            rule.addresses.iter().any(|network| network.contains(visit.address)),
-        )
+        && any(rule.addresses.is_empty(), address_fits(rule, visit))
+}
+
+/// A claim helps nobody: who claims an address is refused for it, and not let in for it alone.
+fn address_fits(rule: &Rule, visit: &Visit<'_>) -> bool {
+    let lies_in = |address| rule.addresses.iter().any(|network| network.contains(address));
+    let own = lies_in(visit.address);
+    match visit.claimed.map(lies_in) {
+        None => own,
+        Some(claimed) if rule.method == Method::Reject => own || claimed,
+        Some(claimed) => own && claimed,
+    }
 }
 
 /// Whether the client's certificate, already verified, is what the rule asks for.
@@ -102,6 +113,7 @@ mod tests {
             database: b"shop",
             replication: Replication::None,
             address: "10.1.2.3".parse().unwrap(),
+            claimed: None,
         }
     }
 
@@ -157,6 +169,23 @@ mod tests {
         check(&rule(), stream, true);
         let logical = Visit { replication: Replication::Logical, ..visit() };
         check(&Rule { databases: database("shop"), ..rule() }, logical, true);
+    }
+
+    #[test]
+    fn a_claimed_address_opens_no_door_and_closes_its_own() {
+        let addresses = vec![Network::parse("10.0.0.0/8").unwrap()];
+        let (inside, outside) = ("10.9.9.9".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        for (address, claimed, lets_in, rejects) in [
+            (inside, inside, true, true),
+            (inside, outside, false, true),
+            (outside, inside, false, true),
+            (outside, outside, false, false),
+        ] {
+            let visit = Visit { address, claimed: Some(claimed), ..visit() };
+            check(&Rule { addresses: addresses.clone(), ..rule() }, visit, lets_in);
+            let reject = Rule { addresses: addresses.clone(), ..Rule::everybody(Method::Reject) };
+            check(&reject, visit, rejects);
+        }
     }
 
     #[test]

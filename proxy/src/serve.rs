@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -48,42 +48,90 @@ pub struct Bound {
     pub socket: std::net::TcpListener,
 }
 
-/// Binds one address once for each of `copies` threads.
+/// Binds every address of the hosts once for each of `copies` threads: `*` is all addresses of both
+/// kinds, a name all that it stands for. Answers the first address.
 pub fn bind(
     listen: &Listen,
     copies: usize,
 ) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
     let mut first = None;
     let mut sockets = Vec::new();
-    for host in &listen.hosts {
-        let host = if host == "*" { "0.0.0.0" } else { host };
-        let mut address = (host, listen.port)
-            .to_socket_addrs()?
-            .next()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
-        // Without REUSEPORT first: another proxy's port must not be shared by accident.
-        let alone = listening(address, false)?;
-        address = alone.local_addr()?;
-        drop(alone);
-        for _ in 0..copies {
-            sockets.push(listening(address, true)?);
-        }
-        first.get_or_insert(address);
+    // A port that the system chooses is the same on every address.
+    let mut port = listen.port;
+    for (address, optional) in addresses(listen)? {
+        let address = SocketAddr::new(address, port);
+        let bound = match bind_one(address, copies) {
+            Err(error) if optional && is_absent(&error) => continue,
+            bound => bound?,
+        };
+        port = bound.0.port();
+        first.get_or_insert(bound.0);
+        sockets.extend(bound.1);
     }
     let first = first.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
     Ok((first, sockets))
 }
 
-fn listening(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+/// Every address once, and whether it may be missing: not every host has both kinds.
+fn addresses(listen: &Listen) -> io::Result<Vec<(IpAddr, bool)>> {
+    let mut found: Vec<(IpAddr, bool)> = Vec::new();
+    let mut add = |address: IpAddr, optional: bool| {
+        if found.iter().all(|(known, _)| *known != address) {
+            found.push((address, optional));
+        }
+    };
+    for host in &listen.hosts {
+        if host == "*" {
+            add(Ipv4Addr::UNSPECIFIED.into(), true);
+            add(Ipv6Addr::UNSPECIFIED.into(), true);
+            continue;
+        }
+        let all: Vec<SocketAddr> = (host.as_str(), listen.port).to_socket_addrs()?.collect();
+        let several = all.len() > 1;
+        all.into_iter().for_each(|address| add(address.ip(), several));
+    }
+    Ok(found)
+}
+
+/// The host has no address of this kind.
+fn is_absent(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+    matches!(code, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
+}
+
+/// The first socket is bound without sharing, so that another proxy's port is not shared by accident;
+/// it goes on as one of the copies, so that nobody who connects meanwhile is turned away.
+fn bind_one(
+    address: SocketAddr,
+    copies: usize,
+) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
+    let alone = socket_at(address)?;
+    alone.bind(&address.into())?;
+    let bound = alone.local_addr()?.as_socket();
+    let address = bound.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+    // From here on it may be shared with those of the same user that ask for it.
+    alone.set_reuse_port(true)?;
+    let mut sockets = vec![alone];
+    for _ in 1..copies {
+        let socket = socket_at(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+        sockets.push(socket);
+    }
+    for socket in &sockets {
+        socket.listen(BACKLOG)?;
+    }
+    Ok((address, sockets.into_iter().map(Into::into).collect()))
+}
+
+fn socket_at(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    if shared {
-        socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// Starts a thread that serves these sockets until it is told to stop and its sessions have ended.
@@ -325,5 +373,36 @@ async fn refuse_full(tcp: TcpStream, fields: &ErrorFields) {
     };
     if let Ok(Some(())) = tokio::time::timeout(Duration::from_secs(1), reading).await {
         close(stream, &out).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_is_both_kinds_of_addresses() {
+        let listen = |hosts: &[&str]| Listen {
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            port: 0,
+        };
+        let (first, sockets) = bind(&listen(&["*"]), 2).unwrap();
+        let all: Vec<SocketAddr> = sockets.iter().map(|it| it.local_addr().unwrap()).collect();
+        assert!(all.iter().all(|address| address.port() == first.port()), "{all:?}");
+        assert!(all.iter().filter(|address| address.is_ipv4()).count() == 2, "{all:?}");
+        // Where the host has no IPv6 there is none.
+        let has_v6 = std::net::TcpListener::bind("[::1]:0").is_ok();
+        assert_eq!(
+            all.iter().filter(|address| address.is_ipv6()).count(),
+            if has_v6 { 2 } else { 0 }
+        );
+        // Another process's port is not shared by accident.
+        let taken = Listen { hosts: vec!["127.0.0.1".to_owned()], port: first.port() };
+        drop(sockets);
+        let other = std::net::TcpListener::bind(("127.0.0.1", first.port())).unwrap();
+        assert!(bind(&taken, 2).is_err());
+        drop(other);
+        let (_, sockets) = bind(&listen(&["localhost"]), 1).unwrap();
+        assert!(!sockets.is_empty());
     }
 }

@@ -1,6 +1,9 @@
 //! What people and Prometheus see: `/`, `/status` (JSON), `/metrics`.
 //!
-//! Everything is computed when asked for. The page shows no names of roles, no SQL, no secrets.
+//! Everything is computed when asked for. No SQL and no secrets are shown; names of roles and
+//! databases, and what servers and files say of themselves, only to those who have shown a password.
+
+pub mod serve;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,8 +17,6 @@ use axum::routing::get;
 use kornak_cluster::GroupId;
 use kornak_protocol::sqlstate::SqlState;
 use serde::Serialize;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 use crate::registry::Doing;
@@ -91,12 +92,15 @@ pub struct SessionStatus {
     pub pinned: BTreeMap<&'static str, usize>,
 }
 
-/// The server connections of one role to one database through one listener.
+/// The server connections of one role to one database through one listener; without names those of
+/// the whole listener.
 #[derive(Debug, Serialize)]
 pub struct PoolStatus {
     pub listener: String,
-    pub user: String,
-    pub database: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
     pub clients: usize,
     pub waiting: usize,
     /// How long the one that has waited longest has waited.
@@ -106,20 +110,31 @@ pub struct PoolStatus {
     pub opening: usize,
 }
 
-/// Serves the status until told to stop.
-pub async fn serve(shared: Arc<Shared>, socket: TcpListener, stop: CancellationToken) {
-    let router = Router::new()
-        .route("/", get(page))
-        .route("/status", get(async |State(shared): State<Arc<Shared>>| Json(look(&shared))))
-        .route("/metrics", get(series))
-        .with_state(shared);
-    let serving = axum::serve(socket, router).with_graceful_shutdown(stop.cancelled_owned());
-    if let Err(error) = serving.await {
-        tracing::error!(%error, "status page ended");
-    }
+/// How much a visitor is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Detail {
+    /// Counts.
+    Counts,
+    /// Names as well.
+    Names,
 }
 
-fn look(shared: &Shared) -> Status {
+/// What a trouble is called for those who may not read what it is about.
+const SEE_LOG: &str = "see the proxy's log";
+
+fn router(shared: Arc<Shared>, is_private: bool) -> Router {
+    let detail = if is_private { Detail::Names } else { Detail::Counts };
+    Router::new()
+        .route("/", get(move |State(shared)| page(shared, detail)))
+        .route(
+            "/status",
+            get(async move |State(shared): State<Arc<Shared>>| Json(look(&shared, detail))),
+        )
+        .route("/metrics", get(move |State(shared)| series(shared, detail)))
+        .with_state(shared)
+}
+
+fn look(shared: &Shared, detail: Detail) -> Status {
     let holding = shared.holding.borrow().clone();
     let (topology, standings) = (shared.topology(), shared.standings());
     let by_node = shared.registry.by_node();
@@ -167,21 +182,30 @@ fn look(shared: &Shared) -> Status {
         },
         groups: groups.collect(),
         sessions: sessions(shared),
-        pools: pools(shared),
+        pools: pools(shared, detail),
         errors: shared.metrics.errors(),
-        trouble: shared.trouble.lock().iter().map(|(k, v)| (*k, v.clone())).collect(),
+        trouble: troubles(shared, detail),
     }
 }
 
-fn pools(shared: &Shared) -> Vec<PoolStatus> {
+fn troubles(shared: &Shared, detail: Detail) -> BTreeMap<&'static str, String> {
+    let known = shared.trouble.lock();
+    let shown = |what: &String| match detail {
+        Detail::Names => what.clone(),
+        Detail::Counts => SEE_LOG.to_owned(),
+    };
+    known.iter().map(|(place, what)| (*place, shown(what))).collect()
+}
+
+fn pools(shared: &Shared, detail: Detail) -> Vec<PoolStatus> {
     let listeners = &shared.settings.listeners;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let counts = shared.lender.counts().into_iter();
     let mut pools: Vec<PoolStatus> = counts
         .map(|(listener, user, database, count)| PoolStatus {
             listener: listeners.get(listener).map(|it| it.name.clone()).unwrap_or_default(),
-            user: text(&user),
-            database: text(&database),
+            user: Some(text(&user)),
+            database: Some(text(&database)),
             clients: count.clients,
             waiting: count.waiting,
             longest_wait_seconds: count.longest_wait.as_secs_f64(),
@@ -193,7 +217,29 @@ fn pools(shared: &Shared) -> Vec<PoolStatus> {
     pools.sort_by(|a, b| {
         (&a.listener, &a.user, &a.database).cmp(&(&b.listener, &b.user, &b.database))
     });
-    pools
+    match detail {
+        Detail::Names => pools,
+        Detail::Counts => nameless(pools),
+    }
+}
+
+/// One for each listener.
+fn nameless(pools: Vec<PoolStatus>) -> Vec<PoolStatus> {
+    let mut sums: Vec<PoolStatus> = Vec::new();
+    for pool in pools {
+        match sums.last_mut().filter(|sum| sum.listener == pool.listener) {
+            None => sums.push(PoolStatus { user: None, database: None, ..pool }),
+            Some(sum) => {
+                sum.clients += pool.clients;
+                sum.waiting += pool.waiting;
+                sum.longest_wait_seconds = sum.longest_wait_seconds.max(pool.longest_wait_seconds);
+                sum.idle += pool.idle;
+                sum.lent += pool.lent;
+                sum.opening += pool.opening;
+            }
+        }
+    }
+    sums
 }
 
 fn sessions(shared: &Shared) -> SessionStatus {
@@ -215,15 +261,15 @@ fn sessions(shared: &Shared) -> SessionStatus {
     SessionStatus { total: all.len(), by_state, by_listener, pinned }
 }
 
-async fn series(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+async fn series(shared: Arc<Shared>, detail: Detail) -> impl IntoResponse {
     let mut out = String::with_capacity(8 * 1024);
     shared.metrics.print(&mut out);
-    metrics::print_status(&look(&shared), &mut out);
+    metrics::print_status(&look(&shared, detail), &mut out);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out)
 }
 
-async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
-    let status = look(&shared);
+async fn page(shared: Arc<Shared>, detail: Detail) -> Html<String> {
+    let status = look(&shared, detail);
     let mut out = String::from(
         "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=2>\
          <title>kornak proxy</title><style>body{font:15px system-ui;margin:2em}\
@@ -287,11 +333,13 @@ async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
         let _ = write!(out, "pinned by {reason}: {n} &nbsp; ");
     }
     for pool in &status.pools {
+        let of = match (&pool.user, &pool.database) {
+            (Some(user), Some(database)) => format!(" of {} on {}", html(user), html(database)),
+            _ => String::new(),
+        };
         let _ = write!(
             out,
-            "pool of {} on {} through {}: {} clients, {} waiting, {} lent, {} idle &nbsp; ",
-            html(&pool.user),
-            html(&pool.database),
+            "pool{of} through {}: {} clients, {} waiting, {} lent, {} idle &nbsp; ",
             html(&pool.listener),
             pool.clients,
             pool.waiting,
@@ -309,4 +357,34 @@ async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
 
 fn html(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_names_the_pools_of_a_listener_are_one() {
+        let pool = |listener: &str, user: &str, waiting: usize, wait: f64| PoolStatus {
+            listener: listener.to_owned(),
+            user: Some(user.to_owned()),
+            database: Some(user.to_owned()),
+            clients: 2,
+            waiting,
+            longest_wait_seconds: wait,
+            idle: 1,
+            lent: 0,
+            opening: 0,
+        };
+        let sums = nameless(vec![
+            pool("a", "ann", 1, 3.0),
+            pool("a", "joe", 2, 1.0),
+            pool("b", "joe", 0, 0.0),
+        ]);
+        let seen = serde_json::to_string(&sums).unwrap();
+        assert!(!seen.contains("ann") && !seen.contains("joe"), "{seen}");
+        let counts: Vec<_> = sums.iter().map(|it| (it.clients, it.waiting, it.idle)).collect();
+        assert_eq!(counts, [(4, 3, 2), (2, 0, 1)]);
+        assert!(sums[0].longest_wait_seconds > 2.0);
+    }
 }

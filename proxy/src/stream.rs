@@ -73,12 +73,6 @@ impl Stream {
         let _ = saying.now_or_never();
     }
 
-    /// Whether a password in clear text would meet no stranger: under TLS, or on this machine.
-    pub fn may_carry_passwords(&self) -> bool {
-        let here = || self.tcp().peer_addr().is_ok_and(|peer| peer.ip().is_loopback());
-        matches!(self, Self::Tls(_)) || here()
-    }
-
     /// The certificate that the client has shown, if it has; it was verified in the handshake.
     pub fn client_certificate(&self) -> Option<&[u8]> {
         match self {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use kornak_config::proxy::{ClientTls, ProxyTls, ServerSideTls, SslMode};
+use kornak_config::proxy::{ClientTls, ProxyTls, ServerSideTls, SslMode, StatusTls};
 use kornak_protocol::auth::Binding;
 use kornak_protocol::startup::put_ssl_request;
 use rustls::client::Resumption;
@@ -207,6 +207,20 @@ fn accepting(settings: &ClientTls) -> Result<Accepting, TlsError> {
     Ok(Accepting { acceptor, binding, required })
 }
 
+/// The certificate of the status page.
+///
+/// # Errors
+/// It cannot be read or used.
+pub fn of_status(settings: &StatusTls) -> Result<TlsAcceptor, TlsError> {
+    let certified = certified(&settings.certfile, &settings.keyfile)?;
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let resolver = Arc::new(SingleCertAndKey::from(certified));
+    let mut config = builder.with_no_client_auth().with_cert_resolver(resolver);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
 /// One rung of libpq's ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
@@ -227,6 +241,8 @@ pub struct ServerTls {
 #[derive(Debug)]
 struct Connecting {
     mode: SslMode,
+    /// There are authorities that a certificate must be of.
+    verifies: bool,
     config: Arc<ClientConfig>,
 }
 
@@ -251,6 +267,11 @@ impl ServerTls {
             SslMode::Prefer => &[Attempt::IfOffered, Attempt::Plain],
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[Attempt::Tls],
         }
+    }
+
+    /// Whether a server under TLS is one whose certificate an authority of the operator's has signed.
+    pub fn verifies(&self) -> bool {
+        self.current.load().verifies
     }
 
     /// Encrypts a fresh connection to `host`.
@@ -336,7 +357,8 @@ fn connecting(settings: &ServerSideTls) -> Result<Connecting, TlsError> {
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
-    Ok(Connecting { mode: settings.sslmode, config: Arc::new(config) })
+    let verifies = settings.ca.is_some();
+    Ok(Connecting { mode: settings.sslmode, verifies, config: Arc::new(config) })
 }
 
 /// What SCRAM binds to on a connection that we opened.

@@ -11,7 +11,7 @@ use kornak_protocol::auth::Credentials;
 use kornak_protocol::backend::BackendKey;
 use kornak_protocol::error::ErrorView;
 use kornak_protocol::startup::{ProtocolVersion, put_cancel_request, put_startup};
-use kornak_proxy::backend::{Address, Connected, connect, next_frame};
+use kornak_proxy::backend::{Account, Address, Connected, connect, next_frame};
 use kornak_proxy::tls::ServerTls;
 use kornak_tests::run::etcd::Etcd;
 use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD};
@@ -37,7 +37,8 @@ async fn session(port: u16, version: ProtocolVersion) -> Result<(Connected, Back
     let tls = ServerTls::new(&settings)?;
     let address = Address { host: "127.0.0.1".into(), port };
     let password = Credentials::Password(b"right".to_vec().into());
-    let connected = connect(&address, &tls, &startup, b"app", password, SOON).await?;
+    let account = Account { startup: &startup, user: b"app", credentials: &password, own: None };
+    let connected = connect(&address, &tls, account, SOON).await?;
     let key = connected.key.clone().context("no BackendKeyData")?;
     Ok((connected, key))
 }

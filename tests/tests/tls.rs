@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use kornak_config::proxy::{ServerSideTls, SslMode};
+use kornak_config::proxy::{RequireAuth, ServerSideTls, SslMode};
 use kornak_protocol::auth::{Credentials, Method};
-use kornak_proxy::backend::{Address, connect, own_startup};
+use kornak_proxy::backend::{Account, Address, connect, own_startup};
 use kornak_proxy::tls::ServerTls;
 use kornak_tests::run::certificates::{Pair, Workshop};
 use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD};
@@ -130,8 +130,13 @@ impl Secure {
         let address = Address { host: host.into(), port: self.server.port() };
         let startup = own_startup(user, "postgres", "test").expect("short");
         let password = Credentials::Password(b"right".to_vec().into());
-        let mut connected =
-            connect(&address, &tls, &startup, user.as_bytes(), password, SOON).await.ok()?;
+        let account = Account {
+            startup: &startup,
+            user: user.as_bytes(),
+            credentials: &password,
+            own: Some(RequireAuth::default()),
+        };
+        let mut connected = connect(&address, &tls, account, SOON).await.ok()?;
         let rows = connected.query(&format!("{IS_TLS} AND true"), &[]).await.ok()?;
         let value = rows.first()?.first()?.as_deref()?.to_owned();
         Some((value == b"t", connected.method))

@@ -1,21 +1,21 @@
 //! A proxy's file: the head of an agent's, and `proxy:`.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kornak_cluster::Scope;
 use secrecy::SecretString;
 use serde_json::Value;
 
+use super::limits::servers;
 use super::store::strip_scheme;
 use crate::address::{HostPort, Listen};
 use crate::proxy::{
-    AuthMethod, AuthSettings, Balance, ClientTls, FailoverSettings, KeepSessions, LimitSettings,
-    ListenPolicy, ListenerSettings, PoolMode, PoolSettings, ProxySettings, ProxyTls, ServerSideTls,
+    AuthMethod, AuthSettings, Balance, ClientTls, FailoverSettings, KeepSessions, ListenPolicy,
+    ListenerSettings, PoolMode, ProxyProtocol, ProxySettings, ProxyTls, RequireAuth, ServerSideTls,
     Source, SslMode, StaticMember, Target, UnknownOutcome,
 };
-use crate::rules::{ClientCert, Method};
-use crate::section::Section;
+use crate::rules::{ClientCert, Method, Network};
+use crate::section::{Section, scalar_text};
 
 /// Reads everything. `base` is the folder that relative files start from.
 pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
@@ -49,6 +49,9 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
         "limits",
         "failover",
         "pool",
+        "log_connections",
+        "log_disconnections",
+        "application_name_add_host",
         "threads",
         "static",
         "rest",
@@ -70,12 +73,15 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
         connect_address: section
             .parsed("connect_address", "host:port", |text| HostPort::parse(text, None)),
         listeners,
-        status: status(&section),
+        status: super::limits::status(&section, base),
         auth: auth(&section.section("auth"), base, &names, &tls.client),
         tls,
-        limits: limits(&section.section("limits")),
+        limits: super::limits::limits(&section.section("limits")),
         failover: failover(&section.section("failover")),
-        pool: pool(&section.section("pool")),
+        pool: super::limits::pool(&section.section("pool")),
+        log_connections: section.flag("log_connections").unwrap_or(false),
+        log_disconnections: section.flag("log_disconnections").unwrap_or(false),
+        application_name_add_host: section.flag("application_name_add_host").unwrap_or(false),
         threads: section.count("threads", 1..=1024).and_then(|count| usize::try_from(count).ok()),
         log: super::log(root),
         scope: scope?,
@@ -243,7 +249,7 @@ fn listener(item: &Section<'_>) -> Option<ListenerSettings> {
         balance: item.word("balance", &balances).unwrap_or(defaults.balance),
         fallback_to_primary: fallback,
         max_lag_bytes: item.bytes("max_lag"),
-        proxy_protocol: item.flag("proxy_protocol").unwrap_or(defaults.proxy_protocol),
+        proxy_protocol: proxy_protocol(item),
         retry_reads: item.flag("retry_reads").unwrap_or(never_leads),
         pool_mode,
         pool_size: servers(item, "pool_size"),
@@ -252,19 +258,71 @@ fn listener(item: &Section<'_>) -> Option<ListenerSettings> {
     })
 }
 
-fn status(section: &Section<'_>) -> Option<Listen> {
-    if section.value("status") == Some(&Value::Bool(false)) {
-        return None;
+/// `true`, `false`, or the balancers' addresses.
+fn proxy_protocol(item: &Section<'_>) -> ProxyProtocol {
+    let key = "proxy_protocol";
+    let texts: Vec<String> = match item.value(key) {
+        None | Some(Value::Bool(false)) => return ProxyProtocol::Off,
+        Some(Value::Array(items)) => items.iter().filter_map(scalar_text).collect(),
+        Some(other) => scalar_text(other).into_iter().collect(),
+    };
+    let texts: Vec<&str> = texts.iter().flat_map(|text| text.split(',')).map(str::trim).collect();
+    if let [word] = texts.as_slice()
+        && !word.contains(['.', ':'])
+    {
+        if item.flag(key) == Some(true) {
+            item.warn(
+                key,
+                "anybody who reaches this port may claim any address, so a rule with addresses lets \
+                 in who fits by both addresses only; name the balancers: [10.0.0.5, 10.0.1.0/24]",
+            );
+            return ProxyProtocol::Claimed;
+        }
+        return ProxyProtocol::Off;
     }
-    let below = section.section("status");
-    below.only(&["listen"]);
-    let default = Listen { hosts: vec!["0.0.0.0".to_owned()], port: 7000 };
-    Some(below.parsed("listen", "host:port", |text| Listen::parse(text, None)).unwrap_or(default))
+    let networks: Vec<Network> = texts.iter().filter_map(|text| Network::parse(text)).collect();
+    if networks.is_empty() || networks.len() < texts.len() {
+        item.expected(key, "true, false, or the addresses and ranges of balancers");
+    }
+    ProxyProtocol::From(networks)
+}
+
+/// As libpq's: the methods that are allowed, or, each behind an exclamation mark, those that are not.
+fn require_auth(section: &Section<'_>) -> RequireAuth {
+    let key = "require_auth";
+    let Some(words) = section.texts(key, ',') else { return RequireAuth::default() };
+    let negative = words.iter().all(|word| word.starts_with('!'));
+    let default = RequireAuth::default();
+    let none = RequireAuth { password: false, md5: false, scram: false, none: false };
+    let mut found = if negative { default } else { none };
+    for word in &words {
+        match word.trim_start_matches('!') {
+            "password" => found.password = !negative,
+            "md5" => found.md5 = !negative,
+            "scram-sha-256" => found.scram = !negative,
+            "none" => found.none = !negative,
+            _ => section.expected(key, "some of password, md5, scram-sha-256, none"),
+        }
+    }
+    let mixed = !negative && words.iter().any(|word| word.starts_with('!'));
+    if mixed || words.is_empty() || found == none {
+        section.expected(key, "methods that are allowed, or, each behind a !, those that are not");
+    }
+    found
 }
 
 fn auth(section: &Section<'_>, base: &Path, listeners: &[String], tls: &ClientTls) -> AuthSettings {
-    let known =
-        ["method", "user", "password", "password_file", "database", "query", "rules", "maps"];
+    let known = [
+        "method",
+        "user",
+        "password",
+        "password_file",
+        "database",
+        "query",
+        "require_auth",
+        "rules",
+        "maps",
+    ];
     section.only(&known);
     let methods = [
         ("scram", AuthMethod::Scram),
@@ -300,6 +358,7 @@ fn auth(section: &Section<'_>, base: &Path, listeners: &[String], tls: &ClientTl
                 text.contains("$1").then(|| text.to_owned())
             })
             .unwrap_or(relay.query),
+        require_auth: require_auth(section),
         rules,
     }
 }
@@ -383,72 +442,5 @@ fn failover(section: &Section<'_>) -> FailoverSettings {
         keep_sessions: section.word("keep_sessions", &keep).unwrap_or_default(),
         unknown_outcome: section.word("unknown_outcome", &outcome).unwrap_or_default(),
         listen: section.word("listen", &listen).unwrap_or_default(),
-    }
-}
-
-/// A number of server connections.
-fn servers(section: &Section<'_>, key: &str) -> Option<usize> {
-    section.count(key, 1..=100_000).and_then(|count| usize::try_from(count).ok())
-}
-
-fn pool(section: &Section<'_>) -> PoolSettings {
-    section.only(&[
-        "size",
-        "max_servers",
-        "wait_timeout",
-        "wait_notice",
-        "idle_timeout",
-        "lifetime",
-        "prepared_statements",
-    ]);
-    let defaults = PoolSettings::default();
-    let or_never = |key: &str, default: Option<Duration>| match section.duration(key) {
-        Some(duration) => Some(duration).filter(|duration| !duration.is_zero()),
-        None => default,
-    };
-    PoolSettings {
-        size: servers(section, "size").unwrap_or(defaults.size),
-        max_servers: servers(section, "max_servers").unwrap_or(defaults.max_servers),
-        wait_timeout: section.duration("wait_timeout").unwrap_or(defaults.wait_timeout),
-        wait_notice: or_never("wait_notice", defaults.wait_notice),
-        idle_timeout: or_never("idle_timeout", defaults.idle_timeout),
-        lifetime: section.duration("lifetime").unwrap_or(defaults.lifetime),
-        prepared_statements: section
-            .count("prepared_statements", 1..=10_000)
-            .and_then(|count| usize::try_from(count).ok())
-            .unwrap_or(defaults.prepared_statements),
-    }
-}
-
-fn limits(section: &Section<'_>) -> LimitSettings {
-    section.only(&[
-        "max_clients",
-        "login_timeout",
-        "hold_timeout",
-        "max_hold",
-        "connect_timeout",
-        "max_held_bytes",
-        "client_idle_timeout",
-        "shutdown_timeout",
-    ]);
-    let defaults = LimitSettings::default();
-    let size = |value: Option<u64>, default: usize| {
-        value.and_then(|value| usize::try_from(value).ok()).unwrap_or(default)
-    };
-    let held = section.bytes("max_held_bytes");
-    if held.is_some_and(|bytes| bytes < 8192) {
-        section.expected("max_held_bytes", "at least 8 kB");
-    }
-    LimitSettings {
-        max_clients: size(section.count("max_clients", 1..=1_000_000), defaults.max_clients),
-        login_timeout: section.duration("login_timeout").unwrap_or(defaults.login_timeout),
-        hold_timeout: section.duration("hold_timeout").unwrap_or(defaults.hold_timeout),
-        max_hold: section.duration("max_hold").unwrap_or(defaults.max_hold),
-        connect_timeout: section.duration("connect_timeout").unwrap_or(defaults.connect_timeout),
-        max_held_bytes: size(held, defaults.max_held_bytes),
-        client_idle_timeout: section
-            .duration("client_idle_timeout")
-            .filter(|timeout| !timeout.is_zero()),
-        shutdown_timeout: section.duration("shutdown_timeout").unwrap_or(defaults.shutdown_timeout),
     }
 }

@@ -182,7 +182,7 @@ fn a_clear_password_is_compared_with_whatever_is_stored() {
     ];
     for (stored, text, good) in rows {
         let server = ServerAuth::Cleartext { user: b"ann".to_vec(), stored };
-        let end = talk(server, client(password(text)).allow_cleartext());
+        let end = talk(server, client(password(text)).allow(ANYTHING));
         assert_eq!(matches!(end, End::In(Credentials::Password(_))), good, "{text}: {end:?}");
     }
 }
@@ -192,7 +192,28 @@ fn a_password_is_not_sent_in_clear_unless_allowed() {
     let stored = stored("pencil");
     let server = ServerAuth::Cleartext { user: b"ann".to_vec(), stored };
     let end = talk(server, client(password("pencil")));
-    assert!(matches!(end, End::GaveUp(LoginError::CleartextForbidden)), "{end:?}");
+    assert!(matches!(end, End::GaveUp(LoginError::Forbidden { .. })), "{end:?}");
+}
+
+const ANYTHING: Allowed = Allowed { cleartext: true, ..Allowed::USUAL };
+
+#[test]
+fn a_login_proves_itself_only_as_it_may() {
+    let md5 = || ServerAuth::Md5 { secret: Md5Secret::of(b"ann", b"pencil"), salt: [1; 4] };
+    let clear = || ServerAuth::Cleartext { user: b"ann".to_vec(), stored: stored("pencil") };
+    let sasl = || scram(verifier("pencil"), Binding::None);
+    let allowed = Allowed { md5: false, nothing: false, ..Allowed::USUAL };
+    for (server, is_in) in [(md5(), false), (clear(), false), (sasl(), true)] {
+        let end = talk(server, client(password("pencil")).allow(allowed));
+        assert_eq!(matches!(end, End::In(_)), is_in, "{end:?}");
+        let forbidden = matches!(end, End::GaveUp(LoginError::Forbidden { .. }));
+        assert_eq!(forbidden, !is_in, "{end:?}");
+    }
+    let none = Allowed { scram: false, ..allowed };
+    let end = talk(sasl(), client(password("pencil")).allow(none));
+    assert!(matches!(end, End::GaveUp(LoginError::Forbidden { .. })), "{end:?}");
+    let step = client(password("pencil")).allow(allowed).on(&Authentication::Ok);
+    assert!(matches!(step, Step::Refuse(LoginError::Forbidden { .. })), "{step:?}");
 }
 
 #[test]
@@ -207,7 +228,7 @@ fn credentials_answer_only_what_they_can() {
         (md5_server(), keys()),
         (md5_server(), Credentials::None),
     ] {
-        let end = talk(server, client(credentials).allow_cleartext());
+        let end = talk(server, client(credentials).allow(ANYTHING));
         assert!(matches!(end, End::GaveUp(LoginError::NoCredentials { .. })), "{end:?}");
     }
 }

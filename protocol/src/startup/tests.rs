@@ -165,20 +165,45 @@ fn a_value_with_a_nul_cannot_smuggle_a_parameter() {
 }
 
 #[test]
-fn replication_is_recognized() {
-    for (word, kind) in [
-        ("true", Replication::Physical),
-        ("ON", Replication::Physical),
-        ("1", Replication::Physical),
-        ("database", Replication::Logical),
-        ("false", Replication::None),
-        ("0", Replication::None),
-        ("weird", Replication::Physical),
-    ] {
-        let m = message(format!("user\0u\0replication\0{word}\0\0").as_bytes());
-        assert_eq!(m.replication(), kind, "{word}");
+fn replication_is_read_as_a_server_reads_it() {
+    let check = |words: &[&str], expected: Result<Replication, &str>| {
+        let all: String = words.iter().map(|word| format!("replication\0{word}\0")).collect();
+        let m = message(format!("user\0u\0{all}\0").as_bytes());
+        assert_eq!(m.replication(), expected.map_err(str::as_bytes), "{words:?}");
+    };
+    for word in ["t", "tr", "TRUE", "y", "Yes", "on", "ON", "1"] {
+        check(&[word], Ok(Replication::Physical));
     }
-    assert_eq!(message(b"user\0u\0\0").replication(), Replication::None);
+    for word in ["f", "fa", "fal", "FALS", "false", "n", "no", "of", "OFF", "0"] {
+        check(&[word], Ok(Replication::None));
+    }
+    check(&["database"], Ok(Replication::Logical));
+    for word in ["", "o", "maybe", "truee", "offf", "01", "Database", "databas", " on", "-1"] {
+        check(&[word], Err(word));
+    }
+    // The last one counts, a wrong one is wrong wherever it stands, `database` stays said.
+    check(&["true", "off"], Ok(Replication::None));
+    check(&["off", "true"], Ok(Replication::Physical));
+    check(&["database", "yes"], Ok(Replication::Logical));
+    check(&["database", "no"], Ok(Replication::None));
+    check(&["maybe", "on"], Err("maybe"));
+    check(&[], Ok(Replication::None));
+}
+
+#[test]
+fn names_are_cut_where_older_servers_cut_them() {
+    let long = "x".repeat(62);
+    let packet = format!("user\0{long}äyz\0application_name\0{long}abc\0database\0{long}ab\0\0");
+    let m = message(packet.as_bytes());
+    assert!(m.has_long_names());
+    let short = m.with_short_names();
+    // In the middle of a letter, if it falls there.
+    assert_eq!(short.user(), Some(&[long.as_bytes(), b"\xc3"].concat()[..]));
+    assert_eq!(short.database(), Some(format!("{long}a").as_bytes()));
+    assert_eq!(short.get("application_name").map(<[u8]>::len), Some(65));
+    let m = message(format!("user\0{long}a\0\0").as_bytes());
+    assert!(!m.has_long_names());
+    assert_eq!(m.clone().with_short_names(), m);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kornak_protocol::sqlstate::INSUFFICIENT_PRIVILEGE;
 
 use super::Identity;
-use crate::backend::{self, Address, Connected, DialError};
+use crate::backend::{self, Account, Address, Connected, DialError};
 use crate::shared::Shared;
 
 const PARAMETER: &[u8] = b"citus.use_secondary_nodes\0always\0";
@@ -25,8 +25,8 @@ pub(super) async fn connect(
 ) -> Result<Connected, DialError> {
     let tls = shared.prober.tls();
     let log_in = |startup: Bytes| async move {
-        let credentials = identity.credentials.clone();
-        backend::connect(address, tls, &startup, &identity.user, credentials, limit).await
+        let account = Account { startup: &startup, ..identity.account() };
+        backend::connect(address, tls, account, limit).await
     };
     match log_in(with_parameter(&identity.startup)).await {
         Err(DialError::Refused { sqlstate: INSUFFICIENT_PRIVILEGE, message, .. }) => {

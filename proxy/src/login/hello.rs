@@ -1,10 +1,10 @@
 //! From the first byte to the startup packet: PROXY header, TLS in both ways, GSSAPI's refusal,
 //! cancel requests.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use bytes::BytesMut;
-use kornak_config::proxy::ListenerSettings;
+use kornak_config::proxy::{ListenerSettings, ProxyProtocol};
 use kornak_protocol::auth::Binding;
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::sqlstate::{FEATURE_NOT_SUPPORTED, INVALID_AUTHORIZATION, PROTOCOL_VIOLATION};
@@ -27,10 +27,33 @@ pub(super) struct Hello {
     /// Bytes that came behind the startup packet.
     pub(super) buf: BytesMut,
     pub(super) message: StartupMessage,
-    /// Where it connects from; by the balancer's word, if one stands in front.
-    pub(super) peer: IpAddr,
+    pub(super) peer: Peer,
     /// What SCRAM binds to.
     pub(super) binding: Binding,
+}
+
+/// Where a client is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer {
+    /// As far as we know: the other end of the connection, or what a balancer says that the
+    /// settings name.
+    pub(super) address: SocketAddr,
+    /// What anybody may have said, on a listener whose settings name no balancer.
+    pub(super) claimed: Option<SocketAddr>,
+}
+
+impl Peer {
+    /// For people: the address, and the claimed one behind it.
+    pub(super) fn shown(&self) -> String {
+        match self.claimed {
+            None => self.address.to_string(),
+            Some(claimed) => format!("{} (claims {claimed})", self.address),
+        }
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Listens until the client has sent its startup packet.
@@ -39,11 +62,23 @@ pub(super) async fn listen(
     listener: &ListenerSettings,
     mut stream: Stream,
 ) -> Login<Hello> {
-    let mut peer = stream.tcp().peer_addr().map_err(silent)?.ip().to_canonical();
-    if listener.proxy_protocol
-        && let Some(source) = take_proxy_header(shared, &mut stream).await?
-    {
-        peer = source.to_canonical();
+    let address = canonical(stream.tcp().peer_addr().map_err(silent)?);
+    let mut peer = Peer { address, claimed: None };
+    match &listener.proxy_protocol {
+        ProxyProtocol::Off => {}
+        ProxyProtocol::Claimed => {
+            peer.claimed = take_proxy_header(shared, &mut stream).await?.map(canonical);
+        }
+        ProxyProtocol::From(balancers) => {
+            if !balancers.iter().any(|network| network.contains(address.ip())) {
+                count(&shared.metrics.malformed);
+                let listener = &listener.name;
+                tracing::info!(%listener, client = %address, "connection refused: it comes from none of the balancers of proxy_protocol");
+                return Err(NotAdmitted::Silent);
+            }
+            let told = take_proxy_header(shared, &mut stream).await?;
+            peer.address = told.map_or(address, canonical);
+        }
     }
     let mut binding = Binding::None;
     if begins_with_tls(&stream).await? {
@@ -100,7 +135,7 @@ pub(super) async fn listen(
 }
 
 /// Takes the balancer's header and not one byte more: a TLS handshake may follow it.
-async fn take_proxy_header(shared: &Shared, stream: &mut Stream) -> Login<Option<IpAddr>> {
+async fn take_proxy_header(shared: &Shared, stream: &mut Stream) -> Login<Option<SocketAddr>> {
     let mut buf = BytesMut::new();
     loop {
         match proxy_protocol::take_header(&mut buf) {

@@ -6,8 +6,9 @@ use kornak_config::rules::Method;
 use kornak_protocol::auth::{Credentials, Refusal, ServerAuth, Step, StoredPassword};
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::sqlstate::{INTERNAL_ERROR, PROTOCOL_VIOLATION};
+use kornak_protocol::startup::MAX_NAME_BYTES;
 
-use super::{Login, NotAdmitted, Visitor, client_frame, refuse, silent};
+use super::{Login, NotAdmitted, Shown, Visitor, client_frame, refuse, silent};
 use crate::backend::{Address, DialError};
 use crate::metrics::count;
 use crate::route;
@@ -45,7 +46,7 @@ impl Visitor<'_> {
         self.shared.set_trouble("auth", None);
         let takes_md5 = *method == Method::Md5;
         if !takes_md5 && matches!(known.stored, Some(StoredPassword::Md5(_))) {
-            let role = self.user.escape_ascii();
+            let role = Shown(&self.user);
             tracing::warn!(%role, "role has an md5 password, and the method is scram: refused");
         }
         let mut auth = match known.stored {
@@ -84,12 +85,16 @@ impl Visitor<'_> {
     }
 
     pub(super) fn wrong<T>(&self, stream: Stream, refusal: Refusal) -> Login<T> {
-        let role = self.user.escape_ascii();
-        tracing::info!(client = %self.peer, %role, why = %refusal, "login refused");
+        let (client, role) = (self.peer.shown(), Shown(&self.user));
+        tracing::info!(%client, %role, why = %refusal, "login refused");
         refuse(stream, &refusal.fields(&self.user))
     }
 
     pub(super) async fn verifier(&self) -> Result<crate::verifiers::Known, DialError> {
+        // No role has such a name, and a server would only complain of it.
+        if self.user.len() > MAX_NAME_BYTES || std::str::from_utf8(&self.user).is_err() {
+            return Ok(crate::verifiers::Known { stored: None });
+        }
         loop {
             let servers = self.servers();
             let role = (self.verified_by(), self.user.clone());

@@ -49,6 +49,9 @@ impl Visitor<'_> {
                 }
                 b'S' => {
                     if let Ok((name, value)) = backend::parameter_status(&frame.body) {
+                        if name == b"server_version" {
+                            self.shared.prober.heard_version(Some(value));
+                        }
                         let _ = params.set(name, value);
                     }
                     put_frame(&frame, &mut out);

@@ -197,7 +197,7 @@ impl Proxy {
             ListenerSettings::new("primary", any(), Target::Primary),
             ListenerSettings::new("standbys", any(), Target::Standbys),
         ];
-        settings.status = Some(any());
+        settings.status = Some(kornak_config::proxy::StatusSettings::new(any()));
         settings.threads = Some(2);
         change(&mut settings);
         let stop = CancellationToken::new();
