@@ -4,8 +4,11 @@
 //! place where it was written, so that an error about a value found later still names its line.
 //! Also here: merging of several sources, for a directory of files and for the environment.
 
+mod scalar;
+
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
@@ -37,8 +40,8 @@ impl Tree {
                 whole(line, format!("not valid YAML: {}", first_line(&error)))
             })?;
         let mut tree = Self::default();
-        let node = node.unwrap_or(Node { line: 1, kind: Kind::Leaf(Value::Null) });
-        match tree.take(source, "", node) {
+        let node = node.unwrap_or(Node { line: 1, bytes: 0..0, kind: Kind::Leaf(Value::Null) });
+        match tree.take((source, text), "", node) {
             Value::Object(root) => tree.root = root,
             Value::Null => {}
             other => {
@@ -49,9 +52,10 @@ impl Tree {
         Ok(tree)
     }
 
-    fn take(&mut self, source: &str, path: &str, node: Node) -> Value {
+    /// `source` is a name and the text itself.
+    fn take(&mut self, source: (&str, &str), path: &str, node: Node) -> Value {
         match node.kind {
-            Kind::Leaf(value) => value,
+            Kind::Leaf(value) => scalar::as_pyyaml_does(value, source.1, node.bytes),
             Kind::List(items) => {
                 let items = items.into_iter().enumerate().map(|(index, item)| {
                     let path = format!("{path}[{index}]");
@@ -72,7 +76,7 @@ impl Tree {
         }
     }
 
-    fn put(&mut self, source: &str, path: &str, line: u64) {
+    fn put(&mut self, (source, _): (&str, &str), path: &str, line: u64) {
         let place = Place { source: source.to_owned(), line: Some(line) };
         self.places.insert(path.to_owned(), place);
     }
@@ -103,13 +107,13 @@ impl Tree {
 /// One value that stands alone, as in an environment variable. Text that is no YAML is text.
 pub(crate) fn parse_value(text: &str) -> Value {
     serde_saphyr::from_str_with_options::<Node>(text, options())
-        .map_or_else(|_| Value::from(text), |node| Tree::default().take("", "", node))
+        .map_or_else(|_| Value::from(text), |node| Tree::default().take(("", text), "", node))
 }
 
 /// One value; text that is no YAML is refused.
 pub(crate) fn parse_strictly(text: &str) -> Result<Value, Problem> {
     serde_saphyr::from_str_with_options::<Option<Node>>(text, options())
-        .map(|node| node.map_or(Value::Null, |node| Tree::default().take("", "", node)))
+        .map(|node| node.map_or(Value::Null, |node| Tree::default().take(("", text), "", node)))
         .map_err(|error| Problem {
             place: Place { source: "YAML".to_owned(), line: error.location().map(|at| at.line()) },
             key: String::new(),
@@ -145,7 +149,8 @@ fn merge_maps(under: &mut Map<String, Value>, over: Map<String, Value>) {
     }
 }
 
-/// PyYAML's reading, as far as the parser can: the last of two equal keys wins, `0600` is octal.
+/// PyYAML's reading, as far as the parser can: the last of two equal keys wins. What a plain scalar
+/// is, [`scalar`] says.
 /// Snippets are off, for they could show a password.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
@@ -161,6 +166,8 @@ fn first_line(error: &serde_saphyr::Error) -> String {
 
 struct Node {
     line: u64,
+    /// Where a scalar's text was written, behind an alias where its anchor is.
+    bytes: Range<usize>,
     kind: Kind,
 }
 
@@ -173,7 +180,12 @@ enum Kind {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Kind>::deserialize(deserializer)?;
-        Ok(Self { line: spanned.referenced.line(), kind: spanned.value })
+        let span = spanned.defined.span();
+        let start = span.byte_offset().and_then(|start| usize::try_from(start).ok());
+        let length = span.byte_len().and_then(|length| usize::try_from(length).ok());
+        let start = start.unwrap_or_default();
+        let bytes = start..start.saturating_add(length.unwrap_or_default());
+        Ok(Self { line: spanned.referenced.line(), bytes, kind: spanned.value })
     }
 }
 
@@ -267,6 +279,24 @@ mod tests {
             ("a: 0600", r#"{"a":384}"#),
             ("a: 1_000", r#"{"a":1000}"#),
             ("a: -3", r#"{"a":-3}"#),
+            ("a: y", r#"{"a":"y"}"#),
+            ("a: N # no", r#"{"a":"N"}"#),
+            ("a: tRUE", r#"{"a":"tRUE"}"#),
+            ("a: 'y'\nb: \"1\"", r#"{"a":"y","b":"1"}"#),
+            ("a: &x y\nb: *x", r#"{"a":"y","b":"y"}"#),
+            ("a: &x 1e3\nb: *x", r#"{"a":"1e3","b":"1e3"}"#),
+            (
+                "ü: [y, on, 08, 0x1F, 0o17, +1, 1e+3, 1.5e+3]",
+                r#"{"ü":["y",true,"08",31,"0o17",1,"1e+3",1500.0]}"#,
+            ),
+            ("a: {b: n, c: Off}", r#"{"a":{"b":"n","c":false}}"#),
+            ("a: 12:30", r#"{"a":750}"#),
+            ("a: 1.2.3", r#"{"a":"1.2.3"}"#),
+            ("a: Null", r#"{"a":null}"#),
+            ("a: !!str 12", r#"{"a":"12"}"#),
+            ("a: |-\n  12", r#"{"a":"12"}"#),
+            ("a: >-\n  on", r#"{"a":"on"}"#),
+            ("a: two\n  words", r#"{"a":"two words"}"#),
             ("a: 1.5", r#"{"a":1.5}"#),
             ("a: ~", r#"{"a":null}"#),
             ("a:", r#"{"a":null}"#),

@@ -6,9 +6,6 @@
 //! time.
 
 mod binding;
-mod chain;
-pub mod names;
-mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,102 +15,26 @@ use bytes::BytesMut;
 use kornak_config::proxy::{ClientTls, ProxyTls, ServerSideTls, SslMode, StatusTls};
 use kornak_protocol::auth::Binding;
 use kornak_protocol::startup::put_ssl_request;
+use kornak_tls::{Authorities, OfClients, OfServers, Rules, certified, revoked_in};
+use rustls::ClientConfig;
 use rustls::client::Resumption;
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName,
-    SubjectPublicKeyInfoDer,
-};
+use rustls::pki_types::ServerName;
 use rustls::server::NoServerSessionStorage;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, ServerConfig};
+use rustls::server::danger::ClientCertVerifier;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::backend::DialError;
 use crate::stream::Stream;
-use verify::{Authorities, OfClients, OfServers};
+pub use kornak_tls::{TlsError, names};
 
 /// What PostgreSQL calls itself in ALPN.
 pub const ALPN: &[u8] = b"postgresql";
 
-/// Why certificates or keys cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A PEM file cannot be read.
-    #[error("read {path}: {what}")]
-    File { path: String, what: String },
-    /// The key is not that of the certificate.
-    #[error("the key in {key} does not belong to the certificate in {cert}")]
-    OtherKey { cert: String, key: String },
-    /// What is in it will not do.
-    #[error("use the certificates")]
-    Use(#[from] rustls::Error),
-    /// The authorities will not do.
-    #[error("use the certificate authorities: {what}")]
-    Authorities { what: String },
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
-fn file_error(path: &Path, what: &dyn std::fmt::Display) -> TlsError {
-    TlsError::File { path: path.display().to_string(), what: what.to_string() }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let found: Vec<_> = read.map_err(|error| file_error(path, &error))?;
-    match found.is_empty() {
-        true => Err(file_error(path, &"there is no certificate in it")),
-        false => Ok(found),
-    }
-}
-
-fn authorities(ca: &Path, crl: Option<&Path>) -> Result<Authorities, TlsError> {
-    let revoked = match crl {
-        None => Vec::new(),
-        Some(crl) => {
-            let read = CertificateRevocationListDer::pem_file_iter(crl);
-            let found = read.and_then(Iterator::collect::<Result<Vec<_>, _>>);
-            found.map_err(|error| file_error(crl, &error))?
-        }
-    };
-    Authorities::new(certificates(ca)?, revoked)
-}
-
-/// A certificate with its chain and key. rustls's own way would refuse certificates of version 1.
-fn certified(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
-    let chain = certificates(cert)?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| {
-        let text = std::fs::read_to_string(key).unwrap_or_default();
-        match text.contains("ENCRYPTED") {
-            true => file_error(key, &"the key is encrypted; `openssl pkey` writes it without"),
-            false => file_error(key, &error),
-        }
-    })?;
-    warn_if_open(key);
-    let key_of = provider().key_provider.load_private_key(private)?;
-    let first = chain.first().ok_or_else(|| file_error(cert, &"there is no certificate in it"))?;
-    let parsed = names::parse(first).map_err(|error| file_error(cert, &error))?;
-    let theirs = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
-    if key_of.public_key().is_some_and(|ours| ours != theirs) {
-        let (cert, key) = (cert.display().to_string(), key.display().to_string());
-        return Err(TlsError::OtherKey { cert, key });
-    }
-    Ok(CertifiedKey::new(chain, key_of))
-}
-
-fn warn_if_open(key: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(key).map_or(0, |it| it.permissions().mode());
-    if mode & 0o007 != 0 {
-        let key = key.display();
-        tracing::warn!(%key, "every user of this host can reach the private key; chmod o= mends it");
-    }
+fn authorities(ca: &Path, crl: Option<&PathBuf>) -> Result<Authorities, TlsError> {
+    let lists = crl.map_or(Ok(Vec::new()), |crl| revoked_in(crl))?;
+    Ok(Authorities::of_file(ca)?.revoking(lists))
 }
 
 /// Accepts TLS of clients with the certificate that is in force.
@@ -188,18 +109,17 @@ fn accepting(settings: &ClientTls) -> Result<Accepting, TlsError> {
     let (Some(cert), Some(key)) = (&settings.cert, &settings.key) else {
         return Ok(Accepting { acceptor: None, binding: Binding::None, required });
     };
-    let certified = certified(cert, key)?;
+    let certified = certified(cert, key, None)?;
     let binding = certified.cert.first().map_or(Binding::None, |own| binding::of_certificate(own));
-    let builder =
-        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder = match &settings.ca {
+    let verifier = match &settings.ca {
         Some(ca) => {
-            let authorities = authorities(ca, settings.crl.as_deref())?;
-            builder.with_client_cert_verifier(Arc::new(OfClients::new(authorities, provider())?))
+            let authorities = authorities(ca, settings.crl.as_ref())?;
+            let verifier = OfClients::new(authorities, Rules::Libpq, false);
+            Some(Arc::new(verifier) as Arc<dyn ClientCertVerifier>)
         }
-        None => builder.with_no_client_auth(),
+        None => None,
     };
-    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    let mut config = kornak_tls::server_config(verifier, certified)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -334,27 +254,21 @@ fn explain(error: &std::io::Error) -> String {
 
 fn connecting(settings: &ServerSideTls) -> Result<Connecting, TlsError> {
     let verifies = matches!(settings.sslmode, SslMode::VerifyCa | SslMode::VerifyFull);
-    let authorities = match &settings.ca {
-        // As in libpq, a file that is there is used in every mode.
-        Some(ca) => Some(authorities(ca, settings.crl.as_deref())?),
-        None if verifies => {
-            let what = "sslmode asks for verification and there is no ca file".to_owned();
-            return Err(TlsError::Authorities { what });
-        }
-        None => None,
-    };
     let by_name = settings.sslmode == SslMode::VerifyFull;
-    let verifier = Arc::new(OfServers::new(authorities, by_name, provider())?);
-    let builder =
-        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-    let mut config = match (&settings.cert, &settings.key) {
-        (Some(cert), Some(key)) => {
-            let own = SingleCertAndKey::from(certified(cert, key)?);
-            builder.with_client_cert_resolver(Arc::new(own))
+    let verifier = match &settings.ca {
+        // As in libpq, a file that is there is used in every mode.
+        Some(ca) => {
+            let authorities = authorities(ca, settings.crl.as_ref())?;
+            OfServers::new(authorities, Rules::Libpq, by_name)
         }
-        _ => builder.with_no_client_auth(),
+        None if verifies => return Err(TlsError::NoAuthorities),
+        None => OfServers::anybody(),
     };
+    let own = match (&settings.cert, &settings.key) {
+        (Some(cert), Some(key)) => Some(certified(cert, key, None)?),
+        _ => None,
+    };
+    let mut config = kornak_tls::client_config(Arc::new(verifier), own)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     let verifies = settings.ca.is_some();

@@ -79,7 +79,7 @@ impl Front {
         let scratch = Scratch::new("login");
         let shop = Workshop::new(&scratch);
         let own = shop.self_signed("front", "localhost")?;
-        shop.root("people.example")?;
+        shop.root("people.example", 3650)?;
         let settings = [
             "ssl=on".to_owned(),
             format!("ssl_cert_file={}", own.cert.display()),

@@ -14,10 +14,14 @@ use serde_json::Value;
 const USES: &[(&str, &[&str])] = &[
     ("kornak-protocol", &[]),
     ("kornak-cluster", &[]),
-    ("kornak-dcs", &["kornak-cluster"]),
+    ("kornak-tls", &[]),
+    ("kornak-dcs", &["kornak-cluster", "kornak-tls"]),
     ("kornak-config", &["kornak-cluster"]),
-    ("kornak-agent", &["kornak-cluster", "kornak-config", "kornak-dcs"]),
-    ("kornak-proxy", &["kornak-cluster", "kornak-config", "kornak-dcs", "kornak-protocol"]),
+    ("kornak-agent", &["kornak-cluster", "kornak-config", "kornak-dcs", "kornak-tls"]),
+    (
+        "kornak-proxy",
+        &["kornak-cluster", "kornak-config", "kornak-dcs", "kornak-protocol", "kornak-tls"],
+    ),
     (
         "kornak-ctl",
         &["kornak-agent", "kornak-cluster", "kornak-config", "kornak-dcs", "kornak-proxy"],

@@ -163,7 +163,7 @@ async fn the_ladder_towards_servers_is_libpqs() -> Result<()> {
     let mut scratch = Scratch::new("ladder");
     let shop = Workshop::new(&scratch);
     let own = shop.self_signed("own", "localhost")?;
-    let (root, other) = (shop.root("root.example")?, shop.root("other.example")?);
+    let (root, other) = (shop.root("root.example", 3650)?, shop.root("other.example", 3650)?);
     let middle = shop.intermediate("middle.example", "root.example")?;
     let leaf = shop.leaf("leaf", "localhost", "root.example")?;
     let below = shop.leaf("below", "localhost", "middle.example")?;
@@ -231,8 +231,8 @@ fn expected(certificate: &str) -> bool {
 async fn a_server_that_asks_for_a_certificate_gets_the_proxys() -> Result<()> {
     let mut scratch = Scratch::new("client-cert");
     let shop = Workshop::new(&scratch);
-    let root = shop.root("root.example")?;
-    shop.root("other.example")?;
+    let root = shop.root("root.example", 3650)?;
+    shop.root("other.example", 3650)?;
     let shown = shop.leaf("shown", "localhost", "root.example")?;
     let ours = shop.leaf("ours", "any", "root.example")?;
     let stranger = shop.leaf("stranger", "any", "other.example")?;
@@ -286,8 +286,8 @@ impl Front {
         let scratch = Scratch::new("tls");
         let shop = Workshop::new(&scratch);
         let own = shop.self_signed("own", "localhost")?;
-        shop.root("root.example")?;
-        shop.root("people.example")?;
+        shop.root("root.example", 3650)?;
+        shop.root("people.example", 3650)?;
         let leaf = shop.leaf("leaf", "localhost", "root.example")?;
         let secure = Secure::start(&scratch, &shop, &own).await?;
         let server = secure.server;

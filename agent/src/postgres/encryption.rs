@@ -1,16 +1,17 @@
 //! How the agent's own SQL connections are encrypted: libpq's `sslmode` ladder
 //! (/docs/current/libpq-ssl.html), by rustls.
 //!
-//! As in libpq a file of authorities is used in every mode that has TLS, and only `verify-full` looks at
-//! the name. What the file's keys do not say, libpq's variables do. Certificates are read anew for each
-//! connection, because they are renewed more often than agents are restarted.
+//! As in libpq a file of authorities that is there is used in every mode that has TLS, and only
+//! `verify-full` looks at the name. What the file's keys do not say, libpq's variables do, and then its
+//! files in `~/.postgresql`. Certificates are read anew for each connection, because they are renewed
+//! more often than agents are restarted.
 //!
-//! Not here: revocation lists, GSSAPI. Walreceivers, pg_basebackup and pg_rewind have
-//! libpq itself.
+//! Not here: GSSAPI. Walreceivers, pg_basebackup and pg_rewind have libpq itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kornak_config::agent::Credentials;
+use kornak_tls::{Authorities, OfServers, Rules, revoked_in};
 use rustls::pki_types::ServerName;
 use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,7 +19,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::tls::{self, TlsError, Verify};
+use crate::tls::{self, TlsError};
 
 /// What PostgreSQL calls itself in ALPN.
 const ALPN: &[u8] = b"postgresql";
@@ -33,11 +34,13 @@ enum Mode {
     VerifyFull,
 }
 
-/// How connections of one role are encrypted.
+/// How connections of one role are encrypted. Files are named whether they are there or not.
 #[derive(Debug, Clone)]
 pub(super) struct Encryption {
     mode: Mode,
     root: Option<PathBuf>,
+    crl: Option<PathBuf>,
+    crl_dir: Option<PathBuf>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
     key_password: Option<SecretString>,
@@ -50,8 +53,12 @@ impl Encryption {
     }
 
     fn with(credentials: &Credentials, variable: impl Fn(&'static str) -> Option<String>) -> Self {
-        let file =
+        let named =
             |own: &Option<PathBuf>, name| own.clone().or_else(|| variable(name).map(PathBuf::from));
+        let home = variable("HOME").map(PathBuf::from);
+        let file = |own: &Option<PathBuf>, name, usual: &str| {
+            named(own, name).or_else(|| Some(home.as_ref()?.join(".postgresql").join(usual)))
+        };
         let mode = credentials.sslmode.clone().or_else(|| variable("PGSSLMODE"));
         Self {
             mode: match mode.as_deref() {
@@ -62,16 +69,26 @@ impl Encryption {
                 Some("verify-full") => Mode::VerifyFull,
                 _ => Mode::Prefer,
             },
-            root: file(&credentials.sslrootcert, "PGSSLROOTCERT"),
-            cert: file(&credentials.sslcert, "PGSSLCERT"),
-            key: file(&credentials.sslkey, "PGSSLKEY"),
+            root: file(&credentials.sslrootcert, "PGSSLROOTCERT", "root.crt"),
+            crl: file(&credentials.sslcrl, "PGSSLCRL", "root.crl"),
+            crl_dir: named(&credentials.sslcrldir, "PGSSLCRLDIR"),
+            cert: file(&credentials.sslcert, "PGSSLCERT", "postgresql.crt"),
+            key: file(&credentials.sslkey, "PGSSLKEY", "postgresql.key"),
             key_password: credentials.sslpassword.clone(),
         }
     }
 
     /// No server encrypts its unix socket.
     pub(super) fn of_a_socket() -> Self {
-        Self { mode: Mode::Disable, root: None, cert: None, key: None, key_password: None }
+        Self {
+            mode: Mode::Disable,
+            root: None,
+            crl: None,
+            crl_dir: None,
+            cert: None,
+            key: None,
+            key_password: None,
+        }
     }
 
     /// What to try, in this order, while the server refuses for a reason that another encryption may
@@ -85,24 +102,46 @@ impl Encryption {
         }
     }
 
+    /// What has been revoked. Files that are not there revoke nothing, as in libpq.
+    fn lists(&self) -> Result<Vec<Vec<u8>>, TlsError> {
+        let file = self.crl.as_deref().filter(|file| file.exists());
+        let mut lists = file.map(revoked_in).transpose()?.unwrap_or_default();
+        lists.extend(self.crl_dir.as_deref().map(lists_in).into_iter().flatten());
+        Ok(lists)
+    }
+
     /// # Errors
     /// A file cannot be read or used.
     pub(super) fn connector(&self) -> Result<Connector, TlsError> {
-        let verify = match (self.mode, &self.root) {
-            (Mode::VerifyFull, root) => Verify::Name(root.as_deref()),
-            (_, Some(root)) => Verify::Authority(Some(root)),
-            (Mode::VerifyCa, None) => Verify::Authority(None),
-            (_, None) => Verify::Nothing,
-        };
-        let own = self
-            .cert
-            .as_deref()
-            .map(|cert| (cert, self.key.as_deref().unwrap_or(cert), self.key_password.as_ref()));
-        let mut config = tls::client(verify, own)?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
         let by_name = self.mode == Mode::VerifyFull;
+        let verifies = by_name || self.mode == Mode::VerifyCa;
+        let authorities = match &self.root {
+            _ if self.mode == Mode::Disable => None,
+            Some(root) if root.as_os_str() == "system" => Some(Authorities::of_this_machine()),
+            // A missing file is a mistake only where it is needed, as in libpq.
+            Some(root) if verifies || root.exists() => Some(Authorities::of_file(root)?),
+            None if verifies => return Err(TlsError::NoAuthorities),
+            _ => None,
+        };
+        let verifier = match authorities {
+            Some(trusted) => OfServers::new(trusted.revoking(self.lists()?), Rules::Libpq, by_name),
+            None => OfServers::anybody(),
+        };
+        let cert = self.cert.as_deref().filter(|cert| self.mode != Mode::Disable && cert.exists());
+        let own = cert.map(|cert| {
+            let key = self.key.as_deref().filter(|key| key.exists()).unwrap_or(cert);
+            (cert, key, self.key_password.as_ref())
+        });
+        let mut config = tls::client(verifier, own)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Connector { tls: MakeRustlsConnect::new(config), by_name })
     }
+}
+
+fn lists_in(dir: &Path) -> Vec<Vec<u8>> {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    // OpenSSL looks for names that it expects there, and minds nothing else.
+    files.filter_map(|file| revoked_in(&file.path()).ok()).flatten().collect()
 }
 
 /// For [`tokio_postgres::Config::connect`].
@@ -143,6 +182,7 @@ mod tests {
             "PGSSLMODE" => Some("verify-ca".to_owned()),
             "PGSSLROOTCERT" => Some("/env/ca".to_owned()),
             "PGSSLCERT" => Some("/env/cert".to_owned()),
+            "HOME" => Some("/home/x".to_owned()),
             _ => None,
         };
         let nothing = |_| None;
@@ -151,6 +191,7 @@ mod tests {
         let theirs = Encryption::with(&Credentials::new("u", None), variable);
         assert_eq!((theirs.mode, theirs.root), (Mode::VerifyCa, Some("/env/ca".into())));
         assert_eq!(theirs.cert, Some("/env/cert".into()));
+        assert_eq!(theirs.key, Some("/home/x/.postgresql/postgresql.key".into()));
         for (mode, rungs) in [
             ("disable", &[SslMode::Disable][..]),
             ("allow", &[SslMode::Disable, SslMode::Require]),

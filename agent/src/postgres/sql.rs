@@ -239,11 +239,11 @@ impl Login {
                 }
                 Err(error) => {
                     let error = SqlError::of("log in", error);
-                    let again = error.is_about_encryption();
-                    first.get_or_insert(error);
-                    if !again {
-                        break;
+                    if !error.is_about_encryption() {
+                        // The server has spoken, so it is not the encryption that keeps us out.
+                        return Err(error);
                     }
+                    first.get_or_insert(error);
                 }
             }
         }

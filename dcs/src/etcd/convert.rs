@@ -130,7 +130,7 @@ fn root_cause(status: &(dyn std::error::Error + 'static)) -> String {
     causes(status).last().map_or_else(String::new, ToString::to_string)
 }
 
-fn causes<'a>(
+pub(super) fn causes<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())

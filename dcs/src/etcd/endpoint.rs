@@ -1,12 +1,12 @@
 //! One member of etcd: its address and the one connection to it.
 
+mod encrypted;
+
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, ClusterClient, ConnectOptions, GetOptions, Identity, KvClient,
-    LeaseClient, TlsOptions, WatchClient,
+    Client, ClusterClient, ConnectOptions, GetOptions, KvClient, LeaseClient, WatchClient,
 };
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
@@ -21,10 +21,6 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// How often an idle connection is probed. etcd ends connections that ask more often than every
 /// 5 s (`--grpc-keepalive-min-time`).
 const PROBE_EVERY: Duration = Duration::from_millis(5500);
-
-/// Where distributions keep the authorities that the system trusts.
-const SYSTEM_AUTHORITIES: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// An address, and the connection once there is one.
 #[derive(Debug)]
@@ -70,11 +66,15 @@ impl Endpoint {
         if let Some(clients) = slot.as_ref() {
             return Ok(clients.clone());
         }
-        let options = options(settings).await?;
+        let options = Some(options(settings));
         // Without a user this only builds the channel.
-        let client = Client::connect([&self.url], Some(options))
-            .await
-            .map_err(|error| convert::failure(&error).before_sending())?;
+        let client = if settings.tls {
+            let channel = encrypted::channel(&self.url, settings).await?;
+            Client::from_channel(channel, options).await
+        } else {
+            Client::connect([&self.url], options).await
+        };
+        let client = client.map_err(|error| convert::failure(&error).before_sending())?;
         let clients = Clients {
             kv: client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES),
             lease: client.lease_client(),
@@ -109,42 +109,15 @@ pub(super) async fn stops_answering(clients: Clients, patience: Duration) {
     }
 }
 
-async fn options(settings: &EtcdSettings) -> Result<ConnectOptions, Failure> {
-    let mut options = ConnectOptions::new()
+fn options(settings: &EtcdSettings) -> ConnectOptions {
+    let options = ConnectOptions::new()
         .with_connect_timeout(settings.attempt_timeout)
         .with_timeout(settings.retry_timeout)
         .with_keep_alive(PROBE_EVERY, settings.attempt_timeout)
         .with_keep_alive_while_idle(true)
         .with_require_leader(true);
-    if let Some((name, password)) = &settings.user {
-        options = options.with_user(name, password).with_auto_token_refresh(true);
+    match &settings.user {
+        Some((name, password)) => options.with_user(name, password).with_auto_token_refresh(true),
+        None => options,
     }
-    if settings.tls {
-        options = options.with_tls(tls(settings).await?);
-    }
-    Ok(options)
-}
-
-async fn tls(settings: &EtcdSettings) -> Result<TlsOptions, Failure> {
-    let authorities = match &settings.ca_file {
-        Some(file) => read(file).await?,
-        None => {
-            let known = SYSTEM_AUTHORITIES.iter().map(Path::new).find(|path| path.exists());
-            match known {
-                Some(file) => read(file).await?,
-                None => return Err(Failure::NotDone("no certificate authorities".to_owned())),
-            }
-        }
-    };
-    let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(authorities));
-    if let Some((certificate, key)) = &settings.identity {
-        tls = tls.identity(Identity::from_pem(read(certificate).await?, read(key).await?));
-    }
-    Ok(tls)
-}
-
-async fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-    tokio::fs::read(file)
-        .await
-        .map_err(|error| Failure::NotDone(format!("read {}: {error}", file.display())))
 }

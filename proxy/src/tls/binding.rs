@@ -1,11 +1,10 @@
 //! SCRAM's channel binding: the hash of the server's certificate (RFC 5929, `tls-server-end-point`).
 
 use kornak_protocol::auth::Binding;
+use kornak_tls::names;
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use x509_parser::signature_algorithm::RsaSsaPssParams;
 use x509_parser::x509::AlgorithmIdentifier;
-
-use super::names;
 
 /// What binds to a connection whose server shows this certificate. [`Binding::None`] for signatures
 /// without a hash of their own (Ed25519): RFC 5929 defines no binding for them, and PostgreSQL and

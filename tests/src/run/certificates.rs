@@ -61,10 +61,10 @@ impl Workshop {
     }
 
     /// "To create a server certificate whose identity can be validated by clients": the root.
-    pub fn root(&self, name: &str) -> Result<Pair> {
+    pub fn root(&self, name: &str, days: i32) -> Result<Pair> {
         self.request(name, name)?;
         self.openssl(&format!(
-            "x509 -req -in {name}.csr -text -days 3650 -extfile /etc/ssl/openssl.cnf \
+            "x509 -req -in {name}.csr -text -days {days} -extfile /etc/ssl/openssl.cnf \
              -extensions v3_ca -signkey {name}.key -out {name}.crt"
         ))?;
         self.pair(name)
@@ -82,9 +82,25 @@ impl Workshop {
 
     /// A certificate without extensions; OpenSSL up to 3.1 makes it version 1.
     pub fn leaf(&self, name: &str, common_name: &str, by: &str) -> Result<Pair> {
+        self.lasting(name, common_name, by, 365)
+    }
+
+    /// One whose time is over.
+    pub fn expired(&self, name: &str, common_name: &str, by: &str) -> Result<Pair> {
+        self.lasting(name, common_name, by, -1)
+    }
+
+    /// Without extensions, signed by itself.
+    pub fn old(&self, name: &str, common_name: &str) -> Result<Pair> {
+        self.request(name, common_name)?;
+        self.openssl(&format!("x509 -req -in {name}.csr -signkey {name}.key -out {name}.crt"))?;
+        self.pair(name)
+    }
+
+    fn lasting(&self, name: &str, common_name: &str, by: &str, days: i32) -> Result<Pair> {
         self.request(name, common_name)?;
         self.openssl(&format!(
-            "x509 -req -in {name}.csr -text -days 365 -CA {by}.crt -CAkey {by}.key \
+            "x509 -req -in {name}.csr -text -days {days} -CA {by}.crt -CAkey {by}.key \
              -CAcreateserial -out {name}.crt"
         ))?;
         self.pair(name)

@@ -1,14 +1,18 @@
 //! Whether a certificate belongs to a host, and to a role: the names in it.
 //!
-//! For hosts libpq's rules (`fe-secure-common.c`), which are not those of browsers: without a
-//! subject alternative name of the host's own kind the common name counts, a wildcard stands for one
-//! label. Pure.
+//! For hosts libpq's rules (`fe-secure-common.c`) or curl's, which are not those of browsers: without a
+//! subject alternative name the common name counts, a wildcard stands for one label. For libpq an
+//! alternative name of the host's own kind rules the common name out, for curl any name or address
+//! does; and curl wants two more labels behind a wildcard. (Python's urllib3 before 2.0 is like curl,
+//! later ones leave the common name out.) Pure.
 
 use std::net::IpAddr;
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{ASN1Time, FromDer};
+
+use crate::chain::Rules;
 
 /// The bytes are no certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -23,8 +27,8 @@ pub fn parse(der: &[u8]) -> Result<X509Certificate<'_>, NoCertificate> {
     }
 }
 
-/// Whether the certificate is for `host`, a name or an address, by libpq's rules for `verify-full`.
-pub fn is_for_host(certificate: &X509Certificate<'_>, host: &str) -> bool {
+/// Whether the certificate is for `host`, a name or an address.
+pub fn is_for_host(certificate: &X509Certificate<'_>, host: &str, rules: Rules) -> bool {
     let address: Option<IpAddr> = host.parse().ok();
     let mut common_name_counts = true;
     let alternative = certificate.subject_alternative_name();
@@ -37,13 +41,15 @@ pub fn is_for_host(certificate: &X509Certificate<'_>, host: &str) -> bool {
     for name in names {
         match name {
             GeneralName::DNSName(pattern) => {
-                common_name_counts &= address.is_some();
-                if matches_name(pattern, host) {
+                common_name_counts &= address.is_some() && rules == Rules::Libpq;
+                // An address is none of the names there, and libpq compares all the same.
+                let named = address.is_none() || rules == Rules::Libpq;
+                if named && matches_name(pattern, host, rules) {
                     return true;
                 }
             }
             GeneralName::IPAddress(bytes) => {
-                common_name_counts &= address.is_none();
+                common_name_counts &= address.is_none() && rules == Rules::Libpq;
                 let same = match address {
                     Some(IpAddr::V4(ip)) => ip.octets() == *bytes,
                     Some(IpAddr::V6(ip)) => ip.octets() == *bytes,
@@ -56,11 +62,12 @@ pub fn is_for_host(certificate: &X509Certificate<'_>, host: &str) -> bool {
             _ => {}
         }
     }
-    common_name_counts && common_name(certificate).is_some_and(|name| matches_name(name, host))
+    common_name_counts
+        && common_name(certificate).is_some_and(|name| matches_name(name, host, rules))
 }
 
 /// A name with a NUL in it was made to be read as a shorter one (CVE-2009-4034); it matches nothing.
-fn matches_name(pattern: &str, host: &str) -> bool {
+fn matches_name(pattern: &str, host: &str, rules: Rules) -> bool {
     if pattern.contains('\0') || host.is_empty() {
         return false;
     }
@@ -72,10 +79,14 @@ fn matches_name(pattern: &str, host: &str) -> bool {
     };
     let Some(at) = host.len().checked_sub(suffix.len()) else { return false };
     let (Some(label), Some(rest)) = (host.get(..at), host.get(at..)) else { return false };
-    suffix.len() > 1
-        && !label.is_empty()
-        && !label.contains('.')
-        && rest.eq_ignore_ascii_case(suffix)
+    let specific = match rules {
+        Rules::Libpq => suffix.len() > 1,
+        Rules::Https => {
+            let labels = suffix.get(1..).is_some_and(|rest| rest.contains('.'));
+            labels && host.parse::<IpAddr>().is_err()
+        }
+    };
+    specific && !label.is_empty() && !label.contains('.') && rest.eq_ignore_ascii_case(suffix)
 }
 
 /// The subject's first common name.
@@ -141,7 +152,8 @@ mod tests {
     fn check(common_name: &str, names: Vec<SanType>, host: &str, expected: bool) {
         let der = made(common_name, names);
         let certificate = parse(&der).unwrap();
-        assert_eq!(is_for_host(&certificate, host), expected, "{common_name} for {host}");
+        let found = is_for_host(&certificate, host, Rules::Libpq);
+        assert_eq!(found, expected, "{common_name} for {host}");
     }
 
     fn dns(name: &str) -> SanType {
@@ -179,6 +191,22 @@ mod tests {
         check("*.example.com", vec![], ".example.com", false);
         check("*", vec![], "db", false);
         check("d*.example.com", vec![], "db.example.com", false);
+    }
+
+    #[test]
+    fn curl_reads_names_otherwise() {
+        let https = |common_name, names, host, expected| {
+            let der = made(common_name, names);
+            let found = is_for_host(&parse(&der).unwrap(), host, Rules::Https);
+            assert_eq!(found, expected, "{common_name} for {host}");
+        };
+        https("10.0.0.1", vec![], "10.0.0.1", true);
+        https("10.0.0.2", vec![dns("other")], "10.0.0.2", false);
+        https("db.example.com", vec![ip("10.0.0.1")], "db.example.com", false);
+        https("x", vec![dns("10.0.0.1")], "10.0.0.1", false);
+        https("*.example.com", vec![], "db.example.com", true);
+        https("*.com", vec![], "example.com", false);
+        https("*.0.0.1", vec![], "10.0.0.1", false);
     }
 
     #[test]

@@ -1,16 +1,15 @@
 //! Whether a peer's certificate will do, for rustls to ask.
 //!
-//! webpki judges first. What it refuses for its form alone is judged again by [`super::chain`], as
-//! OpenSSL would, unless there are revocation lists, which only webpki reads.
+//! Both judges have to say yes ([`crate::chain`], webpki), but that webpki is not heard where it
+//! refuses a certificate for its form. Revocation lists and names are read by OpenSSL's rules alone.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -18,57 +17,77 @@ use rustls::{
     SignatureScheme,
 };
 
-use super::chain::{self, Purpose};
-use super::{TlsError, names};
+use crate::chain::{self, Judge, Purpose, Question, Rules, Untrusted};
+use crate::{TlsError, files, names, provider};
 
 /// Certificates of authorities, and what they have revoked.
-#[derive(Debug)]
-pub(super) struct Authorities {
+#[derive(Debug, Clone)]
+pub struct Authorities {
     /// As they are in the file; webpki keeps only the keys.
     roots: Vec<Vec<u8>>,
     store: Arc<RootCertStore>,
-    revoked: Vec<CertificateRevocationListDer<'static>>,
+    revoked: Vec<Vec<u8>>,
 }
 
 impl Authorities {
-    pub(super) fn new(
-        certificates: Vec<CertificateDer<'static>>,
-        revoked: Vec<CertificateRevocationListDer<'static>>,
-    ) -> Result<Self, TlsError> {
-        let mut store = RootCertStore::empty();
-        let roots = certificates.iter().map(|certificate| certificate.to_vec()).collect();
-        for certificate in certificates {
-            store.add(certificate)?;
-        }
-        if store.is_empty() {
-            return Err(TlsError::Authorities { what: "there is none in the file".to_owned() });
-        }
-        Ok(Self { roots, store: Arc::new(store), revoked })
+    /// Those of a PEM file.
+    ///
+    /// # Errors
+    /// It cannot be read, or there is no certificate in it.
+    pub fn of_file(path: &Path) -> Result<Self, TlsError> {
+        Ok(Self::of(files::certificates(path)?))
     }
 
-    /// Judges again what webpki has refused.
+    /// Those that this machine trusts. A machine without any is no mistake: then nobody is trusted.
+    pub fn of_this_machine() -> Self {
+        Self::of(rustls_native_certs::load_native_certs().certs)
+    }
+
+    fn of(certificates: Vec<CertificateDer<'static>>) -> Self {
+        let roots = certificates.iter().map(|certificate| certificate.to_vec()).collect();
+        let mut store = RootCertStore::empty();
+        // One that webpki cannot read may still be one to OpenSSL.
+        store.add_parsable_certificates(certificates);
+        Self { roots, store: Arc::new(store), revoked: Vec::new() }
+    }
+
+    /// With lists of what has been revoked, as [`crate::revoked_in`] reads them. With any, a
+    /// certificate whose issuer has no valid list among them is refused, as by libpq.
+    #[must_use]
+    pub fn revoking(mut self, lists: Vec<Vec<u8>>) -> Self {
+        self.revoked = lists;
+        self
+    }
+
+    /// Asks [`chain`] what it says to a chain of which webpki has said this.
     fn second_opinion(
         &self,
-        first: Error,
-        purpose: Purpose,
+        first: Result<(), Error>,
+        (rules, purpose): (Rules, Purpose),
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
-        let for_form = matches!(
-            first,
-            Error::InvalidCertificate(
+        let judge = match first {
+            Ok(()) => Judge::AfterWebpki,
+            // Nobody says why else it refuses a certificate for its form.
+            Err(Error::InvalidCertificate(
                 CertificateError::Other(_)
-                    | CertificateError::BadEncoding
-                    | CertificateError::UnknownIssuer
-            )
-        );
-        let Some(now) = names::at(now.as_secs()).filter(|_| for_form && self.revoked.is_empty())
-        else {
-            return Err(first);
+                | CertificateError::BadEncoding
+                | CertificateError::UnknownIssuer,
+            )) => Judge::Alone,
+            Err(error) => return Err(error),
         };
+        let now = names::at(now.as_secs()).ok_or(Error::FailedToGetCurrentTime)?;
         let between: Vec<&[u8]> = intermediates.iter().map(AsRef::as_ref).collect();
-        chain::verify(end_entity, &between, &self.roots, purpose, now).map_err(other)
+        let (roots, revoked) = (&self.roots, &self.revoked);
+        let question = Question { roots, revoked, rules, judge, purpose, now };
+        // Where rustls has a word of its own for it, the peer is told with the right alert.
+        chain::verify(end_entity, &between, &question).map_err(|error| match error {
+            Untrusted::Expired => CertificateError::Expired.into(),
+            Untrusted::Revoked => CertificateError::Revoked.into(),
+            error => other(error),
+        })
     }
 }
 
@@ -76,38 +95,28 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     CertificateError::Other(OtherError(Arc::new(error))).into()
 }
 
-/// A server's certificate by libpq's rules: without authorities any will do, with them the chain is
-/// looked at, and with `by_name` the host's name as well.
+/// Judges servers' certificates.
 #[derive(Debug)]
-pub(super) struct OfServers {
-    trust: Option<(Authorities, Arc<WebPkiServerVerifier>)>,
+pub struct OfServers {
+    trust: Option<(Authorities, Option<Arc<WebPkiServerVerifier>>)>,
+    rules: Rules,
     by_name: bool,
     provider: Arc<CryptoProvider>,
 }
 
 impl OfServers {
-    pub(super) fn new(
-        authorities: Option<Authorities>,
-        by_name: bool,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Self, TlsError> {
-        let trust = match authorities {
-            None => None,
-            Some(authorities) => {
-                let store = Arc::clone(&authorities.store);
-                let builder =
-                    WebPkiServerVerifier::builder_with_provider(store, Arc::clone(&provider))
-                        .with_crls(authorities.revoked.iter().cloned());
-                let webpki = builder.build().map_err(|error| authorities_error(&error))?;
-                Some((authorities, webpki))
-            }
-        };
-        Ok(Self { trust, by_name, provider })
+    /// Any certificate will do, so nobody knows who is at the other end.
+    pub fn anybody() -> Self {
+        Self { trust: None, rules: Rules::Libpq, by_name: false, provider: provider() }
     }
-}
 
-fn authorities_error(error: &rustls::server::VerifierBuilderError) -> TlsError {
-    TlsError::Authorities { what: error.to_string() }
+    /// One of the authorities must have issued it and, with `by_name`, for the host.
+    pub fn new(authorities: Authorities, rules: Rules, by_name: bool) -> Self {
+        let store = Arc::clone(&authorities.store);
+        // Without an authority that it can read it cannot be made, and would refuse everybody.
+        let webpki = WebPkiServerVerifier::builder_with_provider(store, provider()).build().ok();
+        Self { trust: Some((authorities, webpki)), rules, by_name, provider: provider() }
+    }
 }
 
 impl ServerCertVerifier for OfServers {
@@ -122,20 +131,23 @@ impl ServerCertVerifier for OfServers {
         let Some((authorities, webpki)) = &self.trust else {
             return Ok(ServerCertVerified::assertion());
         };
-        match webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp, now) {
+        let first = match webpki {
+            None => Err(CertificateError::UnknownIssuer.into()),
+            Some(it) => it.verify_server_cert(end_entity, intermediates, server_name, ocsp, now),
+        };
+        let first = match first {
             // The chain has been accepted before the name is looked at, and names are ours.
             Ok(_)
             | Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => {}
-            Err(error) => {
-                let purpose = Purpose::Server;
-                authorities.second_opinion(error, purpose, end_entity, intermediates, now)?;
-            }
-        }
+            )) => Ok(()),
+            Err(error) => Err(error),
+        };
+        let question = (self.rules, Purpose::Server);
+        authorities.second_opinion(first, question, end_entity, intermediates, now)?;
         if self.by_name {
             let certificate = names::parse(end_entity).map_err(other)?;
-            if !names::is_for_host(&certificate, &server_name.to_str()) {
+            if !names::is_for_host(&certificate, &server_name.to_str(), self.rules) {
                 return Err(CertificateError::NotValidForName.into());
             }
         }
@@ -165,36 +177,33 @@ impl ServerCertVerifier for OfServers {
     }
 }
 
-/// A client's certificate, if it shows one.
+/// Judges clients' certificates.
 #[derive(Debug)]
-pub(super) struct OfClients {
+pub struct OfClients {
     authorities: Authorities,
-    webpki: Arc<dyn ClientCertVerifier>,
+    webpki: Option<Arc<dyn ClientCertVerifier>>,
+    rules: Rules,
+    required: bool,
     provider: Arc<CryptoProvider>,
 }
 
 impl OfClients {
-    pub(super) fn new(
-        authorities: Authorities,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Self, TlsError> {
+    /// Who shows a certificate must have it from one of the authorities; with `required` everybody
+    /// has to show one.
+    pub fn new(authorities: Authorities, rules: Rules, required: bool) -> Self {
         let store = Arc::clone(&authorities.store);
-        let webpki = WebPkiClientVerifier::builder_with_provider(store, Arc::clone(&provider))
-            .with_crls(authorities.revoked.iter().cloned())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| authorities_error(&error))?;
-        Ok(Self { authorities, webpki, provider })
+        let webpki = WebPkiClientVerifier::builder_with_provider(store, provider()).build().ok();
+        Self { authorities, webpki, rules, required, provider: provider() }
     }
 }
 
 impl ClientCertVerifier for OfClients {
     fn client_auth_mandatory(&self) -> bool {
-        false
+        self.required
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.webpki.root_hint_subjects()
+        self.webpki.as_ref().map_or(&[], |it| it.root_hint_subjects())
     }
 
     fn verify_client_cert(
@@ -203,10 +212,12 @@ impl ClientCertVerifier for OfClients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        if let Err(error) = self.webpki.verify_client_cert(end_entity, intermediates, now) {
-            let purpose = Purpose::Client;
-            self.authorities.second_opinion(error, purpose, end_entity, intermediates, now)?;
-        }
+        let first = match &self.webpki {
+            None => Err(CertificateError::UnknownIssuer.into()),
+            Some(it) => it.verify_client_cert(end_entity, intermediates, now).map(drop),
+        };
+        let question = (self.rules, Purpose::Client);
+        self.authorities.second_opinion(first, question, end_entity, intermediates, now)?;
         Ok(ClientCertVerified::assertion())
     }
 
