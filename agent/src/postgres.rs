@@ -29,6 +29,7 @@ mod slots;
 mod sql;
 mod status;
 mod tool;
+mod vetting;
 
 use std::fs;
 use std::io;
@@ -65,6 +66,7 @@ pub use sql::{APPLICATION_PREFIX, Login, Sql, SqlError, TextRow, ask, identifier
 pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus};
 pub(crate) use tool::hide_settings;
 pub use tool::{Told, ToolError, split_words};
+pub use vetting::refused_parameters;
 
 /// `pg_controldata` reads one page.
 const CONTROLDATA_LIMIT: Duration = Duration::from_secs(10);
@@ -164,6 +166,7 @@ struct Inner {
     wanted: Mutex<Wanted>,
     /// One writer of configuration files at a time.
     writing: tokio::sync::Mutex<()>,
+    verdicts: Mutex<vetting::Verdicts>,
 }
 
 /// The part of the configuration that changes.
@@ -207,6 +210,7 @@ impl Postgres {
             heartbeat,
             wanted: Mutex::default(),
             writing: tokio::sync::Mutex::new(()),
+            verdicts: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

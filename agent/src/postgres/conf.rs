@@ -88,13 +88,34 @@ fn is_name(name: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$'))
 }
 
-/// Parameters of a YAML or JSON map; those that are no parameters are left out.
+/// Parameters of a YAML or JSON map, under the names that they have from PostgreSQL 13 on; those that
+/// are no parameters are left out.
 pub(super) fn parameters(map: Option<&Map<String, Value>>) -> Parameters {
-    map.into_iter()
-        .flatten()
-        .filter(|(name, _)| is_name(name))
-        .filter_map(|(name, value)| Some((name.to_ascii_lowercase(), value_text(value)?)))
-        .collect()
+    let named = map.into_iter().flatten().filter(|(name, _)| is_name(name));
+    let named =
+        named.filter_map(|(name, value)| Some((name.to_ascii_lowercase(), value_text(value)?)));
+    let mut parameters: Parameters = named.collect();
+    // Segments of the usual 16 MB, as Patroni counts them.
+    if let Some(segments) = parameters.remove("wal_keep_segments")
+        && let Ok(segments) = segments.parse::<u64>()
+    {
+        let size = format!("{}MB", segments.saturating_mul(16));
+        parameters.entry("wal_keep_size".to_owned()).or_insert(size);
+    }
+    if let Some(file) = parameters.remove("trigger_file") {
+        parameters.entry("promote_trigger_file".to_owned()).or_insert(file);
+    }
+    if let Some(pause) = parameters.remove("pause_at_recovery_target") {
+        let pauses = matches!(pause.to_ascii_lowercase().as_str(), "on" | "true" | "yes" | "1");
+        let action = if pauses { "pause" } else { "promote" };
+        parameters.entry("recovery_target_action".to_owned()).or_insert(action.to_owned());
+    }
+    parameters
+}
+
+/// Whether it is set by us and nobody else.
+pub(super) fn is_ours(name: &str) -> bool {
+    OURS.contains(&name)
 }
 
 /// What the command line says: from the store's parameters, and for a standby not below what the
@@ -151,7 +172,9 @@ pub(super) fn filed(
     // The amount of log kept is the store's alone as well.
     filed.extend(local.clone().into_iter().filter(|(name, _)| name != "wal_keep_size"));
     filed.extend(overrides.clone());
-    filed.retain(|name, _| !shared(name) && !OURS.contains(&name.as_str()));
+    // A server recovers to a point in time when it is made so, and never because a file says it.
+    let ends_recovery = |name: &str| name.starts_with("recovery_target");
+    filed.retain(|name, _| !shared(name) && !is_ours(name) && !ends_recovery(name));
     filed
 }
 
@@ -216,7 +239,7 @@ pub(super) fn recovery(
     recovery.insert("recovery_target_timeline".to_owned(), "latest".to_owned());
     let server = upstream.filter(|upstream| upstream.is_server());
     let conninfo = server.map_or_else(String::new, |upstream| {
-        primary_conninfo(&settings.replication, member, passfile, upstream)
+        primary_conninfo(&settings.replication, member, passfile, upstream, &settings.database)
     });
     recovery.insert("primary_conninfo".to_owned(), conninfo);
     let slot = upstream.and_then(|upstream| upstream.slot.clone()).unwrap_or_default();
@@ -225,14 +248,17 @@ pub(super) fn recovery(
 }
 
 /// `primary_conninfo` of a standby (/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS). The
-/// password stays in the password file.
+/// password stays in the password file. The database counts from PostgreSQL 17 on, where
+/// `sync_replication_slots` connects to it.
 pub(super) fn primary_conninfo(
     credentials: &Credentials,
     member: &str,
     passfile: &Path,
     upstream: &Upstream,
+    database: &str,
 ) -> String {
     let mut words = conninfo_words(credentials, passfile, &upstream.host, upstream.port);
+    words.push(("dbname", database.to_owned()));
     words.push(("application_name", member.to_owned()));
     join_conninfo(&words)
 }

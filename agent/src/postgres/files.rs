@@ -34,7 +34,7 @@ pub enum ConfigureError {
 
 /// Parameters that the file keeps when nobody has decided about them since this process began.
 const KEPT: [&str; 2] = ["primary_conninfo", "primary_slot_name"];
-const SYNC: &str = "synchronous_standby_names";
+pub(super) const SYNC: &str = "synchronous_standby_names";
 
 /// A file of ours beside the data directory: `<data_dir>.<suffix>`.
 pub(super) fn beside(settings: &PostgresqlSettings, suffix: &str) -> PathBuf {
@@ -51,7 +51,7 @@ pub(super) fn beside(settings: &PostgresqlSettings, suffix: &str) -> PathBuf {
 
 impl Inner {
     /// The generated file's parameters, for a standby or a primary.
-    fn file_parameters(&self, wanted: &Wanted, standby: bool) -> Parameters {
+    pub(super) fn file_parameters(&self, wanted: &Wanted, standby: bool) -> Parameters {
         let local = conf::parameters(Some(&self.settings.parameters));
         let mut parameters = conf::filed(&wanted.dynamic, &local, &wanted.overrides);
         let before = fs::read_to_string(self.main_conf()).unwrap_or_default();
@@ -66,7 +66,7 @@ impl Inner {
         parameters.extend(wanted.recovery.clone());
         // The command line wins; the file agrees with it, or each reload would complain of initdb's
         // values in the included original.
-        for (name, value) in conf::controlled(&wanted.dynamic, None) {
+        for (name, value) in conf::controlled(&self.accepted(wanted.dynamic.clone()), None) {
             parameters.entry(name).or_insert(value);
         }
         // In a primary's file as well, where it means nothing: its absence after a promotion would
@@ -103,7 +103,7 @@ impl Inner {
         write(beside(&self.settings, "pgpass"), &self.passfile_text(), 0o600)?;
         self.keep_base_conf()?;
         let base = self.settings.custom_conf.as_deref().unwrap_or(Path::new(BASE_CONF));
-        let mut parameters = self.file_parameters(&wanted, standby);
+        let mut parameters = self.accepted(self.file_parameters(&wanted, standby));
         let hba = self.settings.pg_hba.as_ref().or(wanted.dynamic_hba.as_ref());
         if let Some(lines) = hba.filter(|lines| !lines.is_empty())
             && !parameters.contains_key("hba_file")

@@ -160,6 +160,7 @@ impl Postgres {
         let args = {
             let _writing = self.inner.writing.lock().await;
             self.prepare_files(start_as)?;
+            self.vet(standby).await;
             self.inner.write_configuration(standby)?;
             self.command_line(standby).await
         };
@@ -229,7 +230,8 @@ impl Postgres {
     /// Parameters of the command line; a standby's are not below the primary's.
     pub(super) async fn controlled(&self, standby: bool) -> Parameters {
         let primary = if standby { self.controldata().await.ok() } else { None };
-        conf::controlled(&self.inner.wanted.lock().dynamic, primary.as_ref())
+        let dynamic = self.inner.wanted.lock().dynamic.clone();
+        conf::controlled(&self.inner.accepted(dynamic), primary.as_ref())
     }
 
     /// Standard output and error of the postmaster.
@@ -376,6 +378,7 @@ impl Postgres {
         let before = self.loaded_at().await?;
         {
             let _writing = self.inner.writing.lock().await;
+            self.vet(self.inner.has_standby_signal()).await;
             self.inner.write_configuration(self.inner.has_standby_signal())?;
             self.guard().await?.signal(ServerSignal::Reload).await?;
         }

@@ -69,6 +69,23 @@ fn controlled_parameters_are_the_stores_alone() {
 }
 
 #[test]
+fn old_names_become_those_of_the_versions_that_are_supported() {
+    let old =
+        json!({"wal_keep_segments": 100, "trigger_file": "/t", "pause_at_recovery_target": false});
+    let named = parameters(old.as_object());
+    assert_eq!(named.get("wal_keep_segments"), None);
+    assert_eq!(named["wal_keep_size"], "1600MB");
+    assert_eq!(named["promote_trigger_file"], "/t");
+    assert_eq!(named["recovery_target_action"], "promote");
+    let both = map(&json!({"wal_keep_segments": 100, "wal_keep_size": "1GB"}));
+    assert_eq!(both["wal_keep_size"], "1GB");
+    let ends = map(&json!({"recovery_target_time": "2020-01-01", "restore_command": "cp"}));
+    let filed = filed(&ends, &ends, &Parameters::new());
+    assert_eq!(filed.get("recovery_target_time"), None);
+    assert_eq!(filed["restore_command"], "cp");
+}
+
+#[test]
 fn overrides_win_and_an_explicit_retry_interval_stays() {
     let dynamic =
         map(&json!({"wal_retrieve_retry_interval": "2s", "shared_preload_libraries": "x"}));
@@ -90,10 +107,10 @@ fn the_connection_to_the_primary_has_no_password_in_it() {
     let mut credentials = Credentials::new("re'pl", Some("secret".into()));
     credentials.sslmode = Some("require".into());
     let upstream = Upstream::new("10.0.0.1", 5433, Some("a".into()));
-    let conninfo = primary_conninfo(&credentials, "node b", Path::new("/p"), &upstream);
+    let conninfo = primary_conninfo(&credentials, "node b", Path::new("/p"), &upstream, "app");
     assert_eq!(
         conninfo,
-        r"user='re\'pl' host=10.0.0.1 port=5433 passfile=/p sslmode=require application_name='node b'"
+        r"user='re\'pl' host=10.0.0.1 port=5433 passfile=/p sslmode=require dbname=app application_name='node b'"
     );
 }
 

@@ -1,0 +1,50 @@
+//! Parameters that a server would not start with, on a real one.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step fails the test")]
+
+mod support;
+
+use kornak_agent::guard::Fencing;
+use kornak_agent::postgres::{StartAs, StopMode};
+use kornak_cluster::ClusterConfig;
+use serde_json::json;
+use support::{Field, LIMIT, become_guard};
+
+#[test]
+fn guard_process() {
+    become_guard();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_misspelled_parameter_or_value_keeps_no_server_down() {
+    let mut field = Field::new();
+    let mut a = field.node("a");
+    let own = &mut a.options.settings.parameters;
+    own.insert("shared_bufers".to_owned(), "64MB".into());
+    own.insert("work_mem".to_owned(), "5MB".into());
+    a.postgres = a.again();
+    let shared = json!({"postgresql": {"parameters": {
+        "wal_keep_segments": 100, "no_such": 1, "work_mem": "64XB", "max_connections": 300_000,
+        "maintenance_work_mem": "10XB", "my.extension": "kept", "track_commit_timestamp": "perhaps",
+    }}});
+    let shared = ClusterConfig::parse(&shared.to_string()).unwrap();
+    a.postgres.set_dynamic(&shared);
+    a.bootstrap().await;
+    a.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
+    a.postgres.start(&StartAs::Primary(Fencing::Unfenced)).await.unwrap();
+    a.postgres.wait_ready(LIMIT).await.unwrap();
+    for (name, value) in [
+        ("wal_keep_size", "1600MB"),
+        ("work_mem", "5MB"),
+        ("maintenance_work_mem", "64MB"),
+        ("max_connections", "100"),
+        ("track_commit_timestamp", "off"),
+        ("my.extension", "kept"),
+    ] {
+        let found = a.execute(&format!("SELECT current_setting('{name}')")).await;
+        assert_eq!(found.as_deref(), Some(value), "{name}");
+    }
+    // What is in force is not called waiting for a restart.
+    let pending = a.postgres.reload().await.unwrap();
+    assert!(pending.is_empty(), "{pending:?}");
+}
