@@ -132,11 +132,8 @@ fn accepting(settings: &ClientTls) -> Result<Accepting, TlsError> {
 /// # Errors
 /// It cannot be read or used.
 pub fn of_status(settings: &StatusTls) -> Result<TlsAcceptor, TlsError> {
-    let certified = certified(&settings.certfile, &settings.keyfile)?;
-    let builder =
-        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let resolver = Arc::new(SingleCertAndKey::from(certified));
-    let mut config = builder.with_no_client_auth().with_cert_resolver(resolver);
+    let certified = certified(&settings.certfile, &settings.keyfile, None)?;
+    let mut config = kornak_tls::server_config(None, certified)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
