@@ -337,7 +337,7 @@ const fn rule(min: u32, max: u32, shown: u32) -> Rule {
     Rule { min, max, shown }
 }
 
-/// What clients send. Lengths as `SocketBackend` of `src/backend/tcop/postgres.c` has them.
+/// What clients send behind the login; there a password message is as unknown as to a server. Lengths as `SocketBackend` of `src/backend/tcop/postgres.c` has them.
 static FRONTEND: [Rule; 256] = {
     const SMALL: u32 = MAX_SMALL_FRONTEND_LEN;
     const LARGE: u32 = MAX_LARGE_MESSAGE_LEN;
@@ -355,7 +355,6 @@ static FRONTEND: [Rule; 256] = {
     t[b'd' as usize] = rule(4, LARGE, 0);
     t[b'c' as usize] = rule(4, 4, 0);
     t[b'f' as usize] = rule(5, SMALL, 0);
-    t[b'p' as usize] = rule(4, MAX_AUTH_MESSAGE_LEN, 0);
     t
 };
 

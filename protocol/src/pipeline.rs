@@ -22,133 +22,16 @@ use crate::copy::CopyState;
 use crate::limits::MAX_OWED;
 use crate::txn::TransactionStatus;
 
+mod fuzz;
 mod loss;
 #[cfg(test)]
 mod tests;
+mod words;
 
+pub use fuzz::fuzz_pipeline;
 use loss::Judge;
 pub use loss::Loss;
-
-/// What a request can do to the transaction it runs in, as far as is *positively* known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fate {
-    /// A single statement that cannot end a transaction block.
-    Stays,
-    /// `BEGIN` alone.
-    Begins,
-    /// `ROLLBACK TO SAVEPOINT` alone: it can bring a failed transaction back to life.
-    Revives,
-    /// `ROLLBACK` or `ABORT` alone, without AND CHAIN.
-    RollsBack,
-    /// `COMMIT` or `END` alone, without AND CHAIN.
-    Commits,
-    /// Anything else: several statements, a text that is not known, CALL, DO, AND CHAIN, …
-    Unknown,
-}
-
-/// One request that executes something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unit {
-    /// What it can do to the transaction.
-    pub fate: Fate,
-    /// The caller's own mark; comes back with the answers.
-    pub token: u32,
-}
-
-/// A client message that has been forwarded. Those that owe an answer of their own carry the
-/// caller's mark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sent {
-    /// `Q`.
-    Query(Unit),
-    /// `F`.
-    FunctionCall(Unit),
-    /// `P`.
-    Parse(u32),
-    /// `B`.
-    Bind(u32),
-    /// `D`.
-    Describe(u32),
-    /// `C`.
-    Close(u32),
-    /// `E`.
-    Execute(Unit),
-    /// `S`.
-    Sync,
-    /// `H`.
-    Flush,
-    /// `d`.
-    CopyData,
-    /// `c`.
-    CopyDone,
-    /// `f`.
-    CopyFail,
-    /// `X`.
-    Terminate,
-}
-
-/// Kind of the request that an answer belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Simple query.
-    Query,
-    /// Function call.
-    FunctionCall,
-    /// Parse.
-    Parse,
-    /// Bind.
-    Bind,
-    /// Describe.
-    Describe,
-    /// Close.
-    Close,
-    /// Execute.
-    Execute,
-    /// Sync.
-    Sync,
-    /// One of very many extended messages in one batch, no longer told apart.
-    Blur,
-    /// Not a request: the end of the client's COPY data, sent before the COPY was answered.
-    CopyEnd,
-}
-
-/// The request that an answer belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
-    /// What was sent.
-    pub kind: Kind,
-    /// Its fate and mark; of requests that execute nothing the fate is [`Fate::Stays`].
-    pub unit: Unit,
-}
-
-impl Owner {
-    fn owes_ready(self) -> bool {
-        matches!(self.kind, Kind::Query | Kind::FunctionCall | Kind::Sync)
-    }
-
-    fn executes(self) -> bool {
-        matches!(self.kind, Kind::Query | Kind::FunctionCall | Kind::Execute | Kind::Blur)
-    }
-}
-
-/// What a server message was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Received {
-    /// Rows or COPY data.
-    Data,
-    /// Answers nothing: notice, notification, parameter.
-    Async,
-    /// A part of the owner's answer that does not complete it (RowDescription of a query, …).
-    Part(Owner),
-    /// The owner's answer is complete; a simple query may have more of them.
-    Done(Owner),
-    /// The owner opened a COPY.
-    Copy(Owner, CopyState),
-    /// An error; `None` if no request was owed anything (the server speaks for itself).
-    Failed(Option<Owner>),
-    /// ReadyForQuery, with the request that it ends.
-    Ready(TransactionStatus, Option<Owner>),
-}
+pub use words::{Fate, Kind, Owner, Received, Sent, Unit};
 
 /// A server message that no request explains. The connection can no longer be followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -178,6 +61,9 @@ pub struct Pipeline {
     copy: CopyState,
     /// Syncs that the running COPY has swallowed.
     swallowed: u32,
+    /// Of these, Syncs of a COPY that failed: it may have failed before it swallowed them, and then
+    /// each of them is answered. What follows is judged only when a [`Sent::Marker`] was answered.
+    doubtful: u32,
     /// After an error the server discards everything until a Sync that was not yet forwarded.
     skipping: bool,
     /// An extended message was forwarded after the last Sync, Query or FunctionCall.
@@ -201,6 +87,7 @@ impl Pipeline {
             judge: Judge::of(status),
             copy: CopyState::None,
             swallowed: 0,
+            doubtful: 0,
             skipping: false,
             unsynced: false,
             answered: false,
@@ -213,6 +100,9 @@ impl Pipeline {
     /// A client message was forwarded.
     pub fn sent(&mut self, sent: Sent) {
         let still = |token| Unit { fate: Fate::Stays, token };
+        if self.must_settle() && sent.is_request() {
+            self.lost = true;
+        }
         match sent {
             Sent::Flush | Sent::CopyData => {}
             Sent::Terminate => self.terminated = true,
@@ -232,6 +122,10 @@ impl Pipeline {
             Sent::Bind(token) => self.request(Kind::Bind, still(token)),
             Sent::Describe(token) => self.request(Kind::Describe, still(token)),
             Sent::Close(token) => self.request(Kind::Close, still(token)),
+            Sent::Marker => {
+                self.push(Kind::Marker, still(0));
+                self.push(Kind::MarkerSync, still(0));
+            }
         }
     }
 
@@ -307,6 +201,11 @@ impl Pipeline {
             None => return Err(PipelineError::Unexpected { tag }),
         };
         match (tag, front.kind) {
+            (b'3', Kind::Marker) => {
+                self.pop();
+                self.doubtful = 0;
+                Ok(Received::Ours)
+            }
             (b'c', _)
             | (b't', Describe | Blur)
             | (b'V', FunctionCall)
@@ -370,10 +269,11 @@ impl Pipeline {
         self.answered = true;
         self.error_passed = true;
         self.settle();
-        if self.copy.is_active() && self.swallowed > 0 {
+        if self.copy.is_active() {
             // The COPY may have failed before it swallowed them.
-            self.lost = true;
+            self.doubtful = self.doubtful.saturating_add(self.swallowed);
         }
+        self.swallowed = 0;
         self.copy = CopyState::None;
         let Some(front) = self.owed.front().copied() else {
             self.skipping = self.unsynced;
@@ -389,6 +289,8 @@ impl Pipeline {
             self.judge = judge;
             self.skipping = self.owed.is_empty();
         }
+        // Which ReadyForQuery is whose can be told of one only.
+        self.lost |= self.doubtful > 0 && self.owed().count() > 1;
         Some(front)
     }
 
@@ -400,13 +302,30 @@ impl Pipeline {
             self.owed.pop_front();
         }
         let owner = match self.owed.front().copied() {
+            Some(front) if front.kind == Kind::MarkerSync => {
+                self.pop();
+                self.turned(status);
+                return Ok(Received::Ours);
+            }
             Some(front) if front.owes_ready() => {
                 self.pop();
                 Some(front)
             }
+            // A Sync that the COPY had not swallowed when it failed.
+            None | Some(Owner { kind: Kind::Marker, .. }) if self.doubtful > 0 => {
+                self.doubtful -= 1;
+                self.skipping = false;
+                self.unsynced = false;
+                None
+            }
             _ if self.lost => None,
             _ => return Err(PipelineError::Unexpected { tag: b'Z' }),
         };
+        self.turned(status);
+        Ok(Received::Ready(status, owner))
+    }
+
+    fn turned(&mut self, status: TransactionStatus) {
         self.status = status;
         self.judge = Judge::of(status);
         self.copy = CopyState::None;
@@ -414,7 +333,6 @@ impl Pipeline {
         self.answered = false;
         self.error_passed = false;
         self.settle();
-        Ok(Received::Ready(status, owner))
     }
 
     /// Takes the oldest request off, and remembers what it may have done.
@@ -467,7 +385,7 @@ impl Pipeline {
 
     /// The requests not yet answered, oldest first.
     pub fn owed(&self) -> impl Iterator<Item = &Owner> {
-        self.owed.iter().filter(|owner| owner.kind != Kind::CopyEnd)
+        self.owed.iter().filter(|owner| !owner.is_unasked())
     }
 
     /// The request that the next answer belongs to.
@@ -480,6 +398,28 @@ impl Pipeline {
         self.unsynced || self.skipping
     }
 
+    /// Whether a ReadyForQuery more than is owed may come, and everything else was answered: a
+    /// [`Sent::Marker`] would tell.
+    pub fn is_doubtful(&self) -> bool {
+        self.doubtful > 0 && self.owed.is_empty() && !self.is_unsynced()
+    }
+
+    /// Whether no request may be forwarded before that is settled.
+    #[inline]
+    pub fn must_settle(&self) -> bool {
+        self.doubtful > 0 && !self.skipping && !self.lost
+    }
+
+    /// Whether the server will answer what it was sent without another word of the client.
+    pub fn will_answer(&self) -> bool {
+        self.ready_owed > 0 && !matches!(self.copy, CopyState::In { client_done: false })
+    }
+
+    /// Whether both sides stream, as in replication.
+    pub fn is_streaming(&self) -> bool {
+        matches!(self.copy, CopyState::Both { .. })
+    }
+
     /// Whether the server discards what is forwarded until it sees a Sync.
     pub fn is_skipping(&self) -> bool {
         self.skipping
@@ -487,7 +427,7 @@ impl Pipeline {
 
     /// Whether a request was forwarded whose end (its ReadyForQuery) has not been seen.
     pub fn in_flight(&self) -> bool {
-        !self.owed.is_empty() || self.is_unsynced() || self.copy.is_active()
+        !self.owed.is_empty() || self.is_unsynced() || self.copy.is_active() || self.doubtful > 0
     }
 
     /// Whether anything was answered since the last ReadyForQuery, notices aside.
@@ -528,43 +468,5 @@ impl Pipeline {
         let executed = self.owed.iter().filter(|owner| owner.executes());
         let judge = executed.fold(self.judge, |judge, owner| judge.after(owner.unit.fate));
         judge.loss(self.in_flight())
-    }
-}
-
-/// Fuzz entry: whatever a client forwards and a server answers, in whatever order, never panic,
-/// and what is movable owes nothing. A byte is an event.
-pub fn fuzz_pipeline(input: &[u8]) {
-    let fates = [Fate::Stays, Fate::Begins, Fate::Commits, Fate::Unknown];
-    let mut pipeline = Pipeline::new(TransactionStatus::Idle);
-    for byte in input {
-        let token = u32::from(byte & 3);
-        let fate = fates.get(token as usize).copied().unwrap_or(Fate::Unknown);
-        let unit = Unit { fate, token };
-        let sent = match byte >> 2 {
-            0 => Sent::Query(unit),
-            1 => Sent::FunctionCall(unit),
-            2 => Sent::Parse(token),
-            3 => Sent::Bind(token),
-            4 => Sent::Describe(token),
-            5 => Sent::Close(token),
-            6 => Sent::Execute(unit),
-            7 => Sent::Sync,
-            8 => Sent::Flush,
-            9 => Sent::CopyData,
-            10 => Sent::CopyDone,
-            11 => Sent::CopyFail,
-            _ => {
-                let tags = b"123CDEGHINSTVWZAcdnst";
-                let tag = tags.get(usize::from(byte % 32)).copied().unwrap_or(*byte);
-                if pipeline.received(tag, b"I").is_err() {
-                    return;
-                }
-                continue;
-            }
-        };
-        pipeline.sent(sent);
-        let _ = pipeline.loss();
-        assert!(pipeline.ready_owed() <= pipeline.owed().count());
-        assert!(!pipeline.movable() || pipeline.owed().next().is_none());
     }
 }

@@ -101,6 +101,14 @@ impl DialError {
         }
     }
 
+    /// What a client may be told of it.
+    pub fn told(&self) -> String {
+        match self {
+            Self::Auth(error @ LoginError::OtherVerifier) => error.to_string(),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the other kind of connection, under TLS or in the clear, may fare better.
     /// `pg_hba.conf` refuses with class 28.
     pub fn is_about_encryption(&self) -> bool {

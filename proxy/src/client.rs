@@ -7,10 +7,12 @@
 //!    └─ client gone, garbage, pinned ──► orderly end
 //! ```
 
+mod absent;
 mod ahead;
 pub mod examine;
 mod identity;
 mod listening;
+mod obtain;
 mod pooled;
 mod secondary;
 
@@ -28,11 +30,11 @@ use kornak_protocol::sqlstate::{ADMIN_SHUTDOWN, CRASH_SHUTDOWN};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::backend::{self, Address, Connected, DialError};
-use crate::forward::{Conversation, LastWords, Link, Stop};
+use crate::forward::{Conversation, LastWords, Link, Presence, Stop};
 use crate::gate::Side;
 use crate::metrics::count;
 use crate::reading::Source;
-use crate::registry::{Doing, Flags};
+use crate::registry::Flags;
 use crate::route::{self, AtHome, Candidate};
 use crate::session::Aftermath;
 use crate::session::answers::Verdict;
@@ -276,13 +278,20 @@ impl Client {
             {
                 return end;
             }
-            let stop = self.forward().await;
+            let stop = match self.talk.presence {
+                Presence::Ended => Box::pin(self.depart()).await,
+                Presence::There | Presence::Listens => self.forward().await,
+            };
             let step = match stop {
                 // Boxed: an idle session keeps no room for it.
                 Stop::Wants => Box::pin(self.obtain()).await,
                 Stop::ServerLost(words) => Box::pin(self.lost(words)).await,
                 Stop::Flagged => Box::pin(self.flagged()).await,
+                // It has shut its sending side, and may still read.
+                Stop::ClientGone if self.talk.presence == Presence::Ended => Err(End::Broken),
                 Stop::ClientGone => Err(End::Gone),
+                Stop::ClientEnded => Ok(()),
+                Stop::HungUp => Box::pin(self.hung_up()).await,
                 Stop::ClientGarbage => {
                     count(&self.talk.shared.metrics.malformed);
                     Err(self.told(Verdict::Garbage))
@@ -308,91 +317,6 @@ impl Client {
     fn told(&self, verdict: Verdict) -> End {
         self.talk.shared.metrics.error(verdict.sqlstate());
         End::Told(verdict.fields())
-    }
-
-    /// The client has spoken: waits for the gate and for a server.
-    async fn obtain(&mut self) -> Result<(), End> {
-        let since = Instant::now();
-        let shared = Arc::clone(&self.talk.shared);
-        let give_up = tokio::time::Instant::now() + shared.settings.limits.hold_timeout;
-        self.drop_stale_link().await?;
-        if self.talk.member.is_some() {
-            return self.wait_at_gate().await;
-        }
-        self.talk.handle.set_doing(Doing::Held);
-        let way = loop {
-            let handle = Arc::clone(&self.talk.handle);
-            let (side, linked) = (self.talk.side, self.talk.link.is_some());
-            let way = if self.talk.session.listens() { Way::Early } else { Way::Gate };
-            let opening = async {
-                if linked {
-                    shared.gate.open(side).await;
-                    return Ok(None);
-                }
-                let opened = {
-                    let (listener, id) = (&self.listener, handle.id);
-                    ahead::open(&shared, listener, &self.identity, id, side, way).await
-                };
-                match opened {
-                    Some(opened) => Ok(Some(opened)),
-                    None => {
-                        let identity = Some(&*self.identity);
-                        open(&shared, &self.listener, identity, self.home, way).await.map(Some)
-                    }
-                }
-            };
-            let way = tokio::select! {
-                opened = opening => Some(opened),
-                () = handle.flagged() => None,
-                () = tokio::time::sleep_until(give_up) => Some(Err(DialError::Timeout)),
-            };
-            match way {
-                Some(way) => break way,
-                None => {
-                    // A connection that is being opened is given up; it costs one login.
-                    let flags = self.talk.handle.take_flags();
-                    if flags.has(Flags::CANCEL) {
-                        return self.refuse(Verdict::Cancelled);
-                    }
-                    if flags.has(Flags::STOP) || flags.has(Flags::STOP_NOW) {
-                        return Err(self.told(Verdict::Shutdown));
-                    }
-                    self.drop_stale_link().await?;
-                }
-            }
-        };
-        shared.metrics.hold.record(since.elapsed());
-        match way {
-            Ok(None) => Ok(()),
-            Ok(Some(opened)) => self.move_to(opened).await,
-            // Whoever listens nowhere must not believe that it does.
-            Err(DialError::Timeout) if self.must_listen() => Err(self.pinned_end(Pin::Listen)),
-            Err(DialError::Timeout) => self.refuse(Verdict::NoServer),
-            Err(error) => Err(self.cannot_move(&error)),
-        }
-    }
-
-    fn refuse(&mut self, verdict: Verdict) -> Result<(), End> {
-        self.talk.handle.set_doing(Doing::Idle);
-        self.talk.refuse_held(verdict).map_err(|_| self.told(Verdict::Garbage))
-    }
-
-    fn cannot_move(&self, error: &DialError) -> End {
-        tracing::warn!(
-            session = self.talk.handle.id,
-            error = error as &dyn std::error::Error,
-            "session cannot log in again"
-        );
-        match error {
-            DialError::Refused { body, .. } => {
-                let mut message = BytesMut::with_capacity(body.len() + 5);
-                message.extend_from_slice(b"E");
-                message.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
-                message.extend_from_slice(body);
-                End::Passed(message.freeze())
-            }
-            _ => self.told(Verdict::Ends(None)),
-        }
     }
 
     /// Restores what the session held, and tells the client what the new server reports otherwise.
@@ -489,6 +413,7 @@ impl Client {
         if flags.has(Flags::EXAMINE) && self.talk.may_ask() {
             self.examine().await?;
         }
+        self.talk.leave_if_idle();
         self.drop_stale_link().await
     }
 

@@ -9,8 +9,10 @@
 //! Not here: what to do when the path ends ([`crate::client`]), what messages mean
 //! ([`crate::session`]).
 
+mod answer;
 mod ask;
 mod io;
+mod leave;
 mod link;
 pub mod pooled;
 mod stop;
@@ -27,13 +29,13 @@ use kornak_protocol::frame::{Direction, Flow, Scanner};
 use crate::gate::{Side, Ticket};
 use crate::pool::lender::Member;
 use crate::registry::{Doing, Handle};
-use crate::session::answers::Verdict;
 use crate::session::journal::Pin;
 use crate::session::pooled::Edits;
-use crate::session::{Aftermath, Answered, Heard, Session};
+use crate::session::{Aftermath, Heard, Session};
 use crate::shared::Shared;
 use crate::stream::Stream;
 use io::{flush, keep_front, poll_read, write};
+pub use leave::Presence;
 pub use link::Link;
 pub use stop::{Denied, LastWords, Stop};
 
@@ -81,6 +83,14 @@ pub struct Conversation {
     examined: Option<Instant>,
     /// A Flush of ours was sent into an endless batch.
     flushed: bool,
+    /// The client's end of its connection.
+    pub presence: Presence,
+    /// The session was looked at since it became quiet.
+    is_settled: bool,
+    /// Since when it has a cursor WITH HOLD.
+    pub cursor_since: Option<Instant>,
+    /// Since when it has the server connection that it has borrowed.
+    borrowed: Option<Instant>,
     /// It was busy when it should have asked its server what it holds.
     to_ask: bool,
     pub ticket: Ticket,
@@ -119,6 +129,10 @@ impl Conversation {
             member: None,
             examined: None,
             flushed: false,
+            presence: Presence::There,
+            is_settled: false,
+            cursor_since: None,
+            borrowed: None,
             to_ask: false,
             ticket,
             side,
@@ -148,6 +162,13 @@ impl Conversation {
                 Ok(moved) => moved,
                 Err(stop) => return Poll::Ready(stop),
             };
+            if let Err(stop) = self.settle() {
+                return Poll::Ready(stop);
+            }
+            self.settle_doubt(cx);
+            if self.may_go() {
+                return Poll::Ready(Stop::ClientGone);
+            }
             if !from_server && !from_client {
                 return Poll::Pending;
             }
@@ -168,17 +189,32 @@ impl Conversation {
         };
         link.tail.clear();
         let data = scratch.get(..kept + n).unwrap_or_default();
+        self.is_settled = false;
         self.pass_to_client(data, cx)?;
-        if self.ticket.is_inside() && self.is_quiet() {
-            if self.must_ask() {
-                return Err(Stop::Examine);
-            }
-            self.leave_gate();
-            if self.member.is_some() {
-                self.rest()?;
-            }
-        }
+        // Before more is read of the client: whoever never stops talking leaves all the same.
+        self.settle()?;
         Ok(true)
+    }
+
+    /// If the session has become quiet, it leaves the gate and gives its connection back.
+    #[inline]
+    fn settle(&mut self) -> Result<(), Stop> {
+        if self.is_settled || !self.ticket.is_inside() {
+            return Ok(());
+        }
+        if self.session.is_streaming() {
+            self.ticket.leave();
+            return Ok(());
+        }
+        if !self.is_quiet() {
+            return Ok(());
+        }
+        self.is_settled = true;
+        if self.must_ask() {
+            return Err(Stop::Examine);
+        }
+        self.leave_gate();
+        if self.member.is_some() { self.rest() } else { Ok(()) }
     }
 
     fn pass_to_client(&mut self, data: &[u8], cx: &mut Context<'_>) -> Result<(), Stop> {
@@ -300,6 +336,9 @@ impl Conversation {
         if self.is_waiting() || self.must_flush(cx) {
             return Ok(false);
         }
+        if self.presence == Presence::Ended {
+            return self.client_ended(cx);
+        }
         if self.held_is == Held::Blocked && !self.held.is_empty() {
             let held = self.held.split().freeze();
             return self.take_from_client(&held, cx);
@@ -311,7 +350,8 @@ impl Conversation {
         let Some(free) = keep_front(scratch, &self.held) else { return Ok(false) };
         let n = match poll_read(&mut self.client, cx, free) {
             Poll::Pending => return Ok(false),
-            Poll::Ready(Ok(0) | Err(_)) => return Err(Stop::ClientGone),
+            Poll::Ready(Ok(0)) => return self.client_ended(cx),
+            Poll::Ready(Err(_)) => return Err(Stop::ClientGone),
             Poll::Ready(Ok(n)) => n,
         };
         self.last_heard = Instant::now();
@@ -335,9 +375,17 @@ impl Conversation {
         if !self.session.is_open() {
             return self.answer(data);
         }
-        let was_inside = self.ticket.is_inside();
-        if !was_inside {
+        if self.client_scanner.at_boundary() && self.session.is_quiet() {
+            data = self.skip_ignored(data)?;
+        }
+        let was_inside = self.ticket.is_inside() || self.session.is_streaming();
+        let is_idle = !was_inside || self.is_settled;
+        if is_idle {
             match data.first() {
+                None => {
+                    self.hold(data, Held::Partial);
+                    return Ok(true);
+                }
                 Some(b'X') => return Err(Stop::ClientGone),
                 _ if data.len() < 5 => {
                     self.hold(data, Held::Partial);
@@ -345,6 +393,8 @@ impl Conversation {
                 }
                 _ => {}
             }
+        }
+        if !was_inside {
             if self.link.is_none() && self.member.is_some() {
                 let borrowed = self.borrow_server();
                 if !matches!(borrowed, Ok(true)) {
@@ -357,13 +407,15 @@ impl Conversation {
                 self.hold(data, Held::Blocked);
                 return Err(Stop::Wants);
             }
+        }
+        if is_idle {
             self.handle.set_doing(Doing::Active);
         }
         self.pass_to_server(data, !was_inside, cx)
     }
 
     fn pass_to_server(&mut self, data: &[u8], first: bool, cx: &mut Context<'_>) -> Moved {
-        let draining = self.shared.gate.is_closed(self.side);
+        let draining = self.shared.gate.is_closed(self.side) || self.has_had_its_share();
         let between = |session: &Session, scanner: &Scanner| {
             draining && scanner.at_boundary() && session.stands_between_batches()
         };
@@ -373,14 +425,26 @@ impl Conversation {
         }
         let session = &mut self.session;
         let mut edits = Edits::default();
-        let mut waits = false;
+        let (mut waits, mut ended) = (false, false);
         let scanned = match &self.member {
             None => self.client_scanner.scan(data, |seen| {
+                if session.ignores(seen.tag) || session.must_settle() {
+                    waits = session.must_settle();
+                    return Flow::StopBefore;
+                }
                 let ends = session.forwarded(&seen);
                 if ends && draining { Flow::StopAfter } else { Flow::Pass }
             }),
             Some(member) => self.client_scanner.scan(data, |seen| {
-                if session.must_wait_for_answers(&seen) {
+                if seen.tag == b'X' {
+                    // The connection outlives its client.
+                    ended = true;
+                    return Flow::StopBefore;
+                }
+                if session.ignores(seen.tag) {
+                    return Flow::StopBefore;
+                }
+                if session.must_settle() || session.must_wait_for_answers(&seen) {
                     waits = true;
                     return Flow::StopBefore;
                 }
@@ -409,6 +473,9 @@ impl Conversation {
         if waits && end == 0 {
             return Ok(false);
         }
+        if end > 0 {
+            self.is_settled = false;
+        }
         let pass = data.get(..end).unwrap_or_default();
         let may_keep = (first || !self.kept.is_empty())
             && self.kept.len() + pass.len() <= MAX_KEPT_BYTES
@@ -427,7 +494,7 @@ impl Conversation {
             edits.apply(pass, &mut link.to_server);
             flush(&mut link.stream, &mut link.to_server, cx).map(drop)
         };
-        Ok(true)
+        if ended { self.client_ended(cx) } else { Ok(true) }
     }
 
     /// Whether what is in flight is a read that may run again on another server (SAFETY.md A9).
@@ -446,68 +513,11 @@ impl Conversation {
         }
     }
 
-    /// Answers in place of the server.
-    fn answer(&mut self, data: &[u8]) -> Moved {
-        let (session, out) = (&mut self.session, &mut self.to_client);
-        let mut gone = false;
-        let scanned = self.client_scanner.scan(data, |seen| {
-            if seen.tag == b'X' {
-                gone = true;
-                return Flow::StopAfter;
-            }
-            match session.answer(&seen, out) {
-                Answered::Stay => Flow::Pass,
-                Answered::Open => Flow::StopAfter,
-            }
-        });
-        let Ok(at) = scanned else { return Err(Stop::ClientGarbage) };
-        if gone {
-            return Err(Stop::ClientGone);
-        }
-        self.count_errors();
-        self.drop_rest_of_message();
-        let end = at - self.client_scanner.unshown();
-        let stopped = at < data.len();
-        self.client_scanner = Scanner::new(Direction::Frontend);
-        let rest = data.get(end..).unwrap_or_default();
-        self.hold(rest, if stopped { Held::Blocked } else { Held::Partial });
-        if self.session.is_open() {
-            self.handle.set_doing(Doing::Idle);
-        }
-        Ok(true)
-    }
-
-    fn drop_rest_of_message(&mut self) {
-        self.drop_client = self.client_scanner.remaining();
-    }
-
-    /// Refuses the request that is held back.
-    pub fn refuse_held(&mut self, verdict: Verdict) -> Result<(), Stop> {
-        let held = self.held.split().freeze();
-        let (session, out) = (&mut self.session, &mut self.to_client);
-        let mut scanner = Scanner::new(Direction::Frontend);
-        let scanned = scanner.scan(&held, |seen| {
-            session.refuse(&seen, verdict, out);
-            Flow::StopAfter
-        });
-        let Ok(at) = scanned else { return Err(Stop::ClientGarbage) };
-        self.count_errors();
-        self.drop_client = scanner.remaining();
-        let end = at - scanner.unshown();
-        let stopped = at < held.len();
-        let rest = held.get(end..).unwrap_or_default();
-        self.hold(rest, if stopped { Held::Blocked } else { Held::Partial });
-        Ok(())
-    }
-
     /// Whether the session stands between transactions, to the byte.
     pub fn is_quiet(&self) -> bool {
         self.session.is_quiet()
             && self.client_scanner.at_boundary()
-            && self
-                .link
-                .as_ref()
-                .is_none_or(|link| link.scanner.at_boundary() && link.tail.is_empty())
+            && self.link.as_ref().is_none_or(|link| link.stands_still())
     }
 
     /// Whether the server connection is there and belongs to whoever should serve now.

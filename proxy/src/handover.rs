@@ -37,6 +37,9 @@ const STANDBY_PATIENCE: Duration = Duration::from_secs(5);
 /// at its own sessions as well.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often sessions with cursors WITH HOLD see whether these are still to be waited for.
+const CURSOR_PAUSE: Duration = Duration::from_millis(250);
+
 /// Pause before an acknowledgement that was not written is tried again.
 const ACK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -173,7 +176,12 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
         attend(&shared, &mut outages, &cluster, &known, now());
         look_for_standbys(&shared, &mut readings, &cluster, now());
         let away = outages.closed();
-        shared.gate.close(held.and(away).and(readings.closed(away)));
+        let closed = held.and(away).and(readings.closed(away));
+        let opens = shared.gate.closed() != closed;
+        shared.gate.close(closed);
+        if opens {
+            shared.registry.wake_all();
+        }
         let mut retry_ack = false;
         if let Some(attempt) = wanted {
             let revision = cluster.handover_revision;
@@ -198,6 +206,7 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
             () = listens_again => {}
             () = shared.gate.empty(sides), if waiting && !retry_ack => {}
             () = tokio::time::sleep(ACK_PAUSE), if retry_ack => {}
+            () = tokio::time::sleep(CURSOR_PAUSE), if waiting => shared.registry.recheck_cursors(),
             () = tokio::time::sleep(deadline.unwrap_or_default()), if deadline.is_some() => {}
             () = stop.cancelled() => return,
         }

@@ -23,6 +23,7 @@ mod event;
 pub mod keeper;
 pub mod lender;
 pub mod seat;
+pub mod settled;
 pub mod statements;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,9 @@ pub use event::{Effect, Event, Expired, KindId, Limits, MemberId, PoolCount, Poo
 /// given a connection. Well below what anybody notices, well above a transaction's length.
 pub const LANE_PATIENCE: Duration = Duration::from_millis(20);
 
+/// How often a client that waits looks whether somebody is still there for whom it does.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
 /// Pause after a login that failed before a kind that has other connections tries another.
 const LOGIN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -47,6 +51,8 @@ struct Waiting {
     member: MemberId,
     since: Moment,
     noticed: bool,
+    /// When it was last asked to look whether its client is still there.
+    looked: Moment,
 }
 
 #[derive(Debug, Default)]
@@ -210,6 +216,7 @@ impl Pools {
             Event::Failed { slot } => self.failed(slot, now, out),
             Event::Released { slot } => self.released(slot, now, out),
             Event::Gone { slot } => self.gone(slot, now, out),
+            Event::Spare => self.spare(now, out),
             Event::Tick => self.tick(now, out),
         }
     }
@@ -232,7 +239,7 @@ impl Pools {
             return;
         }
         if let Some(queue) = kind.queues.get_mut(lane) {
-            queue.push_back(Waiting { member, since: now, noticed: false });
+            queue.push_back(Waiting { member, since: now, noticed: false, looked: now });
         }
         self.count_waiting(id, true);
         self.grow(id, now, out);
@@ -498,6 +505,11 @@ impl Pools {
                     out.push(Effect::Expire { member: front.member, why });
                     expired += 1;
                 }
+                let due = |waiting: &&mut Waiting| now.since(waiting.looked) >= LOOK_PAUSE;
+                for waiting in queue.iter_mut().filter(due) {
+                    waiting.looked = now;
+                    out.push(Effect::Look { member: waiting.member });
+                }
                 let Some(after) = limits.notice_after else { continue };
                 let late = queue.iter_mut().take_while(|it| now.since(it.since) >= after);
                 for (ahead, waiting) in late.enumerate().filter(|(_, it)| !it.noticed) {
@@ -509,6 +521,17 @@ impl Pools {
                 self.count_waiting(id, false);
             }
             self.grow(id, now, out);
+        }
+    }
+
+    fn spare(&mut self, now: Moment, out: &mut Vec<Effect>) {
+        let surplus = |kind: &Kind| kind.ready.saturating_sub(kind.clients);
+        let idle = self.kinds.iter().flat_map(|(_, kind)| {
+            kind.idle.iter().flatten().copied().take(surplus(kind)).collect::<Vec<_>>()
+        });
+        for slot in idle.collect::<Vec<_>>() {
+            out.push(Effect::Close { slot });
+            self.gone(slot, now, out);
         }
     }
 

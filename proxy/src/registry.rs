@@ -353,6 +353,21 @@ impl Registry {
         }
     }
 
+    /// Sessions with a cursor WITH HOLD see whether they still keep the gate from being empty.
+    pub fn recheck_cursors(&self) {
+        use crate::session::journal::Pin;
+        for handle in self.all() {
+            if handle.pin() == Some(Pin::HoldCursor) {
+                handle.raise(Flags::RECHECK);
+            }
+        }
+    }
+
+    /// Every session goes on with what it has held back.
+    pub fn wake_all(&self) {
+        self.all().iter().for_each(|handle| handle.wake());
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.sessions.lock().len()

@@ -32,6 +32,12 @@ const QUERY: &str = "SELECT DISTINCT l.pid::text FROM pg_catalog.pg_locks l \
     JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
     WHERE l.locktype = 'advisory' AND l.objsubid IN (1, 2) AND l.granted AND a.state = 'idle'";
 
+/// Whether somebody changes a database as a whole, which fails after five seconds in which anybody else
+/// is connected to it, or to the one that is copied.
+const CHANGES: &str = r"SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity
+    WHERE backend_type = 'client backend' AND state = 'active' AND query OPERATOR(pg_catalog.~*)
+    E'^(\\s|--[^\\n]*\\n|/\\*([^*]|\\*[^/])*\\*/)*(create|alter|drop)\\s+database')::text";
+
 /// One server with sessions on it.
 #[derive(Default)]
 struct Server {
@@ -54,6 +60,13 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         for handle in shared.registry.all() {
             let Some(target) = handle.cancel_target() else { continue };
             by_node.entry(handle.node()).or_default().insert(target.key.pid, handle);
+        }
+        if shared.lender.has_idle() {
+            // Nobody has a server, and there are connections to it all the same.
+            let standings = shared.standings();
+            for serving in standings.0.values().filter_map(|it| it.serving.as_ref().ok()) {
+                by_node.entry(Arc::clone(&serving.name)).or_default();
+            }
         }
         servers.retain(|name, _| by_node.contains_key(name));
         let topology = shared.topology();
@@ -93,6 +106,15 @@ async fn sample(
         // Its connection may have changed hands since.
         let target = handle.cancel_target();
         handle.set_advisory_locks(target.is_some_and(|it| locking.contains(&it.key.pid)));
+    }
+    let changes = ask(&mut connected, CHANGES, &[], limit).await?;
+    if changes.first().and_then(|row| row.first()).is_some_and(|it| it.as_deref() == Some(b"true"))
+    {
+        // Without us it would not have to wait for anybody.
+        server.databases = Databases::default();
+        shared.lender.spare();
+        server.connected = Some(connected);
+        return Ok(());
     }
     // On standbys there are none.
     let leads =

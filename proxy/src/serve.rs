@@ -342,7 +342,8 @@ async fn run_unless_idle(client: &mut Client, limit: Duration) -> End {
             Err(_)
                 if client.talk.last_heard == heard
                     && client.talk.is_quiet()
-                    && !client.talk.is_waiting() =>
+                    && !client.talk.is_waiting()
+                    && !client.talk.is_blocked() =>
             {
                 let state = kornak_protocol::sqlstate::IDLE_SESSION_TIMEOUT;
                 let text = "terminating connection due to client_idle_timeout";

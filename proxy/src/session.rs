@@ -183,7 +183,70 @@ impl Session {
     /// Whether the batches forwarded so far are complete and not all answered: under a closed gate
     /// nothing more is forwarded until it is known whether a transaction is open.
     pub fn stands_between_batches(&self) -> bool {
-        self.pipeline.ready_owed() > 0 && !self.pipeline.is_unsynced()
+        self.pipeline.ready_owed() > 0
+            && !self.pipeline.is_unsynced()
+            // The client of a COPY has to go on, or it never ends.
+            && !self.pipeline.copy().swallows_sync()
+    }
+
+    /// Whether the server would ignore this message: what is left of a COPY that is over, and Flush
+    /// when nothing is owed.
+    #[inline]
+    pub fn ignores(&self, tag: u8) -> bool {
+        matches!(tag, b'd' | b'c' | b'f' | b'H') && self.is_quiet()
+    }
+
+    /// Whether the server answers what it was sent without another word of the client.
+    pub fn will_answer(&self) -> bool {
+        self.pipeline.will_answer()
+    }
+
+    /// Whether the server waits for the client's COPY data.
+    pub fn is_copying_in(&self) -> bool {
+        self.pipeline.copy().swallows_sync()
+    }
+
+    /// Whether both sides stream, as in replication: no transaction, but without an end.
+    #[inline]
+    pub fn is_streaming(&self) -> bool {
+        self.pipeline.is_streaming()
+    }
+
+    /// Whether anything is in flight.
+    pub fn in_flight(&self) -> bool {
+        self.pipeline.in_flight()
+    }
+
+    /// Whether what is in flight cannot commit anything, so that it may be cancelled.
+    pub fn cannot_commit(&self) -> bool {
+        self.pipeline.in_flight() && self.pipeline.loss() == Loss::Retry
+    }
+
+    /// Whether no request may be forwarded before it is settled how many answers are owed.
+    #[inline]
+    pub fn must_settle(&self) -> bool {
+        self.pipeline.must_settle()
+    }
+
+    /// Whether a marker would settle that now.
+    #[inline]
+    pub fn is_doubtful(&self) -> bool {
+        self.pipeline.is_doubtful()
+    }
+
+    /// It was sent: a Close of a statement that nobody has, and Sync.
+    pub fn marked(&mut self) {
+        self.pipeline.sent(Sent::Marker);
+    }
+
+    /// The client has gone behind what it has asked: the server was told so.
+    pub fn terminated(&mut self) {
+        self.pipeline.sent(Sent::Terminate);
+    }
+
+    /// Whether DISCARD ALL takes away whatever it holds.
+    pub fn may_be_discarded(&self) -> bool {
+        !self.pipeline.is_lost() && self.journal.may_be_discarded()
     }
 
     /// Whether a transaction block is open or a request in flight.
@@ -230,7 +293,6 @@ impl Session {
             b'f' => Sent::CopyFail,
             b'F' => Sent::FunctionCall(UNKNOWN),
             b'X' => Sent::Terminate,
-            // A password message after the login: the server will refuse it.
             _ => return false,
         };
         self.pipeline.sent(sent);
@@ -259,6 +321,7 @@ impl Session {
         }
         let failed = self.pipeline.error_passed();
         match self.pipeline.received(seen.tag, seen.body)? {
+            Received::Ours => return Ok(Heard::Swallow),
             Received::Done(owner) if self.is_shared(&owner) => return Ok(self.shared_done(&owner)),
             Received::Done(owner) if matches!(seen.tag, b'C' | b'1' | b'3') => {
                 let text = seen.body.strip_suffix(b"\0").unwrap_or(seen.body);

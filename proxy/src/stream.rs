@@ -1,11 +1,16 @@
 //! A TCP connection, in the clear or under TLS, of either leg.
 
 use std::io;
+use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::BufMut;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -53,7 +58,94 @@ pub fn tune(stream: &TcpStream, leg: Leg) {
     }
 }
 
+/// Whether a peer has closed its side of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HungUp {
+    No,
+    /// It sends nothing any more; it may still read.
+    Half,
+    /// The connection is over.
+    Whole,
+}
+
+/// Most bytes that an idle server may have said.
+const MAX_SAID_BYTES: usize = 16 * 1024;
+
+/// What the kernel has, without the runtime, which hears of it only when it polls next.
+struct Kernel<'a>(&'a TcpStream);
+
+impl io::Read for Kernel<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match recv(self.0, &mut *buf, RecvFlags::DONTWAIT) {
+                Ok((_, n)) => return Ok(n),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
 impl Stream {
+    /// Whether the peer has closed its side, asked of the kernel.
+    pub fn hung_up(&self) -> HungUp {
+        let mut fds = [PollFd::new(self.tcp(), PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if poll(&mut fds, Some(&now)).is_err() {
+            return HungUp::No;
+        }
+        let [fd] = fds;
+        if fd.revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+            HungUp::Whole
+        } else if fd.revents().contains(PollFlags::RDHUP) {
+            HungUp::Half
+        } else {
+            HungUp::No
+        }
+    }
+
+    /// Takes what an idle server has said, behind what was `said` before. Answers whether it is alive:
+    /// it has neither closed nor sent an error, which would be its last.
+    pub fn is_alive(&mut self, said: &mut (impl BufMut + Deref<Target = [u8]>)) -> bool {
+        let before = said.len();
+        if !matches!(self.take_waiting(said), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        {
+            return false;
+        }
+        said.len() == before || !holds_error(said)
+    }
+
+    /// Reads until the kernel has nothing more; the error says why it ended.
+    fn take_waiting(&mut self, said: &mut (impl BufMut + Deref<Target = [u8]>)) -> io::Result<()> {
+        use std::io::Read;
+        let mut some = [0u8; 1024];
+        loop {
+            let n = match self {
+                Self::Plain(tcp) => Kernel(tcp).read(&mut some)?,
+                Self::Tls(tls) => match &mut **tls {
+                    TlsStream::Client(tls) => {
+                        let (tcp, tls) = tls.get_mut();
+                        match tls.reader().read(&mut some) {
+                            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                                if tls.read_tls(&mut Kernel(tcp))? == 0 {
+                                    return Ok(());
+                                }
+                                tls.process_new_packets().map_err(io::Error::other)?;
+                                continue;
+                            }
+                            read => read?,
+                        }
+                    }
+                    TlsStream::Server(_) => return Ok(()),
+                },
+            };
+            if n == 0 || said.len() + n > MAX_SAID_BYTES {
+                return Ok(());
+            }
+            said.put_slice(some.get(..n).unwrap_or_default());
+        }
+    }
+
     /// The TCP connection below.
     pub fn tcp(&self) -> &TcpStream {
         match self {
@@ -94,6 +186,18 @@ impl Stream {
         *tcp = TcpStream::from_std(copy)?;
         Ok(())
     }
+}
+
+/// Whether there is an ErrorResponse among these messages, the last of which may not be whole.
+fn holds_error(mut said: &[u8]) -> bool {
+    while let Some((&[tag, a, b, c, d], _)) = said.split_first_chunk::<5>() {
+        if tag == b'E' {
+            return true;
+        }
+        let len = u32::from_be_bytes([a, b, c, d]) as usize + 1;
+        said = said.get(len.max(5)..).unwrap_or_default();
+    }
+    said.first() == Some(&b'E')
 }
 
 impl AsyncRead for Stream {

@@ -174,7 +174,7 @@ impl Idle {
         let Self { open, failed, stateful, .. } = self;
         // The dead transaction is ended by nothing but its end.
         row("open", open, "SELECT 1", &["E 40001", "Z E"]).await;
-        row("open", open, "ROLLBACK TO SAVEPOINT a", &["E 25P02", "Z E"]).await;
+        row("open", open, "ROLLBACK TO SAVEPOINT a", &["E 40001", "Z E"]).await;
         row("open", open, "COMMIT", &["C ROLLBACK", "Z I"]).await;
         row("failed", failed, "SELECT 1", &["E 25P02", "Z E"]).await;
         row("failed", failed, "ROLLBACK", &["C ROLLBACK", "Z I"]).await;

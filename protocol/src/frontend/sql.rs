@@ -166,7 +166,7 @@ pub fn is_single_statement(sql: &[u8]) -> bool {
 /// Whether executing `sql` may end the transaction it runs in: anything but a single statement
 /// whose first keyword cannot (SAFETY.md A10).
 pub fn may_end_transaction(sql: &[u8]) -> bool {
-    !matches!(fate_of(sql), Fate::Stays | Fate::Begins | Fate::Revives)
+    !matches!(fate_of(sql), Fate::Stays | Fate::Begins | Fate::Revives | Fate::Nothing)
 }
 
 /// What `sql` can do to the transaction it runs in. `sql` must be whole; of a text that is not,
@@ -178,6 +178,7 @@ pub fn fate_of(sql: &[u8]) -> Fate {
         return Fate::Unknown;
     }
     match kind {
+        K::Empty => Fate::Nothing,
         K::Begin => Fate::Begins,
         K::RollbackTo => Fate::Revives,
         K::Commit if is_plain_end(sql) => Fate::Commits,

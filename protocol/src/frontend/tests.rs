@@ -266,11 +266,12 @@ fn several_statements_never_pass_for_one() {
 
 #[test]
 fn what_may_end_a_transaction_is_never_missed() {
-    use Fate::{Begins, Commits, Revives, RollsBack, Stays, Unknown};
+    use Fate::{Begins, Commits, Nothing, Revives, RollsBack, Stays, Unknown};
     let rows = [
         ("select 1", Stays),
         ("insert into t values (1);", Stays),
-        ("", Stays),
+        ("", Nothing),
+        (" ; -- nothing", Nothing),
         ("prepare p as select 1", Stays),
         ("execute p", Stays),
         ("savepoint a", Stays),

@@ -51,6 +51,7 @@ impl Judge {
 
     pub(super) fn after(self, fate: Fate) -> Self {
         match (self, fate) {
+            (before, Fate::Nothing) => before,
             (Self::Unknown | Self::Ended, _) | (_, Fate::Unknown) => Self::Unknown,
             // Autocommit: committed by the time its ReadyForQuery comes, or not.
             (Self::Idle, Fate::Stays | Fate::Revives) => Self::Unknown,

@@ -200,6 +200,38 @@ fn copy_data_sent_before_the_copy_is_answered_ends_it() {
 }
 
 #[test]
+fn a_copy_that_fails_is_settled_by_asking() {
+    // What libpq sends for a COPY with parameters: a Sync, which the COPY swallows, and one at its end.
+    for late in [false, true] {
+        let mut p = idle();
+        send(&mut p, &[Sent::Bind(1), Sent::Execute(stays(2)), Sent::Sync]);
+        answer(&mut p, b"2G").unwrap();
+        send(&mut p, &[Sent::CopyData, Sent::CopyDone, Sent::Sync]);
+        answer(&mut p, b"eI").unwrap();
+        assert!(p.is_doubtful() && p.must_settle() && !p.movable() && !p.is_lost());
+        p.sent(Sent::Marker);
+        if late {
+            // It had failed before it swallowed the first one.
+            assert_eq!(p.received(b'Z', b"I"), Ok(Received::Ready(TransactionStatus::Idle, None)));
+        }
+        assert_eq!(p.received(b'3', b""), Ok(Received::Ours));
+        assert_eq!(p.received(b'Z', b"I"), Ok(Received::Ours));
+        assert!(p.movable());
+    }
+    // Before the client has sent its Sync.
+    let mut p = idle();
+    send(&mut p, &[Sent::Bind(1), Sent::Execute(stays(2)), Sent::Sync]);
+    answer(&mut p, b"2G").unwrap();
+    send(&mut p, &[Sent::CopyData]);
+    answer(&mut p, b"e").unwrap();
+    assert!(!p.is_doubtful() && !p.must_settle(), "the server skips");
+    send(&mut p, &[Sent::CopyData, Sent::CopyDone, Sent::Sync]);
+    assert!(p.must_settle());
+    answer(&mut p, b"I").unwrap();
+    assert!(p.is_doubtful());
+}
+
+#[test]
 fn a_copy_mixed_with_other_requests_pins_the_session() {
     let mut p = idle();
     p.sent(Sent::Query(stays(1)));
@@ -313,6 +345,16 @@ fn the_truth_about_lost_requests() {
         ("prepare and describe", Idle, &[Sent::Parse(0), Sent::Describe(0)], b"", Loss::Harmless),
         ("prepare, answered", Idle, &[Sent::Parse(0), Sent::Sync], b"1", Loss::Harmless),
         ("begin", Idle, &[q(Begins)], b"", Loss::Harmless),
+        ("an empty query", Idle, &[q(Fate::Nothing)], b"", Loss::Harmless),
+        ("an empty query, answered", Idle, &[q(Fate::Nothing)], b"i", Loss::Harmless),
+        ("an empty query in a block", InBlock, &[q(Fate::Nothing)], b"", Loss::Retry),
+        (
+            "an empty query behind a commit",
+            InBlock,
+            &[q(Commits), q(Fate::Nothing)],
+            b"",
+            Loss::Unknown,
+        ),
         ("begin and insert", Idle, &[q(Begins), q(Stays)], b"", Loss::Retry),
         ("begin, insert, commit", Idle, &[q(Begins), q(Stays), q(Commits)], b"", Loss::Unknown),
         ("insert in a block", InBlock, &[q(Stays)], b"", Loss::Retry),

@@ -19,7 +19,6 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Client, Identity, Opened, Way, dial};
 use crate::backend::{Address, Connected, DialError};
 use crate::gate::Side;
-use crate::pool::keeper::is_silent;
 use crate::route::Candidate;
 use crate::shared::Shared;
 
@@ -145,7 +144,10 @@ async fn dial_candidate(
         Some(login) => login.await.ok().and_then(Result::ok),
         None => None,
     };
-    let connected = match begun.filter(|connected| is_silent(&connected.stream)) {
+    let alive = begun.and_then(|mut connected| {
+        connected.stream.is_alive(&mut connected.rest).then_some(connected)
+    });
+    let connected = match alive {
         Some(connected) => Ok(connected),
         None => dial(shared, &known, &address, Some(identity), None).await,
     };

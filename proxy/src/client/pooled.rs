@@ -8,15 +8,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kornak_protocol::params::Parameters;
 use kornak_protocol::{backend, frontend};
 
-use super::{Client, End};
+use super::{Client, End, absent};
 use crate::backend::{DialError, next_frame};
 use crate::forward::pooled::hand_over;
 use crate::forward::{Denied, Link};
 use crate::metrics::count;
+use crate::pool::settled::Returned;
 use crate::registry::Doing;
-use crate::session::Session;
 use crate::session::answers::Verdict;
-use crate::session::journal::Pin;
 use crate::stream::write_all;
 
 /// What makes a connection as good as new, as far as a server can.
@@ -73,11 +72,13 @@ impl Client {
         let handle = Arc::clone(&self.talk.handle);
         let waited = tokio::select! {
             () = shared.gate.open(self.talk.side) => Some(true),
+            () = absent::hangs_up(&self.talk) => return self.hung_up().await,
             () = handle.flagged() => None,
             () = tokio::time::sleep(shared.settings.limits.hold_timeout) => Some(false),
         };
         shared.metrics.hold.record(since.elapsed());
         match waited {
+            Some(true) if self.talk.has_hung_up() => self.hung_up().await,
             Some(true) => Ok(()),
             Some(false) => self.refuse(Verdict::NoServer),
             None => Box::pin(self.flagged()).await,
@@ -95,46 +96,42 @@ impl Client {
         Some(self.refuse(Verdict::Cancelled))
     }
 
-    /// The client has left: its connection is made as new for the next one, or ended if a
-    /// transaction is open on it.
+    /// The client has left: its connection is made as new for the next one, or ended if it is in the
+    /// middle of something. What may still commit runs to its end, as it would without a pool.
     pub(super) async fn leave_link(&mut self, mut link: Box<Link>) {
-        let is_quiet = self.talk.session.is_quiet()
-            && link.scanner.at_boundary()
-            && link.tail.is_empty()
-            && link.to_server.is_empty();
-        let Some(lease) = &mut link.lease else {
+        if link.lease.is_none() {
             super::say_good_bye(&mut link.stream);
             return;
-        };
+        }
         let shared = Arc::clone(&self.talk.shared);
-        if !is_quiet || self.talk.session.pinned() == Some(Pin::Lost) {
-            count(&shared.metrics.pool_dirty);
-            if let (true, Some(target)) = (self.talk.ticket.is_inside(), link.target.take()) {
-                // Whoever waits for its place should not wait for a query that nobody reads.
-                let limit = shared.settings.limits.connect_timeout;
-                let cancel =
-                    crate::backend::cancel(&target.address, shared.prober.tls(), &target.key);
-                let _ = tokio::time::timeout(limit, cancel).await;
+        let limit = shared.settings.limits.connect_timeout;
+        let mut laden = match self.talk.returned(link) {
+            Returned::Settled(settled) => return hand_over(&shared, settled),
+            Returned::Laden(laden) => laden,
+            Returned::Unsettled(mut link) => {
+                count(&shared.metrics.pool_dirty);
+                if let (true, Some(target)) =
+                    (self.talk.session.cannot_commit(), link.target.take())
+                {
+                    // Whoever waits for its locks should not wait for a query that nobody reads.
+                    let cancel =
+                        crate::backend::cancel(&target.address, shared.prober.tls(), &target.key);
+                    let _ = tokio::time::timeout(limit, cancel).await;
+                }
+                super::say_good_bye(&mut link.stream);
+                return;
             }
-            super::say_good_bye(&mut link.stream);
-            return;
+        };
+        let mut out = BytesMut::new();
+        // A constant text always fits.
+        let _ = frontend::put_query(DISCARD, &mut out);
+        let mut reported = self.talk.session.told().clone();
+        let told = tell(laden.link_mut(), &out, 1, &mut reported, limit).await;
+        let Ok(answers) = told else { return };
+        if let Some(settled) = laden.discarded(answers.failed, reported) {
+            count(&shared.metrics.pool_resets);
+            hand_over(&shared, settled);
         }
-        self.talk.session.detach(lease);
-        if self.talk.session.pinned().is_some() {
-            let limit = shared.settings.limits.connect_timeout;
-            let mut out = BytesMut::new();
-            // A constant text always fits.
-            let _ = frontend::put_query(DISCARD, &mut out);
-            let mut reported = Parameters::clone(&lease.params);
-            match tell(&mut link, &out, 1, &mut reported, limit).await {
-                Ok(answers) if answers.failed == 0 => count(&shared.metrics.pool_resets),
-                Ok(_) | Err(_) => return,
-            }
-            let Some(lease) = &mut link.lease else { return };
-            lease.params = reported.into();
-            Session::discarded(lease);
-        }
-        hand_over(&shared, link);
     }
 }
 

@@ -2,19 +2,42 @@
 //! when somebody has made a temporary table ([`crate::sampler`]).
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use super::Conversation;
 use crate::registry::Doing;
 use crate::session::journal::Pin;
 
+/// How long after its declaration a cursor WITH HOLD is waited for. Frameworks read a result by one
+/// and close it within milliseconds; who holds everybody up for longer is not waited for.
+const CURSOR_PATIENCE: Duration = Duration::from_secs(5);
+
 impl Conversation {
-    /// The session stands between transactions.
+    /// The session stands between transactions. With a young cursor WITH HOLD it stays inside all the
+    /// same: a switchover waits for that as for a transaction, but not for one that is kept.
     pub fn leave_gate(&mut self) {
-        self.ticket.leave();
+        if !self.has_young_cursor() {
+            self.ticket.leave();
+        }
         self.said_again = false;
         self.handle.set_pin(self.session.pinned());
         self.handle.set_listens(self.session.listens());
         self.handle.set_doing(Doing::Idle);
+    }
+
+    fn has_young_cursor(&mut self) -> bool {
+        if self.session.pinned() != Some(Pin::HoldCursor) {
+            self.cursor_since = None;
+            return false;
+        }
+        self.cursor_since.get_or_insert_with(Instant::now).elapsed() < CURSOR_PATIENCE
+    }
+
+    /// Somebody waits at the gate: its cursor may have grown old.
+    pub fn leave_if_idle(&mut self) {
+        if self.ticket.is_inside() && self.is_settled && self.is_quiet() {
+            self.leave_gate();
+        }
     }
 
     /// Whether the session, which is about to leave the gate, was to ask and was busy; or, before a

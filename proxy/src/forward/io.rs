@@ -159,4 +159,29 @@ mod tests {
         tokio::join!(reading, flushing);
         assert!(!is_stuck(&ours));
     }
+
+    #[tokio::test]
+    async fn what_an_idle_server_has_said_is_taken() {
+        let notice = b"N\0\0\0\x06x\0";
+        let farewell = b"E\0\0\0\x06x\0";
+        for (last, closes) in [(&farewell[..], false), (b"", true)] {
+            let (mut server, ours) = pair().await;
+            let mut ours = Stream::Tls(Box::new(TlsStream::Client(ours)));
+            let mut said = Vec::new();
+            assert!(ours.is_alive(&mut said) && said.is_empty());
+            crate::stream::write_all(&mut server, notice).await.unwrap();
+            while said.is_empty() {
+                assert!(ours.is_alive(&mut said));
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(said, notice, "it is for the next client");
+            crate::stream::write_all(&mut server, last).await.unwrap();
+            if closes {
+                drop(server);
+            }
+            while ours.is_alive(&mut said) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
 }

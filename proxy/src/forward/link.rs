@@ -74,6 +74,17 @@ impl Link {
         (Box::new(link), connected.params)
     }
 
+    /// Whether both directions stand between two messages, and everything that was forwarded was taken.
+    pub fn stands_still(&self) -> bool {
+        self.scanner.at_boundary() && self.tail.is_empty() && self.to_server.is_empty()
+    }
+
+    /// Whether the server has neither closed an idle connection nor announced its end. What else it has
+    /// said is for the next client.
+    pub fn is_alive(&mut self) -> bool {
+        self.stream.is_alive(&mut self.tail)
+    }
+
     /// Whether it leads only to a leader for want of a standby, and there is one again, or it asks
     /// others than it should by now.
     pub fn may_change(&self, shared: &Shared) -> bool {

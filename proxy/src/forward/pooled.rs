@@ -13,10 +13,14 @@ use super::io::write;
 use super::{Conversation, Denied, Link, Stop};
 use crate::metrics::count;
 use crate::pool::Expired;
-use crate::pool::keeper::is_silent;
 use crate::pool::seat::Delivery;
+use crate::pool::settled::{Returned, Settled};
 use crate::registry::Doing;
 use crate::session::journal::Pin;
+
+/// A client that never stops talking keeps its connection from others for so long; then they have
+/// their turn between two of its batches.
+const SHARE: Duration = Duration::from_millis(50);
 
 /// A pinned session is asked again after this long whether it still holds what pinned it; sooner if
 /// it did something about it.
@@ -35,8 +39,12 @@ impl Conversation {
             let Some(member) = &mut self.member else { return Ok(false) };
             match member.ask() {
                 // It has ended while it rested.
-                Some(link) if !is_silent(&link.stream) => drop(link),
-                Some(link) => return self.take_link(link).map(|()| true),
+                Some(settled) => {
+                    let mut link = settled.into_link();
+                    if link.is_alive() {
+                        return self.take_link(link).map(|()| true);
+                    }
+                }
                 None => {
                     self.handle.set_doing(Doing::Held);
                     return Ok(false);
@@ -52,12 +60,21 @@ impl Conversation {
         if let Some(ahead) = member.take_notice() {
             notice(ahead).put(&mut self.to_client);
         }
-        let Some(delivery) = member.delivery() else { return Ok(()) };
+        let look = member.take_look();
+        let Some(delivery) = member.delivery() else {
+            return if look && self.has_hung_up() { Err(Stop::HungUp) } else { Ok(()) };
+        };
         self.shared.metrics.pool_wait.record(member.since.elapsed());
         match delivery {
-            // Dropped, the request asks again.
-            Delivery::Server(link) if !is_silent(&link.stream) => Ok(()),
-            Delivery::Server(link) => self.take_link(link),
+            Delivery::Server(settled) if self.has_hung_up() => {
+                hand_over(&self.shared, settled);
+                Err(Stop::HungUp)
+            }
+            Delivery::Server(settled) => {
+                let mut link = settled.into_link();
+                // Dropped, the request asks again.
+                if link.is_alive() { self.take_link(link) } else { Ok(()) }
+            }
             Delivery::Expired(Expired::Busy) => Err(Stop::Denied(Denied::Busy)),
             Delivery::Expired(Expired::NoServer) => Err(Stop::Denied(Denied::NoServer)),
             Delivery::Failed(error) => Err(Stop::Denied(Denied::Login(error))),
@@ -82,6 +99,7 @@ impl Conversation {
             None => true,
         };
         self.link = Some(link);
+        self.borrowed = Some(Instant::now());
         if fits { Ok(()) } else { Err(Stop::Unfit) }
     }
 
@@ -110,16 +128,32 @@ impl Conversation {
         }
     }
 
-    /// Gives the connection back. It must be between transactions, to the byte.
+    /// Whether others wait for a connection and the session has had its own for long.
+    #[inline]
+    pub(super) fn has_had_its_share(&self) -> bool {
+        self.member.as_ref().is_some_and(|member| member.others_wait())
+            && self.borrowed.is_some_and(|since| since.elapsed() > SHARE)
+    }
+
+    /// Gives the connection back, if the session stands between transactions, to the byte.
     pub fn give_back(&mut self) {
-        let Some(mut link) = self.link.take() else { return };
-        let Some(lease) = &mut link.lease else {
-            self.link = Some(link);
-            return;
-        };
-        self.session.detach(lease);
-        self.handle.set_server(&self.shared.nobody, None);
-        hand_over(&self.shared, link);
+        let is_free = self.session.pinned().is_none();
+        let link = self.link.take_if(|link| is_free && link.lease.is_some());
+        let Some(link) = link else { return };
+        match Returned::by(link, &mut self.session, &self.client_scanner) {
+            Returned::Settled(settled) => {
+                self.handle.set_server(&self.shared.nobody, None);
+                hand_over(&self.shared, settled);
+            }
+            // Nothing pins it.
+            Returned::Laden(laden) => drop(laden),
+            Returned::Unsettled(link) => self.link = Some(link),
+        }
+    }
+
+    /// What becomes of the connection of a client that has left.
+    pub fn returned(&mut self, link: Box<Link>) -> Returned {
+        Returned::by(link, &mut self.session, &self.client_scanner)
     }
 
     /// Whether an endless batch must be answered before more of it is forwarded.
@@ -142,18 +176,19 @@ impl Conversation {
 
 /// Gives a connection that is fit for the next client to the pool, as soon as no cancel request can
 /// reach it any more that was meant for the last one.
-pub fn hand_over(shared: &Arc<crate::shared::Shared>, link: Box<Link>) {
+pub fn hand_over(shared: &Arc<crate::shared::Shared>, settled: Settled) {
+    let link = settled.link();
     let is_current = link.generation == shared.generation() || link.is_current(shared);
-    if !link.to_server.is_empty() || !is_current || link.may_change(shared) {
+    if !is_current || link.may_change(shared) {
         return;
     }
     match link.target.clone().filter(|target| target.under_way.is_any()) {
-        None => shared.lender.release(link),
+        None => shared.lender.release(settled),
         Some(target) => {
             let shared = Arc::clone(shared);
             tokio::task::spawn_local(async move {
                 if target.under_way.arrived().await {
-                    shared.lender.release(link);
+                    shared.lender.release(settled);
                 } else {
                     count(&shared.metrics.pool_doubtful);
                 }

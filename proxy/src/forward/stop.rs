@@ -17,6 +17,10 @@ pub enum Stop {
     ServerLost(Option<LastWords>),
     /// The client has left.
     ClientGone,
+    /// The client says nothing more and is owed answers.
+    ClientEnded,
+    /// The client, whose request waits, has closed its side.
+    HungUp,
     /// The client's bytes cannot be followed.
     ClientGarbage,
     /// The server's bytes cannot be followed.

@@ -83,8 +83,8 @@ impl Visitor<'_> {
         member: &mut Member,
         entry: &Entry,
     ) -> Result<Arc<Parameters>, DialError> {
-        let link = match member.ask() {
-            Some(link) => link,
+        let settled = match member.ask() {
+            Some(settled) => settled,
             None => {
                 let handle = entry.handle();
                 let seated = std::future::poll_fn(|cx| {
@@ -96,7 +96,7 @@ impl Visitor<'_> {
                 });
                 let seated = tokio::time::timeout(self.patience(), seated).await;
                 match seated {
-                    Ok(Delivery::Server(link)) => link,
+                    Ok(Delivery::Server(settled)) => settled,
                     Ok(Delivery::Failed(error)) => return Err(again(&error)),
                     Ok(Delivery::Expired(_)) | Err(_) => {
                         member.withdraw();
@@ -108,8 +108,8 @@ impl Visitor<'_> {
                 }
             }
         };
-        let params = link.lease.as_ref().map(|lease| Arc::clone(&lease.params));
-        hand_over(self.shared, link);
+        let params = settled.link().lease.as_ref().map(|lease| Arc::clone(&lease.params));
+        hand_over(self.shared, settled);
         let params = member.kind.welcome(WELCOME_AGE).or(params);
         params.ok_or(DialError::Timeout)
     }

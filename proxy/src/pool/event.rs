@@ -52,6 +52,9 @@ pub enum Event {
     Released { slot: SlotId },
     /// A connection is closed: by its client's fault, or because it was found dead or outdated.
     Gone { slot: SlotId },
+    /// Somebody changes a database, for which nobody may be connected to it who would not be without
+    /// a pool: of each kind as many connections are kept as it has clients.
+    Spare,
     /// Time passes.
     Tick,
 }
@@ -67,6 +70,8 @@ pub enum Effect {
     Close { slot: SlotId },
     /// Tell the client that it waits, and how many are in front of it.
     Notice { member: MemberId, ahead: usize },
+    /// Have the client, which has waited for a while, see whether it is still there.
+    Look { member: MemberId },
     /// Its time is up: all connections are busy, or there is none.
     Expire { member: MemberId, why: Expired },
     /// The login that failed was for this client.

@@ -4,8 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::spawn_local;
 
@@ -13,7 +11,6 @@ use super::lender::{Lender, Order};
 use crate::client::{Way, open};
 use crate::forward::Link;
 use crate::shared::Shared;
-use crate::stream::Stream;
 
 /// How exactly waiting clients' times and idle connections' ages are kept.
 const TICK: Duration = Duration::from_millis(250);
@@ -44,20 +41,8 @@ pub async fn run(lane: usize, shared: Arc<Shared>, mut orders: UnboundedReceiver
 }
 
 fn sift(lane: usize, shared: &Shared, lender: &Lender) {
-    lender.sift(lane, |link| {
-        link.is_current(shared) && !link.may_change(shared) && is_silent(&link.stream)
-    });
-}
-
-/// Whether an idle server has neither closed nor announced its end. What else it may have to say is
-/// for the next client. Asks the kernel, not the runtime, which hears of it only when it polls next.
-pub fn is_silent(stream: &Stream) -> bool {
-    let mut first = [0u8; 1];
-    match recv(stream.tcp(), &mut first[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((_, 0)) => false,
-        Ok(_) => matches!(stream, Stream::Tls(_)) || first != *b"E",
-        Err(error) => error == Errno::AGAIN,
-    }
+    lender
+        .sift(lane, |link| link.is_current(shared) && !link.may_change(shared) && link.is_alive());
 }
 
 /// Connections that were opened together should not all end together.

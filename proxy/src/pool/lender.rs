@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,6 +19,7 @@ use slab::Slab;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::seat::{Delivery, Seat};
+use super::settled::Settled;
 use super::statements::{Prepared, Texts};
 use super::{Effect, Event, KindId, Limits, MemberId, PoolCount, PoolId, Pools, SlotId};
 use crate::backend::DialError;
@@ -120,7 +123,7 @@ struct Inner {
     pools: Pools,
     effects: Vec<Effect>,
     /// Connections that are not lent.
-    resting: HashMap<SlotId, Box<Link>>,
+    resting: HashMap<SlotId, Settled>,
     seats: Slab<Arc<Seat>>,
     kinds: HashMap<KindId, Arc<Kind>>,
     by_startup: HashMap<(usize, Bytes), KindId>,
@@ -133,6 +136,8 @@ pub struct Lender {
     inner: Mutex<Inner>,
     clock: Instant,
     lanes: Vec<UnboundedSender<Order>>,
+    /// Clients that wait, by listener; the last is of none.
+    queued: Vec<AtomicUsize>,
     pub texts: Texts,
 }
 
@@ -142,6 +147,8 @@ impl Lender {
         lanes: Vec<UnboundedSender<Order>>,
         limits: impl IntoIterator<Item = Limits>,
     ) -> Self {
+        let limits: Vec<Limits> = limits.into_iter().collect();
+        let queued = (0..=limits.len()).map(|_| AtomicUsize::new(0)).collect();
         let inner = Inner {
             pools: Pools::new(lanes.len(), limits),
             effects: Vec::new(),
@@ -151,7 +158,13 @@ impl Lender {
             by_startup: HashMap::new(),
             by_role: HashMap::new(),
         };
-        Self { inner: Mutex::new(inner), clock: Instant::now(), lanes, texts: Texts::default() }
+        let (clock, texts) = (Instant::now(), Texts::default());
+        Self { inner: Mutex::new(inner), clock, lanes, queued, texts }
+    }
+
+    fn queued(&self, listener: usize) -> &AtomicUsize {
+        let last = self.queued.len() - 1;
+        &self.queued[listener.min(last)]
     }
 
     /// How many threads there are.
@@ -214,13 +227,13 @@ impl Lender {
         self: &Arc<Self>,
         order: &Order,
         lane: usize,
-        mut link: Box<Link>,
+        link: Box<Link>,
         params: Parameters,
         lifetime: Duration,
     ) {
         let params = Arc::new(params);
         order.kind.welcomed(&params);
-        link.lease = Some(Box::new(Lease {
+        let lease = Lease {
             slot: order.slot,
             lane,
             settings: Some(Settings::new()),
@@ -228,9 +241,9 @@ impl Lender {
             prepared: Some(Box::default()),
             lender: Arc::clone(self),
             is_out: false,
-        }));
+        };
         let mut inner = self.inner.lock();
-        inner.resting.insert(order.slot, link);
+        inner.resting.insert(order.slot, Settled::fresh(link, lease));
         let now = self.now();
         let event = Event::Opened { slot: order.slot, expires: now + lifetime };
         // Nobody is asking: what is given goes to a seat.
@@ -245,12 +258,12 @@ impl Lender {
     }
 
     /// A client gives its connection back, fit for the next.
-    pub fn release(&self, mut link: Box<Link>) {
-        let Some(lease) = &mut link.lease else { return };
+    pub fn release(&self, mut settled: Settled) {
+        let Some(lease) = &mut settled.link_mut().lease else { return };
         lease.is_out = false;
         let slot = lease.slot;
         let mut inner = self.inner.lock();
-        inner.resting.insert(slot, link);
+        inner.resting.insert(slot, settled);
         self.happened(inner, Event::Released { slot }, self.now(), None, None);
     }
 
@@ -272,14 +285,24 @@ impl Lender {
         }
     }
 
+    /// Whether any connection rests here.
+    pub fn has_idle(&self) -> bool {
+        !self.inner.lock().resting.is_empty()
+    }
+
+    /// Ends idle connections beyond those that clients would have without a pool.
+    pub fn spare(&self) {
+        self.happened(self.inner.lock(), Event::Spare, self.now(), None, None);
+    }
+
     /// Ends idle connections of a thread that are not good any more.
     pub fn sift(&self, lane: usize, mut is_good: impl FnMut(&mut Link) -> bool) {
         let bad: Vec<SlotId> = {
             let mut inner = self.inner.lock();
             let resting = inner.resting.iter_mut();
             resting
-                .filter(|(_, link)| link.lease.as_ref().is_some_and(|lease| lease.lane == lane))
-                .filter_map(|(slot, link)| (!is_good(link)).then_some(*slot))
+                .filter(|(_, it)| it.link().lease.as_ref().is_some_and(|it| it.lane == lane))
+                .filter_map(|(slot, it)| (!is_good(it.link_mut())).then_some(*slot))
                 .collect()
         };
         for slot in bad {
@@ -311,7 +334,7 @@ impl Lender {
         now: Moment,
         asker: Option<MemberId>,
         error: Option<&Arc<DialError>>,
-    ) -> Option<Box<Link>> {
+    ) -> Option<Settled> {
         let mut effects = std::mem::take(&mut inner.effects);
         inner.pools.on(event, now, &mut effects);
         let mut given = None;
@@ -319,14 +342,14 @@ impl Lender {
         for effect in effects.drain(..) {
             match effect {
                 Effect::Give { slot, member } => {
-                    let Some(mut link) = inner.resting.remove(&slot) else { continue };
-                    if let Some(lease) = &mut link.lease {
+                    let Some(mut settled) = inner.resting.remove(&slot) else { continue };
+                    if let Some(lease) = &mut settled.link_mut().lease {
                         lease.is_out = true;
                     }
                     if asker == Some(member) {
-                        given = Some(link);
+                        given = Some(settled);
                     } else if let Some(seat) = inner.seats.get(member.0 as usize) {
-                        seat.deliver(Delivery::Server(link));
+                        seat.deliver(Delivery::Server(settled));
                     }
                 }
                 Effect::Open { slot, kind, lane } => {
@@ -340,6 +363,11 @@ impl Lender {
                 Effect::Notice { member, ahead } => {
                     if let Some(seat) = inner.seats.get(member.0 as usize) {
                         seat.notice(ahead);
+                    }
+                }
+                Effect::Look { member } => {
+                    if let Some(seat) = inner.seats.get(member.0 as usize) {
+                        seat.look();
                     }
                 }
                 Effect::Expire { member, why } => {
@@ -357,8 +385,8 @@ impl Lender {
         }
         inner.effects = effects;
         drop(inner);
-        for mut link in closed {
-            crate::client::say_good_bye(&mut link.stream);
+        for mut settled in closed {
+            crate::client::say_good_bye(&mut settled.link_mut().stream);
         }
         given
     }
@@ -366,13 +394,14 @@ impl Lender {
 
 impl Member {
     /// Asks for a connection; without one at hand the seat gets it.
-    pub fn ask(&mut self) -> Option<Box<Link>> {
+    pub fn ask(&mut self) -> Option<Settled> {
         let event = Event::Ask { member: self.id, kind: self.kind.id, lane: self.lane };
         let lender = &self.lender;
         let given = lender.happened(lender.inner.lock(), event, lender.now(), Some(self.id), None);
         self.is_waiting = given.is_none();
         if self.is_waiting {
             self.since = Instant::now();
+            self.lender.queued(self.kind.listener).fetch_add(1, Relaxed);
         }
         given
     }
@@ -380,7 +409,9 @@ impl Member {
     /// What was brought to the seat; the wait is over then.
     pub fn delivery(&mut self) -> Option<Delivery> {
         let delivery = self.seat.take();
-        self.is_waiting &= delivery.is_none();
+        if delivery.is_some() && std::mem::take(&mut self.is_waiting) {
+            self.lender.queued(self.kind.listener).fetch_sub(1, Relaxed);
+        }
         delivery
     }
 
@@ -389,16 +420,28 @@ impl Member {
         self.seat.take_notice()
     }
 
+    /// Whether it is to see whether its client is still there.
+    pub fn take_look(&self) -> bool {
+        self.seat.take_look()
+    }
+
+    /// Whether somebody waits for a connection of this listener.
+    #[inline]
+    pub fn others_wait(&self) -> bool {
+        self.lender.queued(self.kind.listener).load(Relaxed) > 0
+    }
+
     /// Stops waiting. What was brought meanwhile goes back.
     pub fn withdraw(&mut self) {
         if !std::mem::take(&mut self.is_waiting) {
             return;
         }
+        self.lender.queued(self.kind.listener).fetch_sub(1, Relaxed);
         let event = Event::Withdraw { member: self.id, kind: self.kind.id };
         let lender = &self.lender;
         lender.happened(lender.inner.lock(), event, lender.now(), None, None);
-        if let Some(Delivery::Server(link)) = self.seat.take() {
-            lender.release(link);
+        if let Some(Delivery::Server(settled)) = self.seat.take() {
+            lender.release(settled);
         }
     }
 

@@ -1,20 +1,20 @@
 //! Where a client waits for a server connection: what is brought to it, and who brings it wakes it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
 use super::Expired;
+use super::settled::Settled;
 use crate::backend::DialError;
-use crate::forward::Link;
 use crate::registry::Handle;
 
 /// What a client that waits gets.
 #[derive(Debug)]
 pub enum Delivery {
     /// A connection; it may have been registered on another thread.
-    Server(Box<Link>),
+    Server(Settled),
     /// Its time is up.
     Expired(Expired),
     /// The login was refused.
@@ -27,13 +27,20 @@ pub struct Seat {
     delivery: Mutex<Option<Delivery>>,
     /// How many are in front of it and one more, if it is to be told; 0: nothing is to be told.
     notice: AtomicU32,
+    /// It is to see whether its client is still there.
+    look: AtomicBool,
     handle: Arc<Handle>,
 }
 
 impl Seat {
     /// Of the session with this handle, whose task is woken.
     pub fn new(handle: Arc<Handle>) -> Self {
-        Self { delivery: Mutex::new(None), notice: AtomicU32::new(0), handle }
+        Self {
+            delivery: Mutex::new(None),
+            notice: AtomicU32::new(0),
+            look: AtomicBool::new(false),
+            handle,
+        }
     }
 
     /// Brings it.
@@ -45,6 +52,17 @@ impl Seat {
     /// Takes what was brought.
     pub fn take(&self) -> Option<Delivery> {
         self.delivery.lock().take()
+    }
+
+    /// It is to see whether its client is still there.
+    pub fn look(&self) {
+        self.look.store(true, Ordering::Release);
+        self.handle.wake();
+    }
+
+    /// Whether it is to.
+    pub fn take_look(&self) -> bool {
+        self.look.load(Ordering::Acquire) && self.look.swap(false, Ordering::AcqRel)
     }
 
     /// It is to be told that so many are in front of it.

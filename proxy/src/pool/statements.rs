@@ -41,7 +41,7 @@ use crate::session::journal::Statement;
 const PREFIX: &str = "_kornak:";
 
 /// A name that no statement has.
-const NOBODY: &[u8] = b"_kornak:0";
+pub(crate) const NOBODY: &[u8] = b"_kornak:0";
 
 /// In a mark: the answer is for us, the client must not see it.
 const SWALLOW: u32 = 1 << 31;

@@ -62,6 +62,7 @@ impl Story {
     }
 
     fn check(&mut self, expected: &[Effect]) -> &mut Self {
+        self.out.retain(|effect| !matches!(effect, Effect::Look { .. }));
         assert_eq!(self.out, expected);
         self.out.clear();
         self
@@ -165,6 +166,18 @@ fn who_waits_is_told_and_refused_when_its_time_is_up() {
 }
 
 #[test]
+fn who_waits_for_long_looks_whether_somebody_is_there() {
+    let (mut story, kind) = Story::new(Limits { pool_size: 1, ..LIMITS });
+    story.ask(1, kind).opened(0).ask(2, kind).out.clear();
+    for (second, looks) in [(0, 0), (1, 1), (1, 0), (2, 1)] {
+        story.at(second).on(Event::Tick);
+        let look = |effect: &Effect| *effect == Effect::Look { member: MemberId(2) };
+        let found = std::mem::take(&mut story.out).iter().filter(|effect| look(effect)).count();
+        assert_eq!(found, looks, "second {second}");
+    }
+}
+
+#[test]
 fn a_login_that_fails_is_told_to_one_client_and_tried_again_for_the_next() {
     let (mut story, kind) = Story::new(Limits { pool_size: 1, ..LIMITS });
     story.ask(1, kind).ask(2, kind).check(&[open(0, kind)]);
@@ -193,6 +206,16 @@ fn old_and_unused_connections_are_closed_when_they_rest() {
     story.at(90).on(Event::Tick).check(&[]);
     story.at(91).on(Event::Tick).check(&[close(0)]);
     story.ask(2, kind).check(&[open(0, kind)]);
+}
+
+#[test]
+fn no_more_connections_are_kept_than_clients_when_a_database_changes() {
+    let (mut story, kind) = Story::new(LIMITS);
+    story.ask(1, kind).opened(0).ask(2, kind).opened(1).out.clear();
+    story.released(1).on(Event::Spare).check(&[close(1)]);
+    story.released(0).on(Event::Spare).check(&[]);
+    story.pools.leave(kind);
+    story.on(Event::Spare).check(&[close(0)]);
 }
 
 #[test]
@@ -268,7 +291,7 @@ fn bounds_hold_and_nobody_is_forgotten_in_any_order_of_events() {
                     Effect::Refuse { member, .. } | Effect::Expire { member, .. } => {
                         asking.retain(|(asked, _)| *asked != member.0);
                     }
-                    Effect::Notice { .. } => {}
+                    Effect::Notice { .. } | Effect::Look { .. } => {}
                 }
             }
             assert!(holding.len() + opening.len() <= LIMITS.max_servers, "seed {seed}");

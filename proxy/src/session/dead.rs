@@ -5,7 +5,7 @@
 //!    └───── ROLLBACK: tag ROLLBACK, no error needed ─────────────┘
 //! ```
 //! As PostgreSQL does in a failed block, everything else gets 25P02; ROLLBACK TO and AND CHAIN must
-//! not revive it (SAFETY.md A10).
+//! not revive it (SAFETY.md A10), and ROLLBACK TO is told 40001 once more.
 
 use bytes::BytesMut;
 use kornak_protocol::backend;
@@ -89,7 +89,7 @@ impl DeadTransaction {
             backend::put_ready_for_query(Idle, out);
             return (After::Over, Some(error));
         }
-        let error = self.refuse(Verdict::Dead, out);
+        let error = self.refuse(dead(fate), out);
         backend::put_ready_for_query(Failed, out);
         (After::Stay, Some(error))
     }
@@ -106,7 +106,7 @@ impl DeadTransaction {
                 let fate =
                     if parse.is_whole { frontend::fate_of(parse.sql) } else { Fate::Unknown };
                 if !self.may_end(fate) {
-                    return Some(self.skip(out));
+                    return Some(self.skip(dead(fate), out));
                 }
                 journal.parse_unforwarded(parse, seen.is_whole().then_some(seen.body));
                 backend::put_parse_complete(out);
@@ -115,14 +115,14 @@ impl DeadTransaction {
                 let bind = frontend::Bind::parse(seen.body).ok()?;
                 let fate = journal.kind_of(bind.statement).map_or(Fate::Unknown, |s| s.fate);
                 if !self.may_end(fate) || !bind.portal.is_empty() {
-                    return Some(self.skip(out));
+                    return Some(self.skip(dead(fate), out));
                 }
                 self.portal = fate;
                 backend::put_bind_complete(out);
             }
             b'D' => match Target::parse(seen.body) {
                 Ok(Target::Portal(_)) => backend::put_no_data(out),
-                _ => return Some(self.skip(out)),
+                _ => return Some(self.skip(Verdict::Dead, out)),
             },
             b'C' => backend::put_close_complete(out),
             b'E' if self.may_end(self.portal) => {
@@ -135,7 +135,7 @@ impl DeadTransaction {
                 let _ = backend::put_command_complete("ROLLBACK", out);
                 self.ended = true;
             }
-            b'E' => return Some(self.skip(out)),
+            b'E' => return Some(self.skip(Verdict::Dead, out)),
             _ => {}
         }
         None
@@ -145,9 +145,9 @@ impl DeadTransaction {
         matches!(fate, Fate::RollsBack | Fate::Commits)
     }
 
-    fn skip(&mut self, out: &mut BytesMut) -> Verdict {
+    fn skip(&mut self, verdict: Verdict, out: &mut BytesMut) -> Verdict {
         self.skipping = true;
-        self.refuse(Verdict::Dead, out)
+        self.refuse(verdict, out)
     }
 
     /// The first error of a dead transaction says that it is to be run again.
@@ -157,4 +157,10 @@ impl DeadTransaction {
         verdict.put(out);
         verdict
     }
+}
+
+/// What a request gets behind the first error. A framework that goes back to a savepoint shows its
+/// caller what that is answered with, and must see that the whole is to be run again.
+fn dead(fate: Fate) -> Verdict {
+    if fate == Fate::Revives { Verdict::Retry } else { Verdict::Dead }
 }

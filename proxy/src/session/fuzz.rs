@@ -3,6 +3,8 @@
 //!
 //! An entry takes any bytes and must return: a panic, an overflow or a broken promise is a defect.
 
+mod departure;
+
 use bytes::BytesMut;
 use kornak_config::proxy::{FailoverSettings, KeepSessions, ListenPolicy};
 use kornak_protocol::frame::{Direction, Flow, Scanner};
@@ -12,12 +14,17 @@ use kornak_protocol::params::Parameters;
 use super::pooled::Edits;
 use super::{Aftermath, Answered, Heard, Session};
 use crate::pool::statements::{Prepared, Texts};
+pub use departure::fuzz_departure;
 
 /// An entry: its name and the function.
 pub type Entry = (&'static str, fn(&[u8]));
 
 /// All entries.
-pub const ENTRIES: &[Entry] = &[("session", fuzz_session), ("pooled_session", fuzz_pooled_session)];
+pub const ENTRIES: &[Entry] = &[
+    ("session", fuzz_session),
+    ("pooled_session", fuzz_pooled_session),
+    ("departure", fuzz_departure),
+];
 
 /// What one message of a client or a server can make us say, at most: an error of ours with its hint,
 /// and a ReadyForQuery.

@@ -137,7 +137,13 @@ impl Journal {
         self.pins.first()
     }
 
-    /// The same, leaving out what only might be held.
+    /// Whether DISCARD ALL would take away whatever the session holds.
+    pub fn may_be_discarded(&self) -> bool {
+        let stays = [Pin::Load, Pin::Relay, Pin::Replication];
+        !self.unseen && !stays.into_iter().any(|pin| self.pins.has(pin))
+    }
+
+    /// Why it cannot be moved, leaving out what only might be held.
     pub fn pinned_for_certain(&self) -> Option<Pin> {
         self.pins.without(Pin::Opaque).first()
     }

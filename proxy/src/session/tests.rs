@@ -198,7 +198,7 @@ fn a_statement_of_an_open_transaction_is_to_be_retried() {
     let mut play = Play::new();
     play.done("BEGIN", "BEGIN", InBlock).query("UPDATE t SET a = 1").lives(&["E 40001", "Z E"]);
     play.asks("SELECT 1", &["E 25P02", "Z E"])
-        .asks("ROLLBACK TO SAVEPOINT x", &["E 25P02", "Z E"])
+        .asks("ROLLBACK TO SAVEPOINT x", &["E 40001", "Z E"])
         .asks("SAVEPOINT y", &["E 25P02", "Z E"])
         .asks("ROLLBACK AND CHAIN", &["E 25P02", "Z E"])
         .asks("/* end */ rollback ;", &["C ROLLBACK", "Z I"]);
@@ -565,4 +565,44 @@ fn only_a_cursor_with_hold_that_is_open_keeps_a_session() {
     play.done("CLOSE c", "CLOSE CURSOR", Idle);
     assert_eq!(play.0.pinned(), None);
     play.lives(&[]);
+}
+
+#[test]
+fn a_copy_goes_on_under_a_closed_gate() {
+    let mut play = Play::new();
+    play.query("COPY t FROM STDIN");
+    assert!(play.0.stands_between_batches(), "it may be anything");
+    play.server(|out| out.extend_from_slice(b"G\0\0\0\x07\0\0\0"));
+    assert!(!play.0.stands_between_batches(), "its client has to go on");
+    play.client(|out| {
+        out.extend_from_slice(b"d\0\0\0\x061\n");
+        fe::put_copy_done(out);
+    });
+    assert!(play.0.stands_between_batches());
+    play.complete("COPY 1").ready(Idle);
+    assert!(play.0.is_quiet() && play.0.ignores(b'd') && play.0.ignores(b'H'));
+    play.query("SELECT 1");
+    assert!(!play.0.ignores(b'H'));
+}
+
+#[test]
+fn only_what_cannot_commit_may_be_cancelled() {
+    let in_block = |sql: &str| {
+        let mut play = Play::new();
+        play.done("BEGIN", "BEGIN", InBlock).query(sql).0.cannot_commit()
+    };
+    assert!(in_block("UPDATE t SET a = 1"));
+    assert!(!in_block("COMMIT"));
+    assert!(!in_block("CALL p()"));
+    assert!(!Play::new().query("INSERT INTO t VALUES (1)").0.cannot_commit());
+    assert!(!Play::new().0.cannot_commit());
+}
+
+#[test]
+fn an_empty_query_in_flight_may_be_said_again() {
+    let mut play = Play::new();
+    play.query("");
+    assert!(play.0.is_harmless());
+    play.done("BEGIN", "BEGIN", InBlock).query("-- nothing");
+    assert!(!play.0.is_harmless());
 }
