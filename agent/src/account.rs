@@ -87,11 +87,18 @@ pub(crate) fn view(shown: &Shown<'_>) -> NodeView {
         timeline: status.map(|status| status.timeline),
         xlog: status.map_or_else(XLog::default, |status| XLog {
             location: primary.then_some(status.position()),
-            received_location: status.received_lsn.filter(|_| in_recovery),
+            received_location: match &snapshot.server {
+                Server::Standby(facts) => Some(facts.received),
+                _ => None,
+            },
             replayed_location: status.replayed_lsn.filter(|_| in_recovery),
             replayed_timestamp: status.replay_timestamp.clone().filter(|_| in_recovery),
             paused: in_recovery.then_some(status.replay_paused),
         }),
+        wal_known: match &snapshot.server {
+            Server::Standby(facts) => facts.wal_known,
+            server => matches!(server, Server::Primary(_)),
+        },
         replication_state: status.filter(|_| in_recovery).map(|status| {
             if status.is_streaming() { "streaming" } else { "in archive recovery" }.to_owned()
         }),
@@ -111,6 +118,7 @@ pub(crate) fn view(shown: &Shown<'_>) -> NodeView {
         cluster: Arc::clone(&snapshot.cluster),
         action: decision.action.clone(),
         why: decision.why,
+        observed_at: snapshot.observed_at,
         cycle_at: snapshot.now,
         lease_until,
         cycles: shown.cycles,
@@ -155,7 +163,11 @@ pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
         tags: view.tags.clone(),
         pending_restart: view.pending_restart.is_some(),
         pending_restart_reason: view.pending_restart.clone(),
-        xlog_location: view.xlog.location.or(receive.max(replay)).filter(|_| running),
+        xlog_location: view
+            .xlog
+            .location
+            .or(receive.max(replay))
+            .filter(|_| running && view.wal_known),
         replay_lsn: replay.filter(|_| standby),
         receive_lsn: receive.filter(|_| standby),
         replication_state: view.replication_state.clone().filter(|_| standby),
@@ -183,6 +195,7 @@ pub(crate) fn before_first_cycle(ctx: &Context) -> NodeView {
         postmaster_start_time: None,
         timeline: None,
         xlog: XLog::default(),
+        wal_known: false,
         replication_state: None,
         latest_end_lsn: None,
         replication: Vec::new(),
@@ -197,6 +210,7 @@ pub(crate) fn before_first_cycle(ctx: &Context) -> NodeView {
         cluster: Arc::default(),
         action: Action::Wait,
         why: Why::StoreNeverRead,
+        observed_at: kornak_cluster::Moment::default(),
         cycle_at: crate::guard::boottime_now(),
         lease_until: None,
         cycles: 0,

@@ -1,8 +1,9 @@
 //! The agent's REST API: Patroni's, plus `/kornak/…`.
 //!
-//! Everything that is read is answered from the newest [`NodeView`] in memory: no SQL, no store, so a
-//! slow server cannot hang a health check, and a check costs microseconds. Everything that changes
-//! something becomes a [`Command`] for the driver; the API waits for its answer as long as it takes.
+//! Health checks and everything else that is read are answered from the newest [`NodeView`] in memory: no SQL, no
+//! store, so a slow server cannot hang a health check, and a check costs microseconds. The exception is
+//! `GET /patroni`, by which members compare how much they have when nobody leads: it waits for a look at the server
+//! that began after the question ([`look`]). Everything that changes something becomes a [`Command`] for the driver; the API waits for its answer as long as it takes.
 //!
 //! The router is one function and not a table of routes, because Patroni's rules are no table: the
 //! first path element and the method choose an endpoint, and any other path is a health check that is
@@ -15,6 +16,7 @@
 mod access;
 mod citus;
 pub(crate) mod health;
+mod look;
 mod manual;
 mod print;
 mod schedule;
@@ -152,6 +154,7 @@ pub struct Api {
     citus: Option<Arc<crate::citus::Desk>>,
     counters: Arc<Counters>,
     clock: fn() -> Moment,
+    looks: look::Looks,
 }
 
 /// What a reload may change.
@@ -185,7 +188,8 @@ impl Api {
     pub fn new(views: NodeViews, commands: Commands, settings: ApiSettings) -> Self {
         let rules = ArcSwap::from_pointee(Rules::new(&settings));
         let ApiSettings { tls, restart_plan, citus, counters, clock, .. } = settings;
-        Self { views, commands, rules, tls, restart_plan, citus, counters, clock }
+        let looks = look::Looks::default();
+        Self { views, commands, rules, tls, restart_plan, citus, counters, clock, looks }
     }
 
     /// Puts other rules in force for the requests that come from now on: passwords, lists, headers
@@ -207,6 +211,9 @@ async fn dispatch(State(api): State<Arc<Api>>, request: Request) -> Response {
     let view = Arc::clone(&api.views.borrow());
     let (head, body) = request.into_parts();
     let mut response = match head.method {
+        Method::GET if endpoint(&head) == "patroni" => {
+            json(StatusCode::OK, api.status(&*api.look(view).await))
+        }
         Method::GET => api.show(&view, &head),
         Method::HEAD | Method::OPTIONS => api.health(&view, &head).0.into_response(),
         _ => api.change(&view, &head, body).await.unwrap_or_else(|refusal| refusal),
@@ -234,7 +241,6 @@ impl Api {
     fn show(&self, view: &NodeView, head: &Parts) -> Response {
         let cluster = &view.cluster;
         match endpoint(head) {
-            "patroni" => json(StatusCode::OK, self.status(view)),
             "cluster" => json(StatusCode::OK, status::cluster(&view.scope.name, cluster)),
             "history" => json(StatusCode::OK, status::history(&cluster.history)),
             "config" => match &cluster.config {

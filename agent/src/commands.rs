@@ -61,6 +61,7 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
             let said = failsafe(&ctx, &leader);
             let _ = answer.send(said);
         }
+        Command::Look => ctx.look.notify_one(),
         Command::Checkpoint { answer } => {
             let epoch_ttl = crate::handover::SHORT_LEASE;
             spawn_answer(answer, async move {

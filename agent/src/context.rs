@@ -95,6 +95,16 @@ impl Context {
         Arc::clone(&self.observation.borrow())
     }
 
+    /// Waits for a look at the server that begins after this call. One that hangs shows as an old observation, which
+    /// is what it is.
+    pub async fn fresh_look(&self, limit: Duration) {
+        let asked = crate::guard::boottime_now();
+        let mut observed = self.observation.clone();
+        self.look.notify_one();
+        let seen = observed.wait_for(|observation| observation.at >= asked);
+        let _ = tokio::time::timeout(limit, seen).await;
+    }
+
     /// Who works on the server now. A server that does not answer counts as busy.
     pub async fn busy(&self) -> Busy {
         match self.postgres.activity().await {

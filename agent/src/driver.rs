@@ -23,11 +23,15 @@ use crate::guard::{Watched, boottime_now};
 use crate::ha::{Action, DataDir, Decision, Job, Race, Server, Snapshot, Store, Why, decide};
 use crate::jobs::{self, JobError};
 use crate::node::{Command, NodeView};
+use crate::peers::Identity;
 use crate::publish::Account;
 pub(crate) use planned::Asked;
 
 /// For the members to answer in a race.
 const PEER_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// For a look at what a step has changed.
+const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
 /// A node whose attempt to lead failed leaves the race to others for so long.
 const BACK_OFF: Duration = Duration::from_secs(5);
@@ -169,6 +173,7 @@ impl Driver {
         let observation = self.ctx.observed();
         Snapshot {
             now,
+            observed_at: observation.at,
             me: self.ctx.name.clone(),
             tags: self.ctx.settings.tags.clone(),
             store,
@@ -374,11 +379,23 @@ impl Driver {
     fn ask_peers(&mut self) {
         let ctx = Arc::clone(&self.ctx);
         self.run_errand(async move {
-            let mut members = ctx.cluster().members;
+            let cluster = ctx.cluster();
+            let sync_revision = cluster.sync_revision;
+            let mut members = cluster.members;
             members.remove(&ctx.name);
+            let data = ctx.observed().data.clone();
+            let system_identifier = match &data {
+                DataDir::Initialized(control) => Some(control.system_identifier.as_str()),
+                DataDir::Empty | DataDir::Foreign { .. } => None,
+            };
+            let identity = Identity { scope: &ctx.settings.scope.name, system_identifier };
             let asked_at = boottime_now();
-            let peers = ctx.peers.ask_all(&members, PEER_TIMEOUT).await;
-            Errand::Race(Race { asked_at, peers })
+            // What this node itself has is looked at after the question as well.
+            let (peers, ()) = tokio::join!(
+                ctx.peers.ask_all(&members, identity, PEER_TIMEOUT),
+                ctx.fresh_look(PEER_TIMEOUT)
+            );
+            Errand::Race(Race { asked_at, sync_revision, peers })
         });
     }
 

@@ -237,8 +237,12 @@ fn standby(s: &Snapshot, facts: &StandbyFacts) -> Decision {
         return wait(s, Why::StoreLost);
     }
     let Some(leader) = &s.cluster.leader else {
-        let standing =
-            Standing { position: facts.position(), timeline: facts.timeline, primary: false };
+        let standing = Standing {
+            position: facts.position(),
+            wal_known: facts.wal_known,
+            timeline: facts.timeline,
+            primary: false,
+        };
         return race(s, standing);
     };
     if leader.name == s.me {
@@ -331,8 +335,12 @@ fn primary(s: &Snapshot, facts: &PrimaryFacts) -> Decision {
             decision(Action::Demote { immediate: true }, Why::OtherLeads, s)
         }
         (Lease::None, None) if s.store == Store::Live => {
-            let standing =
-                Standing { position: facts.lsn, timeline: facts.timeline, primary: true };
+            let standing = Standing {
+                position: facts.lsn,
+                wal_known: true,
+                timeline: facts.timeline,
+                primary: true,
+            };
             match race(s, standing) {
                 // Nobody proved us the leader and we may not become it: stop, unless an operator
                 // keeps everything as it is.

@@ -32,6 +32,8 @@ pub struct NodeView {
     pub postmaster_start_time: Option<String>,
     pub timeline: Option<Timeline>,
     pub xlog: XLog,
+    /// The positions in `xlog` are all that the server has: it runs, and has read its own log to the end.
+    pub wal_known: bool,
     /// `streaming` or `in archive recovery`, on a standby.
     pub replication_state: Option<String>,
     /// Where the upstream's WAL ended when it last spoke to this standby.
@@ -53,6 +55,8 @@ pub struct NodeView {
     /// The last decision, for the operator.
     pub action: Action,
     pub why: Why,
+    /// When the look at the server began that this view comes from.
+    pub observed_at: Moment,
     /// When the last cycle ended; a stuck agent shows here.
     pub cycle_at: Moment,
     /// Until when the lease is proven.
@@ -120,6 +124,8 @@ pub enum Command {
         leader: String,
         answer: oneshot::Sender<FailsafeAnswer>,
     },
+    /// Look at the server now: somebody asks where it stands.
+    Look,
     /// Start a checkpoint now: the leader of a handover asks its candidate.
     Checkpoint {
         answer: oneshot::Sender<CommandResult>,

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::Moment;
+use kornak_cluster::{Lsn, Moment};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::guard::{GuardClient, Watched, boottime_now};
 use crate::ha::{Control, DataDir, PrimaryFacts, Server, StandbyFacts, StandbyRow};
@@ -21,6 +22,10 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Between two looks while something is coming up.
 const EVERY_WHILE_CHANGING: Duration = Duration::from_millis(100);
 
+/// A standby that takes longer to reach the end of its own log than this is not waited for: the end is read from its
+/// files.
+const READ_AFTER: Duration = Duration::from_millis(500);
+
 /// What a look at the server showed.
 #[derive(Debug, Clone)]
 pub struct Observation {
@@ -29,6 +34,41 @@ pub struct Observation {
     pub data: DataDir,
     /// The whole answer of a server that runs.
     pub status: Option<Arc<ServerStatus>>,
+    /// How far a standby has come since its start.
+    recovery: Option<Recovery>,
+}
+
+/// A standby's way from its start to the end of its own log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Recovery {
+    /// Process that replays, and when it began.
+    startup: (u32, String),
+    since: Moment,
+    /// It has been at the end of its own log, so that nothing is on disk that it does not tell.
+    at_the_end: bool,
+    /// Where that end is, read from the files: a server that replays late tells it only much later.
+    end: Option<Lsn>,
+}
+
+impl Recovery {
+    /// What one more look tells. `None`: the process that replays does not show.
+    fn next(before: Option<&Self>, status: &ServerStatus, now: Moment) -> Option<Self> {
+        let startup = status.startup.as_ref()?;
+        let id = (startup.pid, startup.began.clone());
+        let known = before.filter(|known| known.startup == id);
+        Some(Self {
+            since: known.map_or(now, |known| known.since),
+            at_the_end: known.is_some_and(|known| known.at_the_end)
+                || status.has_streamed
+                || startup.is_at_the_end(),
+            end: known.and_then(|known| known.end),
+            startup: id,
+        })
+    }
+
+    fn is_over(&self) -> bool {
+        self.at_the_end || self.end.is_some()
+    }
 }
 
 impl Observation {
@@ -39,6 +79,7 @@ impl Observation {
             server: Server::Starting { since: Moment::default() },
             data: DataDir::Empty,
             status: None,
+            recovery: None,
         }
     }
 }
@@ -52,11 +93,19 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut process = guard.watch();
+    let mut reading: Option<Reading> = None;
     loop {
         process.borrow_and_update();
-        let before = Arc::clone(&seen.borrow());
+        let mut before = Observation::clone(&seen.borrow());
+        if let Some(read) = reading.take_if(|reading| reading.end.is_finished()) {
+            read.note(&mut before).await;
+        }
         let now = observe(&postgres, &before).await;
-        let pause = match now.server {
+        if reading.is_none() {
+            reading = Reading::begin(&postgres, &now);
+        }
+        let pause = match &now.server {
+            Server::Standby(facts) if !facts.wal_known => EVERY_WHILE_CHANGING,
             Server::Standby(_) | Server::Primary(_) => EVERY,
             Server::Stopped if before.server == Server::Stopped => EVERY,
             _ => EVERY_WHILE_CHANGING,
@@ -75,6 +124,42 @@ pub async fn run(
     }
 }
 
+/// The end of a standby's own log, being read from its files.
+struct Reading {
+    startup: (u32, String),
+    end: JoinHandle<std::io::Result<Option<Lsn>>>,
+}
+
+impl Reading {
+    /// If the standby takes its time. Once for each start: the end is where it was.
+    fn begin(postgres: &Postgres, now: &Observation) -> Option<Self> {
+        let Server::Standby(facts) = &now.server else { return None };
+        let recovery = now.recovery.as_ref().filter(|recovery| !recovery.is_over())?;
+        if now.at.since(recovery.since) < READ_AFTER {
+            return None;
+        }
+        let (postgres, from) = (postgres.clone(), facts.replayed);
+        let end = tokio::spawn(async move { postgres.wal_end(from).await });
+        Some(Self { startup: recovery.startup.clone(), end })
+    }
+
+    async fn note(self, before: &mut Observation) {
+        let Some(recovery) = before.recovery.as_mut().filter(|it| it.startup == self.startup)
+        else {
+            return;
+        };
+        match self.end.await {
+            Ok(Ok(Some(end))) => {
+                info!(%end, "the standby replays late, the end of its log was read from its files");
+                recovery.end = Some(end);
+            }
+            Ok(Ok(None)) => debug!("the standby's log is not where it replays"),
+            Ok(Err(error)) => warn!(%error, "the standby's log could not be read"),
+            Err(error) => warn!(%error, "reading the standby's log ended unexpectedly"),
+        }
+    }
+}
+
 async fn observe(postgres: &Postgres, before: &Observation) -> Observation {
     let at = boottime_now();
     let (server, status) = look(postgres, before, at).await;
@@ -83,7 +168,19 @@ async fn observe(postgres: &Postgres, before: &Observation) -> Observation {
         (Server::Standby(_) | Server::Primary(_), known @ DataDir::Initialized(_)) => known.clone(),
         _ => data_dir(postgres).await,
     };
-    Observation { at, server, data, status }
+    let in_recovery = status.as_ref().filter(|status| status.in_recovery);
+    let recovery = match in_recovery {
+        Some(status) => Recovery::next(before.recovery.as_ref(), status, at),
+        // A server that gives no answer is still the same one.
+        None if matches!(server, Server::Silent { .. }) => before.recovery.clone(),
+        None => None,
+    };
+    let mut server = server;
+    if let (Server::Standby(facts), Some(recovery)) = (&mut server, &recovery) {
+        facts.wal_known = recovery.is_over();
+        facts.received = facts.received.max(recovery.end.unwrap_or_default());
+    }
+    Observation { at, server, data, status, recovery }
 }
 
 async fn look(
@@ -156,6 +253,7 @@ fn facts(status: &ServerStatus, before: &Observation, now: Moment) -> Server {
             timeline: status.timeline,
             received: status.received_lsn.unwrap_or_default(),
             replayed: status.replayed_lsn.unwrap_or_default(),
+            wal_known: false,
             streaming: status.is_streaming(),
             upstream: upstream(&status.primary_conninfo),
             not_streaming_since: (!status.is_streaming()).then_some(waited),

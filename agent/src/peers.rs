@@ -60,6 +60,8 @@ pub enum PeerError {
 pub struct PeerStatus {
     /// `patroni.name`; who answers at an address need not be who was expected there.
     pub name: Option<String>,
+    /// `patroni.scope`.
+    pub scope: Option<String>,
     pub state: MemberState,
     pub role: MemberRole,
     pub xlog: XLog,
@@ -84,6 +86,7 @@ impl PeerStatus {
         let lsn = |key| Some(Lsn(xlog?.get(key)?.as_u64()?));
         Self {
             name: json.pointer("/patroni/name").and_then(Value::as_str).map(str::to_owned),
+            scope: json.pointer("/patroni/scope").and_then(Value::as_str).map(str::to_owned),
             state: serde_json::from_value(word("state")).unwrap_or(MemberState::Unknown),
             role: serde_json::from_value(word("role")).unwrap_or(MemberRole::Uninitialized),
             xlog: XLog {
@@ -115,23 +118,51 @@ impl PeerStatus {
         self.xlog.location.is_some() || (self.role == MemberRole::Primary && alive)
     }
 
-    /// The furthest WAL it has.
-    pub fn position(&self) -> Lsn {
+    /// The furthest WAL of a server that runs; `None` if it does not run or did not say.
+    pub fn position(&self) -> Option<Lsn> {
         let XLog { location, received_location, replayed_location, .. } = self.xlog;
-        location.max(received_location).max(replayed_location).unwrap_or_default()
+        let furthest = location.max(received_location).max(replayed_location);
+        furthest.filter(|lsn| self.state == MemberState::Running && *lsn > Lsn(0))
+    }
+
+    /// What counts of the answer if this member was asked. `None`: another one has answered.
+    pub fn of(self, asked: &Asked<'_>) -> Option<Peer> {
+        let expected = [
+            (Some(asked.name), &self.name),
+            (Some(asked.cluster.scope), &self.scope),
+            (asked.cluster.system_identifier, &self.system_identifier),
+        ];
+        let differs = |(expected, said): &(Option<&str>, &Option<String>)| matches!((expected, said), (Some(expected), Some(said)) if expected != said);
+        if expected.iter().any(differs) {
+            return None;
+        }
+        let identified = expected
+            .iter()
+            .all(|(expected, said)| expected.is_some() && said.as_deref() == *expected);
+        Some(Peer {
+            primary: self.is_primary(),
+            position: self.position(),
+            timeline: self.timeline,
+            identified,
+            stands_back: self.watchdog_failed || self.stands_back,
+            tags: self.tags,
+        })
     }
 }
 
-impl From<PeerStatus> for Peer {
-    fn from(status: PeerStatus) -> Self {
-        Self {
-            primary: status.is_primary(),
-            position: status.position(),
-            timeline: status.timeline,
-            stands_back: status.watchdog_failed || status.stands_back,
-            tags: status.tags,
-        }
-    }
+/// Whose members are asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity<'a> {
+    pub scope: &'a str,
+    /// `None`: this node has no data directory to read it from.
+    pub system_identifier: Option<&'a str>,
+}
+
+/// Who is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    pub name: &'a str,
+    pub cluster: Identity<'a>,
 }
 
 fn u32_at(json: &Value, key: &str) -> Option<u32> {
@@ -269,11 +300,12 @@ impl Peers {
         self.exchange(request, timeout).await
     }
 
-    /// Asks all members at once where they stand, by name; who does not answer within `timeout` is
-    /// `None`.
+    /// Asks all members at once where they stand, by name; a member that does not answer within `timeout`, or at
+    /// whose address another one answers, is `None`.
     pub async fn ask_all(
         &self,
         members: &BTreeMap<String, Member>,
+        cluster: Identity<'_>,
         timeout: Duration,
     ) -> BTreeMap<String, Option<Peer>> {
         let questions = members.iter().map(|(name, member)| async move {
@@ -282,7 +314,20 @@ impl Peers {
                 let error: &dyn std::error::Error = error;
                 tracing::debug!(node = name, error, "member does not say where it stands");
             });
-            (name.clone(), status.ok().map(Peer::from))
+            let answer = status.ok().and_then(|status| {
+                let said = status.name.clone();
+                let peer = status.of(&Asked { name, cluster });
+                if peer.is_none() {
+                    tracing::warn!(
+                        node = name,
+                        answered = said,
+                        api_url = member.api_url,
+                        "another server answers at this member's address, its answer is ignored"
+                    );
+                }
+                peer
+            });
+            (name.clone(), answer)
         });
         futures_util::future::join_all(questions).await.into_iter().collect()
     }

@@ -30,6 +30,7 @@ mod sql;
 mod status;
 mod tool;
 mod vetting;
+mod wal_end;
 
 use std::fs;
 use std::io;
@@ -63,7 +64,7 @@ pub use rewind::{
 pub use script::ScriptError;
 pub use slots::slot_name_of;
 pub use sql::{APPLICATION_PREFIX, Login, Sql, SqlError, TextRow, ask, identifier, literal};
-pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus};
+pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus, Startup};
 pub(crate) use tool::hide_settings;
 pub use tool::{Told, ToolError, split_words};
 pub use vetting::refused_parameters;
@@ -312,6 +313,14 @@ impl Postgres {
     /// One question, one answer: see [`ServerStatus`].
     pub async fn status(&self) -> Result<ServerStatus, SqlError> {
         status::status(&self.inner.heartbeat).await
+    }
+
+    /// The end of the log that lies in `pg_wal`, as far as it is complete from `from` on, which is the end of a record.
+    /// `None`: there is no log at that position. Not for a server that writes or receives.
+    pub async fn wal_end(&self, from: Lsn) -> io::Result<Option<Lsn>> {
+        let dir = self.data_dir().join("pg_wal");
+        let read = tokio::task::spawn_blocking(move || wal_end::wal_end(&dir, from));
+        read.await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     /// Who works in the server.

@@ -18,7 +18,7 @@ use super::schedule::{self, print_time};
 use super::{ANSWER_LIMIT, Api, PEER_LIMIT, text};
 use crate::ha::Peer;
 use crate::node::{Command, CommandError, CommandResult, NodeView};
-use crate::peers::PeerError;
+use crate::peers::{Identity, PeerError};
 
 /// Which of the two is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,7 +231,9 @@ async fn somebody_can(api: &Api, view: &NodeView, candidates: &[String]) -> bool
     let members = others
         .filter_map(|name| Some((name.clone(), view.cluster.members.get(name)?.clone())))
         .collect();
-    somebody_fits(&api.peers().ask_all(&members, PEER_LIMIT).await)
+    let cluster =
+        Identity { scope: &view.scope.name, system_identifier: view.system_identifier.as_deref() };
+    somebody_fits(&api.peers().ask_all(&members, cluster, PEER_LIMIT).await)
 }
 
 /// `None`: the leader cannot be reached, and for a failover that is no obstacle.

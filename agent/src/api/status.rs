@@ -11,6 +11,11 @@ use crate::ha::Why;
 use crate::metrics::words;
 use crate::node::NodeView;
 
+/// What `GET /patroni` says of a server that gave no answer to this question: as Patroni, which keeps the role.
+pub(super) fn unanswered(view: &NodeView) -> NodeView {
+    NodeView { state: MemberState::Unknown, ..view.clone() }
+}
+
 /// `GET /patroni`, and the body of every health check. `scheduled_restart` is shown as given.
 ///
 /// What only a running server has is left out while it does not run: a member that asks must not
@@ -76,7 +81,8 @@ fn running_server(view: &NodeView, out: &mut Map<String, Value>) {
     let position = |lsn: Option<Lsn>| lsn.unwrap_or_default().0;
     if let Some(location) = xlog.location {
         put(out, "xlog", json!({"location": location.0}));
-    } else if *xlog != XLog::default() {
+    } else if *xlog != XLog::default() && view.wal_known {
+        // Who reads a position takes it for all that the server has.
         let standby = json!({
             "received_location": position(xlog.received_location),
             "replayed_location": position(xlog.replayed_location),

@@ -77,6 +77,7 @@ pub(crate) fn primary() -> NodeView {
         postmaster_start_time: Some("2026-11-22 22:07:05.557757+00:00".to_owned()),
         timeline: Some(Timeline(5)),
         xlog: XLog { location: Some(Lsn(68_540_456)), ..XLog::default() },
+        wal_known: true,
         replication_state: None,
         latest_end_lsn: None,
         replication: vec![ReplicationView {
@@ -98,6 +99,8 @@ pub(crate) fn primary() -> NodeView {
         cluster: Arc::new(three()),
         action: Action::Lead,
         why: Why::Healthy,
+        // As new as any question.
+        observed_at: Moment::at_millis(100_000),
         cycle_at: Moment::at_millis(99_000),
         lease_until: Some(Moment::at_millis(125_500)),
         cycles: 42,

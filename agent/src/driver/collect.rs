@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{BACK_OFF, Driver, Errand};
+use super::{BACK_OFF, Driver, Errand, LOOK_LIMIT};
 use crate::guard::boottime_now;
 use crate::ha::Job;
 use crate::jobs::JobError;
@@ -41,7 +41,7 @@ impl Driver {
             }
             self.told = None;
             // What the job has changed must be seen before anything is decided from it.
-            self.fresh_look().await;
+            self.ctx.fresh_look(LOOK_LIMIT).await;
         }
         if let Some(handle) = self.errand.take_if(|handle| handle.is_finished()) {
             match handle.await {
@@ -55,7 +55,7 @@ impl Driver {
                 Ok(Errand::Done(what, Err(error))) => {
                     warn!(what, error = &error as &dyn std::error::Error, "step failed");
                 }
-                Ok(Errand::Done(_, Ok(()))) => self.fresh_look().await,
+                Ok(Errand::Done(_, Ok(()))) => self.ctx.fresh_look(LOOK_LIMIT).await,
                 Err(error) => error!(error = %error, "step ended unexpectedly"),
             }
         }
@@ -89,15 +89,6 @@ impl Driver {
             tokio::time::sleep(PAUSE).await;
             ctx.cycle.notify_one();
         });
-    }
-
-    pub(super) async fn fresh_look(&self) {
-        let asked = boottime_now();
-        let mut observed = self.ctx.observation.clone();
-        self.ctx.look.notify_one();
-        let seen = observed.wait_for(|observation| observation.at >= asked);
-        // A look that hangs shows as an old observation, which is what it is.
-        let _ = tokio::time::timeout(Duration::from_secs(3), seen).await;
     }
 
     /// After a restart of the agent: the key bears our name, and its lease is noted on our disk.

@@ -209,7 +209,7 @@ impl Driver {
                 warn!("the leader key is left to its lease");
             }
         }
-        self.fresh_look().await;
+        self.ctx.fresh_look(super::LOOK_LIMIT).await;
         let snapshot = self.look();
         let decision = Decision { action: Action::Wait, why: Why::ServerDown, recheck: BACK_OFF };
         self.show(&decision, &snapshot);

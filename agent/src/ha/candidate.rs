@@ -1,6 +1,7 @@
 //! Who may be promoted when the leader key is free, and the order among them.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use kornak_cluster::{
@@ -28,7 +29,9 @@ pub enum Verdict {
 /// Where this node stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
+    /// The end of its log; a lower bound unless `wal_known`.
     pub position: Lsn,
+    pub wal_known: bool,
     pub timeline: Timeline,
     /// Runs as a primary already (and holds no lease).
     pub primary: bool,
@@ -149,6 +152,9 @@ fn unfit(s: &Snapshot, name: &str, standing: Standing, forced: bool) -> Option<W
     if forced {
         return None;
     }
+    if !standing.wal_known {
+        return Some(Why::OwnWalUnread);
+    }
     let defaults = ClusterConfig::default;
     let config = s.cluster.config.as_ref().map_or_else(|| Cow::Owned(defaults()), Cow::Borrowed);
     if config.sync_mode() != SyncMode::Off
@@ -165,8 +171,13 @@ fn unfit(s: &Snapshot, name: &str, standing: Standing, forced: bool) -> Option<W
     (config.check_timeline && behind).then_some(Why::TimelineBehind)
 }
 
+/// The answers, if they and this node's own look were made after nobody led, and nobody has led since.
 fn fresh(s: &Snapshot) -> Option<&Race> {
-    s.race.as_ref().filter(|race| s.now.since(race.asked_at) <= RACE_FRESH)
+    s.race.as_ref().filter(|race| {
+        s.now.since(race.asked_at) <= RACE_FRESH
+            && s.observed_at >= race.asked_at
+            && s.cluster.sync_revision == race.sync_revision
+    })
 }
 
 /// Compares this node with those that answered. Who does not answer does not block the race.
@@ -207,19 +218,54 @@ fn among_peers(s: &Snapshot, standing: Standing, race: &Race, named: Option<&str
             }
             continue;
         }
-        let (theirs, mine) =
-            ((peer.timeline, peer.position), (standing.timeline, standing.position));
-        if theirs > mine {
-            return Verdict::No(Why::PeerAhead { position: peer.position });
-        }
-        if theirs == mine && peer.tags.failover_priority() > s.tags.failover_priority() {
-            return Verdict::No(Why::PeerPreferred);
+        let Some(theirs) = peer.position else { continue };
+        match compare(peer.timeline, theirs, standing) {
+            Log::Ahead => return Verdict::No(Why::PeerAhead { position: theirs }),
+            Log::Same if peer.tags.failover_priority() > s.tags.failover_priority() => {
+                return Verdict::No(Why::PeerPreferred);
+            }
+            Log::Same | Log::Behind | Log::Elsewhere => {}
         }
     }
     match missing {
         Some(why) => Verdict::No(why),
         None => Verdict::Claim(Why::MostAdvanced),
     }
+}
+
+/// Another member's log beside this node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Log {
+    Ahead,
+    Same,
+    Behind,
+    /// On an older timeline, and further than this node: the two may have parted.
+    Elsewhere,
+}
+
+/// Positions are compared on one timeline. A higher timeline is that of a later leader, and whoever is on it has
+/// followed that leader. One on a lower timeline may have been left on a way that nobody went on, so its position
+/// proves something only where this node has as much. A timeline of 0 was not told.
+fn compare(timeline: Timeline, position: Lsn, mine: Standing) -> Log {
+    match timeline.cmp(&mine.timeline) {
+        _ if timeline == Timeline(0) => {}
+        Ordering::Greater => return Log::Ahead,
+        Ordering::Less if position > mine.position => return Log::Elsewhere,
+        Ordering::Less => return Log::Behind,
+        Ordering::Equal => {}
+    }
+    match position.cmp(&mine.position) {
+        Ordering::Greater => Log::Ahead,
+        Ordering::Equal => Log::Same,
+        Ordering::Less => Log::Behind,
+    }
+}
+
+/// Whether the answer proves that a synchronous standby has no more than this node.
+fn is_vote(peer: &Peer, standing: Standing) -> bool {
+    let has_no_more =
+        |position| matches!(compare(peer.timeline, position, standing), Log::Same | Log::Behind);
+    peer.identified && !peer.primary && peer.position.is_some_and(has_no_more)
 }
 
 /// In quorum mode an acknowledged commit is on some of the voters, one knows not which. So many others
@@ -229,12 +275,11 @@ fn quorum_missing(sync: &SyncState, s: &Snapshot, standing: Standing, race: &Rac
     if sync.leader.as_deref().is_some_and(|leader| leader.eq_ignore_ascii_case(&s.me)) {
         return None;
     }
-    let mine = (standing.timeline, standing.position);
     let voters = sync.standbys();
     let votes = voters.iter().filter(|voter| {
         let same = |name: &&String| name.eq_ignore_ascii_case(voter);
         let peer = race.peers.keys().find(same).and_then(|name| race.peers.get(name));
-        peer.and_then(Option::as_ref).is_some_and(|peer| (peer.timeline, peer.position) <= mine)
+        peer.and_then(Option::as_ref).is_some_and(|peer| is_vote(peer, standing))
     });
     let votes = u32::try_from(votes.count()).unwrap_or(u32::MAX);
     (votes < sync.quorum).then_some(Why::QuorumMissing { votes, needed: sync.quorum })
@@ -267,8 +312,12 @@ pub fn somebody_may_take_over(me: &str, cluster: &ClusterState) -> bool {
 
 /// Whether a named candidate would find itself fit.
 fn may_lead(s: &Snapshot, name: &str, peer: &Peer) -> bool {
-    let standing =
-        Standing { position: peer.position, timeline: peer.timeline, primary: peer.primary };
+    let standing = Standing {
+        position: peer.position.unwrap_or_default(),
+        wal_known: peer.position.is_some(),
+        timeline: peer.timeline,
+        primary: peer.primary,
+    };
     let forced = is_forced(s, name);
     !peer.tags.nofailover()
         && !peer.stands_back

@@ -11,6 +11,8 @@ use kornak_cluster::{ClusterState, Epoch, Lsn, Moment, Tags, Timeline};
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub now: Moment,
+    /// When the look at the server began that `server` and `data` come from.
+    pub observed_at: Moment,
     /// This node's name.
     pub me: String,
     pub tags: Tags,
@@ -95,6 +97,9 @@ pub struct StandbyFacts {
     pub timeline: Timeline,
     pub received: Lsn,
     pub replayed: Lsn,
+    /// The end of what this node has on disk is known. After a start it is not, before the server has read its
+    /// own log to the end: more may be flushed, and acknowledged, than was received or replayed since.
+    pub wal_known: bool,
     pub streaming: bool,
     /// Host and port it replicates from, as configured; `None` if from nowhere.
     pub upstream: Option<(String, u16)>,
@@ -103,7 +108,7 @@ pub struct StandbyFacts {
 }
 
 impl StandbyFacts {
-    /// The furthest WAL this node has.
+    /// The furthest WAL this node has; a lower bound unless [`Self::wal_known`].
     pub fn position(&self) -> Lsn {
         self.received.max(self.replayed)
     }
@@ -195,18 +200,27 @@ impl Job {
 /// The other members' answers to "where do you stand?".
 #[derive(Debug, Clone, PartialEq)]
 pub struct Race {
+    /// Before any member was asked, and after nobody led.
     pub asked_at: Moment,
-    /// By name; who did not answer is `None`.
+    /// Revision of the store's `sync` when they were asked. Every leadership in synchronous mode changes it, so
+    /// answers from before one count for nothing after it.
+    pub sync_revision: u64,
+    /// By name; a member without an answer is `None`.
     pub peers: BTreeMap<String, Option<Peer>>,
 }
 
-/// One member's answer.
+/// One member's answer, given after the question.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Peer {
     /// It runs as a primary.
     pub primary: bool,
-    pub position: Lsn,
+    /// The end of its log, looked at after the question. `None`: its server does not run, does not answer, or has
+    /// not read its own log to the end yet.
+    pub position: Option<Lsn>,
+    /// 0 if it did not say.
     pub timeline: Timeline,
+    /// The answer bears the name, scope and system identifier of the member that was asked.
+    pub identified: bool,
     pub tags: Tags,
     /// It would not take the key now, so nobody waits for it: its watchdog has failed, or its last
     /// attempt to lead.

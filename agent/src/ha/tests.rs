@@ -77,6 +77,7 @@ fn led_by(leader: Option<&str>) -> ClusterState {
     ClusterState {
         store: 1,
         revision: 100,
+        sync_revision: 60,
         initialize: Some(SYSID.to_owned()),
         config: Some(config(json!({"ttl": 30}))),
         leader: leader.map(|name| Leader {
@@ -128,6 +129,7 @@ fn standby_facts() -> StandbyFacts {
         timeline: Timeline(3),
         received: Lsn(1000),
         replayed: Lsn(990),
+        wal_known: true,
         streaming: true,
         upstream: address("b"),
         not_streaming_since: None,
@@ -154,6 +156,7 @@ fn primary_facts() -> PrimaryFacts {
 fn standby() -> Snapshot {
     Snapshot {
         now: now(),
+        observed_at: now(),
         me: "a".to_owned(),
         tags: Tags::default(),
         store: Store::Live,
@@ -206,13 +209,18 @@ fn mine(seconds_left: u64) -> Lease {
 }
 
 fn peer(position: u64) -> Peer {
-    Peer { position: Lsn(position), timeline: Timeline(3), ..Peer::default() }
+    Peer {
+        position: Some(Lsn(position)),
+        timeline: Timeline(3),
+        identified: true,
+        ..Peer::default()
+    }
 }
 
 fn answers(peers: &[(&str, Option<Peer>)]) -> Race {
     let peers: BTreeMap<String, Option<Peer>> =
         peers.iter().map(|(name, peer)| ((*name).to_owned(), peer.clone())).collect();
-    Race { asked_at: now(), peers }
+    Race { asked_at: now(), sync_revision: 60, peers }
 }
 
 /// `b` hands over to `candidate`, having released the key at position 1000 unless changed.

@@ -41,24 +41,58 @@ fn a_patroni_primary_is_understood() {
     }));
     assert_eq!(status.name.as_deref(), Some("pg2"));
     assert_eq!((status.server_version, status.dcs_last_seen), (Some(150_020), 1_795_385_397));
-    let peer = Peer::from(status);
-    assert!(peer.primary && peer.tags.nofailover());
-    assert_eq!((peer.position, peer.timeline), (Lsn(68_540_456), Timeline(5)));
+    let cluster = Identity { scope: "demo", system_identifier: Some("7711116309192622882") };
+    let peer = status.of(&Asked { name: "pg2", cluster }).unwrap();
+    assert!(peer.primary && peer.tags.nofailover() && peer.identified);
+    assert_eq!((peer.position, peer.timeline), (Some(Lsn(68_540_456)), Timeline(5)));
 }
 
 #[test]
 fn a_standbys_position_is_the_further_of_received_and_replayed() {
     for (xlog, position) in [
-        (json!({"received_location": 7, "replayed_location": 5}), 7),
-        (json!({"received_location": 0, "replayed_location": 5}), 5),
-        (json!({"received_location": null, "replayed_location": 5}), 5),
-        (json!({"received_location": u64::MAX}), u64::MAX),
-        (json!(null), 0),
+        (json!({"received_location": 7, "replayed_location": 5}), Some(Lsn(7))),
+        (json!({"received_location": 0, "replayed_location": 5}), Some(Lsn(5))),
+        (json!({"received_location": null, "replayed_location": 5}), Some(Lsn(5))),
+        (json!({"received_location": u64::MAX}), Some(Lsn(u64::MAX))),
+        (json!({"received_location": 0, "replayed_location": 0}), None),
+        (json!(null), None),
     ] {
-        let status = PeerStatus::from_json(&json!({"role": "replica", "xlog": xlog}));
-        assert_eq!(status.position(), Lsn(position), "{xlog}");
+        let running = json!({"state": "running", "role": "replica", "xlog": xlog});
+        let status = PeerStatus::from_json(&running);
+        assert_eq!(status.position(), position, "{xlog}");
         assert!(!status.is_primary());
     }
+}
+
+/// A server that does not run has a position that nobody can know, and it is not 0.
+#[test]
+fn a_server_that_does_not_run_has_no_position() {
+    for state in ["stopped", "starting", "crashed", "unknown", "creating replica", "restarting"] {
+        let json = json!({"state": state, "role": "replica", "xlog": {"received_location": 7}});
+        assert_eq!(PeerStatus::from_json(&json).position(), None, "{state}");
+    }
+}
+
+#[test]
+fn an_answer_counts_for_the_member_that_was_asked() {
+    let cluster = Identity { scope: "demo", system_identifier: Some("71") };
+    let says = |name, scope, system| {
+        let json = json!({
+            "state": "running", "role": "replica", "xlog": {"received_location": 7},
+            "database_system_identifier": system, "patroni": {"scope": scope, "name": name}
+        });
+        let peer = PeerStatus::from_json(&json).of(&Asked { name: "b", cluster });
+        peer.map(|peer| peer.identified)
+    };
+    let word = |word: &str| json!(word);
+    assert_eq!(says(word("b"), word("demo"), word("71")), Some(true));
+    assert_eq!(says(word("c"), word("demo"), word("71")), None, "another member");
+    assert_eq!(says(word("b"), word("other"), word("71")), None, "another cluster's member");
+    assert_eq!(says(word("b"), word("demo"), word("72")), None, "another cluster's data");
+    // An answer that does not say who gives it may hold this node back, and proves nothing.
+    assert_eq!(says(json!(null), word("demo"), word("71")), Some(false));
+    assert_eq!(says(word("b"), json!(null), word("71")), Some(false));
+    assert_eq!(says(word("b"), word("demo"), json!(null)), Some(false));
 }
 
 #[test]
@@ -69,7 +103,9 @@ fn a_member_that_would_not_lead_says_so() {
         (json!({"watchdog_failed": false}), false),
         (json!({"stands_back": "yes"}), false),
     ] {
-        assert_eq!(Peer::from(PeerStatus::from_json(&json)).stands_back, stands_back, "{json}");
+        let cluster = Identity { scope: "demo", system_identifier: None };
+        let peer = PeerStatus::from_json(&json).of(&Asked { name: "b", cluster }).unwrap();
+        assert_eq!(peer.stands_back, stands_back, "{json}");
     }
 }
 
@@ -101,7 +137,8 @@ async fn everybody_is_asked_and_silence_is_told_from_answers() {
         ("down".to_owned(), member(&format!("http://{}/patroni", nobody().await))),
         ("bad".to_owned(), member("nonsense")),
     ]);
-    let answers = peers(None).ask_all(&members, Duration::from_millis(500)).await;
+    let cluster = Identity { scope: "demo", system_identifier: None };
+    let answers = peers(None).ask_all(&members, cluster, Duration::from_millis(500)).await;
     assert_eq!(answers.len(), 5);
     let who: Vec<_> = answers.iter().filter(|(_, peer)| peer.is_some()).collect();
     assert_eq!(who.len(), 1);

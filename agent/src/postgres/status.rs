@@ -29,10 +29,23 @@ pub struct ServerStatus {
     /// When the last replayed transaction was committed, as `postmaster_start_time`.
     pub replay_timestamp: Option<String>,
     pub replay_paused: bool,
+    /// Standby: a stream was asked for since the server's start, which happens when its own log has been read to the
+    /// end.
+    #[serde(default)]
+    pub has_streamed: bool,
+    /// Standby: the process that reads the log.
+    #[serde(default)]
+    pub startup: Option<Startup>,
     /// Standby: state of the WAL receiver; `None`: there is none.
     pub receiver: Option<Receiver>,
     /// Walsenders of this server.
     pub replication: Vec<ReplicationRow>,
+    /// Physical slots of this server.
+    #[serde(default)]
+    pub slots: Vec<String>,
+    /// What the checkpointer waits for; `None`: it works.
+    #[serde(default)]
+    pub checkpointer_wait: Option<String>,
     /// In effect, not only in a file.
     pub synchronous_standby_names: String,
     pub primary_conninfo: String,
@@ -54,6 +67,25 @@ impl ServerStatus {
     /// The standby receives a stream.
     pub fn is_streaming(&self) -> bool {
         self.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming")
+    }
+}
+
+/// The startup process, which replays the log.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Startup {
+    pub pid: u32,
+    /// When it began; it begins again after a crash of another process of the server.
+    pub began: String,
+    pub wait_event: Option<String>,
+}
+
+impl Startup {
+    /// It waits for log that is neither here nor in the archive (/docs/current/monitoring-stats.html#WAIT-EVENT-TABLE).
+    pub fn is_at_the_end(&self) -> bool {
+        matches!(
+            self.wait_event.as_deref(),
+            Some("RecoveryWalStream" | "RecoveryRetrieveRetryInterval")
+        )
     }
 }
 
@@ -83,15 +115,26 @@ pub struct ReplicationRow {
     pub write_lsn: Option<Lsn>,
     pub flush_lsn: Option<Lsn>,
     pub replay_lsn: Option<Lsn>,
+    /// The physical slot that it uses.
+    #[serde(default)]
+    pub slot: Option<String>,
+    /// What the walsender waits for; `None`: it works.
+    #[serde(default)]
+    pub wait_event: Option<String>,
 }
 
+/// The timeline of a standby without a WAL receiver is that of its newest segment: the control file learns of a
+/// timeline that was followed only with the next restartpoint. That is the timeline of IDENTIFY_SYSTEM, or one that
+/// the standby has begun to receive.
+///
 /// Whether it is in recovery is asked once, for the answer may change between two questions; what can
 /// only be asked of one kind is asked of the other never.
 const STATUS: &str = "
 SELECT json_build_object(
  'in_recovery', s.r,
  'timeline', CASE WHEN s.r THEN greatest(w.received_tli, (pg_control_recovery()).min_recovery_end_timeline,
-      c.timeline_id)
+      c.timeline_id, (SELECT max(('x' || substr(f, 1, 8))::bit(32)::int) FROM pg_ls_dir('pg_wal') AS f
+       WHERE w.received_tli IS NULL AND f ~ '^[0-9A-F]{24}$'))
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
  'version', current_setting('server_version_num')::int,
  'system_identifier', (pg_control_system()).system_identifier::text,
@@ -103,6 +146,9 @@ SELECT json_build_object(
  'replayed_lsn', CASE WHEN s.r THEN pg_last_wal_replay_lsn() - '0/0' END,
  'replay_timestamp', to_char(pg_last_xact_replay_timestamp(), 'YYYY-MM-DD HH24:MI:SS.USTZH:TZM'),
  'replay_paused', CASE WHEN s.r THEN pg_is_wal_replay_paused() ELSE false END,
+ 'has_streamed', s.r AND pg_last_wal_receive_lsn() IS NOT NULL,
+ 'startup', CASE WHEN s.r THEN (SELECT json_build_object('pid', pid, 'began', backend_start::text,
+    'wait_event', wait_event) FROM pg_stat_activity WHERE backend_type = 'startup' LIMIT 1) END,
  'receiver', CASE WHEN w.pid IS NOT NULL THEN json_build_object('status', w.status,
     'sender_host', w.sender_host, 'sender_port', w.sender_port, 'slot_name', w.slot_name,
     'received_timeline', w.received_tli, 'written_lsn', w.written_lsn - '0/0',
@@ -110,8 +156,16 @@ SELECT json_build_object(
  'replication', coalesce((SELECT json_agg(json_build_object('pid', pid, 'user', usename,
     'application_name', application_name, 'client_addr', host(client_addr), 'state', state,
     'sync_state', sync_state, 'sync_priority', sync_priority, 'sent_lsn', sent_lsn - '0/0',
-    'write_lsn', write_lsn - '0/0', 'flush_lsn', flush_lsn - '0/0', 'replay_lsn', replay_lsn - '0/0')
-    ORDER BY application_name) FROM pg_stat_replication), '[]'::json),
+    'write_lsn', write_lsn - '0/0', 'flush_lsn', flush_lsn - '0/0', 'replay_lsn', replay_lsn - '0/0',
+    'slot', slot_name, 'wait_event', wait_event) ORDER BY application_name)
+   FROM pg_stat_replication
+   LEFT JOIN (SELECT slot_name, active_pid FROM pg_replication_slots WHERE slot_type = 'physical') AS t
+    ON active_pid = pid
+   LEFT JOIN (SELECT pid AS worker, wait_event FROM pg_stat_activity WHERE backend_type = 'walsender') AS a
+    ON worker = pid), '[]'::json),
+ 'slots', coalesce((SELECT json_agg(slot_name) FROM pg_replication_slots WHERE slot_type = 'physical'),
+   '[]'::json),
+ 'checkpointer_wait', (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'checkpointer' LIMIT 1),
  'synchronous_standby_names', current_setting('synchronous_standby_names'),
  'primary_conninfo', current_setting('primary_conninfo'),
  'primary_slot_name', current_setting('primary_slot_name'),

@@ -276,6 +276,7 @@ impl Agent {
         let race = self.race.borrow().clone();
         Snapshot {
             now: self.now(),
+            observed_at: self.now(),
             me: self.name().to_owned(),
             tags: self.w.plan.tags[self.host].clone(),
             store,

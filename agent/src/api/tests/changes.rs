@@ -49,6 +49,7 @@ fn describe(command: Command) -> (String, Done) {
             let accepted = FailsafeAnswer::Accepted { lsn: Lsn(77) };
             (format!("failsafe {leader}"), Box::new(move || answer.send(accepted).unwrap()))
         }
+        Command::Look => ("look".to_owned(), Box::new(|| {})),
         Command::Checkpoint { answer } => ("checkpoint".to_owned(), say(answer, "done")),
     }
 }

@@ -132,6 +132,25 @@ fn a_candidate_needs_the_votes_of_a_quorum() {
     check(&s, Action::Wait, Why::PeerAhead { position: Lsn(1100) });
 }
 
+/// A vote is proof that a voter has no more; what proves nothing is no vote.
+#[test]
+fn only_a_voter_that_says_where_it_stands_now_is_a_vote() {
+    let missing = Why::QuorumMissing { votes: 0, needed: 1 };
+    let vote = |peer: Peer| {
+        let s = orphan_of(&["a", "c"], 1, &[("b", None), ("c", Some(peer))]);
+        let decision = decide(&s);
+        assert!(decision.action == CLAIM || decision.why == missing, "{decision:?}");
+        decision.action == CLAIM
+    };
+    assert!(vote(peer(1000)));
+    assert!(!vote(Peer { position: None, ..peer(0) }), "its server is down, starting or silent");
+    assert!(!vote(Peer { identified: false, ..peer(900) }), "who answered is not known");
+    assert!(vote(Peer { timeline: Timeline(2), ..peer(900) }));
+    // It may have followed to a later timeline and not know it, or have gone another way.
+    assert!(!vote(Peer { timeline: Timeline(2), ..peer(1100) }));
+    assert!(vote(Peer { timeline: Timeline(0), ..peer(900) }), "the position alone");
+}
+
 #[test]
 fn an_operator_may_name_a_candidate_without_the_votes_but_a_switchover_may_not() {
     let s = orphan_of(&["a", "c"], 1, &[("b", None), ("c", None)]);

@@ -239,3 +239,55 @@ fn a_request_for_later_names_nobody_yet() {
 fn a_node_without_the_watchdog_that_it_requires_does_not_lead() {
     check(&Snapshot { lacks_watchdog: true, ..orphan() }, Action::Wait, Why::NoWatchdog);
 }
+
+/// An answer, or a look at this node's own server, from before the question says nothing of what was acknowledged in
+/// between.
+#[test]
+fn only_what_was_looked_at_after_nobody_led_counts() {
+    let before = now().minus(Duration::from_millis(1));
+    check(&Snapshot { observed_at: before, ..orphan() }, Action::AskPeers, Why::PeersUnknown);
+    let old = Race { sync_revision: 59, ..answers(&[]) };
+    check(&Snapshot { race: Some(old), ..orphan() }, Action::AskPeers, Why::PeersUnknown);
+}
+
+#[test]
+fn a_standby_that_has_not_read_its_own_log_does_not_race() {
+    let facts = StandbyFacts { wal_known: false, ..standby_facts() };
+    let s = Snapshot { server: Server::Standby(facts), ..orphan() };
+    check(&s, Action::Wait, Why::OwnWalUnread);
+    // However far behind it seems: that is not known yet.
+    let cluster = with(led_by(None), |c| c.status.as_mut().unwrap().optime = Lsn(u64::MAX));
+    check(&Snapshot { cluster, ..s.clone() }, Action::Wait, Why::OwnWalUnread);
+    let cluster = with(led_by(None), |c| c.failover.member = Some("a".into()));
+    check(&Snapshot { cluster, ..s }, CLAIM, Why::NamedCandidate);
+}
+
+#[test]
+fn a_member_without_a_position_is_no_rival() {
+    let unknown = Peer { position: None, ..peer(0) };
+    let race = Some(answers(&[("b", None), ("c", Some(unknown))]));
+    check(&Snapshot { race, ..orphan() }, CLAIM, Why::MostAdvanced);
+}
+
+/// `a` is on timeline 3 at 1000.
+#[test]
+fn positions_are_compared_where_timelines_allow_it() {
+    let ahead = |lsn| Why::PeerAhead { position: Lsn(lsn) };
+    for (timeline, position, expected) in [
+        (3, 1000, None),
+        (3, 1001, Some(ahead(1001))),
+        (4, 900, Some(ahead(900))),
+        // Left on a way that nobody went on.
+        (2, 1100, None),
+        (2, 900, None),
+        // Not told: the position alone.
+        (0, 1001, Some(ahead(1001))),
+        (0, 1000, None),
+    ] {
+        let other = Peer { timeline: Timeline(timeline), ..peer(position) };
+        let race = Some(answers(&[("b", None), ("c", Some(other))]));
+        let decision = decide(&Snapshot { race, ..orphan() });
+        let refused = (decision.action != CLAIM).then_some(decision.why);
+        assert_eq!(refused, expected, "timeline {timeline}, position {position}");
+    }
+}

@@ -52,7 +52,8 @@ pub async fn ask_all(agent: &Rc<Agent>) -> Race {
         });
         (name.clone(), answer.await)
     });
-    Race { asked_at, peers: join_all(answers).await.into_iter().collect() }
+    let peers = join_all(answers).await.into_iter().collect();
+    Race { asked_at, sync_revision: cluster.sync_revision, peers }
 }
 
 fn stand(agent: &Agent) -> Option<Peer> {
@@ -61,15 +62,17 @@ fn stand(agent: &Agent) -> Option<Peer> {
     match agent.observe() {
         Server::Standby(facts) => Some(Peer {
             primary: false,
-            position: facts.position(),
+            position: facts.wal_known.then(|| facts.position()),
             timeline: facts.timeline,
+            identified: true,
             tags,
             stands_back,
         }),
         Server::Primary(facts) => Some(Peer {
             primary: true,
-            position: facts.lsn,
+            position: Some(facts.lsn),
             timeline: facts.timeline,
+            identified: true,
             tags,
             stands_back,
         }),

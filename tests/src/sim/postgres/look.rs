@@ -78,6 +78,7 @@ pub fn look(w: &Rc<World>, index: usize, names_since: Lsn) -> Server {
             timeline: Timeline(disk.wal.timeline()),
             received: disk.wal.end(),
             replayed: disk.wal.end(),
+            wal_known: true,
             streaming: server.stream.is_some(),
             upstream: disk.upstream.map(|upstream| (w.hosts[upstream].name.clone(), 5432)),
             not_streaming_since: server.broken_since,
