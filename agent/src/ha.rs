@@ -31,8 +31,8 @@ use kornak_cluster::{Epoch, StandbyCluster, SyncMode};
 use candidate::{Standing, Verdict};
 pub use decision::{Action, Decision, Why};
 pub use snapshot::{
-    Control, DataDir, Job, Lease, Peer, PrimaryFacts, Race, Server, Snapshot, StandbyFacts,
-    StandbyRow, Store,
+    Control, DataDir, Job, Lease, Peer, PrimaryFacts, Race, Server, SlotUse, Snapshot,
+    StandbyFacts, StandbyRow, Store,
 };
 use upstream::Source;
 

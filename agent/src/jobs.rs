@@ -311,10 +311,16 @@ pub async fn claim(
     // A primary that takes its own key again has been waiting for the same standbys all along.
     let goes_on = matches!(ctx.observed().server, Server::Primary(_))
         && cluster.sync.as_ref().and_then(|sync| sync.leader.as_deref()) == Some(&ctx.name);
-    if config.sync_mode() != SyncMode::Off && !goes_on {
-        also.push(Op::put(ctx.keys.sync(), json(&SyncState::new(&ctx.name, &[]))));
+    if config.sync_mode() != SyncMode::Off {
+        // Written in any case: what members have answered before this leadership counts for nothing after it, which
+        // they see by the key's revision.
+        let sync = match &cluster.sync {
+            Some(sync) if goes_on => sync.clone(),
+            _ => SyncState::new(&ctx.name, &[]),
+        };
+        also.push(Op::put(ctx.keys.sync(), json(&sync)));
     }
-    let stands_alone = !also.is_empty();
+    let writes_sync = !also.is_empty();
     let record = cluster.handover.clone().filter(|_| take_over);
     let ttl = if take_over { SHORT_LEASE } else { config.ttl };
     if record.is_some() {
@@ -332,7 +338,7 @@ pub async fn claim(
             also.into_iter().chain(promote).collect()
         })
         .await?;
-    if stands_alone {
+    if writes_sync {
         ctx.sync_writes.lock().claimed(epoch.revision);
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, HandoverPhase, Lsn, Status, Timeline};
+use kornak_cluster::{ClusterState, HandoverPhase, Lsn, Moment, Status, Timeline};
 use kornak_dcs::{Compare, DcsError, Op, Txn};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -88,8 +88,8 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         view.borrow_and_update();
         let began = Instant::now();
         let mut pause = EVERY;
-        if let Some((facts, cluster)) = leads(&ctx) {
-            match round(&ctx, &facts, &cluster, &mut done).await {
+        if let Some((looked_at, facts, cluster)) = leads(&ctx) {
+            match round(&ctx, looked_at, &facts, &cluster, &mut done).await {
                 Ok(settled) => {
                     complained = None;
                     if !settled {
@@ -128,9 +128,11 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
     }
 }
 
-fn leads(ctx: &Context) -> Option<(PrimaryFacts, ClusterState)> {
+/// What this node leads, and when the look at its server began.
+fn leads(ctx: &Context) -> Option<(Moment, PrimaryFacts, ClusterState)> {
     let held = ctx.keeper.held().filter(|held| boottime_now() < held.until)?;
-    let Server::Primary(facts) = ctx.observed().server.clone() else { return None };
+    let observed = ctx.observed();
+    let Server::Primary(facts) = observed.server.clone() else { return None };
     let cluster = ctx.cluster();
     let handing_over = cluster
         .handover
@@ -140,7 +142,8 @@ fn leads(ctx: &Context) -> Option<(PrimaryFacts, ClusterState)> {
         return None;
     }
     let seen = cluster.leader.as_ref().is_some_and(|leader| leader.epoch == held.epoch);
-    (seen && ctx.view.borrow().reach == kornak_dcs::Reach::Live).then_some((facts, cluster))
+    let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
+    (seen && live).then_some((observed.at, facts, cluster))
 }
 
 /// The leader of a standby cluster: it holds the key and replicates from elsewhere.
@@ -193,13 +196,14 @@ async fn follows(ctx: &Context, done: &mut Done) -> Result<(), LeadError> {
 /// One round. `Ok(false)`: there is more to do soon.
 async fn round(
     ctx: &Arc<Context>,
+    looked_at: Moment,
     facts: &PrimaryFacts,
     cluster: &ClusterState,
     done: &mut Done,
 ) -> Result<bool, LeadError> {
     fencing::primary(ctx, facts, cluster).await?;
     lease(ctx, cluster, &mut done.lease).await?;
-    let settled = synchronous::adjust(ctx, facts, cluster).await?;
+    let settled = synchronous::adjust(ctx, looked_at, facts, cluster).await?;
     let existing = crate::slots::keep(ctx, cluster, true, &mut done.gone_since).await?;
     identity(ctx, cluster).await?;
     history::keep(ctx, facts, cluster, &mut done.history).await?;

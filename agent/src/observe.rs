@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::guard::{GuardClient, Watched, boottime_now};
-use crate::ha::{Control, DataDir, PrimaryFacts, Server, StandbyFacts, StandbyRow};
+use crate::ha::sync::{InForce, Sample, Walsender};
+use crate::ha::{Control, DataDir, PrimaryFacts, Server, SlotUse, StandbyFacts, StandbyRow};
 use crate::postgres::{
-    DataDirState, Postgres, ReplicationRow, ServerProcess, ServerStatus, SqlError,
+    DataDirState, Postgres, ReplicationRow, ServerProcess, ServerStatus, SqlError, slot_name_of,
 };
 
 /// Between two looks when nothing happens.
@@ -36,6 +37,8 @@ pub struct Observation {
     pub status: Option<Arc<ServerStatus>>,
     /// How far a standby has come since its start.
     recovery: Option<Recovery>,
+    /// How far a primary's synchronous standbys have come into force.
+    in_force: Option<InForce>,
 }
 
 /// A standby's way from its start to the end of its own log.
@@ -80,6 +83,7 @@ impl Observation {
             data: DataDir::Empty,
             status: None,
             recovery: None,
+            in_force: None,
         }
     }
 }
@@ -175,12 +179,45 @@ async fn observe(postgres: &Postgres, before: &Observation) -> Observation {
         None if matches!(server, Server::Silent { .. }) => before.recovery.clone(),
         None => None,
     };
+    let in_force = match (&server, &status) {
+        (Server::Primary(_), Some(status)) => {
+            let look = sample(status, postgres.names_changed_at(), at);
+            Some(InForce::next(before.in_force.as_ref(), &look))
+        }
+        (Server::Silent { .. }, _) => before.in_force.clone(),
+        _ => None,
+    };
     let mut server = server;
+    if let Server::Primary(facts) = &mut server {
+        facts.sync_names_since = in_force.as_ref().and_then(InForce::since);
+    }
     if let (Server::Standby(facts), Some(recovery)) = (&mut server, &recovery) {
         facts.wal_known = recovery.is_over();
         facts.received = facts.received.max(recovery.end.unwrap_or_default());
     }
-    Observation { at, server, data, status, recovery }
+    Observation { at, server, data, status, recovery, in_force }
+}
+
+/// What a look at a primary tells of the synchronous standbys in force. A walsender without a priority goes by names
+/// that leave it out, so no commit is let go by it.
+fn sample(status: &ServerStatus, changed_at: Moment, at: Moment) -> Sample<'_> {
+    let counts = |row: &&ReplicationRow| row.sync_priority.is_some_and(|priority| priority > 0);
+    let walsender = |row: &ReplicationRow| Walsender {
+        pid: row.pid,
+        sent: row.sent_lsn.unwrap_or_default(),
+        waits: row.wait_event.as_deref() == Some("WalSenderMain"),
+    };
+    Sample {
+        at,
+        names: &status.synchronous_standby_names,
+        changed_at,
+        lsn: status.position(),
+        walsenders: status.replication.iter().filter(counts).map(walsender).collect(),
+        checkpointer_waits: matches!(
+            status.checkpointer_wait.as_deref(),
+            Some("CheckpointerMain" | "CheckpointWriteDelay")
+        ),
+    }
 }
 
 async fn look(
@@ -192,7 +229,10 @@ async fn look(
         Ok(ServerProcess::None) => (Server::Stopped, None),
         Ok(ServerProcess::Remains { .. }) => (Server::Leftovers, None),
         Ok(ServerProcess::Running { .. }) => match postgres.status().await {
-            Ok(status) => (facts(&status, before, now), Some(Arc::new(status))),
+            Ok(status) => {
+                let waits_for_replay = postgres.commits_wait_for_replay();
+                (facts(&status, before, waits_for_replay, now), Some(Arc::new(status)))
+            }
             Err(SqlError::Refused | SqlError::StartingUp) => {
                 (Server::Starting { since: since(&before.server, now) }, None)
             }
@@ -243,7 +283,12 @@ async fn data_dir(postgres: &Postgres) -> DataDir {
     }
 }
 
-fn facts(status: &ServerStatus, before: &Observation, now: Moment) -> Server {
+fn facts(
+    status: &ServerStatus,
+    before: &Observation,
+    waits_for_replay: bool,
+    now: Moment,
+) -> Server {
     if status.in_recovery {
         let waited = match &before.server {
             Server::Standby(facts) => facts.not_streaming_since.unwrap_or(now),
@@ -259,13 +304,7 @@ fn facts(status: &ServerStatus, before: &Observation, now: Moment) -> Server {
             not_streaming_since: (!status.is_streaming()).then_some(waited),
         });
     }
-    let sync_names_since = match &before.server {
-        Server::Primary(facts) if facts.sync_names == status.synchronous_standby_names => {
-            facts.sync_names_since
-        }
-        _ => status.position(),
-    };
-    let mut standbys = standbys(status);
+    let mut standbys = standbys(status, waits_for_replay);
     if let Server::Primary(known) = &before.server {
         let ago = now.since(before.at);
         for row in &mut standbys {
@@ -277,18 +316,29 @@ fn facts(status: &ServerStatus, before: &Observation, now: Moment) -> Server {
         lsn: status.position(),
         standbys,
         sync_names: status.synchronous_standby_names.clone(),
-        sync_names_since,
+        // Known when the looks before this one are considered.
+        sync_names_since: None,
     })
 }
 
 /// Who replicates from this server; one look alone does not tell who is silent.
-pub(crate) fn standbys(status: &ServerStatus) -> Vec<StandbyRow> {
-    let row = |row: &ReplicationRow| StandbyRow {
-        application_name: row.application_name.clone(),
-        streaming: row.state.as_deref() == Some("streaming"),
-        synchronous: matches!(row.sync_state.as_deref(), Some("sync" | "quorum")),
-        flush: row.flush_lsn.unwrap_or_default(),
-        silent: Duration::ZERO,
+pub(crate) fn standbys(status: &ServerStatus, waits_for_replay: bool) -> Vec<StandbyRow> {
+    let row = |row: &ReplicationRow| {
+        let flush = row.flush_lsn.unwrap_or_default();
+        let members = slot_name_of(&row.application_name);
+        StandbyRow {
+            application_name: row.application_name.clone(),
+            streaming: row.state.as_deref() == Some("streaming"),
+            synchronous: matches!(row.sync_state.as_deref(), Some("sync" | "quorum")),
+            flush,
+            acknowledged: if waits_for_replay { row.replay_lsn.unwrap_or_default() } else { flush },
+            slot: match &row.slot {
+                Some(slot) if *slot == members => SlotUse::Held,
+                _ if status.slots.contains(&members) => SlotUse::NotHeld,
+                _ => SlotUse::Absent,
+            },
+            silent: Duration::ZERO,
+        }
     };
     status.replication.iter().map(row).collect()
 }

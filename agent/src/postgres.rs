@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_cluster::slots::{PermanentSlot, SlotKind};
-use kornak_cluster::{ClusterConfig, Lsn};
+use kornak_cluster::{ClusterConfig, Lsn, Moment};
 use kornak_config::agent::PostgresqlSettings;
 use parking_lot::Mutex;
 use tokio_postgres::Client;
@@ -81,17 +81,19 @@ pub struct Upstream {
     pub slot: Option<String>,
     /// Parameters of recovery that go with it; they win over `recovery_conf`.
     pub recovery: Parameters,
+    /// The name of our replication there; `None`: the member's, by which a cluster knows its own standbys.
+    pub application: Option<String>,
 }
 
 impl Upstream {
     /// Another member.
     pub fn new(host: impl Into<String>, port: u16, slot: Option<String>) -> Self {
-        Self { host: host.into(), port, slot, recovery: Parameters::new() }
+        Self { host: host.into(), port, slot, recovery: Parameters::new(), application: None }
     }
 
     /// Nobody: the log comes from an archive.
     pub fn archive(recovery: Parameters) -> Self {
-        Self { host: String::new(), port: 0, slot: None, recovery }
+        Self { host: String::new(), port: 0, slot: None, recovery, application: None }
     }
 
     /// Whether there is a server to connect to.
@@ -168,6 +170,8 @@ struct Inner {
     /// One writer of configuration files at a time.
     writing: tokio::sync::Mutex<()>,
     verdicts: Mutex<vetting::Verdicts>,
+    /// When `synchronous_standby_names` was last changed by us.
+    names_changed_at: Mutex<Moment>,
 }
 
 /// The part of the configuration that changes.
@@ -212,6 +216,7 @@ impl Postgres {
             wanted: Mutex::default(),
             writing: tokio::sync::Mutex::new(()),
             verdicts: Mutex::default(),
+            names_changed_at: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -439,6 +444,22 @@ impl Postgres {
         wanted.feedback = config.permanent_slots().iter().any(logical);
         wanted.dynamic_hba = lines("pg_hba");
         wanted.dynamic_ident = lines("pg_ident");
+    }
+
+    /// When [`Postgres::set_synchronous_standby_names`] last ended, whatever came of it: a look that began before may
+    /// show names that are not in force any more.
+    pub fn names_changed_at(&self) -> Moment {
+        *self.inner.names_changed_at.lock()
+    }
+
+    /// Whether commits wait until standbys have replayed them (`synchronous_commit`).
+    pub fn commits_wait_for_replay(&self) -> bool {
+        let local = conf::parameters(Some(&self.inner.settings.parameters));
+        let wanted = self.inner.wanted.lock();
+        let filed = conf::filed(&wanted.dynamic, &local, &wanted.overrides);
+        filed
+            .get("synchronous_commit")
+            .is_some_and(|mode| mode.eq_ignore_ascii_case("remote_apply"))
     }
 
     /// One of PostgreSQL's programs, to be run as the OS user.

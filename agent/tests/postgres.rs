@@ -462,3 +462,61 @@ async fn a_cluster_is_made_by_a_command_and_recovers_to_the_end_of_its_archive()
     assert!(b.postgres.run_script("false", &[], LIMIT).await.is_err());
     assert!(b.postgres.run_script("'", &[], LIMIT).await.is_err());
 }
+
+/// What a standby had flushed before a start is in its files, however late it replays.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_servers_log_is_read_from_its_files() {
+    let mut field = Field::new();
+    let a = field.node("a");
+    a.bootstrap().await;
+    let from = a.postgres.status().await.unwrap().insert_lsn.unwrap();
+    a.execute("CREATE TABLE public.t AS SELECT generate_series(1, 1000) AS i").await;
+    // Records that go over pages, and a segment that is not used to its end.
+    for length in [7_000, 100_000, 1] {
+        let message = format!("SELECT pg_logical_emit_message(true, 'x', repeat('y', {length}))");
+        a.execute(&message).await;
+        a.execute("SELECT pg_switch_wal()").await;
+    }
+    a.execute("INSERT INTO public.t VALUES (0)").await;
+    let flushed = a.postgres.status().await.unwrap().flush_lsn.unwrap();
+    a.postgres.stop(StopMode::Kill, LIMIT).await.unwrap();
+    let end = a.postgres.wal_end(from).await.unwrap().unwrap();
+    assert!(end >= flushed, "{end} of {flushed}");
+    assert_eq!(a.postgres.wal_end(end).await.unwrap(), Some(end));
+
+    // PostgreSQL itself finds the same, and says when it is there.
+    a.postgres.start(&StartAs::Standby(None)).await.unwrap();
+    a.postgres.wait_ready(LIMIT).await.unwrap();
+    until("its own log is read", async || {
+        let startup = a.postgres.status().await.unwrap().startup;
+        startup.is_some_and(|startup| startup.is_at_the_end())
+    })
+    .await;
+    assert_eq!(a.postgres.status().await.unwrap().replayed_lsn, Some(end));
+}
+
+/// The control file says so minutes later, and the receiver has ended with its primary.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_knows_the_timeline_that_it_has_followed_to() {
+    let mut field = Field::new();
+    let (a, b) = pair(&mut field).await;
+    let c = field.node("c");
+    c.postgres.clone_from(Some(&a.upstream()), false).await.unwrap();
+    c.postgres.start(&StartAs::Standby(Some(a.upstream()))).await.unwrap();
+    c.postgres.wait_ready(LIMIT).await.unwrap();
+    a.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
+    b.postgres.promote(Fencing::Unfenced, LIMIT).await.unwrap();
+    c.postgres.follow(Some(&b.upstream())).await.unwrap();
+    b.execute("CREATE TABLE public.t (i int)").await;
+    caught_up(&b, &c).await;
+    b.postgres.stop(StopMode::Kill, LIMIT).await.unwrap();
+    let mut told = None;
+    until("the receiver ends", async || {
+        told = c.postgres.status().await.ok();
+        told.as_ref().is_some_and(|status| status.receiver.is_none())
+    })
+    .await;
+    let status = told.unwrap();
+    assert_eq!((status.timeline, status.checkpoint_timeline), (Timeline(2), Timeline(1)));
+    assert!(status.has_streamed);
+}

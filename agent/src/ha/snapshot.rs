@@ -122,8 +122,9 @@ pub struct PrimaryFacts {
     pub standbys: Vec<StandbyRow>,
     /// `synchronous_standby_names` in effect.
     pub sync_names: String,
-    /// WAL position when `sync_names` was first seen in effect.
-    pub sync_names_since: Lsn,
+    /// WAL position when every process of the server was first seen to go by `sync_names`; `None`: not yet, and
+    /// commits may still be acknowledged by older names.
+    pub sync_names_since: Option<Lsn>,
 }
 
 /// One row of `pg_stat_replication`.
@@ -135,8 +136,38 @@ pub struct StandbyRow {
     /// `sync_state` is `sync` or `quorum`.
     pub synchronous: bool,
     pub flush: Lsn,
+    /// What commits wait for: `flush`, or what it has replayed (`synchronous_commit: remote_apply`).
+    pub acknowledged: Lsn,
+    /// Who it is, besides its name.
+    pub slot: SlotUse,
     /// For how long it has owed an acknowledgement and given none.
     pub silent: Duration,
+}
+
+/// What the slot of the member that a walsender is named after tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SlotUse {
+    /// There is no such slot, which tells nothing.
+    #[default]
+    Absent,
+    /// This walsender uses it: it is the member.
+    Held,
+    /// It is there, and this walsender does not use it.
+    NotHeld,
+}
+
+/// The walsender of a member, if there is no doubt which it is: another cluster's server may stream under the name
+/// of a member here, and commits that PostgreSQL takes for acknowledged by the member may be that server's alone.
+pub fn walsender_of<'a>(
+    rows: &'a [StandbyRow],
+    member: &str,
+    uses_slots: bool,
+) -> Option<&'a StandbyRow> {
+    let is_named =
+        |row: &&StandbyRow| row.streaming && row.application_name.eq_ignore_ascii_case(member);
+    let mut named = rows.iter().filter(is_named);
+    let row = named.next().filter(|_| named.next().is_none())?;
+    (!uses_slots || row.slot != SlotUse::NotHeld).then_some(row)
 }
 
 impl StandbyRow {
@@ -145,7 +176,9 @@ impl StandbyRow {
     pub fn silence(&self, before: &PrimaryFacts, ago: Duration) -> Duration {
         let name = &self.application_name;
         match before.standbys.iter().find(|row| row.application_name == *name) {
-            Some(known) if known.flush == self.flush && self.flush < before.lsn => {
+            Some(known)
+                if known.acknowledged == self.acknowledged && self.acknowledged < before.lsn =>
+            {
                 known.silent + ago
             }
             _ => Duration::ZERO,

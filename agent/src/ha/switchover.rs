@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kornak_cluster::{Ack, ClusterState, MemberState, Moment, ProxyRegistration, SyncMode};
 
-use super::snapshot::StandbyRow;
+use super::snapshot::{StandbyRow, walsender_of};
 
 /// Why a switchover is refused, in Patroni's words where it has them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,9 +77,7 @@ fn fit(
     {
         return Err(Refusal::NotSynchronous);
     }
-    let row = rows
-        .iter()
-        .find(|row| row.streaming && row.application_name.eq_ignore_ascii_case(name))
+    let row = walsender_of(rows, name, config.use_slots())
         .filter(|_| member.state == MemberState::Running)
         .ok_or_else(|| Refusal::NotStreaming { name: name.to_owned() })?;
     let lag_bytes = lsn.bytes_ahead_of(row.flush);

@@ -22,6 +22,7 @@
 //! From these two follow all transitions; [`plan`] takes the next step of the shortest way that keeps
 //! both, and prefers ways on which somebody can take over all the time.
 
+mod force;
 mod names;
 mod writes;
 
@@ -31,7 +32,8 @@ use std::time::Duration;
 
 use kornak_cluster::{ClusterConfig, ClusterState, SyncMode, SyncState};
 
-use super::snapshot::PrimaryFacts;
+use super::snapshot::{PrimaryFacts, walsender_of};
+pub use force::{InForce, Sample, Walsender};
 pub use names::Names;
 pub use writes::Writes;
 
@@ -46,6 +48,8 @@ const SILENT_AFTER: Duration = Duration::from_secs(5);
 pub enum SyncStep {
     /// All is as it should be, or something has to happen elsewhere first.
     Settled,
+    /// The next step is known and has to wait until all of the server goes by the names in force.
+    Await,
     /// Write this to the store, by compare-and-swap.
     Publish(SyncState),
     /// Put this into `synchronous_standby_names`.
@@ -104,7 +108,7 @@ pub fn plan(me: &str, cluster: &ClusterState, facts: &PrimaryFacts) -> SyncStep 
     }
     let able = able(cluster, facts, &stored, &config);
     let names = Names::parse(&facts.sync_names);
-    let now = now(&stored, names.as_ref(), facts, &able);
+    let now = now(&stored, names.as_ref(), facts, &able, config.use_slots());
     let chosen: Vec<String> = match mode {
         SyncMode::Quorum => able.clone(),
         _ => able.iter().take(config.synchronous_node_count as usize).cloned().collect(),
@@ -122,6 +126,11 @@ pub fn plan(me: &str, cluster: &ClusterState, facts: &PrimaryFacts) -> SyncStep 
     };
     match step {
         Step::None => SyncStep::Settled,
+        // Commits may still be acknowledged by older names, of which nothing is known here. Whom the store names
+        // meanwhile is covered by all of them; nobody at all always is.
+        Step::Store(voters, _) if facts.sync_names_since.is_none() && !voters.is_empty() => {
+            SyncStep::Await
+        }
         Step::Store(voters, quorum) => {
             let quorum = u32::try_from(quorum).unwrap_or(u32::MAX);
             SyncStep::Publish(SyncState::with_quorum(me, &spell(&voters), quorum))
@@ -212,11 +221,14 @@ fn now<'a>(
     names: Option<&Names>,
     facts: &PrimaryFacts,
     able: &'a [String],
+    uses_slots: bool,
 ) -> Now<'a> {
+    let has_the_past = |flush| facts.sync_names_since.is_some_and(|since| flush >= since);
     let ready = facts
         .standbys
         .iter()
-        .filter(|row| row.streaming && row.synchronous && row.flush >= facts.sync_names_since)
+        .filter(|row| row.streaming && row.synchronous && has_the_past(row.flush))
+        .filter(|row| walsender_of(&facts.standbys, &row.application_name, uses_slots).is_some())
         .map(|row| row.application_name.to_lowercase())
         .collect();
     Now {
@@ -255,21 +267,17 @@ fn able(
     let current = lower(&stored.standbys());
     let furthest = match facts.standbys.as_slice() {
         [] | [_] => facts.lsn,
-        rows => rows.iter().map(|row| row.flush).max().unwrap_or(facts.lsn),
+        rows => rows.iter().map(|row| row.acknowledged).max().unwrap_or(facts.lsn),
     };
-    let mut able: Vec<_> = facts
-        .standbys
+    let mut able: Vec<_> = cluster
+        .members
         .iter()
-        .filter(|row| row.streaming)
-        .filter(|row| {
-            let lag = furthest.bytes_ahead_of(row.flush);
-            config.maximum_lag_on_syncnode.is_none_or(|most| lag <= most)
-        })
-        .filter_map(|row| {
-            let (name, member) = cluster
-                .members
-                .iter()
-                .find(|(name, _)| name.eq_ignore_ascii_case(&row.application_name))?;
+        .filter_map(|(name, member)| {
+            let row = walsender_of(&facts.standbys, name, config.use_slots())?;
+            let lag = furthest.bytes_ahead_of(row.acknowledged);
+            if config.maximum_lag_on_syncnode.is_some_and(|most| lag > most) {
+                return None;
+            }
             let tags = &member.tags;
             let cascades = tags.replicatefrom().is_some_and(|from| {
                 cluster.leader.as_ref().is_none_or(|leader| leader.name != from)
@@ -284,14 +292,7 @@ fn able(
         })
         .collect();
     able.sort();
-    // A standby that has connected again may still be there a second time.
-    let mut names: Vec<String> = Vec::new();
-    for (_, name) in able {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names
+    able.into_iter().map(|(_, name)| name).collect()
 }
 
 /// What a server says that is about to be promoted, before its agent knows of any standby.

@@ -142,12 +142,14 @@ fn primary_facts() -> PrimaryFacts {
         streaming: true,
         synchronous: false,
         flush: Lsn(1000),
+        acknowledged: Lsn(1000),
         ..StandbyRow::default()
     };
     PrimaryFacts {
         timeline: Timeline(3),
         lsn: Lsn(1000),
         standbys: vec![row("b"), row("c")],
+        sync_names_since: Some(Lsn(0)),
         ..PrimaryFacts::default()
     }
 }

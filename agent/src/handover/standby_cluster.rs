@@ -58,7 +58,7 @@ pub async fn hand_over(ctx: &Context, asked: Option<&str>) -> Result<String, Han
 fn standing(ctx: &Context) -> Option<(Vec<StandbyRow>, Lsn)> {
     let observed = ctx.observed();
     let status = observed.status.as_ref().filter(|status| status.in_recovery)?;
-    Some((standbys(status), status.position()))
+    Some((standbys(status, false), status.position()))
 }
 
 /// Waits until somebody leads; whether it is the candidate.

@@ -25,13 +25,15 @@ pub(super) fn member_server(
 }
 
 /// Where a standby cluster gets its log from.
-pub(super) fn remote_server(section: &StandbyCluster) -> Upstream {
+pub(super) fn remote_server(ctx: &Context, section: &StandbyCluster) -> Upstream {
     let recovery: Parameters =
         section.recovery.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     match &section.remote {
         Some((host, port)) => {
             let slot = section.primary_slot_name.clone();
-            Upstream { recovery, ..Upstream::new(host, *port, slot) }
+            // Under its bare name it would count there as the member of that name.
+            let application = Some(format!("{}:{}", ctx.settings.scope.name, ctx.name));
+            Upstream { recovery, application, ..Upstream::new(host, *port, slot) }
         }
         None => Upstream::archive(recovery),
     }
@@ -50,10 +52,11 @@ fn upstream_of(
     Ok(match from {
         None => None,
         Some(Source::Member(member)) => Some(member_server(ctx, cluster, member)?),
-        Some(Source::Remote) => standby_cluster(cluster).map(remote_server),
+        Some(Source::Remote) => standby_cluster(cluster).map(|section| remote_server(ctx, section)),
         Some(Source::Archive) => {
             let leads = cluster.leader.as_ref().is_none_or(|leader| leader.name == ctx.name);
-            let remote = standby_cluster(cluster).filter(|_| leads).map(remote_server);
+            let remote = standby_cluster(cluster).filter(|_| leads);
+            let remote = remote.map(|section| remote_server(ctx, section));
             Some(Upstream::archive(remote.map(|remote| remote.recovery).unwrap_or_default()))
         }
     })

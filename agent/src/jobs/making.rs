@@ -108,7 +108,7 @@ async fn copy_remote(ctx: &Context, section: &StandbyCluster) -> Result<(), JobE
     info!("copying the primary of another cluster");
     // Nothing here will be writable.
     ctx.keeper.unfence().await?;
-    let upstream = remote_server(section);
+    let upstream = remote_server(ctx, section);
     let methods = Some(section.create_replica_methods.as_slice()).filter(|it| !it.is_empty());
     let from = Some(&upstream).filter(|upstream| upstream.is_server());
     ctx.postgres.clone_by(methods, from, false).await?;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, SyncState};
+use kornak_cluster::{ClusterState, Moment, SyncState};
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::{info, warn};
 
@@ -19,11 +19,14 @@ const IN_FORCE_LIMIT: Duration = Duration::from_secs(5);
 /// One step. `Ok(false)`: another one is to be planned soon.
 pub(super) async fn adjust(
     ctx: &Context,
+    looked_at: Moment,
     facts: &PrimaryFacts,
     cluster: &ClusterState,
 ) -> Result<bool, LeadError> {
     let writes = *ctx.sync_writes.lock();
-    if writes.are_newer_than(cluster) {
+    // Neither from a view of the store that is older than our last write, nor from a look at the server that is older
+    // than our last change of it.
+    if writes.are_newer_than(cluster) || looked_at < ctx.postgres.names_changed_at() {
         return Ok(false);
     }
     let mut step = plan(&ctx.name, cluster, facts);
@@ -34,6 +37,7 @@ pub(super) async fn adjust(
     }
     match step {
         SyncStep::Settled => Ok(true),
+        SyncStep::Await => Ok(false),
         SyncStep::Publish(sync) => publish(ctx, cluster, &sync).await.map(|()| false),
         SyncStep::SetNames(names) => {
             if names.contains('*') {

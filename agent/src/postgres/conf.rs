@@ -259,7 +259,8 @@ pub(super) fn primary_conninfo(
 ) -> String {
     let mut words = conninfo_words(credentials, passfile, &upstream.host, upstream.port);
     words.push(("dbname", database.to_owned()));
-    words.push(("application_name", member.to_owned()));
+    let application = upstream.application.as_deref().unwrap_or(member);
+    words.push(("application_name", application.to_owned()));
     join_conninfo(&words)
 }
 

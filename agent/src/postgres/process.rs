@@ -432,15 +432,25 @@ impl Postgres {
         limit: Duration,
     ) -> Result<(), ConfigureError> {
         let _writing = self.inner.writing.lock().await;
+        let changed = self.change_names(names, limit).await;
+        *self.inner.names_changed_at.lock() = boottime_now();
+        changed?;
+        if names.is_some_and(|names| !names.is_empty()) {
+            self.ask_for_acknowledgements().await?;
+        }
+        Ok(())
+    }
+
+    async fn change_names(
+        &self,
+        names: Option<&str>,
+        limit: Duration,
+    ) -> Result<(), ConfigureError> {
         self.inner.wanted.lock().synchronous_standby_names = Some(names.map(str::to_owned));
         self.inner.write_configuration(self.inner.has_standby_signal())?;
         self.guard().await?.signal(ServerSignal::Reload).await?;
         let Some(names) = names else { return Ok(()) };
-        self.wait_in_force("synchronous_standby_names", names, limit).await?;
-        if !names.is_empty() {
-            self.ask_for_acknowledgements().await?;
-        }
-        Ok(())
+        self.wait_in_force("synchronous_standby_names", names, limit).await
     }
 
     /// Lets commits go that wait for a standby which does not count any more, if those that do have them. The

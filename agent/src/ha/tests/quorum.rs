@@ -26,13 +26,14 @@ fn step(stored: (&[&str], u32), waited: &str, streaming: &[&str], count: u32) ->
             streaming: true,
             synchronous: ready,
             flush: if ready { Lsn(1000) } else { Lsn(900) },
+            acknowledged: if ready { Lsn(1000) } else { Lsn(900) },
             ..StandbyRow::default()
         }
     };
     let facts = PrimaryFacts {
         standbys: streaming.iter().map(row).collect(),
         sync_names: waited.to_owned(),
-        sync_names_since: Lsn(950),
+        sync_names_since: Some(Lsn(950)),
         ..primary_facts()
     };
     plan("a", &cluster, &facts)
@@ -103,8 +104,8 @@ fn a_synchronous_standby_that_lags_too_much_is_let_go() {
     });
     let mut facts = PrimaryFacts { sync_names: r#"1 ("b")"#.into(), ..primary_facts() };
     assert_eq!(plan("a", &cluster, &facts), SyncStep::Settled);
-    facts.standbys[0].flush = Lsn(899);
-    assert_eq!(plan("a", &cluster, &facts), publish(&[], 0));
+    facts.standbys[0].acknowledged = Lsn(899);
+    assert_eq!(plan("a", &cluster, &facts), publish(&[], 0), "whatever it has flushed");
 }
 
 // Who may take over.
@@ -191,6 +192,8 @@ struct Model {
     /// By standby: what it has flushed, and whether it streams.
     standbys: Vec<(u64, bool)>,
     names: String,
+    /// What some process of the server still goes by, if not all go by `names`.
+    older: Vec<String>,
     names_since: u64,
     sync: SyncState,
     mode: &'static str,
@@ -207,6 +210,7 @@ impl Model {
             lsn: 1000,
             standbys: vec![(1000, true); 4],
             names: String::new(),
+            older: Vec::new(),
             names_since: 1000,
             sync: SyncState::new("a", &[]),
             mode: "quorum",
@@ -220,6 +224,12 @@ impl Model {
         (self.seed >> 33) % bound
     }
 
+    /// Every process of the server goes by the names now, and that was seen.
+    fn all_have_read(&mut self) {
+        self.older.clear();
+        self.names_since = self.lsn;
+    }
+
     /// Something happens outside of the two lists.
     fn happen(&mut self) {
         let who = usize::try_from(self.below(4)).unwrap();
@@ -230,6 +240,7 @@ impl Model {
                 self.standbys[who].0 += self.below(room + 1);
             }
             5 => self.standbys[who].1 = !self.standbys[who].1,
+            3 | 4 => self.all_have_read(),
             6 => self.count = 1 + u32::try_from(self.below(3)).unwrap(),
             7 if self.below(6) == 0 => {
                 self.mode = if self.mode == "on" { "quorum" } else { "on" };
@@ -241,11 +252,17 @@ impl Model {
 
     /// Commits are acknowledged as far as the names in force allow.
     fn acknowledge(&mut self) {
+        for names in self.older.clone().iter().chain([&self.names.clone()]) {
+            self.acknowledge_by(names);
+        }
+    }
+
+    fn acknowledge_by(&mut self, names: &str) {
         let listed: Vec<u64> = (0..4)
-            .filter(|index| self.names.contains(&format!("\"{}\"", STANDBYS[*index])))
+            .filter(|index| names.contains(&format!("\"{}\"", STANDBYS[*index])))
             .map(|index| self.standbys[index].0)
             .collect();
-        let words = self.names.trim_start_matches("ANY ");
+        let words = names.trim_start_matches("ANY ");
         let waits = words.split(' ').next().and_then(|word| word.parse::<usize>().ok());
         let reached = match waits {
             None | Some(0) => self.lsn,
@@ -271,21 +288,22 @@ impl Model {
             streaming: true,
             synchronous: self.names.contains(STANDBYS[index]),
             flush: Lsn(self.standbys[index].0),
+            acknowledged: Lsn(self.standbys[index].0),
             ..StandbyRow::default()
         });
         let facts = PrimaryFacts {
             lsn: Lsn(self.lsn),
             standbys: rows.collect(),
             sync_names: self.names.clone(),
-            sync_names_since: Lsn(self.names_since),
+            sync_names_since: self.older.is_empty().then_some(Lsn(self.names_since)),
             ..primary_facts()
         };
         match plan("a", &cluster, &facts) {
-            SyncStep::Settled => {}
+            SyncStep::Settled | SyncStep::Await => {}
             SyncStep::Publish(sync) => self.sync = sync,
             SyncStep::SetNames(names) => {
-                self.names = names;
-                self.names_since = self.lsn;
+                let before = std::mem::replace(&mut self.names, names);
+                self.older.push(before);
             }
         }
         self.acknowledge();
@@ -343,6 +361,7 @@ fn standbys_that_keep_up_end_as_voters_in_few_steps() {
         (model.mode, model.count) = (mode, count);
         for _ in 0..8 {
             model.plan();
+            model.all_have_read();
             for standby in &mut model.standbys {
                 standby.0 = model.lsn;
             }

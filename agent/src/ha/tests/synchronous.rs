@@ -119,13 +119,14 @@ fn step(
             streaming: true,
             synchronous: ready,
             flush: if ready { Lsn(1000) } else { Lsn(900) },
+            acknowledged: if ready { Lsn(1000) } else { Lsn(900) },
             ..StandbyRow::default()
         }
     };
     let facts = PrimaryFacts {
         standbys: streaming.iter().map(row).collect(),
         sync_names: waited.to_owned(),
-        sync_names_since: Lsn(950),
+        sync_names_since: Some(Lsn(950)),
         ..primary_facts()
     };
     plan("a", &cluster, &facts)
@@ -216,14 +217,14 @@ fn a_silent_standby_makes_way_for_one_that_answers() {
 fn a_standby_is_silent_while_it_owes_an_acknowledgement() {
     let before = |flush: u64, silent: u64| {
         let mut facts = PrimaryFacts { lsn: Lsn(1000), ..primary_facts() };
-        facts.standbys[0].flush = Lsn(flush);
+        facts.standbys[0].acknowledged = Lsn(flush);
         facts.standbys[0].silent = Duration::from_secs(silent);
         facts
     };
     let silence = |flush: u64, before: &PrimaryFacts| {
         let row = StandbyRow {
             application_name: "b".to_owned(),
-            flush: Lsn(flush),
+            acknowledged: Lsn(flush),
             ..StandbyRow::default()
         };
         row.silence(before, Duration::from_secs(1)).as_secs()
@@ -234,16 +235,56 @@ fn a_standby_is_silent_while_it_owes_an_acknowledgement() {
     assert_eq!(silence(900, &PrimaryFacts::default()), 0, "it has just come");
 }
 
+/// PostgreSQL knows synchronous standbys by name alone: another cluster's server of the same name would acknowledge
+/// what no member has.
 #[test]
-fn a_standby_that_is_there_twice_counts_once() {
+fn a_walsender_that_may_be_somebody_elses_does_not_count() {
     let cluster = with(led_by(Some("a")), |c| {
         synchronous(c, "a", &[]);
         c.config = Some(config(json!({"synchronous_mode": true, "synchronous_node_count": 3})));
     });
-    let mut facts = primary_facts();
-    let zombie = StandbyRow { flush: Lsn(10), ..facts.standbys[0].clone() };
-    facts.standbys.push(zombie);
-    assert_eq!(plan("a", &cluster, &facts), wait_for(r#"2 ("b","c")"#));
+    let with_b = |slot, twice: bool| {
+        let mut facts = primary_facts();
+        facts.standbys[0].slot = slot;
+        if twice {
+            facts
+                .standbys
+                .push(StandbyRow { flush: Lsn(10), ..primary_facts().standbys[0].clone() });
+        }
+        plan("a", &cluster, &facts)
+    };
+    let (both, only_c) = (wait_for(r#"2 ("b","c")"#), wait_for(r#"1 ("c")"#));
+    assert_eq!(with_b(SlotUse::Held, false), both);
+    assert_eq!(with_b(SlotUse::Absent, false), both, "slots are off, or not there yet");
+    assert_eq!(with_b(SlotUse::NotHeld, false), only_c, "the member's slot lies idle");
+    assert_eq!(with_b(SlotUse::Held, true), only_c, "either may acknowledge");
+    // One that counted makes way as soon as there is a doubt.
+    let cluster = with(led_by(Some("a")), |c| synchronous(c, "a", &["b"]));
+    let mut facts = PrimaryFacts { sync_names: r#"1 ("b")"#.into(), ..primary_facts() };
+    facts.standbys[0].slot = SlotUse::NotHeld;
+    assert_eq!(plan("a", &cluster, &facts), publish(&[]));
+    let off = json!({"synchronous_mode": true, "postgresql": {"use_slots": false}});
+    let cluster = with((*cluster).clone(), |c| c.config = Some(config(off)));
+    assert_eq!(
+        plan("a", &cluster, &facts),
+        SyncStep::Settled,
+        "slots say nothing where they are off"
+    );
+}
+
+/// Until every process of the server goes by the names, older ones may still let commits go.
+#[test]
+fn nobody_is_named_before_all_of_the_server_goes_by_the_names() {
+    let cluster = |stored: &[&str]| with(led_by(Some("a")), |c| synchronous(c, "a", stored));
+    let mut facts = PrimaryFacts { sync_names: r#"1 ("b")"#.into(), ..primary_facts() };
+    facts.standbys[0].synchronous = true;
+    assert_eq!(plan("a", &cluster(&[]), &facts), publish(&["b"]));
+    facts.sync_names_since = None;
+    assert_eq!(plan("a", &cluster(&[]), &facts), SyncStep::Await);
+    assert_eq!(plan("a", &cluster(&["b"]), &facts), SyncStep::Settled);
+    // Nobody at all may be named at any time.
+    facts.standbys.remove(0);
+    assert_eq!(plan("a", &cluster(&["b"]), &facts), publish(&[]));
 }
 
 #[test]
@@ -303,7 +344,7 @@ fn the_store_never_names_a_standby_that_is_not_waited_for() {
                     match step(Some(&list), &waited, streaming, settings) {
                         SyncStep::Publish(state) => stored = state.standbys(),
                         SyncStep::SetNames(names) => waited = names,
-                        SyncStep::Settled => {}
+                        SyncStep::Settled | SyncStep::Await => {}
                     }
                     for name in &stored {
                         assert!(waited.contains(&format!("\"{name}\"")), "{stored:?} {waited}");

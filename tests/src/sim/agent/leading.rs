@@ -85,6 +85,7 @@ async fn synchronous(
     agent.step().await;
     match step {
         SyncStep::Settled => Ok(true),
+        SyncStep::Await => Ok(false),
         SyncStep::Publish(sync) => {
             if agent.w.plan.mutation == Some(Mutation::NamesBeforeStore) {
                 // The wrong order: commits stop waiting before the store stops naming.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use kornak_agent::ha::{Control, DataDir, PrimaryFacts, Server, StandbyFacts, StandbyRow};
+use kornak_agent::ha::{Control, DataDir, PrimaryFacts, Server, SlotUse, StandbyFacts, StandbyRow};
 use kornak_cluster::{Lsn, Timeline};
 
 use super::{Run, Sender, drop_silent_senders};
@@ -91,14 +91,22 @@ pub fn look(w: &Rc<World>, index: usize, names_since: Lsn) -> Server {
                 let flush = crate::sim::disk::lsn(sender.flushed);
                 let owes = flush < disk.wal.end();
                 let silent = if owes { host.now(w).since(sender.heard) } else { Duration::ZERO };
-                StandbyRow { application_name, streaming: true, synchronous, flush, silent }
+                StandbyRow {
+                    application_name,
+                    streaming: true,
+                    synchronous,
+                    flush,
+                    acknowledged: flush,
+                    slot: SlotUse::Held,
+                    silent,
+                }
             });
             Server::Primary(PrimaryFacts {
                 timeline: Timeline(disk.wal.timeline()),
                 lsn: disk.wal.end(),
                 standbys: rows.collect(),
                 sync_names: disk.sync_names.clone(),
-                sync_names_since: names_since,
+                sync_names_since: Some(names_since),
             })
         }
     }
