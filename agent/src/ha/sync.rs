@@ -223,7 +223,8 @@ fn now<'a>(
     able: &'a [String],
     uses_slots: bool,
 ) -> Now<'a> {
-    let has_the_past = |flush| facts.sync_names_since.is_some_and(|since| flush >= since);
+    // Where that is unknown, nobody is named anyway.
+    let has_the_past = |flush| facts.sync_names_since.is_none_or(|since| flush >= since);
     let ready = facts
         .standbys
         .iter()

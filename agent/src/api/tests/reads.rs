@@ -358,3 +358,42 @@ async fn metrics_have_patronis_names_and_labels() {
         assert!(reply.body.lines().any(|found| found == line), "{line} in {}", reply.body);
     }
 }
+
+/// Members compare by this answer how much they have when nobody leads.
+#[tokio::test]
+async fn where_a_member_stands_is_looked_at_for_each_question() {
+    let old = NodeView { observed_at: Moment::at_millis(99_999), ..standby() };
+    let (views, seen) = watch::channel(Arc::new(old.clone()));
+    let (commands, mut queue) = mpsc::channel(COMMAND_QUEUE);
+    let node = Node {
+        router: router(Arc::new(Api::new(seen, commands, settings()))),
+        _views: views.clone(),
+    };
+    let looks = tokio::spawn(async move {
+        let command = queue.recv().await;
+        assert!(matches!(command, Some(Command::Look)), "{command:?}");
+        let xlog = XLog { received_location: Some(Lsn(68_999_999)), ..standby().xlog };
+        views.send_replace(Arc::new(NodeView { xlog, ..standby() }));
+        queue
+    });
+    assert_eq!(node.get("/replica").await.status, 200, "a health check waits for nobody");
+    let said = node.get("/patroni").await.json();
+    assert_eq!(said.pointer("/xlog/received_location"), Some(&json!(68_999_999)));
+
+    // The next look does not come: nothing is said that could be taken for proof.
+    let _queue = looks.await.unwrap();
+    node._views.send_replace(Arc::new(old));
+    let said = node.get("/patroni").await.json();
+    assert_eq!(
+        (&said["state"], said.get("xlog"), said.get("timeline")),
+        (&json!("unknown"), None, None)
+    );
+    assert_eq!(said["role"], json!("replica"));
+}
+
+#[tokio::test]
+async fn a_standby_that_has_not_read_its_own_log_tells_no_position() {
+    let view = NodeView { wal_known: false, ..standby() };
+    let said = quiet(view).get("/patroni").await.json();
+    assert_eq!((&said["state"], said.get("xlog")), (&json!("running"), None));
+}

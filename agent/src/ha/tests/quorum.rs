@@ -233,14 +233,14 @@ impl Model {
     /// Something happens outside of the two lists.
     fn happen(&mut self) {
         let who = usize::try_from(self.below(4)).unwrap();
-        match self.below(8) {
+        match self.below(10) {
             0..=2 => self.lsn += 1 + self.below(50),
             3 | 4 if self.standbys[who].1 => {
                 let room = self.lsn - self.standbys[who].0;
                 self.standbys[who].0 += self.below(room + 1);
             }
             5 => self.standbys[who].1 = !self.standbys[who].1,
-            3 | 4 => self.all_have_read(),
+            8 | 9 => self.all_have_read(),
             6 => self.count = 1 + u32::try_from(self.below(3)).unwrap(),
             7 if self.below(6) == 0 => {
                 self.mode = if self.mode == "on" { "quorum" } else { "on" };

@@ -112,6 +112,10 @@ fn the_connection_to_the_primary_has_no_password_in_it() {
         conninfo,
         r"user='re\'pl' host=10.0.0.1 port=5433 passfile=/p sslmode=require dbname=app application_name='node b'"
     );
+    // In another cluster the bare name is that cluster's member's.
+    let elsewhere = Upstream { application: Some("dr:node b".into()), ..upstream };
+    let conninfo = primary_conninfo(&credentials, "node b", Path::new("/p"), &elsewhere);
+    assert!(conninfo.ends_with("application_name='dr:node b'"), "{conninfo}");
 }
 
 #[test]
