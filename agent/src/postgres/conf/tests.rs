@@ -114,7 +114,8 @@ fn the_connection_to_the_primary_has_no_password_in_it() {
     );
     // In another cluster the bare name is that cluster's member's.
     let elsewhere = Upstream { application: Some("dr:node b".into()), ..upstream };
-    let conninfo = primary_conninfo(&credentials, "node b", Path::new("/p"), &elsewhere);
+    let conninfo =
+        primary_conninfo(&credentials, "node b", Path::new("/p"), &elsewhere, "postgres");
     assert!(conninfo.ends_with("application_name='dr:node b'"), "{conninfo}");
 }
 
