@@ -127,7 +127,7 @@ impl<'a> Scan<'a> {
         let mut before = None;
         if self.load(at - at % PAGE)?.is_none() {
             // The log may end exactly where a page or a segment does.
-            return Ok((from % PAGE == 0).then_some(from));
+            return Ok(from.is_multiple_of(PAGE).then_some(from));
         }
         loop {
             match self.record(at, before)? {
@@ -185,7 +185,7 @@ impl<'a> Scan<'a> {
     }
 
     fn header_size(&self, page: u64) -> u64 {
-        if page % self.log.segment_size == 0 { LONG_HEADER } else { SHORT_HEADER }
+        if page.is_multiple_of(self.log.segment_size) { LONG_HEADER } else { SHORT_HEADER }
     }
 
     fn record(&mut self, at: u64, before: Option<u64>) -> io::Result<Record> {
