@@ -240,6 +240,18 @@ pub struct PoolSettings {
     pub lifetime: Duration,
     /// Prepared statements kept on one server connection. Default 200.
     pub prepared_statements: usize,
+    /// What is done to a connection before it changes hands.
+    pub reset: PoolReset,
+}
+
+/// `proxy.pool.reset`: what is undone on a server connection that changes hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PoolReset {
+    /// What its last client is known to have left.
+    #[default]
+    Known,
+    /// Everything, after each transaction.
+    Always,
 }
 
 impl Default for PoolSettings {
@@ -252,6 +264,7 @@ impl Default for PoolSettings {
             idle_timeout: Some(Duration::from_secs(600)),
             lifetime: Duration::from_secs(3600),
             prepared_statements: 200,
+            reset: PoolReset::Known,
         }
     }
 }

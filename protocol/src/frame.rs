@@ -141,8 +141,8 @@ pub enum Flow {
 }
 
 /// Follows one direction of a connection by message heads. Never buffers a message; the only
-/// bytes it keeps are those of a split head or of a split prefix, at most 16 KiB, and only until
-/// the message has been shown.
+/// bytes it keeps are those of a split head or of a split prefix, at most 16 KiB (or what
+/// [`Scanner::show_whole`] says), and only until the message has been shown.
 ///
 /// A message is shown once, as soon as its head and the wanted prefix of its body are here. The
 /// caller that must decide *before* a message is passed on keeps the last
@@ -157,6 +157,8 @@ pub struct Scanner {
     have: u8,
     /// Prefix of a message whose head is complete and that was not shown yet.
     gathered: Vec<u8>,
+    /// Texts up to this length are shown whole.
+    whole: u32,
 }
 
 impl Scanner {
@@ -166,7 +168,20 @@ impl Scanner {
             Direction::Frontend => &FRONTEND,
             Direction::Backend => &BACKEND,
         };
-        Self { rules, left: 0, head: [0; HEAD_BYTES], have: 0, gathered: Vec::new() }
+        Self { rules, left: 0, head: [0; HEAD_BYTES], have: 0, gathered: Vec::new(), whole: 0 }
+    }
+
+    /// From now on shows the whole body of a Query or Parse of at most so many bytes; of a longer one
+    /// [`PREFIX_TEXT_BYTES`] as ever. The caller has to keep as much of a message back.
+    pub fn show_whole(&mut self, limit: u32) {
+        self.whole = limit;
+    }
+
+    /// Forgets where the stream stands: the next byte begins a message.
+    pub fn reset(&mut self) {
+        self.left = 0;
+        self.have = 0;
+        self.gathered = Vec::new();
     }
 
     /// Whether the stream stands between two messages.
@@ -216,7 +231,7 @@ impl Scanner {
                 return Ok(chunk.len());
             };
             let len = u32::from_be_bytes([a, b, c, d]);
-            let (body_len, wanted) = check(self.rules, tag, len)?;
+            let (body_len, wanted) = check(self.rules, tag, len, self.whole)?;
             let Some(prefix) = body.get(..wanted as usize) else {
                 self.keep_head(rest);
                 self.gathered.extend_from_slice(body);
@@ -263,7 +278,7 @@ impl Scanner {
         }
         let [tag, a, b, c, d] = self.head;
         let len = u32::from_be_bytes([a, b, c, d]);
-        let (body_len, wanted) = check(self.rules, tag, len)?;
+        let (body_len, wanted) = check(self.rules, tag, len, self.whole)?;
         let rest = chunk.get(at..).unwrap_or_default();
         let missing = (wanted as usize).saturating_sub(self.gathered.len());
         let more = rest.get(..missing).unwrap_or(rest);
@@ -313,12 +328,15 @@ struct Rule {
 
 /// Answers the length of the body and how much of it is to be shown.
 #[inline]
-fn check(rules: &[Rule; 256], tag: u8, len: u32) -> Result<(u32, u32), FrameError> {
+fn check(rules: &[Rule; 256], tag: u8, len: u32, whole: u32) -> Result<(u32, u32), FrameError> {
     let rule = rules[usize::from(tag)];
     if len < rule.min || len > rule.max {
         return Err(refuse(rule, tag, len));
     }
     let body_len = len - 4;
+    if body_len > rule.shown && body_len <= whole && matches!(tag, b'Q' | b'P') {
+        return Ok((body_len, body_len));
+    }
     Ok((body_len, body_len.min(rule.shown)))
 }
 
@@ -348,7 +366,7 @@ static FRONTEND: [Rule; 256] = {
     t[b'C' as usize] = rule(6, SMALL, PREFIX_NAMES_BYTES);
     t[b'D' as usize] = rule(6, SMALL, PREFIX_NAMES_BYTES);
     t[b'E' as usize] = rule(9, SMALL, PREFIX_NAMES_BYTES);
-    t[b'F' as usize] = rule(4, LARGE, 0);
+    t[b'F' as usize] = rule(4, LARGE, PREFIX_NAMES_BYTES);
     t[b'H' as usize] = rule(4, 4, 0);
     t[b'S' as usize] = rule(4, 4, 0);
     t[b'X' as usize] = rule(4, 4, 0);

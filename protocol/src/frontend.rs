@@ -11,14 +11,18 @@ use bytes::{BufMut, BytesMut};
 
 use crate::wire::{DecodeError, EncodeError, Reader, put_cstr, put_message, put_plain};
 
+mod functions;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
+pub use functions::calls_unknown;
 pub use sql::{
     StatementKind, fate_of, fuzz_sql, is_single_statement, may_end_transaction,
     may_touch_session_state, statement_kind,
 };
+pub use tokens::{Token, Tokens, statements};
 
 /// Text of a simple query, without its NUL.
 pub fn query(body: &[u8]) -> Result<&[u8], DecodeError> {

@@ -115,6 +115,10 @@ impl Pipeline {
                 self.unsynced = false;
                 self.push(Kind::Sync, still(0));
             }
+            Sent::OwnSync(token) => {
+                self.unsynced = false;
+                self.push(Kind::Sync, still(token));
+            }
             Sent::Query(unit) => self.request(Kind::Query, unit),
             Sent::FunctionCall(unit) => self.request(Kind::FunctionCall, unit),
             Sent::Execute(unit) => self.request(Kind::Execute, unit),

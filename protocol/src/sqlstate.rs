@@ -70,6 +70,10 @@ states! {
     FEATURE_NOT_SUPPORTED = b"0A000";
     /// `invalid_parameter_value`: a word of the startup packet that PostgreSQL does not take.
     INVALID_PARAMETER_VALUE = b"22023";
+    /// `invalid_sql_statement_name`: a prepared statement does not exist.
+    UNDEFINED_PSTATEMENT = b"26000";
+    /// `duplicate_prepared_statement`: the client has prepared a statement of this name.
+    DUPLICATE_PSTATEMENT = b"42P05";
     /// `read_only_sql_transaction`: a server was demoted under the session.
     READ_ONLY_SQL_TRANSACTION = b"25006";
     /// `idle_in_transaction_session_timeout`: a client let its transaction lie too long.

@@ -299,6 +299,7 @@ impl Client {
                 Stop::ServerGarbage => self.after_loss(),
                 Stop::Unfit => Box::pin(self.make_fit()).await,
                 Stop::Examine => Box::pin(self.examine()).await,
+                Stop::Reset => Box::pin(self.part()).await,
                 Stop::Denied(denied) => self.denied(&denied),
             };
             if let Err(end) = step {
@@ -333,6 +334,9 @@ impl Client {
                 // The new server broke: the request is still held, the next round finds another.
                 Ok(Err(_)) | Err(_) => return Ok(()),
             }
+        }
+        if !self.restore_unnamed(&mut opened).await {
+            return Ok(());
         }
         self.talk.session.moved(&opened.connected.params, &mut self.talk.to_client);
         count(&self.talk.shared.metrics.moved);

@@ -23,7 +23,6 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
-use kornak_protocol::backend;
 use kornak_protocol::frame::{Direction, Flow, Scanner};
 
 use crate::gate::{Side, Ticket};
@@ -318,7 +317,7 @@ impl Conversation {
             }
             Heard::Pass => self.to_client.extend_from_slice(message),
             Heard::Swallow => {}
-            Heard::Parsed => backend::put_parse_complete(&mut self.to_client),
+            Heard::Edited => self.to_client.extend_from_slice(&self.session.take_edited()),
         }
         let rest = Bytes::copy_from_slice(rest.get(len..).unwrap_or_default());
         self.pass_to_client(&rest, cx)
@@ -345,6 +344,9 @@ impl Conversation {
         }
         if self.session.must_wait() || (!self.session.is_open() && !self.to_client.is_empty()) {
             return Ok(false);
+        }
+        if let Some(moved) = self.read_long(cx) {
+            return moved;
         }
         let kept = self.held.len();
         let Some(free) = keep_front(scratch, &self.held) else { return Ok(false) };
@@ -387,7 +389,7 @@ impl Conversation {
                     return Ok(true);
                 }
                 Some(b'X') => return Err(Stop::ClientGone),
-                _ if data.len() < 5 => {
+                _ if data.len() < 5 || self.is_part_of_long(data) => {
                     self.hold(data, Held::Partial);
                     return Ok(true);
                 }
@@ -461,7 +463,7 @@ impl Conversation {
             let stopped = at < data.len();
             self.hold(rest, if stopped { Held::Blocked } else { Held::Partial });
             if !stopped {
-                self.client_scanner = Scanner::new(Direction::Frontend);
+                self.client_scanner.reset();
             }
         }
         if end == 0 && first {
@@ -568,7 +570,7 @@ impl Conversation {
         let aftermath = self.session.lose_server(half_told, sudden, &mut self.to_client);
         self.count_errors();
         self.drop_client += self.client_scanner.remaining();
-        self.client_scanner = Scanner::new(Direction::Frontend);
+        self.client_scanner.reset();
         self.ticket.leave();
         self.handle.set_server(&self.shared.nobody, None);
         let doing = if self.session.is_open() { Doing::Idle } else { Doing::Dead };
@@ -582,7 +584,7 @@ impl Conversation {
         held.extend_from_slice(&self.held);
         self.held = held;
         self.held_is = Held::Blocked;
-        self.client_scanner = Scanner::new(Direction::Frontend);
+        self.client_scanner.reset();
         self.ticket.leave();
         self.handle.set_server(&self.shared.nobody, None);
     }

@@ -326,6 +326,9 @@ fn assemble(
         home: None,
     });
     client.talk.member = admitted.member;
+    if client.talk.member.is_some() {
+        client.talk.show_whole_texts();
+    }
     if let Some(opened) = admitted.opened {
         client.link(opened);
     }

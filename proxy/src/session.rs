@@ -60,8 +60,8 @@ pub enum Heard {
     Precede(Verdict),
     /// Keep it from the client.
     Swallow,
-    /// Tell ParseComplete in its place.
-    Parsed,
+    /// Pass on in its place what [`Session::take_edited`] has.
+    Edited,
 }
 
 /// What a client message in `Skipping` or `Dead` did.
@@ -96,6 +96,8 @@ pub struct Session {
     unconfirmed: bool,
     /// Errors of ours since they were last counted.
     errors: Vec<Verdict>,
+    /// What is passed on in place of a server's message.
+    edited: BytesMut,
     policy: FailoverSettings,
 }
 
@@ -109,6 +111,7 @@ impl Session {
             told: told.into(),
             unconfirmed: false,
             errors: Vec::new(),
+            edited: BytesMut::new(),
             policy: FailoverSettings::default(),
         }
     }
@@ -262,7 +265,7 @@ impl Session {
         let sent = match seen.tag {
             b'Q' => {
                 let (sql, is_whole) = frontend::query_prefix(body);
-                Sent::Query(self.journal.query(sql, is_whole))
+                Sent::Query(self.journal.query(sql, is_whole, None))
             }
             b'P' => match frontend::ParseMessage::parse(body) {
                 Ok(parse) => {
@@ -291,7 +294,10 @@ impl Session {
             b'd' => Sent::CopyData,
             b'c' => Sent::CopyDone,
             b'f' => Sent::CopyFail,
-            b'F' => Sent::FunctionCall(UNKNOWN),
+            b'F' => {
+                self.journal.function_call(body);
+                Sent::FunctionCall(UNKNOWN)
+            }
             b'X' => Sent::Terminate,
             _ => return false,
         };
@@ -313,7 +319,7 @@ impl Session {
                 if view.severity().ends_session() {
                     return Ok(Heard::LastWords(view.sqlstate()));
                 }
-                self.error_heard(&view);
+                self.error_heard(&view, seen);
             }
             b'N' if self.notice(seen.body) => return Ok(Heard::Swallow),
             b'S' => self.parameter(seen.body),
@@ -326,17 +332,41 @@ impl Session {
             Received::Done(owner) if matches!(seen.tag, b'C' | b'1' | b'3') => {
                 let text = seen.body.strip_suffix(b"\0").unwrap_or(seen.body);
                 let tag = (seen.tag == b'C').then_some(CommandTag(text));
-                self.journal.done(owner, tag);
+                if let Some(tag) = self.journal.done(owner, tag) {
+                    self.edited.clear();
+                    // A constant tag always fits.
+                    let _ = backend::put_command_complete(tag, &mut self.edited);
+                    return Ok(Heard::Edited);
+                }
                 if tag.is_some() && std::mem::take(&mut self.unconfirmed) {
                     self.errors.push(Verdict::Unknown);
                     return Ok(Heard::Replace(Verdict::Unknown));
                 }
             }
-            Received::Failed(Some(owner)) if self.is_shared(&owner) => self.shared_failed(&owner),
+            Received::Failed(Some(owner)) if self.is_shared(&owner) => {
+                return Ok(self.shared_failed(&owner));
+            }
+            Received::Failed(owner) => {
+                if let Some(owner) = owner {
+                    self.journal.failed(owner);
+                }
+                if !self.edited.is_empty() {
+                    return Ok(Heard::Edited);
+                }
+            }
+            Received::Ready(_, Some(owner)) if self.is_shared(&owner) => {
+                if let Some(shared) = &mut self.journal.statements {
+                    shared.ready();
+                }
+                return Ok(Heard::Swallow);
+            }
             Received::Ready(status, _) => {
                 self.journal.ready(status, failed);
                 if let Some(shared) = &mut self.journal.statements {
                     shared.ready();
+                }
+                if self.pipeline.ready_owed() == 0 {
+                    self.journal.answered_all();
                 }
                 if self.pipeline.movable() {
                     self.journal.quiet();
@@ -519,6 +549,12 @@ impl Session {
     /// will owe.
     pub fn put_replay(&self, out: &mut BytesMut) -> usize {
         self.journal.put_replay(out)
+    }
+
+    /// Appends what makes the unnamed statement again; answers whether that is anything. A server may
+    /// refuse it.
+    pub fn put_unnamed(&self, out: &mut BytesMut) -> bool {
+        self.journal.put_unnamed(out)
     }
 
     /// Whether a new server needs no more than the login.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::agent::basic_auth;
 use crate::address::Listen;
-use crate::proxy::{LimitSettings, PoolSettings, StatusSettings, StatusTls};
+use crate::proxy::{LimitSettings, PoolReset, PoolSettings, StatusSettings, StatusTls};
 use crate::section::Section;
 
 /// The longest time that means anything: PostgreSQL counts milliseconds in 31 bits.
@@ -167,6 +167,7 @@ pub(super) fn pool(section: &Section<'_>) -> PoolSettings {
         LIFETIME.ours,
         LIFETIME.theirs,
         "prepared_statements",
+        "reset",
     ]);
     let defaults = PoolSettings::default();
     PoolSettings {
@@ -184,6 +185,9 @@ pub(super) fn pool(section: &Section<'_>) -> PoolSettings {
             .count("prepared_statements", 1..=10_000)
             .and_then(|count| usize::try_from(count).ok())
             .unwrap_or(defaults.prepared_statements),
+        reset: section
+            .word("reset", &[("known", PoolReset::Known), ("always", PoolReset::Always)])
+            .unwrap_or_default(),
     }
 }
 

@@ -273,3 +273,30 @@ proptest! {
         fuzz_take_frame(&input[1..]);
     }
 }
+
+#[test]
+fn a_long_text_is_shown_whole_if_that_is_wanted() {
+    let text = vec![b'x'; 40_000];
+    let mut message = BytesMut::new();
+    crate::frontend::put_query(&text, &mut message).unwrap();
+    let shown = |limit: u32, piece: usize| {
+        let mut scanner = Scanner::new(Direction::Frontend);
+        scanner.show_whole(limit);
+        let mut shown = None;
+        for chunk in message.chunks(piece) {
+            scanner
+                .scan(chunk, |seen| {
+                    shown = Some((seen.body.len(), seen.is_whole()));
+                    Flow::Pass
+                })
+                .unwrap();
+        }
+        assert!(scanner.at_boundary());
+        shown
+    };
+    for piece in [1000, 16_384, 100_000] {
+        assert_eq!(shown(0, piece), Some((16 * 1024, false)));
+        assert_eq!(shown(1 << 20, piece), Some((40_001, true)));
+        assert_eq!(shown(40_000, piece), Some((16 * 1024, false)), "longer than wanted");
+    }
+}

@@ -216,6 +216,10 @@ pub fn may_touch_session_state(sql: &[u8]) -> bool {
         b"set_config",
         b"dblink",
     ];
+    /// Locks of these are over with the transaction.
+    const OF_TRANSACTION: &[&[u8]] = &[b"pg_advisory_xact_lock", b"pg_try_advisory_xact_lock"];
+    let writes = memchr::memmem::find(sql, b"pg_settings").is_some()
+        && Words { rest: sql }.next().is_none_or(|word| !word.eq_ignore_ascii_case(b"select"));
     let mut inside_word = false;
     for (at, byte) in sql.iter().enumerate() {
         let starts = is_word(*byte) && !inside_word;
@@ -227,7 +231,12 @@ pub fn may_touch_session_state(sql: &[u8]) -> bool {
         let begins = |name: &[u8]| {
             rest.get(..name.len()).is_some_and(|head| head.eq_ignore_ascii_case(name))
         };
-        if NAMES.iter().any(|name| begins(name)) {
+        if NAMES.iter().any(|name| begins(name)) && !OF_TRANSACTION.iter().any(|name| begins(name))
+        {
+            return true;
+        }
+        // Its rule sets a parameter.
+        if begins(b"pg_settings") && writes {
             return true;
         }
         // Escapes can spell any name.
@@ -252,7 +261,7 @@ pub fn may_touch_session_state(sql: &[u8]) -> bool {
     false
 }
 
-fn is_word(byte: u8) -> bool {
+pub(super) fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
 }
 
@@ -277,7 +286,7 @@ impl<'a> Iterator for Words<'a> {
 }
 
 /// Skips blanks and comments. The second value is false if a comment does not end.
-fn skip_blank(mut sql: &[u8]) -> (&[u8], bool) {
+pub(super) fn skip_blank(mut sql: &[u8]) -> (&[u8], bool) {
     loop {
         match sql {
             // Blanks of PostgreSQL's scanner: space, \t, \n, \r, \f, and \v since 16.
@@ -318,7 +327,7 @@ fn skip_comment(mut sql: &[u8]) -> Option<&[u8]> {
 }
 
 /// Whether anything but blanks, comments and further semicolons follows.
-fn is_more(mut sql: &[u8]) -> bool {
+pub(super) fn is_more(mut sql: &[u8]) -> bool {
     loop {
         let (rest, whole) = skip_blank(sql);
         match rest {
@@ -393,7 +402,7 @@ enum Word {
 
 /// What follows a dollar-quoted literal whose first `$` was taken off; the text itself if it is
 /// none (a parameter such as `$1`).
-fn skip_dollar(rest: &[u8]) -> Result<&[u8], ()> {
+pub(super) fn skip_dollar(rest: &[u8]) -> Result<&[u8], ()> {
     let end = rest.iter().position(|b| !is_word(*b)).unwrap_or(rest.len());
     let is_tag = !rest.first().is_some_and(u8::is_ascii_digit);
     match (is_tag, rest.get(end)) {

@@ -51,6 +51,8 @@ pub enum Sent {
     Execute(Unit),
     /// `S`.
     Sync,
+    /// A Sync of the caller's own, with its mark.
+    OwnSync(u32),
     /// `H`.
     Flush,
     /// `d`.

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use kornak_cluster::{GroupId, HandoverPhase, Topology};
 use kornak_config::proxy::{ListenerSettings, Target};
 use parking_lot::Mutex;
@@ -68,6 +69,20 @@ impl Client {
             dial(&shared, &known, &address, Some(&identity), None).await
         });
         begun.insert(self.talk.handle.id, (name, AbortOnDropHandle::new(login)));
+    }
+}
+
+impl Client {
+    /// Makes the unnamed statement again on a new server, which may refuse it: it may have become invalid.
+    /// Answers false if the server broke.
+    pub(super) async fn restore_unnamed(&self, opened: &mut Opened) -> bool {
+        let mut parse = BytesMut::new();
+        if !self.talk.session.put_unnamed(&mut parse) {
+            return true;
+        }
+        let limit = self.talk.shared.settings.limits.connect_timeout;
+        let replayed = tokio::time::timeout(limit, opened.connected.replay(&parse, 1)).await;
+        matches!(replayed, Ok(Ok(_)))
     }
 }
 

@@ -19,34 +19,55 @@ use crate::session::journal::Examined;
 /// words `OF ITS OWN` stand the names of its own parameters.
 const EXAMINE: &str = "\
     SELECT EXISTS (SELECT FROM pg_catalog.pg_locks \
-                   WHERE locktype = 'advisory' AND objsubid IN (1, 2) \
-                   AND pid = pg_catalog.pg_backend_pid()), \
+                   WHERE locktype OPERATOR(pg_catalog.=) 'advisory' \
+                   AND objsubid OPERATOR(pg_catalog.<) 3::pg_catalog.int2 \
+                   AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()), \
            EXISTS (SELECT FROM pg_catalog.pg_class \
-                   WHERE relnamespace = pg_catalog.pg_my_temp_schema()), \
+                   WHERE relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()), \
            EXISTS (SELECT FROM pg_catalog.pg_listening_channels()), \
            EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql), \
            EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable), \
            (SELECT pg_catalog.string_agg(pg_catalog.format(\
                 E'%s\\x02SELECT pg_catalog.set_config(%L, %L, false)', name, name, setting), \
                 E'\\x01' ORDER BY turn) \
-            FROM (SELECT name, setting, 1 FROM pg_catalog.pg_settings WHERE source = 'session' \
+            FROM (SELECT name, setting, 1 FROM pg_catalog.pg_settings \
+                  WHERE source OPERATOR(pg_catalog.=) 'session' \
                   UNION ALL \
                   SELECT name, pg_catalog.current_setting(name, true), 1 \
                   FROM pg_catalog.unnest(ARRAY[OF ITS OWN]::pg_catalog.text[]) AS own (name) \
                   WHERE pg_catalog.current_setting(name, true) IS NOT NULL \
+                  OF FUNCTIONS\
                   UNION ALL \
                   SELECT 'role', pg_catalog.current_setting('role'), 2 \
-                  WHERE pg_catalog.current_setting('role') <> 'none') AS s (name, setting, turn)), \
+                  WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none') \
+                 AS s (name, setting, turn)), \
            session_user, \
            (SELECT pg_catalog.concat(pg_catalog.count(*), E'\\x02', \
                                      pg_catalog.string_agg(channel, E'\\x01')) \
             FROM pg_catalog.pg_listening_channels() AS channel)";
 
+/// Names of parameters of its own that the database's functions set, as far as their texts say them plainly, and
+/// that are set in this session. Stands instead of the words `OF FUNCTIONS` when functions were called.
+const OF_FUNCTIONS: &str = "\
+    UNION ALL \
+    SELECT name, setting, 1 FROM \
+        (SELECT DISTINCT pg_catalog.lower(it[1]) AS name, \
+                pg_catalog.current_setting(it[1], true) AS setting \
+         FROM pg_catalog.pg_proc AS p, \
+              pg_catalog.regexp_matches(\
+                  CASE WHEN p.prosrc OPERATOR(pg_catalog.=) '' \
+                       THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END, \
+                  $$(?:set_config\\s*\\(\\s*'|\\mset\\s+(?:session\\s+)?)([a-z_]\\w*(?:\\.[a-z_]\\w*)+)$$, 'gi') AS it \
+         WHERE p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+         AND p.prokind OPERATOR(pg_catalog.<>) 'a') AS found \
+    WHERE setting OPERATOR(pg_catalog.<>) '' AND NOT name OPERATOR(pg_catalog.=) \
+          ANY (ARRAY[OF ITS OWN]::pg_catalog.text[]) ";
+
 /// What functions may have left in a session that nothing pins: temporary relations, statements of
 /// SQL PREPARE, cursors WITH HOLD, and how many channels. Cheap, for it is asked of everybody.
 const GLANCE: &str = "\
     SELECT EXISTS (SELECT FROM pg_catalog.pg_class \
-                   WHERE relnamespace = pg_catalog.pg_my_temp_schema()) \
+                   WHERE relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
         OR EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
         OR EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable), \
            (SELECT pg_catalog.count(*) FROM pg_catalog.pg_listening_channels())";
@@ -69,7 +90,8 @@ enum Heard {
 impl Client {
     /// Asks the server what the session holds, unless a glance shows that it is as it seems.
     pub(super) async fn examine(&mut self) -> Result<(), End> {
-        if self.talk.session.pinned().is_none() && !self.looks_different().await? {
+        let is_asked = self.talk.session.pinned().is_some() || self.talk.session.must_be_asked();
+        if !is_asked && !self.looks_different().await? {
             self.talk.leave_gate();
             self.log_in_ahead();
             return Ok(());
@@ -77,6 +99,16 @@ impl Client {
         let Some(Heard::Row(row)) = self.ask(&self.question()).await else {
             return self.after_loss();
         };
+        if row.len() < 8 {
+            // It was refused: a timeout of the session's own, for example.
+            self.talk.session.not_examined();
+            let pin = self.talk.session.pinned();
+            self.talk.handle.set_pin(pin);
+            if self.talk.member.is_none() {
+                self.talk.leave_gate();
+            }
+            return Ok(());
+        }
         let held = |at: usize| row.get(at).and_then(Option::as_deref).is_none_or(|it| it == b"t");
         let text = |at: usize| row.get(at).and_then(Option::as_deref).unwrap_or_default();
         self.talk.session.examined(&Examined {
@@ -86,7 +118,7 @@ impl Client {
             prepared: held(3),
             hold_cursor: held(4),
             settings: text(5),
-            is_itself: text(6) == self.identity.user,
+            acts_as: Some(text(6)).filter(|user| *user != self.identity.user),
             channels: text(7),
         });
         if !held(0) {
@@ -100,7 +132,7 @@ impl Client {
                 self.log_in_ahead();
             }
         } else if pin.is_none() {
-            self.talk.give_back();
+            return self.part().await;
         }
         Ok(())
     }
@@ -111,7 +143,9 @@ impl Client {
             format!("E'{}'", name.replace('\\', "\\\\"))
         };
         let names: Vec<String> = self.talk.session.custom().map(literal).collect();
-        EXAMINE.replace("OF ITS OWN", &names.join(", "))
+        let called = self.talk.session.must_be_asked();
+        let of_functions = if called { OF_FUNCTIONS } else { "" };
+        EXAMINE.replace("OF FUNCTIONS", of_functions).replace("OF ITS OWN", &names.join(", "))
     }
 
     async fn looks_different(&mut self) -> Result<bool, End> {

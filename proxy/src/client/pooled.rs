@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use kornak_config::proxy::PoolReset;
 use kornak_protocol::params::Parameters;
 use kornak_protocol::{backend, frontend};
 
@@ -21,13 +22,23 @@ use crate::stream::write_all;
 /// What makes a connection as good as new, as far as a server can.
 const DISCARD: &[u8] = b"DISCARD ALL";
 
+/// The same for one that nothing is prepared on but by us, whose statements stay. Between transactions, in one
+/// of its own.
+const RESET: &[u8] = b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; \
+    DISCARD TEMP; DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all()";
+
 impl Client {
-    /// The connection in hand lacks what the session has set.
+    /// The connection in hand lacks what the session has set: all of it, or, of a session that keeps it, what
+    /// a RESET has taken from it.
     pub(super) async fn make_fit(&mut self) -> Result<(), End> {
         let Some(mut link) = self.talk.link.take() else { return Ok(()) };
         let Some(lease) = &link.lease else { return Ok(()) };
         let mut out = BytesMut::new();
-        let owed = self.talk.session.put_fit(lease, &mut out);
+        let is_kept = self.talk.session.pinned().is_some();
+        let owed = match is_kept {
+            true => self.talk.session.put_base(&mut out),
+            false => self.talk.session.put_fit(lease, &mut out),
+        };
         let mut reported = Parameters::clone(&lease.params);
         let limit = self.talk.shared.settings.limits.connect_timeout;
         let told = tell(&mut link, &out, owed, &mut reported, limit).await;
@@ -35,7 +46,9 @@ impl Client {
             Ok(answers) if answers.failed == 0 => {
                 self.talk.to_client.extend_from_slice(&answers.aside);
                 count(&self.talk.shared.metrics.pool_fitted);
-                if let Some(lease) = &mut link.lease {
+                if is_kept {
+                    self.talk.session.moved(&reported, &mut self.talk.to_client);
+                } else if let Some(lease) = &mut link.lease {
                     lease.params = reported.into();
                     self.talk.session.made_fit(lease);
                     self.talk.session.attach(lease, &mut self.talk.to_client);
@@ -52,6 +65,40 @@ impl Client {
         }
     }
 
+    /// The session needs its connection no more: gives it back, made as new if the settings say so.
+    pub(super) async fn part(&mut self) -> Result<(), End> {
+        if self.talk.shared.settings.pool.reset == PoolReset::Known {
+            self.talk.give_back();
+            return Ok(());
+        }
+        let link = self.talk.link.take_if(|link| link.lease.is_some());
+        let Some(link) = link else { return Ok(()) };
+        let mut laden = match self.talk.returned(link) {
+            Returned::Settled(settled) => settled.into_laden(),
+            Returned::Laden(laden) => laden,
+            Returned::Unsettled(link) => {
+                self.talk.link = Some(link);
+                return Ok(());
+            }
+        };
+        self.talk.handle.set_server(&self.talk.shared.nobody, None);
+        let shared = Arc::clone(&self.talk.shared);
+        let limit = shared.settings.limits.connect_timeout;
+        let mut out = BytesMut::new();
+        // A constant text always fits.
+        let _ = frontend::put_query(RESET, &mut out);
+        let mut reported = self.talk.session.told().clone();
+        // A connection that does not take it is of no use to anybody.
+        let told = tell(laden.link_mut(), &out, 1, &mut reported, limit).await;
+        let Ok(answers) = told else { return Ok(()) };
+        self.talk.to_client.extend_from_slice(&answers.aside);
+        if let Some(settled) = laden.was_reset(answers.failed, reported) {
+            count(&shared.metrics.pool_resets);
+            hand_over(&shared, settled);
+        }
+        Ok(())
+    }
+
     /// The pool has nothing for the request.
     pub(super) fn denied(&mut self, denied: &Denied) -> Result<(), End> {
         match denied {
@@ -64,8 +111,8 @@ impl Client {
     /// The gate is closed, or the session's place with it: waits without a connection.
     pub(super) async fn wait_at_gate(&mut self) -> Result<(), End> {
         let shared = Arc::clone(&self.talk.shared);
-        if self.talk.link.is_some() && self.talk.session.pinned().is_none() {
-            self.talk.give_back();
+        if self.talk.link.is_some() && !self.talk.session.must_keep() {
+            self.part().await?;
         }
         self.talk.handle.set_doing(Doing::Held);
         let since = Instant::now();
@@ -106,7 +153,10 @@ impl Client {
         let shared = Arc::clone(&self.talk.shared);
         let limit = shared.settings.limits.connect_timeout;
         let mut laden = match self.talk.returned(link) {
-            Returned::Settled(settled) => return hand_over(&shared, settled),
+            Returned::Settled(settled) if shared.settings.pool.reset == PoolReset::Known => {
+                return hand_over(&shared, settled);
+            }
+            Returned::Settled(settled) => settled.into_laden(),
             Returned::Laden(laden) => laden,
             Returned::Unsettled(mut link) => {
                 count(&shared.metrics.pool_dirty);

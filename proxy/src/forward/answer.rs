@@ -31,7 +31,7 @@ impl Conversation {
         self.drop_rest_of_message();
         let end = at - self.client_scanner.unshown();
         let stopped = at < data.len();
-        self.client_scanner = Scanner::new(Direction::Frontend);
+        self.client_scanner.reset();
         let rest = data.get(end..).unwrap_or_default();
         self.hold(rest, if stopped { Held::Blocked } else { Held::Partial });
         if self.session.is_open() {

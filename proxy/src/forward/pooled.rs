@@ -2,15 +2,16 @@
 //! transaction is over. Without waiting: all of it happens within a poll.
 
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use kornak_config::proxy::PoolReset;
 use kornak_protocol::error::{ErrorFields, Severity};
 use kornak_protocol::frontend;
 use kornak_protocol::sqlstate::SUCCESSFUL_COMPLETION;
 
-use super::io::write;
-use super::{Conversation, Denied, Link, Stop};
+use super::io::{poll_read, write};
+use super::{Conversation, Denied, Link, Moved, SCRATCH_BYTES, Stop};
 use crate::metrics::count;
 use crate::pool::Expired;
 use crate::pool::seat::Delivery;
@@ -26,7 +27,19 @@ const SHARE: Duration = Duration::from_millis(50);
 /// it did something about it.
 const EXAMINE_PAUSE: Duration = Duration::from_secs(1);
 
+/// Texts of pooled sessions up to this length are looked at whole, for that kept back meanwhile: generated
+/// INSERTs of thousands of rows fit. A longer one that is prepared by name keeps its connection.
+pub const MAX_WHOLE_BYTES: u32 = 1 << 20;
+
+/// From this length on a text is not read by way of the scratch buffer.
+const MIN_LONG_BYTES: usize = 16 * 1024;
+
 impl Conversation {
+    /// Texts are shown whole from now on.
+    pub fn show_whole_texts(&mut self) {
+        self.client_scanner.show_whole(MAX_WHOLE_BYTES);
+    }
+
     /// Whether the session waits for a server connection of its pool.
     #[inline]
     pub fn is_waiting(&self) -> bool {
@@ -111,11 +124,16 @@ impl Conversation {
             self.handle.set_pin(pin);
         }
         match pin {
+            None if self.session.must_be_asked() => Err(Stop::Examine),
             None => {
                 self.examined = None;
+                if self.shared.settings.pool.reset == PoolReset::Always {
+                    return Err(Stop::Reset);
+                }
                 self.give_back();
                 Ok(())
             }
+            Some(_) if self.session.is_unfit() => Err(Stop::Unfit),
             Some(pin) => {
                 let due = self.session.take_doubt()
                     || self.examined.is_some_and(|when| when.elapsed() >= EXAMINE_PAUSE);
@@ -137,7 +155,7 @@ impl Conversation {
 
     /// Gives the connection back, if the session stands between transactions, to the byte.
     pub fn give_back(&mut self) {
-        let is_free = self.session.pinned().is_none();
+        let is_free = !self.session.must_keep();
         let link = self.link.take_if(|link| is_free && link.lease.is_some());
         let Some(link) = link else { return };
         match Returned::by(link, &mut self.session, &self.client_scanner) {
@@ -154,6 +172,49 @@ impl Conversation {
     /// What becomes of the connection of a client that has left.
     pub fn returned(&mut self, link: Box<Link>) -> Returned {
         Returned::by(link, &mut self.session, &self.client_scanner)
+    }
+
+    /// How much is missing of the long text that these bytes begin with.
+    fn missing_of_long(&self, data: &[u8]) -> Option<usize> {
+        let (&[tag, a, b, c, d], _) = data.split_first_chunk::<5>()?;
+        let len = u32::from_be_bytes([a, b, c, d]);
+        let is_long = data.len() >= MIN_LONG_BYTES && matches!(tag, b'Q' | b'P');
+        if self.member.is_none() || !is_long || len > MAX_WHOLE_BYTES {
+            return None;
+        }
+        (len as usize + 1).checked_sub(data.len()).filter(|missing| *missing > 0)
+    }
+
+    /// Whether these bytes are a part of a long text, for which no connection is borrowed yet.
+    pub(super) fn is_part_of_long(&self, data: &[u8]) -> bool {
+        self.missing_of_long(data).is_some()
+    }
+
+    /// Reads more of a long text, which is looked at when it is whole. `None`: there is none.
+    pub(super) fn read_long(&mut self, cx: &mut Context<'_>) -> Option<Moved> {
+        let missing = self.missing_of_long(&self.held)?;
+        let had = self.held.len();
+        self.held.resize(had + missing.min(SCRATCH_BYTES), 0);
+        let free = self.held.get_mut(had..).unwrap_or_default();
+        let read = poll_read(&mut self.client, cx, free);
+        let n = match &read {
+            Poll::Ready(Ok(n)) => *n,
+            _ => 0,
+        };
+        self.held.truncate(had + n);
+        Some(match read {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(0)) => return Some(self.client_ended(cx)),
+            Poll::Ready(Err(_)) => Err(Stop::ClientGone),
+            Poll::Ready(Ok(n)) => {
+                self.last_heard = Instant::now();
+                if n < missing {
+                    return Some(Ok(true));
+                }
+                let held = self.held.split().freeze();
+                self.take_from_client(&held, cx)
+            }
+        })
     }
 
     /// Whether an endless batch must be answered before more of it is forwarded.

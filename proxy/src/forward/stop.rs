@@ -31,6 +31,8 @@ pub enum Stop {
     Unfit,
     /// The session may hold no more what keeps its server connection from others.
     Examine,
+    /// The session rests, and its connection must be reset before another client gets it.
+    Reset,
     /// The pool has no server connection for the request.
     Denied(Denied),
 }

@@ -79,6 +79,8 @@ pub struct Lease {
     pub lane: usize,
     /// What was set on it; `None` if that is not known.
     pub settings: Option<Settings>,
+    /// The session whose functions may have left parameters on it that are not among these.
+    pub left_by: Option<u64>,
     /// What it reported last.
     pub params: Arc<Parameters>,
     pub prepared: Option<Box<Prepared>>,
@@ -237,6 +239,7 @@ impl Lender {
             slot: order.slot,
             lane,
             settings: Some(Settings::new()),
+            left_by: None,
             params,
             prepared: Some(Box::default()),
             lender: Arc::clone(self),

@@ -48,6 +48,11 @@ impl Settled {
         &mut self.0
     }
 
+    /// To be cleared all the same, by the settings.
+    pub fn into_laden(self) -> Laden {
+        Laden(self.0)
+    }
+
     /// For the client that uses it from now on.
     pub fn into_link(self) -> Box<Link> {
         self.0
@@ -62,11 +67,25 @@ impl Laden {
 
     /// DISCARD ALL was answered, with so many errors; the server reports these parameters now.
     pub fn discarded(self, failed: usize, reported: Parameters) -> Option<Settled> {
+        self.cleared(failed, reported, Session::discarded)
+    }
+
+    /// The same, and what is prepared on it stays.
+    pub fn was_reset(self, failed: usize, reported: Parameters) -> Option<Settled> {
+        self.cleared(failed, reported, Session::was_reset)
+    }
+
+    fn cleared(
+        self,
+        failed: usize,
+        reported: Parameters,
+        note: impl FnOnce(&mut Lease),
+    ) -> Option<Settled> {
         let mut link = self.0;
         let stands_still = link.stands_still();
         let lease = link.lease.as_mut().filter(|_| failed == 0 && stands_still)?;
         lease.params = reported.into();
-        Session::discarded(lease);
+        note(lease);
         Some(Settled(link))
     }
 }
@@ -76,15 +95,15 @@ impl Returned {
     /// forwarded. The session is detached from it, unless it is of no use.
     pub fn by(mut link: Box<Link>, session: &mut Session, from_client: &Scanner) -> Self {
         let stands_still = session.is_quiet() && from_client.at_boundary() && link.stands_still();
-        let pinned = session.pinned();
+        let (pinned, leaves) = (session.pinned(), session.must_keep());
         let may_clear = pinned.is_none() || session.may_be_discarded();
         match &mut link.lease {
             Some(lease) if stands_still && may_clear => session.detach(lease),
             _ => return Self::Unsettled(link),
         }
-        match pinned {
-            None => Self::Settled(Settled(link)),
-            Some(_) => Self::Laden(Laden(link)),
+        match leaves {
+            false => Self::Settled(Settled(link)),
+            true => Self::Laden(Laden(link)),
         }
     }
 }

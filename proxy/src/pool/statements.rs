@@ -1,15 +1,16 @@
 //! Prepared statements of the extended protocol over connections that change hands, pure.
 //!
-//! A client's names are its own; on a server a statement is known by its text and parameter types,
-//! under a name of ours that is never used twice on one connection. What a client forwards is
+//! A client's names are its own; on a server a statement is known by its text, its parameter types and the
+//! settings that it was read with (its context: a time zone, a search path), under a name of ours that is
+//! never used twice on one connection. What a client forwards is
 //! rewritten on the way:
 //!
 //! | client sends | the server gets |
 //! | --- | --- |
-//! | Parse of a text that this connection has | Close of a name that nobody has; its CloseComplete becomes ParseComplete |
-//! | Parse of a new text | Parse under our name |
+//! | Parse of a text | Parse under our name; if this connection had the text, the new one stands for it from then on |
 //! | Bind, Describe of a name | the same with our name, behind a Parse if this connection lacks the text |
 //! | Close of a name | Close of a name that nobody has: others may use the text |
+//! | SQL's DEALLOCATE, EXECUTE, PREPARE of a name | the same with our name, or a statement that does nothing and is answered as DEALLOCATE ([`sql`]) |
 //!
 //! Every answer still comes from the server and in its place, so errors, skipping to Sync and
 //! pipelining need no bookkeeping of their own: what was changed here ahead of the answer is taken
@@ -20,22 +21,28 @@
 //!
 //! Not here: SQL's PREPARE, which pins ([`crate::session::journal`]).
 
+mod parse;
 mod prepared;
+mod sql;
 #[cfg(test)]
 mod tests;
 mod texts;
+mod undo;
+mod wire;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
 use kornak_protocol::frontend::{self, Target};
 
-use prepared::Entry;
 pub use prepared::Prepared;
+use prepared::{Entry, Key};
+pub use sql::{Front, Rewritten};
 pub use texts::{Texts, content_of};
 
 use crate::session::journal::Statement;
+use wire::{name_of, put_parse, put_target};
 
 /// Names of ours begin with this; the colon keeps them apart from what drivers make up.
 const PREFIX: &str = "_kornak:";
@@ -49,6 +56,9 @@ const SWALLOW: u32 = 1 << 31;
 /// In a mark: it belongs to a change of ours.
 const OURS: u32 = 1 << 30;
 
+/// In a mark: the client must not see an error either.
+const SILENT: u32 = 1 << 29;
+
 /// A statement's text and parameter types.
 #[derive(Debug)]
 pub struct Content {
@@ -60,6 +70,12 @@ pub struct Content {
     pub note: Option<Bytes>,
     /// Its text may leave something in the session that no command tag shows.
     pub is_opaque: bool,
+    /// It calls functions that may do the same.
+    pub calls: bool,
+    /// Its execution is answered as DEALLOCATE.
+    pub retag: bool,
+    /// It has a name of this connection's in it, and means nothing on another.
+    pub is_local: bool,
 }
 
 /// What is done to one message on its way.
@@ -69,8 +85,10 @@ pub enum Treatment {
     AsIs,
     /// Its first `skip` bytes, the head included, are replaced by what was appended to the output.
     Head { skip: usize },
-    /// The statement cannot be shared: too long to be kept.
+    /// The statement cannot be shared, it is too long to be kept: its session needs this connection.
     TooLong,
+    /// The long statements of the session are gone.
+    ClosedLong { skip: usize },
 }
 
 /// A message that is put in front of the client's.
@@ -85,8 +103,6 @@ pub enum Injected {
 pub enum Answer {
     Pass,
     Swallow,
-    /// It is told ParseComplete.
-    Parsed,
 }
 
 /// A message that was rewritten: what it counts as, for the server's answers.
@@ -99,13 +115,32 @@ pub enum Counts {
 #[derive(Debug)]
 enum Change {
     /// The client's name meant `before`; its text may have been sent with it.
-    Name { name: Box<[u8]>, before: Option<Arc<Content>>, sent: Option<(Bytes, u32)> },
+    Name { name: Box<[u8]>, before: Option<Meaning>, sent: Option<Sent> },
     /// The unnamed statement was sent or closed; `before` is what is left if that is not done.
     Unnamed { before: Option<Arc<Content>> },
-    /// A text was sent under this number.
-    Sent { body: Bytes, number: u32 },
+    /// A text was sent.
+    Sent(Sent),
+    /// A Parse of a name that the client has: the server refuses it.
+    Refused { name: Box<[u8]> },
+    /// A Parse of more than is kept: the server refuses what is sent in its place.
+    TooMuch,
     /// A number was to be closed.
     Closed { number: u32 },
+}
+
+/// A text that was sent under a number, and the entry that it stands in for.
+#[derive(Debug)]
+struct Sent {
+    key: Key,
+    number: u32,
+    replaced: Option<Entry>,
+}
+
+/// What a name of a client's means: a text, and the context in which the client had it prepared.
+#[derive(Debug, Clone)]
+struct Meaning {
+    content: Arc<Content>,
+    context: u64,
 }
 
 #[derive(Debug)]
@@ -118,8 +153,21 @@ struct Ahead {
 /// One client's statements, and those of the connection it has at the moment.
 #[derive(Debug)]
 pub struct Statements {
-    names: HashMap<Box<[u8]>, Arc<Content>>,
+    names: HashMap<Box<[u8]>, Meaning>,
+    /// Names of statements that are too long to be kept.
+    long: HashSet<Box<[u8]>>,
+    /// Names that SQL's PREPARE has made; the session keeps its connection meanwhile.
+    by_sql: HashSet<Box<[u8]>>,
     bytes: usize,
+    /// The settings that a text is read with.
+    context: u64,
+    /// The last name that looked like one of ours and was none.
+    nobody: Option<Box<[u8]>>,
+    /// All statements are about to be dropped; those that were made since are not.
+    dropping: bool,
+    made_since: HashSet<Box<[u8]>>,
+    /// What SQL's EXECUTE named last, and the number that it was given.
+    executed: Option<(u32, Box<[u8]>)>,
     unnamed: Option<Arc<Content>>,
     /// The connection's unnamed statement is ours.
     unnamed_there: bool,
@@ -139,7 +187,14 @@ impl Statements {
     pub fn new(limit: usize) -> Self {
         Self {
             names: HashMap::new(),
+            long: HashSet::new(),
+            by_sql: HashSet::new(),
             bytes: 0,
+            context: 0,
+            nobody: None,
+            dropping: false,
+            made_since: HashSet::new(),
+            executed: None,
             unnamed: None,
             unnamed_there: false,
             server: None,
@@ -159,6 +214,7 @@ impl Statements {
 
     /// Gives them back; nothing must be in flight.
     pub fn detach(&mut self) -> Option<Box<Prepared>> {
+        self.dropped_all();
         self.undo_until(self.batch.wrapping_add(1));
         self.batch = 0;
         self.ended = 0;
@@ -175,13 +231,13 @@ impl Statements {
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Content>> {
         match name {
             b"" => self.unnamed.as_ref(),
-            name => self.names.get(name),
+            name => self.names.get(name).map(|meaning| &meaning.content),
         }
     }
 
-    /// Bytes that the client's statements take.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// What is forwarded next is read with these settings.
+    pub fn in_context(&mut self, context: u64) {
+        self.context = context;
     }
 
     /// A Parse that was not forwarded: the client was answered by us.
@@ -190,16 +246,15 @@ impl Statements {
             self.unnamed = Some(content);
             return;
         }
-        self.set(name.into(), Some(content));
+        let meaning = Meaning { content, context: self.context };
+        self.set(name.into(), Some(meaning));
     }
 
-    /// The client has dropped all of its statements by SQL; the connection's are gone with them.
-    pub fn forget_all(&mut self) {
-        self.names.clear();
-        self.bytes = 0;
-        self.unnamed_there = false;
-        if let Some(server) = &mut self.server {
-            server.clear();
+    /// A Close that was not forwarded.
+    pub fn undefine(&mut self, name: &[u8]) {
+        match name {
+            b"" => self.unnamed = None,
+            name => drop(self.set(name.into(), None)),
         }
     }
 
@@ -213,6 +268,13 @@ impl Statements {
     pub fn outdate(&mut self) {
         if let Some(server) = &mut self.server {
             server.outdate();
+        }
+    }
+
+    /// The connection turned out to have no statement of this number.
+    pub fn is_gone(&mut self, number: u32) {
+        if let Some(server) = &mut self.server {
+            server.known.retain(|_, entry| entry.number != number);
         }
     }
 
@@ -233,26 +295,28 @@ impl Statements {
             if ahead.mark != mark {
                 continue;
             }
-            if let Change::Name { sent: Some((body, number)), .. } | Change::Sent { body, number } =
-                ahead.change
-            {
-                self.confirm(&body, number);
+            if let Change::Name { sent: Some(sent), .. } | Change::Sent(sent) = ahead.change {
+                self.confirm(sent);
             }
             break;
         }
-        match (mark & SWALLOW != 0, mark & PARSED != 0) {
-            (true, _) => Answer::Swallow,
-            (false, true) => Answer::Parsed,
-            (false, false) => Answer::Pass,
+        match mark & SWALLOW != 0 {
+            true => Answer::Swallow,
+            false => Answer::Pass,
         }
     }
 
     /// The server tried what this mark stands for, and failed: the old unnamed statement is gone then.
-    pub fn failed(&mut self, mark: u32) {
+    /// Answers what the client has to be told instead.
+    pub fn failed(&mut self, mark: u32) -> Option<Refusal> {
         let found = self.ahead.iter_mut().find(|ahead| ahead.mark == mark && mark & SWALLOW == 0);
-        if let Some(Ahead { change: Change::Unnamed { before }, .. }) = found {
-            *before = None;
+        match &mut found?.change {
+            Change::Unnamed { before } => *before = None,
+            Change::Refused { name } => return Some(Refusal::Exists(name.clone())),
+            Change::TooMuch => return Some(Refusal::TooMuch),
+            _ => {}
         }
+        None
     }
 
     /// Whether a mark is one of ours.
@@ -261,13 +325,25 @@ impl Statements {
         token & OURS != 0
     }
 
-    fn confirm(&mut self, body: &Bytes, number: u32) {
+    /// Whether nothing of what a mark stands for is for the client, its error included.
+    pub fn is_silent(mark: u32) -> bool {
+        mark & SILENT != 0
+    }
+
+    /// The mark of a Sync of ours.
+    pub const SYNC: u32 = OURS | SWALLOW | SILENT;
+
+    fn confirm(&mut self, sent: Sent) {
         let Some(server) = &mut self.server else { return };
-        match server.known.get_mut(body) {
-            Some(entry) if entry.number == number => entry.unconfirmed = None,
-            // It was sent again under another number meanwhile.
-            _ => server.to_close.push(number),
+        match server.known.get_mut(&sent.key) {
+            Some(entry) if entry.number == sent.number => entry.unconfirmed = None,
+            // It was sent again under another number meanwhile, which closes this one.
+            _ => match undo::standing_in(&mut self.ahead, sent.number) {
+                Some(entry) => entry.unconfirmed = None,
+                None => server.to_close.push(sent.number),
+            },
         }
+        server.to_close.extend(sent.replaced.map(|entry| entry.number));
     }
 
     /// Whether what a name means hangs on a batch before this one that is not answered yet: the message
@@ -276,49 +352,11 @@ impl Statements {
         let concerns = |ahead: &&Ahead| match &ahead.change {
             Change::Name { name: theirs, .. } => **theirs == *name,
             Change::Unnamed { .. } => name.is_empty(),
-            Change::Sent { .. } | Change::Closed { .. } => false,
+            _ => false,
         };
         let last = self.ahead.iter().rev().find(concerns);
         let replaces = tag == b'C' || tag == b'P' && name.is_empty();
         !replaces && last.is_some_and(|ahead| ahead.batch != self.batch)
-    }
-
-    /// A Parse is forwarded. `content` is `None` if the message is too long to be kept.
-    pub fn parse(
-        &mut self,
-        name: &[u8],
-        content: Option<Arc<Content>>,
-        len: usize,
-        injected: &mut Vec<Injected>,
-        out: &mut Vec<u8>,
-    ) -> (Treatment, Counts) {
-        let Some(content) = content else { return (Treatment::TooLong, Counts::Parse(0)) };
-        if name.is_empty() {
-            let before = self.unnamed.replace(content);
-            self.unnamed_there = true;
-            let mark = self.mark(0, Change::Unnamed { before });
-            return (Treatment::AsIs, Counts::Parse(mark));
-        }
-        if self.names.contains_key(name) {
-            // The server knows our name as well and refuses the same way (42P05).
-            let number = self.present(&content.body, injected, out);
-            put_parse(number, &content.body, out);
-            return (Treatment::Head { skip: len }, Counts::Parse(0));
-        }
-        let counts = if self.find(&content.body).is_some() {
-            put_target(b'C', NOBODY, out);
-            let before = self.set(name.into(), Some(content));
-            let change = Change::Name { name: name.into(), before, sent: None };
-            Counts::Close(self.mark(PARSED, change))
-        } else {
-            self.make_room(injected, out);
-            let number = self.enter(&content.body);
-            put_parse(number, &content.body, out);
-            let sent = Some((content.body.clone(), number));
-            let before = self.set(name.into(), Some(content));
-            Counts::Parse(self.mark(0, Change::Name { name: name.into(), before, sent }))
-        };
-        (Treatment::Head { skip: len }, counts)
     }
 
     /// A Bind is forwarded; `skip` is the length of its head and its two names.
@@ -375,6 +413,16 @@ impl Statements {
             self.unnamed_there = false;
             return (Treatment::AsIs, Counts::Close(self.mark(0, Change::Unnamed { before })));
         }
+        if self.long.remove(name) {
+            let treatment = match self.long.is_empty() {
+                true => Treatment::ClosedLong { skip: 0 },
+                false => Treatment::AsIs,
+            };
+            return (treatment, Counts::Close(0));
+        }
+        if self.by_sql.contains(name) {
+            return (Treatment::AsIs, Counts::Close(0));
+        }
         let before = self.set(name.into(), None);
         let mark = self.mark(0, Change::Name { name: name.into(), before, sent: None });
         put_target(b'C', NOBODY, out);
@@ -387,49 +435,66 @@ impl Statements {
             if self.unnamed_there {
                 return Reached::AsIs;
             }
-            let Some(content) = self.unnamed.clone() else {
+            let Some(content) = self.unnamed.clone().filter(|content| !content.is_local) else {
                 // The connection may have somebody else's.
+                self.nobody = None;
                 return Reached::Name(NOBODY.into());
             };
-            out.put_u8(b'P');
-            out.put_u32(4 + 1 + content.body.len() as u32);
-            out.put_u8(0);
-            out.put_slice(&content.body);
+            wire::put_unnamed(&content.body, out);
             self.unnamed_there = true;
             let change = Change::Unnamed { before: Some(content) };
             injected.push(Injected::Parse(self.mark(SWALLOW, change)));
             return Reached::AsIs;
         }
-        match self.names.get(name).cloned() {
-            // The server says that it does not exist, in the client's own words; ours must not be
-            // reached by them.
-            None if name.starts_with(PREFIX.as_bytes()) => Reached::Name(NOBODY.into()),
-            None => Reached::AsIs,
-            Some(content) => {
-                let number = self.present(&content.body, injected, out);
-                Reached::Name(name_of(number))
-            }
+        if self.has(name) {
+            return Reached::Name(name_of(self.present(name, injected, out)));
         }
+        if name.starts_with(PREFIX.as_bytes()) {
+            // Ours must not be reached by it.
+            self.nobody = Some(name.into());
+            return Reached::Name(NOBODY.into());
+        }
+        // The server says that it does not exist, in the client's own words.
+        Reached::AsIs
     }
 
-    /// The number under which the connection has a text; sends it if it has not.
-    fn present(&mut self, body: &Bytes, injected: &mut Vec<Injected>, out: &mut Vec<u8>) -> u32 {
-        if let Some(number) = self.find(body) {
+    /// The number under which the connection has what a name means; sends it if it has not.
+    fn present(&mut self, name: &[u8], injected: &mut Vec<Injected>, out: &mut Vec<u8>) -> u32 {
+        let Some(meaning) = self.names.get(name) else { return 0 };
+        let key = (meaning.context, meaning.content.body.clone());
+        if let Some(number) = self.find(&key) {
+            return number;
+        }
+        let context = self.context;
+        if let Some(meaning) = self.names.get_mut(name) {
+            // Settings of the past are not made again for it.
+            meaning.context = context;
+        }
+        self.present_text(&key.1, injected, out)
+    }
+
+    fn present_text(
+        &mut self,
+        body: &Bytes,
+        injected: &mut Vec<Injected>,
+        out: &mut Vec<u8>,
+    ) -> u32 {
+        if let Some(number) = self.find(&(self.context, body.clone())) {
             return number;
         }
         self.make_room(injected, out);
-        let number = self.enter(body);
+        let sent = self.enter(body);
+        let number = sent.number;
         put_parse(number, body, out);
-        let change = Change::Sent { body: body.clone(), number };
-        injected.push(Injected::Parse(self.mark(SWALLOW, change)));
+        injected.push(Injected::Parse(self.mark(SWALLOW, Change::Sent(sent))));
         number
     }
 
     /// The number of a text that the connection has, or will have if this batch comes so far.
-    fn find(&mut self, body: &Bytes) -> Option<u32> {
+    fn find(&mut self, key: &Key) -> Option<u32> {
         let batch = self.batch;
         let server = self.server.as_mut()?;
-        let entry = server.known.get_mut(body)?;
+        let entry = server.known.get_mut(key)?;
         if entry.unconfirmed.is_some_and(|sent_in| sent_in != batch) {
             // An earlier batch may fail before it comes to it.
             return None;
@@ -439,14 +504,15 @@ impl Statements {
         Some(entry.number)
     }
 
-    fn enter(&mut self, body: &Bytes) -> u32 {
-        let batch = self.batch;
-        let Some(server) = &mut self.server else { return 0 };
+    fn enter(&mut self, body: &Bytes) -> Sent {
+        let (batch, key) = (self.batch, (self.context, body.clone()));
+        let Some(server) = &mut self.server else { return Sent { key, number: 0, replaced: None } };
         server.last_number += 1;
         server.clock += 1;
         let (number, used) = (server.last_number, server.clock);
-        server.known.insert(body.clone(), Entry { number, used, unconfirmed: Some(batch) });
-        number
+        let entry = Entry { number, used, unconfirmed: Some(batch) };
+        let replaced = server.known.insert(key.clone(), entry);
+        Sent { key, number, replaced }
     }
 
     /// Closes what was left behind, and the text that was used longest ago if there are too many.
@@ -456,8 +522,8 @@ impl Statements {
         while server.known.len() >= self.limit {
             let confirmed = server.known.iter().filter(|(_, entry)| entry.unconfirmed.is_none());
             let oldest = confirmed.min_by_key(|(_, entry)| entry.used);
-            let Some(body) = oldest.map(|(body, _)| body.clone()) else { break };
-            numbers.extend(server.known.remove(&body).map(|entry| entry.number));
+            let Some(key) = oldest.map(|(key, _)| key.clone()) else { break };
+            numbers.extend(server.known.remove(&key).map(|entry| entry.number));
         }
         for number in numbers {
             put_target(b'C', &name_of(number), out);
@@ -472,106 +538,35 @@ impl Statements {
         mark
     }
 
-    fn set(&mut self, name: Box<[u8]>, content: Option<Arc<Content>>) -> Option<Arc<Content>> {
-        let cost = |content: &Arc<Content>| content.body.len();
-        self.bytes += content.as_ref().map_or(0, cost);
-        let before = match content {
-            Some(content) => self.names.insert(name, content),
+    fn set(&mut self, name: Box<[u8]>, meaning: Option<Meaning>) -> Option<Meaning> {
+        let len = name.len();
+        let cost = |meaning: &Meaning| meaning.content.body.len() + len + ENTRY_BYTES;
+        self.bytes += meaning.as_ref().map_or(0, cost);
+        let before = match meaning {
+            Some(meaning) => self.names.insert(name, meaning),
             None => self.names.remove(&name),
         };
         self.bytes -= before.as_ref().map_or(0, cost);
         before
     }
-
-    /// Takes back what batches before this one did not confirm.
-    fn undo_until(&mut self, batch: u32) {
-        let past = |ahead: &Ahead| ahead.batch.wrapping_sub(batch) > u32::MAX / 2;
-        let n = self.ahead.iter().take_while(|ahead| past(ahead)).count();
-        for at in (0..n).rev() {
-            let Some(Ahead { change, .. }) = self.ahead.remove(at) else { continue };
-            match change {
-                Change::Name { name, before, sent } => {
-                    if let Some((body, number)) = sent {
-                        self.undo_sent(&body, number);
-                    }
-                    self.undo_name(at, name, before);
-                }
-                Change::Unnamed { before } => self.undo_unnamed(at, before),
-                Change::Sent { body, number } => self.undo_sent(&body, number),
-                Change::Closed { number } => {
-                    if let Some(server) = &mut self.server {
-                        server.to_close.push(number);
-                    }
-                }
-            }
-        }
-    }
-
-    fn undo_unnamed(&mut self, from: usize, before: Option<Arc<Content>>) {
-        let later = self.ahead.iter_mut().skip(from).find_map(|ahead| match &mut ahead.change {
-            Change::Unnamed { before } => Some(before),
-            _ => None,
-        });
-        match later {
-            Some(theirs) => *theirs = before,
-            None => {
-                self.unnamed = before;
-                self.unnamed_there = false;
-            }
-        }
-    }
-
-    fn undo_sent(&mut self, body: &Bytes, number: u32) {
-        if let Some(server) = &mut self.server
-            && server.known.get(body).is_some_and(|entry| entry.number == number)
-        {
-            server.known.remove(body);
-        }
-    }
-
-    /// A later batch that changed the same name did so on top of what never was.
-    fn undo_name(&mut self, from: usize, name: Box<[u8]>, before: Option<Arc<Content>>) {
-        let later = self.ahead.iter_mut().skip(from).find_map(|ahead| match &mut ahead.change {
-            Change::Name { name: theirs, before, .. } if *theirs == name => Some(before),
-            _ => None,
-        });
-        match later {
-            Some(theirs) => *theirs = before,
-            None => {
-                self.set(name, before);
-            }
-        }
-    }
 }
 
-/// In a mark: CloseComplete stands for ParseComplete.
-const PARSED: u32 = 1 << 29;
+/// What an entry takes beside its text.
+const ENTRY_BYTES: usize = 128;
+
+/// What a client is told in place of a server's error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// 42P05 with its own name.
+    Exists(Box<[u8]>),
+    /// 53400: more statements than are kept.
+    TooMuch,
+}
 
 /// What is left of a mark to count with.
-const SEQUENCE: u32 = PARSED - 1;
+const SEQUENCE: u32 = SILENT - 1;
 
 enum Reached {
     AsIs,
     Name(Box<[u8]>),
-}
-
-fn name_of(number: u32) -> Box<[u8]> {
-    format!("{PREFIX}{number}").into_bytes().into_boxed_slice()
-}
-
-fn put_parse(number: u32, body: &[u8], out: &mut Vec<u8>) {
-    let name = name_of(number);
-    out.put_u8(b'P');
-    out.put_u32((4 + name.len() + 1 + body.len()) as u32);
-    out.put_slice(&name);
-    out.put_u8(0);
-    out.put_slice(body);
-}
-
-fn put_target(tag: u8, name: &[u8], out: &mut Vec<u8>) {
-    out.put_u8(tag);
-    out.put_u32((4 + 1 + name.len() + 1) as u32);
-    out.put_u8(b'S');
-    out.put_slice(name);
-    out.put_u8(0);
 }

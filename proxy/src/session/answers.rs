@@ -8,8 +8,8 @@ use kornak_protocol::backend;
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::pipeline::{Kind, Owner, Pipeline};
 use kornak_protocol::sqlstate::{
-    ADMIN_SHUTDOWN, CANNOT_CONNECT_NOW, IN_FAILED_SQL_TRANSACTION, PROTOCOL_VIOLATION,
-    QUERY_CANCELED, SERIALIZATION_FAILURE, SqlState, TOO_MANY_CONNECTIONS,
+    ADMIN_SHUTDOWN, CANNOT_CONNECT_NOW, CONFIGURATION_LIMIT_EXCEEDED, IN_FAILED_SQL_TRANSACTION,
+    PROTOCOL_VIOLATION, QUERY_CANCELED, SERIALIZATION_FAILURE, SqlState, TOO_MANY_CONNECTIONS,
     TRANSACTION_RESOLUTION_UNKNOWN,
 };
 use kornak_protocol::txn::TransactionStatus;
@@ -31,6 +31,8 @@ pub enum Verdict {
     NoServer,
     /// 53300: every server connection of the pool was busy for too long.
     Busy,
+    /// 53400: more prepared statements than are kept of one client.
+    TooManyStatements,
     /// 25P02: the transaction is dead.
     Dead,
     /// 57014: cancelled while it was held.
@@ -53,6 +55,7 @@ impl Verdict {
             Self::Unknown | Self::UnknownEnds => TRANSACTION_RESOLUTION_UNKNOWN,
             Self::NotDone | Self::NoServer => CANNOT_CONNECT_NOW,
             Self::Busy => TOO_MANY_CONNECTIONS,
+            Self::TooManyStatements => CONFIGURATION_LIMIT_EXCEEDED,
             Self::Dead => IN_FAILED_SQL_TRANSACTION,
             Self::Cancelled => QUERY_CANCELED,
             Self::Ends(_) | Self::NotKept | Self::Shutdown => ADMIN_SHUTDOWN,
@@ -86,6 +89,13 @@ impl Verdict {
                 .hint(
                     "All connections of the pool are in use: see its pool_size and wait_timeout.",
                 ),
+            Self::TooManyStatements => {
+                ErrorFields::error(state, "too many prepared statements of one client of a pool")
+                    .detail("The proxy keeps 4 MB of them for each client.")
+                    .hint(
+                        "Close those that are not used any more, or use a listener without a pool.",
+                    )
+            }
             Self::Dead => ErrorFields::error(
                 state,
                 "current transaction is aborted, commands ignored until end of transaction block",

@@ -124,7 +124,12 @@ impl DeadTransaction {
                 Ok(Target::Portal(_)) => backend::put_no_data(out),
                 _ => return Some(self.skip(Verdict::Dead, out)),
             },
-            b'C' => backend::put_close_complete(out),
+            b'C' => {
+                if let Ok(Target::Statement(name)) = Target::parse(seen.body) {
+                    journal.close_unforwarded(name);
+                }
+                backend::put_close_complete(out);
+            }
             b'E' if self.may_end(self.portal) => {
                 if self.portal == Fate::Commits && !self.told {
                     let error = self.refuse(Verdict::Retry, out);

@@ -7,36 +7,53 @@
 //! Not here: `currval`, random seeds and plan caches, which are neither moved nor pin (SAFETY.md
 //! A11), and what functions do out of sight.
 
+mod block;
 mod channels;
+mod context;
 mod cursors;
 mod custom;
 mod pin;
 mod pooled;
+mod settings;
+mod steps;
 mod text;
 
 use std::collections::{HashMap, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kornak_protocol::frontend::{self, StatementKind};
-use kornak_protocol::pipeline::{Fate, Kind, Owner, Unit};
-use kornak_protocol::txn::{CommandTag, TagKind, TransactionStatus};
+use kornak_protocol::pipeline::Fate;
 
 use crate::pool::statements::Statements;
-use channels::{Channels, Named};
+use block::Block;
+use channels::Channels;
+use context::Context;
 use cursors::Cursors;
 pub use pin::{Pin, Pins};
 pub use pooled::Examined;
-use text::{Setting, last_word, leaves_unseen, setting_name};
+use steps::Note;
+pub use steps::SqlEdits;
+pub use text::{Named, executed, prepared};
 
 /// Bytes of prepared statements kept of one session; a driver's cache of 256 statements of 2 KiB
 /// fits, and ten thousand such sessions are 5 GB at the very worst.
 pub const MAX_PREPARED_BYTES: usize = 512 * 1024;
 
-/// Longest text of a statement that is remembered until its answer: a SET, a DEALLOCATE.
-const MAX_NOTE_BYTES: usize = 4 * 1024;
+/// What an entry takes beside its text.
+const ENTRY_BYTES: usize = 128;
+
+/// Longest text of a statement that is remembered until its answer: a SET, a DEALLOCATE. A token with its
+/// claims is a few KiB.
+const MAX_NOTE_BYTES: usize = 64 * 1024;
+
+/// Requests noted of one endless batch, twice what a pipeline tells apart.
+const MAX_NOTES: usize = 2 * kornak_protocol::limits::MAX_OWED;
 
 /// Settings kept of one session; PostgreSQL has about 350, a session sets a few.
 const MAX_SETTINGS: usize = 128;
+
+/// Bytes of their statements; the claims of a token are a few KiB.
+const MAX_SETTINGS_BYTES: usize = 256 * 1024;
 
 /// Named portals followed in one transaction; of more the fate is not known.
 const MAX_PORTALS: usize = 256;
@@ -69,16 +86,17 @@ struct Prepared {
     message: Option<Bytes>,
 }
 
-/// What was sent and has to be remembered until its answer comes.
-#[derive(Debug)]
-enum Note {
-    Parse {
-        name: Box<[u8]>,
-        message: Bytes,
-    },
-    CloseStatement(Box<[u8]>),
-    /// A single statement that changes the session, with its text.
-    Text(Bytes),
+/// A statement that a portal stands for.
+#[derive(Debug, Clone)]
+struct Bound {
+    statement: Statement,
+    note: Option<Bytes>,
+    /// Its execution is answered as DEALLOCATE.
+    retag: bool,
+}
+
+impl Bound {
+    const UNKNOWN: Self = Self { statement: Statement::UNKNOWN, note: None, retag: false };
 }
 
 #[derive(Debug)]
@@ -107,10 +125,11 @@ pub struct Journal {
     unseen: bool,
     prepared: HashMap<Box<[u8]>, Prepared>,
     prepared_bytes: usize,
-    /// What is known of it; it is not made again.
-    unnamed: Option<(Statement, Option<Bytes>)>,
-    portals: HashMap<Box<[u8]>, (Statement, Option<Bytes>)>,
-    unnamed_portal: Option<(Statement, Option<Bytes>)>,
+    /// What was forwarded last, and what the server has confirmed.
+    unnamed: Option<Bound>,
+    unnamed_message: Option<Bytes>,
+    portals: HashMap<Box<[u8]>, Bound>,
+    unnamed_portal: Option<Bound>,
     /// In the order they were made; each by the statement that made it.
     settings: Settings,
     /// Names that only functions set.
@@ -119,8 +138,20 @@ pub struct Journal {
     channels: Channels,
     channels_move: bool,
     cursors: Cursors,
-    pending: Vec<Change>,
-    rolled_back: bool,
+    block: Block,
+    context: Context,
+    /// Functions of an application's own were called since the server was last asked.
+    called: bool,
+    /// Functions may have left parameters of their own on the connection.
+    leftovers: bool,
+    /// A statement is in flight that drops all prepared statements.
+    drops_all: bool,
+    /// Tells the session from others.
+    id: u64,
+    /// Grows with everything that may have set anything.
+    turn: u32,
+    /// Tables that it creates may be temporary, whatever their statements say.
+    makes_temporary: bool,
     pins: Pins,
     notes: VecDeque<(u32, Note)>,
     next_token: u32,
@@ -164,60 +195,29 @@ impl Journal {
         self.channels.len()
     }
 
-    /// A simple query is forwarded; `is_whole` tells whether its text is.
-    pub fn query(&mut self, sql: &[u8], is_whole: bool) -> Unit {
-        let statement = self.judge(sql, is_whole);
-        let note = remembered(statement, sql, is_whole);
-        Unit { fate: statement.fate, token: self.note(note.map(Note::Text)) }
-    }
-
-    fn judge(&mut self, sql: &[u8], is_whole: bool) -> Statement {
-        let statement = Statement::of(sql, is_whole);
-        // CREATE TEMP is followed by its tag, which knows whether it succeeded.
-        if statement.kind != StatementKind::CreateTemp && frontend::may_touch_session_state(sql) {
-            self.opaque(sql, is_whole);
-        }
-        if statement.kind == StatementKind::CreateTemp && statement.fate == Fate::Unknown {
-            self.pins.add(Pin::Temporary);
-        }
-        if statement.fate == Fate::Unknown {
-            self.cursors.unfollowed(sql, is_whole);
-        }
-        statement
-    }
-
-    fn opaque(&mut self, sql: &[u8], is_whole: bool) {
-        self.pins.add(Pin::Opaque);
-        self.unseen |= leaves_unseen(sql) || !is_whole;
-        self.note_custom(sql);
-    }
-
-    fn note(&mut self, note: Option<Note>) -> u32 {
-        let Some(note) = note else { return 0 };
-        self.next_token = self.next_token.wrapping_add(1).max(1);
-        self.notes.push_back((self.next_token, note));
-        self.next_token
-    }
-
     /// A Parse is forwarded. `message` is the whole message if it is at hand.
     pub fn parse(&mut self, parse: frontend::ParseMessage<'_>, body: Option<&[u8]>) -> u32 {
         let statement = self.judge(parse.sql, parse.is_whole);
         let note = remembered(statement, parse.sql, parse.is_whole);
-        if parse.statement.is_empty() {
-            self.unnamed = Some((statement, note));
-            return 0;
-        }
-        let entry = Prepared { statement, note, message: None };
-        match self.prepared.get_mut(parse.statement) {
-            // The server will refuse it, or a Close is on its way: whichever runs, we do not know.
-            Some(known) => known.statement = Statement::UNKNOWN,
-            None => {
-                self.prepared.insert(parse.statement.into(), entry);
+        let is_unnamed = parse.statement.is_empty();
+        let is_kept = !self.pins.has(Pin::TooMuch);
+        if is_unnamed {
+            self.unnamed = Some(Bound { statement, note, retag: false });
+        } else if is_kept {
+            let entry = Prepared { statement, note, message: None };
+            match self.prepared.get_mut(parse.statement) {
+                // The server will refuse it, or a Close is on its way: whichever runs, we do not know.
+                Some(known) => known.statement = Statement::UNKNOWN,
+                None => {
+                    self.prepared.insert(parse.statement.into(), entry);
+                }
             }
         }
-        let Some(body) = body else {
-            self.pins.add(Pin::TooMuch);
-            return 0;
+        let Some(body) = body.filter(|_| is_kept) else {
+            if !is_unnamed {
+                self.pins.add(Pin::TooMuch);
+            }
+            return self.note(Some(Note::Dropped { name: parse.statement.into() }));
         };
         let mut message = BytesMut::with_capacity(body.len() + 5);
         message.put_u8(b'P');
@@ -230,12 +230,16 @@ impl Journal {
     pub fn bind(&mut self, bind: frontend::Bind<'_>) {
         let known = match bind.statement {
             b"" => self.unnamed.clone(),
-            name => self.prepared.get(name).map(|p| (p.statement, p.note.clone())),
+            name => self.prepared.get(name).map(|it| Bound {
+                statement: it.statement,
+                note: it.note.clone(),
+                retag: false,
+            }),
         };
-        self.bind_as(bind.portal, known.unwrap_or((Statement::UNKNOWN, None)));
+        self.bind_as(bind.portal, known.unwrap_or(Bound::UNKNOWN));
     }
 
-    fn bind_as(&mut self, portal: &[u8], bound: (Statement, Option<Bytes>)) {
+    fn bind_as(&mut self, portal: &[u8], bound: Bound) {
         if portal.is_empty() {
             self.unnamed_portal = Some(bound);
         } else if self.portals.len() < MAX_PORTALS {
@@ -245,21 +249,10 @@ impl Journal {
         }
     }
 
-    /// An Execute is forwarded.
-    pub fn execute(&mut self, portal: &[u8]) -> Unit {
-        let bound = match portal {
-            b"" => self.unnamed_portal.clone(),
-            name => self.portals.get(name).cloned(),
-        };
-        let (statement, note) = bound.unwrap_or((Statement::UNKNOWN, None));
-        let token = self.note(note.map(Note::Text));
-        Unit { fate: statement.fate, token }
-    }
-
     /// A Close is forwarded.
     pub fn close(&mut self, target: frontend::Target<'_>) -> u32 {
         match target {
-            frontend::Target::Statement(b"") | frontend::Target::Portal(_) => 0,
+            frontend::Target::Portal(_) => 0,
             frontend::Target::Statement(name) => self.note(Some(Note::CloseStatement(name.into()))),
         }
     }
@@ -270,7 +263,7 @@ impl Journal {
             return shared.get(statement).map(|content| content.statement);
         }
         match statement {
-            b"" => self.unnamed.as_ref().map(|known| known.0),
+            b"" => self.unnamed.as_ref().map(|known| known.statement),
             name => self.prepared.get(name).map(|p| p.statement),
         }
     }
@@ -288,6 +281,14 @@ impl Journal {
         }
     }
 
+    /// A Close that we answer ourselves.
+    pub fn close_unforwarded(&mut self, name: &[u8]) {
+        match &mut self.statements {
+            Some(shared) => shared.undefine(name),
+            None => self.forget(name),
+        }
+    }
+
     fn confirm_unforwarded(&mut self) {
         while let Some((_, note)) = self.notes.pop_front() {
             if let Note::Parse { name, message } = note {
@@ -296,35 +297,18 @@ impl Journal {
         }
     }
 
-    /// The owner's answer is complete (`1`, `3`, or `C` with its tag).
-    pub fn done(&mut self, owner: Owner, tag: Option<CommandTag<'_>>) {
-        while self.notes.front().is_some_and(|(token, _)| is_before(*token, owner.unit.token)) {
-            self.notes.pop_front();
-        }
-        let is_ours = owner.unit.token != 0;
-        let front = self.notes.front().filter(|(t, _)| is_ours && *t == owner.unit.token);
-        match (owner.kind, front) {
-            (Kind::Parse, Some((_, Note::Parse { name, message }))) => {
-                let (name, message) = (name.clone(), message.clone());
-                self.confirm(&name, message);
-            }
-            (Kind::Close, Some((_, Note::CloseStatement(name)))) => {
-                let name = name.clone();
-                self.forget(&name);
-            }
-            (Kind::Query | Kind::Execute, Some((_, Note::Text(text)))) => {
-                let text = text.clone();
-                self.command(tag, Some(&text));
-            }
-            (Kind::Query | Kind::Execute | Kind::Blur, _) => self.command(tag, None),
-            _ => {}
-        }
-    }
-
     fn confirm(&mut self, name: &[u8], message: Bytes) {
-        self.prepared_bytes += message.len();
+        if name.is_empty() {
+            self.unnamed_message = Some(message);
+            return;
+        }
+        self.prepared_bytes += message.len() + name.len() + ENTRY_BYTES;
         if self.prepared_bytes > MAX_PREPARED_BYTES {
+            // Nothing of it will be said to another server.
             self.pins.add(Pin::TooMuch);
+            self.prepared = HashMap::new();
+            self.prepared_bytes = 0;
+            return;
         }
         let body = message.get(5..).unwrap_or_default();
         let Ok(parse) = frontend::ParseMessage::parse(body) else { return };
@@ -335,8 +319,12 @@ impl Journal {
     }
 
     fn forget(&mut self, name: &[u8]) {
+        if name.is_empty() {
+            self.unnamed_message = None;
+        }
         if let Some(gone) = self.prepared.remove(name) {
-            self.prepared_bytes -= gone.message.map_or(0, |message| message.len());
+            let cost = |message: Bytes| message.len() + name.len() + ENTRY_BYTES;
+            self.prepared_bytes -= gone.message.map_or(0, cost);
         }
     }
 
@@ -349,175 +337,32 @@ impl Journal {
         self.pins.remove(Pin::SqlPrepare);
     }
 
-    fn command(&mut self, tag: Option<CommandTag<'_>>, text: Option<&Bytes>) {
-        let Some(tag) = tag else { return };
-        self.pins.1 |= undoes(tag);
-        match tag.kind() {
-            TagKind::Set => self.set(text),
-            TagKind::Reset => self.reset(text),
-            TagKind::Commit => self.cursors.committed(),
-            TagKind::Rollback => {
-                self.cursors.rolled_back();
-                // ROLLBACK TO leaves us in the block, and we keep no savepoints' settings.
-                self.rolled_back = true;
-            }
-            TagKind::Prepare => self.pins.add(Pin::SqlPrepare),
-            TagKind::DeallocateAll => self.forget_all(),
-            TagKind::Deallocate => match text.and_then(|text| last_word(text)) {
-                Some(name) => self.forget(&name),
-                None => self.pins.add(Pin::SqlPrepare),
-            },
-            TagKind::DiscardAll => self.discard_all(),
-            TagKind::Listen => match text.and_then(|text| channels::named(text)) {
-                Some(Named::One(name)) if self.channels_move => {
-                    self.pending.push(Change::Listen(name));
-                }
-                _ => self.pins.add(Pin::Listen),
-            },
-            TagKind::Unlisten => match text.and_then(|text| channels::named(text)) {
-                Some(Named::One(name)) => self.pending.push(Change::Unlisten(name)),
-                Some(Named::All) => self.pending.push(Change::UnlistenAll),
-                None if self.channels.is_empty() => {}
-                None => self.pins.add(Pin::Listen),
-            },
-            TagKind::DeclareCursor => {
-                self.cursors.declared(text.map(|text| &text[..]));
-                self.pin_by_cursors();
-            }
-            TagKind::CloseCursor => {
-                self.cursors.closed(text.map(|text| &text[..]));
-                self.pin_by_cursors();
-            }
-            TagKind::CloseCursorAll => {
-                self.cursors = Cursors::default();
-                self.pin_by_cursors();
-            }
-            TagKind::CreateRelation if text.is_some() => self.pins.add(Pin::Temporary),
-            TagKind::Load => self.pins.add(Pin::Load),
-            _ => {}
-        }
-    }
-
-    fn pin_by_cursors(&mut self) {
-        if !self.cursors.is_any_held() {
-            self.pins.remove(Pin::HoldCursor);
-        } else if !self.pins.has(Pin::HoldCursor) {
-            self.pins.add(Pin::HoldCursor);
-        }
-    }
-
-    fn set(&mut self, text: Option<&Bytes>) {
-        let Some(text) = text else {
-            self.pins.add(Pin::Setting);
-            return;
-        };
-        match setting_name(text) {
-            Setting::Local => {}
-            Setting::Session(name) => self.pending.push(Change::Set(name, text.clone())),
-            Setting::Unknown => self.pins.add(Pin::Setting),
-        }
-    }
-
-    fn reset(&mut self, text: Option<&Bytes>) {
-        match text.and_then(|text| last_word(text)) {
-            Some(name) if name.as_ref() == b"all" => self.pending.push(Change::ResetAll),
-            Some(name) => self.pending.push(Change::Reset(name)),
-            None => self.pins.add(Pin::Setting),
-        }
-    }
-
-    fn discard_all(&mut self) {
-        self.settings = self.base.clone();
-        self.unfit = true;
-        self.pending.clear();
-        self.custom.clear();
-        self.channels.clear();
-        self.cursors = Cursors::default();
-        self.forget_all();
-        for pin in [Pin::Temporary, Pin::HoldCursor, Pin::Listen, Pin::Setting, Pin::Opaque] {
-            self.pins.remove(pin);
-        }
-        self.unseen = false;
-    }
-
-    /// ReadyForQuery: `failed` tells whether an error was answered since the last one.
-    pub fn ready(&mut self, status: TransactionStatus, failed: bool) {
-        if self.cursors.is_any() {
-            self.cursors.ready(status == TransactionStatus::Idle, failed);
-            self.pin_by_cursors();
-        }
-        if status != TransactionStatus::Idle {
-            if std::mem::take(&mut self.rolled_back) && !self.pending.is_empty() {
-                self.pins.add(Pin::Setting);
-            }
-            return;
-        }
-        self.portals.clear();
-        let taken_back = std::mem::take(&mut self.rolled_back) || failed;
-        if self.pending.is_empty() {
-            return;
-        }
-        for change in std::mem::take(&mut self.pending) {
-            if !taken_back {
-                self.apply(change);
-            }
-        }
-    }
-
-    fn apply(&mut self, change: Change) {
-        match change {
-            Change::Set(name, text) => {
-                self.settings.retain(|(known, _)| *known != name);
-                if self.settings.len() >= MAX_SETTINGS {
-                    self.pins.add(Pin::TooMuch);
-                } else {
-                    self.settings.push((name, text));
-                }
-            }
-            Change::Reset(name) => {
-                self.settings.retain(|(known, _)| *known != name);
-                if let Some(base) = self.base.iter().find(|(known, _)| *known == name) {
-                    self.settings.push(base.clone());
-                    self.unfit = true;
-                }
-            }
-            Change::Listen(name) => {
-                if !self.channels.add(name) {
-                    self.pins.add(Pin::TooMuch);
-                }
-            }
-            Change::Unlisten(name) => self.channels.remove(&name),
-            Change::UnlistenAll => {
-                self.channels.clear();
-                self.pins.remove(Pin::Listen);
-            }
-            Change::ResetAll => {
-                self.unfit = true;
-                let stays = |name: &[u8]| name == b"role" || name == b"session authorization";
-                self.settings.retain(|(name, _)| stays(name));
-                self.settings.extend(self.base.iter().cloned());
-            }
-        }
-    }
-
     /// The server is gone: what was in flight or not committed is forgotten.
     pub fn lost_server(&mut self) {
         if let Some(shared) = &mut self.statements {
             shared.lost_server();
         }
         self.notes.clear();
-        self.pending.clear();
+        self.block.roll_back();
+        self.context.quiet();
+        self.drops_all = false;
+        self.cursors.ready(true, true);
         self.portals.clear();
         self.unnamed_portal = None;
-        self.rolled_back = false;
         self.prepared.retain(|_, known| known.message.is_some());
-        self.cursors.ready(true, true);
-        // The unnamed statement does not outlive its server; drivers send Parse with each use.
-        self.unnamed = None;
+        // What was confirmed is made again.
+        let parse = self.unnamed_message.as_deref().and_then(|message| message.get(5..));
+        let parse = parse.and_then(|body| frontend::ParseMessage::parse(body).ok());
+        self.unnamed = parse.map(|parse| {
+            let statement = Statement::of(parse.sql, parse.is_whole);
+            let note = remembered(statement, parse.sql, parse.is_whole);
+            Bound { statement, note, retag: false }
+        });
     }
 
     /// Nothing is in flight: notes of requests that failed are of no use any more.
     pub fn quiet(&mut self) {
+        self.context.quiet();
         if !self.notes.is_empty() {
             self.notes.clear();
             // Nobody is left who could mistake a new note for an old one.
@@ -546,11 +391,15 @@ impl Journal {
         }
         owed + self.channels.put(out)
     }
-}
 
-/// Tokens wrap; half of the circle is the past.
-fn is_before(token: u32, than: u32) -> bool {
-    than != 0 && than.wrapping_sub(token).wrapping_sub(1) < u32::MAX / 2
+    /// Appends what makes the unnamed statement again, with a Sync; answers whether there is one. A
+    /// server may refuse it: it may have become invalid since, which its client hears when it uses it.
+    pub fn put_unnamed(&self, out: &mut BytesMut) -> bool {
+        let Some(message) = &self.unnamed_message else { return false };
+        out.put_slice(message);
+        frontend::put_sync(out);
+        true
+    }
 }
 
 /// The text, if the statement is a single one and its answer may change what the session holds.
@@ -567,14 +416,11 @@ fn remembered(statement: Statement, sql: &[u8], is_whole: bool) -> Option<Bytes>
             | K::Listen
             | K::Unlisten
             | K::CreateTemp
+            | K::Prepare
+            | K::Savepoint
+            | K::Release
+            | K::RollbackTo
     );
     let fits = is_whole && sql.len() <= MAX_NOTE_BYTES && statement.fate != Fate::Unknown;
     (matters && fits).then(|| Bytes::copy_from_slice(sql))
-}
-
-/// Whether a command may have ended what pins the session.
-fn undoes(tag: CommandTag<'_>) -> bool {
-    use TagKind as T;
-    let ends = [T::Deallocate, T::Unlisten, T::CloseCursor, T::Discard, T::DiscardTemp];
-    ends.contains(&tag.kind()) || tag.verb() == b"DROP"
 }

@@ -1,26 +1,28 @@
 //! A session whose server connections change hands: what is different on the way to the server and
 //! back. The rest is as for every session.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use kornak_protocol::error::ErrorView;
+use bytes::{BufMut, Bytes, BytesMut};
+use kornak_protocol::error::{ErrorFields, ErrorView};
 use kornak_protocol::frame::Seen;
-use kornak_protocol::frontend::{Bind, ParseMessage, Target};
+use kornak_protocol::frontend::{self, Bind, ParseMessage, Target};
 use kornak_protocol::limits::MAX_OWED;
 use kornak_protocol::params::Parameters;
 use kornak_protocol::pipeline::{Owner, Sent};
-use kornak_protocol::sqlstate::FEATURE_NOT_SUPPORTED;
+use kornak_protocol::sqlstate::{
+    DUPLICATE_PSTATEMENT, FEATURE_NOT_SUPPORTED, UNDEFINED_PSTATEMENT,
+};
 
-use super::journal::{Examined, Journal, Pin, Settings};
+use super::answers::Verdict;
+use super::journal::{Examined, Journal, Pin, Settings, SqlEdits};
 use super::{Heard, Session};
 use crate::pool::lender::Lease;
 use crate::pool::statements::{
-    Answer, Counts, Injected, Prepared, Statements, Texts, Treatment, content_of,
+    Answer, Content, Counts, Front, Injected, Prepared, Refusal, Statements, Texts, Treatment,
+    content_of,
 };
-
-/// Bytes of prepared statements of one client; what they share with others counts all the same.
-const MAX_STATEMENT_BYTES: usize = 4 << 20;
 
 /// What is changed in a buffer on its way to the server.
 #[derive(Debug, Default)]
@@ -78,7 +80,7 @@ impl Session {
     /// Takes a connection: answers false if it must be made fit first. What the client is told of it
     /// is appended.
     pub fn attach(&mut self, lease: &mut Lease, out: &mut BytesMut) -> bool {
-        if !self.journal.fits(lease.settings.as_ref()) {
+        if !self.journal.fits(lease.settings.as_ref(), lease.left_by) {
             return false;
         }
         if !Arc::ptr_eq(&self.told, &lease.params) {
@@ -101,16 +103,18 @@ impl Session {
 
     /// What makes the connection fit, and how many ReadyForQuery that makes.
     pub fn put_fit(&self, lease: &Lease, out: &mut BytesMut) -> usize {
-        self.journal.put_fit(lease.settings.as_ref(), out)
+        self.journal.put_fit(lease.settings.as_ref(), lease.left_by, out)
     }
 
     /// The connection was made fit.
     pub fn made_fit(&mut self, lease: &mut Lease) {
+        lease.left_by = self.journal.left_by(lease.left_by);
         lease.settings = Some(self.journal.made_fit());
     }
 
     /// Gives the connection back, between transactions.
     pub fn detach(&mut self, lease: &mut Lease) {
+        lease.left_by = self.journal.left_by(lease.left_by);
         let settings = self.journal.settings();
         if settings != lease.settings.as_ref() {
             lease.settings = settings.cloned();
@@ -128,6 +132,21 @@ impl Session {
         self.journal.take_doubt()
     }
 
+    /// Whether its connection lacks what the session began with and has again.
+    pub fn is_unfit(&self) -> bool {
+        self.journal.is_unfit()
+    }
+
+    /// Appends what it began with and has again, as queries; answers how many.
+    pub fn put_base(&mut self, out: &mut BytesMut) -> usize {
+        self.journal.put_base(out)
+    }
+
+    /// The server did not say what the session holds: it keeps its connection.
+    pub fn not_examined(&mut self) {
+        self.journal.not_examined();
+    }
+
     /// The server has said what the session holds.
     pub fn examined(&mut self, found: &Examined<'_>) {
         self.journal.examined(found);
@@ -136,10 +155,15 @@ impl Session {
     /// Whether a message must not be forwarded before earlier batches are answered.
     pub fn must_wait_for_answers(&mut self, seen: &Seen<'_>) -> bool {
         let owed = self.pipeline.ready_owed();
+        let drops_all = self.journal.drops_all();
         let Some(shared) = self.journal.statements.as_mut().filter(|_| owed > 0) else {
             return false;
         };
         shared.in_batch(owed);
+        if drops_all && matches!(seen.tag, b'P' | b'B' | b'D' | b'C') {
+            // Whether there is what it names hangs on the answer.
+            return true;
+        }
         match seen.tag {
             b'P' => ParseMessage::parse(seen.body)
                 .is_ok_and(|parse| shared.must_wait(seen.tag, parse.statement)),
@@ -155,14 +179,15 @@ impl Session {
     /// As [`Session::forwarded`]; what has to be changed on the way goes to `edits`.
     pub fn forwarded_pooled(&mut self, seen: &Seen<'_>, texts: &Texts, edits: &mut Edits) -> bool {
         if !matches!(seen.tag, b'P' | b'B' | b'D' | b'C') {
-            let ends = self.forwarded(seen);
-            if seen.tag == b'Q'
-                && !self.pipeline.is_skipping()
-                && let Some(shared) = &mut self.journal.statements
-            {
-                shared.query();
+            let owed = self.pipeline.ready_owed();
+            if let Some(shared) = &mut self.journal.statements {
+                shared.in_batch(owed);
+                shared.in_context(0);
             }
-            return ends;
+            return match seen.tag {
+                b'Q' if !self.pipeline.is_skipping() => self.query_pooled(seen, owed, edits),
+                _ => self.forwarded(seen),
+            };
         }
         if self.pipeline.is_skipping() {
             // The server does not look at it.
@@ -170,18 +195,24 @@ impl Session {
         }
         let owed = self.pipeline.ready_owed();
         let Self { journal, pipeline, .. } = self;
+        let context = journal.context();
         let Some(mut shared) = journal.statements.take() else { return false };
         shared.in_batch(owed);
+        shared.in_context(context);
         let (at, len) = (seen.start.unwrap_or(0), seen.len as usize + 1);
         let begin = edits.bytes.len();
         let Edits { bytes, injected, .. } = &mut *edits;
         let done = match seen.tag {
             b'P' => ParseMessage::parse(seen.body).map(|parse| {
                 let content = seen.is_whole().then(|| content_of(seen.body)).flatten();
-                let make = |body: Bytes| Journal::content(parse, body);
-                let content = content.map(|content| match parse.statement {
-                    b"" => Arc::new(make(Bytes::copy_from_slice(content))),
-                    _ => texts.find(content, make),
+                let size = content.map_or(0, <[u8]>::len);
+                if let Some((treatment, counts)) =
+                    shared.refuse_if_full(parse.statement, size, len, bytes)
+                {
+                    return (treatment, sent(counts));
+                }
+                let content = content.map(|content| {
+                    content_for(parse, content, &mut shared, texts, (&mut *injected, &mut *bytes))
                 });
                 let (treatment, counts) =
                     shared.parse(parse.statement, content, len, injected, bytes);
@@ -199,9 +230,6 @@ impl Session {
                 (treatment, sent(counts))
             }),
         };
-        if shared.bytes() > MAX_STATEMENT_BYTES {
-            journal.pin(Pin::TooMuch);
-        }
         journal.statements = Some(shared);
         let Ok((treatment, counts)) = done else {
             journal.pin(Pin::Lost);
@@ -222,14 +250,48 @@ impl Session {
             Treatment::Head { skip } => skip,
             Treatment::AsIs => 0,
             Treatment::TooLong => {
-                journal.pin(Pin::TooMuch);
+                journal.pin(Pin::LongStatement);
                 0
+            }
+            Treatment::ClosedLong { skip } => {
+                journal.closed_long();
+                skip
             }
         };
         if skip > 0 || edits.bytes.len() > begin {
             edits.list.push(Edit { at, skip, end: edits.bytes.len() });
         }
         false
+    }
+
+    /// A Query of which the server must be told something else.
+    fn query_pooled(&mut self, seen: &Seen<'_>, owed: usize, edits: &mut Edits) -> bool {
+        let (sql, is_whole) = frontend::query_prefix(seen.body);
+        let front = if self.pipeline.is_unsynced() { Front::Nothing } else { Front::Batch };
+        let mut told = SqlEdits { front, ..SqlEdits::default() };
+        let unit = self.journal.query(sql, is_whole, Some(&mut told));
+        if !told.injected.is_empty() {
+            for injected in told.injected.drain(..) {
+                self.pipeline.sent(match injected {
+                    Injected::Parse(mark) => Sent::Parse(mark),
+                    Injected::Close(mark) => Sent::Close(mark),
+                });
+            }
+            self.pipeline.sent(Sent::OwnSync(Statements::SYNC));
+            frontend_sync(&mut told.before);
+        }
+        if let Some(shared) = &mut self.journal.statements {
+            shared.in_batch(owed);
+            shared.query();
+        }
+        self.pipeline.sent(Sent::Query(unit));
+        if !told.pieces.is_empty() {
+            edits.bytes.extend_from_slice(&told.before);
+            put_edited(sql, &told.pieces, &mut edits.bytes);
+            let (at, skip) = (seen.start.unwrap_or(0), seen.len as usize + 1);
+            edits.list.push(Edit { at, skip, end: edits.bytes.len() });
+        }
+        true
     }
 
     /// Whether so much of an endless batch is unanswered that the server must be made to speak
@@ -251,29 +313,85 @@ impl Session {
         match shared.answered(owner.unit.token) {
             Answer::Pass => Heard::Pass,
             Answer::Swallow => Heard::Swallow,
-            Answer::Parsed => Heard::Parsed,
         }
     }
 
     #[cold]
-    pub(super) fn shared_failed(&mut self, owner: &Owner) {
-        if let Some(shared) = &mut self.journal.statements {
-            shared.failed(owner.unit.token);
+    pub(super) fn shared_failed(&mut self, owner: &Owner) -> Heard {
+        let token = owner.unit.token;
+        let Some(shared) = &mut self.journal.statements else { return Heard::Pass };
+        if Statements::is_silent(token) {
+            return Heard::Swallow;
+        }
+        match shared.failed(token) {
+            Some(Refusal::TooMuch) => {
+                self.errors.push(Verdict::TooManyStatements);
+                return Heard::Replace(Verdict::TooManyStatements);
+            }
+            // A bad text is refused as such, a name that is taken by its name.
+            Some(Refusal::Exists(name)) if !self.edited.is_empty() => {
+                let text = String::from_utf8_lossy(&name).into_owned();
+                let text = format!("prepared statement \"{text}\" already exists");
+                self.edited.clear();
+                ErrorFields::error(DUPLICATE_PSTATEMENT, text)
+                    .routine("StorePreparedStatement")
+                    .put(&mut self.edited);
+            }
+            _ => {}
+        }
+        if self.edited.is_empty() { Heard::Pass } else { Heard::Edited }
+    }
+
+    /// An error of the server's: what it says of statements that clients share, and the client's names in
+    /// place of ours.
+    pub(super) fn error_heard(&mut self, view: &ErrorView<'_>, seen: &Seen<'_>) {
+        self.edited.clear();
+        let Some(shared) = &mut self.journal.statements else { return };
+        if view.sqlstate() == FEATURE_NOT_SUPPORTED
+            && view.routine == Some(b"RevalidateCachedQuery")
+        {
+            // What other clients prepared is of no use any more.
+            shared.outdate();
+        }
+        if let Some(body) = shared.with_own_names(seen.body) {
+            if view.sqlstate() == UNDEFINED_PSTATEMENT {
+                for number in Statements::numbers_in(seen.body).collect::<Vec<_>>() {
+                    shared.is_gone(number);
+                }
+            }
+            if seen.is_whole() {
+                self.edited.put_u8(seen.tag);
+                self.edited.put_u32(body.len() as u32 + 4);
+                self.edited.put_slice(&body);
+            }
         }
     }
 
-    /// "cached plan must not change result type": what other clients prepared is of no use any more.
-    pub(super) fn error_heard(&mut self, view: &ErrorView<'_>) {
-        if let Some(shared) = &mut self.journal.statements
-            && view.sqlstate() == FEATURE_NOT_SUPPORTED
-            && view.routine == Some(b"RevalidateCachedQuery")
-        {
-            shared.outdate();
-        }
+    /// What is passed on in place of the message that was heard last.
+    pub fn take_edited(&mut self) -> BytesMut {
+        std::mem::take(&mut self.edited)
+    }
+
+    /// Whether functions may have left something in the session of which the server was not asked.
+    #[inline]
+    pub fn must_be_asked(&self) -> bool {
+        self.journal.must_be_asked()
+    }
+
+    /// Whether something of the session's may be left on its connection: it is not given back as it is.
+    pub fn must_keep(&self) -> bool {
+        self.pinned().is_some() || self.must_be_asked()
+    }
+
+    /// Everything on a connection was reset, its prepared statements not.
+    pub fn was_reset(lease: &mut Lease) {
+        lease.left_by = None;
+        lease.settings = Some(Settings::new());
     }
 
     /// The statements of a connection, when everything on it was discarded.
     pub fn discarded(lease: &mut Lease) {
+        lease.left_by = None;
         lease.settings = Some(Settings::new());
         lease.prepared = Some(Box::<Prepared>::default());
     }
@@ -284,4 +402,41 @@ fn sent(counts: Counts) -> Sent {
         Counts::Parse(mark) => Sent::Parse(mark),
         Counts::Close(mark) => Sent::Close(mark),
     }
+}
+
+/// What a Parse stands for: kept once if others may share it.
+fn content_for(
+    parse: ParseMessage<'_>,
+    content: &[u8],
+    shared: &mut Statements,
+    texts: &Texts,
+    (injected, out): (&mut Vec<Injected>, &mut Vec<u8>),
+) -> Arc<Content> {
+    let make = |body: Bytes| Journal::content(parse, body);
+    match shared.rewritten(parse, content, injected, out) {
+        Some((body, retag)) => Arc::new(Content { retag, is_local: !retag, ..make(body) }),
+        None if parse.statement.is_empty() => Arc::new(make(Bytes::copy_from_slice(content))),
+        None => texts.find(content, make),
+    }
+}
+
+fn frontend_sync(out: &mut Vec<u8>) {
+    let mut sync = BytesMut::new();
+    frontend::put_sync(&mut sync);
+    out.extend_from_slice(&sync);
+}
+
+/// Appends a Query with other words in places of its text.
+fn put_edited(sql: &[u8], pieces: &[(Range<usize>, Vec<u8>)], out: &mut Vec<u8>) {
+    let (mut text, mut at) = (Vec::with_capacity(sql.len() + 32), 0);
+    for (range, words) in pieces {
+        text.extend_from_slice(sql.get(at..range.start).unwrap_or_default());
+        text.extend_from_slice(words);
+        at = range.end;
+    }
+    text.extend_from_slice(sql.get(at..).unwrap_or_default());
+    out.put_u8(b'Q');
+    out.put_u32(text.len() as u32 + 5);
+    out.extend_from_slice(&text);
+    out.put_u8(0);
 }

@@ -58,7 +58,9 @@ impl Server {
         }
         let fails = outcome == Outcome::Fails;
         match sent {
-            Sent::Sync | Sent::Query(_) | Sent::FunctionCall(_) => self.unsynced = false,
+            Sent::Sync | Sent::OwnSync(_) | Sent::Query(_) | Sent::FunctionCall(_) => {
+                self.unsynced = false;
+            }
             Sent::Flush | Sent::CopyData | Sent::CopyDone | Sent::CopyFail => {}
             Sent::Terminate | Sent::Marker => {}
             _ => self.unsynced = true,
@@ -75,7 +77,7 @@ impl Server {
                 _ => out.extend(b"TDDCCZ"),
             },
             Sent::FunctionCall(_) => out.extend(if fails { b"EZ" } else { b"VZ" }),
-            Sent::Sync => {
+            Sent::Sync | Sent::OwnSync(_) => {
                 self.ignoring = false;
                 out.extend(if fails { &b"EZ"[..] } else { b"Z" });
             }

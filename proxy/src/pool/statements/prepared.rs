@@ -7,13 +7,16 @@ use bytes::Bytes;
 /// What a server connection has prepared, over all its clients.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    /// By text; the number is its name.
-    pub(super) known: HashMap<Bytes, Entry>,
+    /// By context and text; the number is its name.
+    pub(super) known: HashMap<Key, Entry>,
     pub(super) last_number: u32,
     pub(super) clock: u64,
     /// Numbers to be closed whose Close was not answered.
     pub(super) to_close: Vec<u32>,
 }
+
+/// The settings that a text was read with, and the text with its parameter types.
+pub(super) type Key = (u64, Bytes);
 
 #[derive(Debug)]
 pub(super) struct Entry {

@@ -113,8 +113,16 @@ impl Client {
                 let parse = ParseMessage::parse(&frame.body).unwrap();
                 let body = Bytes::copy_from_slice(content_of(&frame.body).unwrap());
                 let statement = Statement { fate: Fate::Stays, kind: StatementKind::Select };
-                let content =
-                    Some(Arc::new(Content { body, statement, note: None, is_opaque: false }));
+                let content = Content {
+                    body,
+                    statement,
+                    note: None,
+                    is_opaque: false,
+                    calls: false,
+                    retag: false,
+                    is_local: false,
+                };
+                let content = Some(Arc::new(content));
                 let done =
                     self.shared.parse(parse.statement, content, len, &mut injected, &mut out);
                 (done.0, mark_of(done.1))
@@ -142,6 +150,7 @@ impl Client {
         self.wire.extend_from_slice(&out);
         let skip = match treatment {
             Treatment::Head { skip } => skip,
+            Treatment::ClosedLong { skip } => skip,
             Treatment::AsIs | Treatment::TooLong => 0,
         };
         self.wire.extend_from_slice(&message[skip..]);
@@ -182,7 +191,6 @@ impl Client {
             (Some(mark), said @ (Said::Parsed | Said::Closed)) if Statements::is_mark(mark) => {
                 match self.shared.answered(mark) {
                     Answer::Pass => Some(said),
-                    Answer::Parsed => Some(Said::Parsed),
                     Answer::Swallow => None,
                 }
             }
@@ -288,7 +296,9 @@ fn a_text_is_prepared_once_on_a_connection_whoever_uses_it() {
         b.say(&message);
     }
     b.hear(&mut server, "b");
-    assert_eq!(server.named.len(), 1);
+    // The client's Parse is the server's to judge; the statement before is closed with the next Parse.
+    assert_eq!(b.shared.detach().unwrap().len(), 1);
+    assert_eq!(server.named.len(), 2);
 }
 
 #[test]

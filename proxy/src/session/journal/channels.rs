@@ -4,7 +4,7 @@
 //! and the session is pinned. What functions listened on is asked of the server ([`super::Examined`]).
 
 use bytes::BytesMut;
-use kornak_protocol::frontend;
+use kornak_protocol::frontend::{self, Token, Tokens};
 
 /// Channels followed of one session; a name is of 63 bytes at most.
 const MAX_CHANNELS: usize = 256;
@@ -22,45 +22,21 @@ pub(super) enum Named {
 
 /// Reads `LISTEN name`, `UNLISTEN name` or `UNLISTEN *`.
 pub(super) fn named(text: &[u8]) -> Option<Named> {
-    let text = text.trim_ascii();
-    let text = text.strip_suffix(b";").unwrap_or(text).trim_ascii();
-    let at = text.iter().position(|byte| !byte.is_ascii_alphabetic())?;
-    let (verb, name) = text.split_at_checked(at)?;
-    if !verb.eq_ignore_ascii_case(b"listen") && !verb.eq_ignore_ascii_case(b"unlisten") {
+    let tokens: Vec<_> = Tokens::new(text).take(4).collect();
+    let [verb, name, end @ ..] = &tokens[..] else { return None };
+    if !verb.is(b"listen") && !verb.is(b"unlisten") || !matches!(end, [] | [Token::Other(b';')]) {
         return None;
     }
-    match name.trim_ascii() {
-        b"*" => Some(Named::All),
-        name => identifier(name).map(Named::One),
+    if *name == Token::Other(b'*') {
+        return Some(Named::All);
     }
-}
-
-/// An identifier as the server knows it: folded to lower case, or without its quotes.
-fn identifier(name: &[u8]) -> Option<Box<[u8]>> {
-    let known: Vec<u8> = match name.strip_prefix(b"\"") {
-        None => {
-            let begins =
-                name.first().is_some_and(|byte| byte.is_ascii_alphabetic() || *byte == b'_');
-            let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$');
-            if !begins || !name.iter().all(goes_on) {
-                return None;
-            }
-            name.to_ascii_lowercase()
-        }
-        Some(quoted) => {
-            let inner = quoted.strip_suffix(b"\"")?;
-            let mut known = Vec::with_capacity(inner.len());
-            let mut bytes = inner.iter();
-            while let Some(byte) = bytes.next() {
-                if *byte == b'"' && bytes.next() != Some(&b'"') {
-                    return None;
-                }
-                known.push(*byte);
-            }
-            known
-        }
+    // Where a longer name is cut depends on the encoding, and how other letters are folded on more.
+    let is_plain = match name {
+        Token::Word(word) => word.is_ascii(),
+        _ => true,
     };
-    (!known.is_empty() && known.len() <= MAX_NAME).then(|| known.into_boxed_slice())
+    let name = name.name().filter(|name| is_plain && name.len() <= MAX_NAME)?;
+    Some(Named::One(name.into_boxed_slice()))
 }
 
 /// A set of channels.
@@ -145,7 +121,8 @@ mod tests {
             ("unlisten\"a\"", Some("a")),
             ("LISTEN a, b", None),
             ("LISTEN a; LISTEN b", None),
-            ("LISTEN /* x */ a", None),
+            ("LISTEN /* x */ a", Some("a")),
+            ("/* x */ LISTEN a", Some("a")),
             ("LISTEN U&\"a\"", None),
             ("LISTEN \"a\" \"b\"", None),
             ("LISTEN \"\"", None),

@@ -24,6 +24,8 @@ pub enum Pin {
     Opaque,
     /// Advisory locks of the session, by the server's own list.
     Advisory,
+    /// A prepared statement that is too long to be kept.
+    LongStatement,
     /// More prepared statements or settings than are kept.
     TooMuch,
     /// The conversation could not be followed.
@@ -32,7 +34,7 @@ pub enum Pin {
 
 impl Pin {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Relay,
         Self::Replication,
         Self::Temporary,
@@ -43,6 +45,7 @@ impl Pin {
         Self::Load,
         Self::Opaque,
         Self::Advisory,
+        Self::LongStatement,
         Self::TooMuch,
         Self::Lost,
     ];
@@ -60,6 +63,7 @@ impl Pin {
             Self::Load => "load",
             Self::Opaque => "opaque_function",
             Self::Advisory => "advisory_lock",
+            Self::LongStatement => "long_statement",
             Self::TooMuch => "too_much_state",
             Self::Lost => "not_followed",
         }
@@ -78,6 +82,7 @@ impl Pin {
             Self::Load => "The session had loaded a library.",
             Self::Opaque => "The session may have held advisory locks or other state of functions.",
             Self::Advisory => "The session held advisory locks.",
+            Self::LongStatement => "The session held a prepared statement of more than 1 MB.",
             Self::TooMuch => "The session held more state than is kept.",
             Self::Lost => "The session could not be followed.",
         }

@@ -2,12 +2,16 @@
 //! fit, and what a server says of the session when it is asked.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::{Bytes, BytesMut};
 use kornak_protocol::frontend::{self, StatementKind};
 use kornak_protocol::pipeline::Fate;
 
-use super::{Journal, MAX_SETTINGS, Pin, Settings, Statement, remembered};
+use super::context::Context;
+use super::settings::AUTHORIZATION;
+use super::{Bound, Journal, MAX_SETTINGS, Pin, Settings, Statement, custom, remembered};
 use crate::pool::statements::{Content, Statements};
 
 /// What a server says that a session holds.
@@ -22,27 +26,44 @@ pub struct Examined<'a> {
     pub hold_cursor: bool,
     /// Name, `\x02` and the statement that sets it again, separated by `\x01`.
     pub settings: &'a [u8],
-    /// Nobody else's authorization was taken on.
-    pub is_itself: bool,
+    /// Whose authorization was taken on, if it is not the session's own; empty if that is not known.
+    pub acts_as: Option<&'a [u8]>,
 }
 
 impl Journal {
     /// Of a session whose connections change hands; `base` is set from the beginning.
     pub fn pooled(statements: Statements, base: Settings) -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
         let settings = base.clone();
-        Self { statements: Some(Box::new(statements)), base, settings, ..Self::default() }
+        let id = LAST.fetch_add(1, Relaxed) + 1;
+        let mut context = Context::default();
+        context.settle(&settings);
+        Self {
+            statements: Some(Box::new(statements)),
+            base,
+            settings,
+            context,
+            id,
+            ..Self::default()
+        }
     }
 
     /// Content of a statement, to be shared.
     pub(in crate::session) fn content(parse: frontend::ParseMessage<'_>, body: Bytes) -> Content {
         let statement = Statement::of(parse.sql, parse.is_whole);
         let is_temp = statement.kind == StatementKind::CreateTemp;
-        let is_opaque = !is_temp && frontend::may_touch_session_state(parse.sql);
+        let is_opaque = !is_temp
+            && (statement.kind == StatementKind::Do
+                || frontend::may_touch_session_state(parse.sql));
+        let calls = statement.kind == StatementKind::Call || frontend::calls_unknown(parse.sql);
         Content {
             body,
             statement,
             note: remembered(statement, parse.sql, parse.is_whole),
             is_opaque,
+            calls,
+            retag: false,
+            is_local: false,
         }
     }
 
@@ -53,20 +74,91 @@ impl Journal {
         content: Option<&Arc<Content>>,
     ) {
         let bound = match content {
-            None => (Statement::UNKNOWN, None),
+            None => {
+                // A long one, of which not all was seen.
+                self.calls();
+                Bound::UNKNOWN
+            }
             Some(content) => {
-                if content.is_opaque {
-                    self.opaque(&content.body, true);
+                if content.is_opaque || content.calls {
+                    self.suspect(content);
                 }
                 if content.statement.kind == StatementKind::CreateTemp
                     && content.statement.fate == Fate::Unknown
                 {
                     self.pins.add(Pin::Temporary);
                 }
-                (content.statement, content.note.clone())
+                let Content { statement, note, retag, .. } = &**content;
+                Bound { statement: *statement, note: note.clone(), retag: *retag }
             }
         };
         self.bind_as(portal, bound);
+    }
+
+    #[cold]
+    fn suspect(&mut self, content: &Content) {
+        let sql = frontend::query_prefix(&content.body).0;
+        if content.is_opaque && !custom::is_of_transaction(sql) {
+            self.opaque(sql, true);
+            if content.statement.kind == StatementKind::Do {
+                self.note_sets(sql);
+            }
+        } else if content.is_opaque && custom::reads_otherwise(sql) {
+            self.blur();
+        }
+        if content.calls {
+            self.calls();
+        }
+    }
+
+    /// Parse or Bind is forwarded: what settings its text is read with.
+    #[inline]
+    pub(in crate::session) fn context(&self) -> u64 {
+        self.context.number()
+    }
+
+    /// Whether functions may have left something in the session of which the server was not asked.
+    #[inline]
+    pub fn must_be_asked(&self) -> bool {
+        self.called
+    }
+
+    /// Whether something is in flight that drops all prepared statements.
+    pub(in crate::session) fn drops_all(&self) -> bool {
+        self.drops_all
+    }
+
+    /// Everything that was forwarded is answered.
+    pub(in crate::session) fn answered_all(&mut self) {
+        if std::mem::take(&mut self.drops_all)
+            && let Some(shared) = &mut self.statements
+        {
+            shared.dropped_all();
+        }
+    }
+
+    /// The server did not say what the session holds.
+    pub fn not_examined(&mut self) {
+        self.pins.add(Pin::Opaque);
+        self.called = false;
+        self.pins.1 = false;
+    }
+
+    /// Its last statement that is too long to be kept was closed.
+    pub(in crate::session) fn closed_long(&mut self) {
+        self.pins.remove(Pin::LongStatement);
+    }
+
+    /// Whether what the session is told of itself is not so on its connection.
+    pub fn is_unfit(&self) -> bool {
+        self.unfit
+    }
+
+    /// Appends what the session began with and has again, as queries; answers how many.
+    pub fn put_base(&mut self, out: &mut BytesMut) -> usize {
+        self.unfit = false;
+        let base = self.base.iter().filter(|setting| self.settings.contains(setting));
+        base.filter(|(_, text)| frontend::put_query(text, out).is_ok()).count()
     }
 
     /// What is set; `None` if the server connection may hold something else.
@@ -85,13 +177,25 @@ impl Journal {
 
     /// Whether a connection on which this is set needs to be told anything.
     #[inline]
-    pub fn fits(&self, there: Option<&Settings>) -> bool {
-        there.is_some_and(|there| *there == self.settings)
+    pub fn fits(&self, there: Option<&Settings>, left_by: Option<u64>) -> bool {
+        left_by.is_none_or(|id| id == self.id) && there.is_some_and(|there| *there == self.settings)
+    }
+
+    /// Whose functions may have left something on a connection that had this, now that the session
+    /// gives it back, or has made it fit.
+    pub fn left_by(&mut self, before: Option<u64>) -> Option<u64> {
+        let mine = std::mem::take(&mut self.leftovers) || before == Some(self.id);
+        mine.then_some(self.id)
     }
 
     /// Appends what makes a connection fit on which this is set, each as a query of its own, and
     /// answers how many ReadyForQuery that makes.
-    pub fn put_fit(&self, there: Option<&Settings>, out: &mut BytesMut) -> usize {
+    pub fn put_fit(
+        &self,
+        there: Option<&Settings>,
+        left_by: Option<u64>,
+        out: &mut BytesMut,
+    ) -> usize {
         let mut owed = 0;
         let mut tell = |text: &[u8]| {
             if frontend::put_query(text, out).is_ok() {
@@ -99,7 +203,14 @@ impl Journal {
             }
         };
         let wanted = |name: &[u8]| self.settings.iter().any(|(known, _)| **known == *name);
-        let known = there.filter(|there| there.iter().all(|(name, _)| wanted(name)));
+        // Who the session acts as decides what it may set, and in which order.
+        let acts = |list: &Settings| {
+            list.iter().any(|(name, _)| **name == *b"role" || **name == *AUTHORIZATION)
+        };
+        let known = there
+            .filter(|there| there.iter().all(|(name, _)| wanted(name)))
+            .filter(|there| !acts(there) && !acts(&self.settings))
+            .filter(|_| left_by.is_none_or(|id| id == self.id));
         if known.is_none() {
             for text in [&b"RESET SESSION AUTHORIZATION"[..], b"RESET ROLE", b"RESET ALL"] {
                 tell(text);
@@ -136,12 +247,16 @@ impl Journal {
                 self.pins.remove(pin);
             }
         }
-        if found.is_itself && self.adopt(found.settings) {
+        if self.adopt(found.acts_as, found.settings) {
             self.pins.remove(Pin::Setting);
             if !found.locks && !self.unseen {
                 self.pins.remove(Pin::Opaque);
             }
+            self.context.settle(&self.settings);
+        } else {
+            self.pins.add(Pin::Setting);
         }
+        self.called = false;
         self.pins.1 = false;
     }
 
@@ -150,8 +265,19 @@ impl Journal {
     }
 
     /// Takes over what a server says is set. Answers false if that is too much.
-    fn adopt(&mut self, settings: &[u8]) -> bool {
+    fn adopt(&mut self, acts_as: Option<&[u8]>, settings: &[u8]) -> bool {
         let mut found = Settings::new();
+        if let Some(role) = acts_as {
+            let mut text = b"SET SESSION AUTHORIZATION \"".to_vec();
+            for byte in role {
+                if *byte == b'"' {
+                    text.push(*byte);
+                }
+                text.push(*byte);
+            }
+            text.push(b'"');
+            found.push((AUTHORIZATION.into(), text.into()));
+        }
         for item in settings.split(|byte| *byte == 1).filter(|item| !item.is_empty()) {
             let Some(at) = memchr::memchr(2, item) else { return false };
             let (name, text) = item.split_at_checked(at).unwrap_or_default();

@@ -1,0 +1,236 @@
+//! Statements of the protocol that SQL names: `DEALLOCATE s1`, `EXECUTE s1(1)`, `PREPARE s1 AS …`.
+//!
+//! The server knows them under our names. DEALLOCATE must not take a statement from others that share it:
+//! a statement that does nothing is sent in its place, which fails where DEALLOCATE would fail (in a block that
+//! has failed), and is answered as DEALLOCATE.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use kornak_protocol::frontend::{self, StatementKind, statement_kind};
+
+use super::wire::name_of;
+use super::{Change, Injected, PREFIX, Statements};
+use crate::session::journal::{Named, executed, prepared};
+
+/// As short as the shortest DEALLOCATE, so that positions in what follows stay what they are.
+const NOTHING: &[u8] = b"UNLISTEN _k0";
+
+/// What may be put in front of a statement.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Front {
+    #[default]
+    Nothing,
+    /// A batch of its own, whose error is not the client's.
+    Batch,
+    /// A message of the client's batch.
+    Message,
+}
+
+/// What a server is told in place of a statement that names another.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rewritten {
+    pub text: Vec<u8>,
+    /// Its answer confirms a change; 0 for none.
+    pub mark: u32,
+    /// It is answered as DEALLOCATE.
+    pub retag: bool,
+}
+
+impl Statements {
+    /// A statement of a Query is forwarded. `None`: as it is. What has to be there first is appended to `out`.
+    pub fn by_sql(
+        &mut self,
+        text: &[u8],
+        front: Front,
+        injected: &mut Vec<Injected>,
+        out: &mut Vec<u8>,
+    ) -> Option<Rewritten> {
+        let kind = statement_kind(text);
+        if kind == StatementKind::Deallocate {
+            let is_ours = self.is_ours(text);
+            let mark = self.deallocate(text);
+            return is_ours.then(|| Rewritten { text: nothing(text), mark, retag: true });
+        }
+        let (name, span) = match kind {
+            StatementKind::Execute | StatementKind::Prepare => {
+                let (Named::One(name), span) = prepared(text)? else { return None };
+                (name, span)
+            }
+            _ => executed(text)?,
+        };
+        let meaning = self.names.get(&name)?;
+        let key = (meaning.context, meaning.content.body.clone());
+        let number = match self.find(&key) {
+            Some(number) => number,
+            None if front == Front::Nothing => return None,
+            None => {
+                let number = self.present(&name, injected, out);
+                if let (Front::Batch, Some(Injected::Parse(mark)), Some(ahead)) =
+                    (front, injected.last_mut(), self.ahead.back_mut())
+                {
+                    *mark |= super::SILENT;
+                    ahead.mark = *mark;
+                }
+                number
+            }
+        };
+        self.executed = Some((number, name));
+        let mut edited = text.get(..span.start)?.to_vec();
+        edited.push(b'"');
+        edited.extend_from_slice(&name_of(number));
+        edited.push(b'"');
+        edited.extend_from_slice(text.get(span.end..)?);
+        Some(Rewritten { text: edited, mark: 0, retag: false })
+    }
+
+    /// A Parse is forwarded whose text names another statement: its body without the name as the server
+    /// must have it, and whether it is answered as DEALLOCATE.
+    pub fn rewritten(
+        &mut self,
+        parse: frontend::ParseMessage<'_>,
+        content: &[u8],
+        injected: &mut Vec<Injected>,
+        out: &mut Vec<u8>,
+    ) -> Option<(Bytes, bool)> {
+        let kind = statement_kind(parse.sql);
+        let types = content.get(parse.sql.len()..)?;
+        match kind {
+            StatementKind::Deallocate if parse.is_whole && self.is_ours(parse.sql) => {
+                Some(([&nothing(parse.sql), types].concat().into(), true))
+            }
+            // A name of this connection's means nothing on another.
+            StatementKind::Execute if parse.is_whole && parse.statement.is_empty() => {
+                let told = self.by_sql(parse.sql, Front::Message, injected, out)?;
+                Some(([&told.text, types].concat().into(), false))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a DEALLOCATE names a statement that was prepared by the protocol, or one of ours.
+    pub fn is_ours(&self, text: &[u8]) -> bool {
+        match prepared(text) {
+            Some((Named::One(name), _)) => {
+                !self.by_sql.contains(&name)
+                    && (self.names.contains_key(&name) || name.starts_with(PREFIX.as_bytes()))
+            }
+            _ => false,
+        }
+    }
+
+    /// A DEALLOCATE is executed: the name is the client's no more if it succeeds. Answers the mark of
+    /// that, 0 for none.
+    pub fn deallocate(&mut self, text: &[u8]) -> u32 {
+        let Some((Named::One(name), _)) = prepared(text) else { return 0 };
+        if !self.names.contains_key(&name) || self.by_sql.contains(&name) {
+            return 0;
+        }
+        let before = self.set(name.clone(), None);
+        self.mark(0, Change::Name { name, before, sent: None })
+    }
+
+    /// What drops all statements is forwarded: those of before are there no more for what follows in its batch.
+    pub fn drop_all(&mut self) {
+        self.dropping = true;
+        self.made_since.clear();
+    }
+
+    /// What was to drop all statements is answered.
+    pub fn dropped_all(&mut self) {
+        self.dropping = false;
+        self.made_since = HashSet::new();
+    }
+
+    /// Whether the client has a statement of this name, if what was forwarded comes true.
+    pub(super) fn has(&self, name: &[u8]) -> bool {
+        self.names.contains_key(name) && (!self.dropping || self.made_since.contains(name))
+    }
+
+    /// SQL's PREPARE has made a statement.
+    pub fn prepared_by_sql(&mut self, text: &[u8]) {
+        if let Some((Named::One(name), _)) = prepared(text) {
+            self.by_sql.insert(name);
+        }
+    }
+
+    /// A DEALLOCATE that the server has executed as it was.
+    pub fn deallocated_by_sql(&mut self, text: &[u8]) {
+        if let Some((Named::One(name), _)) = prepared(text) {
+            self.by_sql.remove(&name);
+            self.long.remove(&name);
+        }
+    }
+
+    /// Whether statements are there that are too long to be kept.
+    pub fn has_long(&self) -> bool {
+        !self.long.is_empty()
+    }
+
+    /// An error or notice with the client's names in place of ours; `None` if there are none of ours in it.
+    pub fn with_own_names(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let prefix = PREFIX.as_bytes();
+        memchr::memmem::find(body, prefix)?;
+        let mut out = Vec::with_capacity(body.len());
+        let mut rest = body;
+        while let Some(at) = memchr::memmem::find(rest, prefix) {
+            let (before, ours) = rest.split_at_checked(at)?;
+            let digits = ours.get(prefix.len()..)?;
+            let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            let (digits, after) = digits.split_at_checked(len)?;
+            let number = std::str::from_utf8(digits).ok().and_then(|it| it.parse().ok());
+            let (name, before, after) = match (number.unwrap_or(0), &self.nobody) {
+                (0, Some(name)) => (Some(name.to_vec()), before, after),
+                (0, None) => {
+                    // As the server says it of the unnamed statement.
+                    let before = before.strip_suffix(b"prepared statement \"").unwrap_or(before);
+                    let after = after.strip_prefix(b"\"").unwrap_or(after);
+                    (Some(b"unnamed prepared statement".to_vec()), before, after)
+                }
+                (number, _) => (self.name_of_number(number), before, after),
+            };
+            out.extend_from_slice(before);
+            match name {
+                Some(name) => out.extend_from_slice(&name),
+                None => {
+                    out.extend_from_slice(prefix);
+                    out.extend_from_slice(digits);
+                }
+            }
+            rest = after;
+        }
+        out.extend_from_slice(rest);
+        Some(out)
+    }
+
+    /// Numbers of ours in an error.
+    pub fn numbers_in(body: &[u8]) -> impl Iterator<Item = u32> {
+        memchr::memmem::find_iter(body, PREFIX.as_bytes()).filter_map(|at| {
+            let digits = body.get(at + PREFIX.len()..)?;
+            let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            std::str::from_utf8(digits.get(..len)?).ok()?.parse().ok()
+        })
+    }
+
+    fn name_of_number(&self, number: u32) -> Option<Vec<u8>> {
+        if let Some((executed, name)) = &self.executed
+            && *executed == number
+        {
+            return Some(name.to_vec());
+        }
+        let known = &self.server.as_ref()?.known;
+        let (key, _) = known.iter().find(|(_, entry)| entry.number == number)?;
+        let theirs = self
+            .names
+            .iter()
+            .find(|(_, meaning)| meaning.content.body == key.1 && meaning.context == key.0);
+        theirs.map(|(name, _)| name.to_vec())
+    }
+}
+
+/// A statement that does nothing, as long as this one.
+fn nothing(text: &[u8]) -> Vec<u8> {
+    let mut nothing = NOTHING.to_vec();
+    nothing.resize(text.len().max(NOTHING.len()), b' ');
+    nothing
+}
