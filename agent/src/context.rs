@@ -67,6 +67,8 @@ pub struct Context {
     pub slots_to_copy: parking_lot::Mutex<Vec<String>>,
     /// What was last said of a slot.
     pub slot_complaint: parking_lot::Mutex<Option<String>>,
+    /// Members that were last said to share a slot.
+    pub shared_slot: parking_lot::Mutex<Option<String>>,
     /// Parameters that wait for a restart, in Patroni's form.
     pub pending_restart: parking_lot::Mutex<Option<serde_json::Value>>,
     /// Of a node of a Citus cluster.

@@ -36,7 +36,7 @@ pub mod slots;
 pub mod tls;
 pub mod watchdog;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -221,7 +221,17 @@ pub async fn start(
 async fn listen(settings: &AgentSettings) -> Result<(TcpListener, SocketAddr), RunError> {
     let address = settings.restapi.listen.to_string();
     let failed = |source| RunError::Listen { address: address.clone(), source };
-    let listener = TcpListener::bind(&address).await.map_err(failed)?;
+    let port = settings.restapi.listen.port;
+    let host = settings.restapi.listen.hosts.first().map_or("*", String::as_str);
+    let listener = match host {
+        // Of both kinds, where this host has IPv6.
+        "*" => {
+            let (v6, v4) = (Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into());
+            TcpListener::bind(&[SocketAddr::new(v6, port), SocketAddr::new(v4, port)][..]).await
+        }
+        host => TcpListener::bind((host, port)).await,
+    };
+    let listener = listener.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
 }
@@ -394,6 +404,7 @@ impl Instance {
             watchdog: watchdog::Watchdog::new(settings.watchdog.clone()),
             slots_to_copy: parking_lot::Mutex::default(),
             slot_complaint: parking_lot::Mutex::default(),
+            shared_slot: parking_lot::Mutex::default(),
             pending_restart: parking_lot::Mutex::new(None),
             citus,
             look: Arc::new(Notify::new()),
@@ -461,5 +472,27 @@ impl Instance {
             warn!("the store does not answer, this node's keys are left to their leases");
         }
         end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_address_is_listened_on_under_patronis_names_for_it() {
+        for text in ["'*:8008'", "':8008'"] {
+            let text = format!(
+                "scope: demo\nname: a\nrestapi: {{listen: {text}, connect_address: '127.0.0.1:8008'}}\n\
+                 etcd3: {{hosts: ['x:1']}}\npostgresql:\n  listen: 127.0.0.1:1\n  data_dir: /nowhere\n  \
+                 authentication: {{replication: {{username: r}}}}\n"
+            );
+            let environment = [("PATRONI_CONFIGURATION".to_owned(), text)];
+            let mut settings = kornak_config::load_agent(None, &environment).unwrap().settings;
+            settings.restapi.listen.port = 0;
+            let (_listener, bound) = listen(&settings).await.unwrap();
+            assert!(bound.ip().is_unspecified(), "{bound}");
+            tokio::net::TcpStream::connect(("127.0.0.1", bound.port())).await.unwrap();
+        }
     }
 }

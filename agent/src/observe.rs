@@ -264,6 +264,17 @@ fn since(before: &Server, now: Moment) -> Moment {
     }
 }
 
+/// An error and what is behind it, such as a program that is not there.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 async fn data_dir(postgres: &Postgres) -> DataDir {
     match postgres.data_dir_state() {
         Ok(DataDirState::Missing | DataDirState::Empty) => DataDir::Empty,
@@ -277,7 +288,7 @@ async fn data_dir(postgres: &Postgres) -> DataDir {
                 was_primary: control.state.was_primary(),
                 system_identifier: control.system_identifier.to_string(),
             }),
-            Err(error) => DataDir::Foreign { reason: error.to_string() },
+            Err(error) => DataDir::Foreign { reason: with_causes(&error) },
         },
         Err(error) => DataDir::Foreign { reason: error.to_string() },
     }

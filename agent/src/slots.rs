@@ -1,5 +1,7 @@
 //! Carries out what [`crate::ha::slots`] plans, on leaders and on standbys.
 
+use std::collections::BTreeMap;
+
 use kornak_cluster::{ClusterState, Lsn};
 use tracing::{info, warn};
 
@@ -27,6 +29,7 @@ pub async fn keep(
     };
     let here = Here { name: &ctx.name, tags: &ctx.settings.tags, leads, replayed };
     let wanted = wanted(here, cluster, slot_name_of);
+    warn_of_shared_names(ctx, cluster);
     let retained = cluster.status.as_ref().map(|status| status.retain_slots.clone());
     let retained = retained.unwrap_or_default();
     let mut plan = plan(here, &config, &wanted, &found, &retained, boottime_now(), gone_since);
@@ -36,6 +39,21 @@ pub async fn keep(
     carry_out(ctx, &plan, &found).await?;
     *ctx.slots_to_copy.lock() = plan.copy_logical;
     Ok(found)
+}
+
+/// Of members whose names differ only in what a slot's name cannot say, one never streams.
+fn warn_of_shared_names(ctx: &Context, cluster: &ClusterState) {
+    let mut names: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for name in cluster.members.keys() {
+        names.entry(slot_name_of(name)).or_default().push(name);
+    }
+    for (slot, members) in names.iter().filter(|(_, members)| members.len() > 1) {
+        let members = members.join(", ");
+        let text = format!("{slot}: {members}");
+        if ctx.shared_slot.lock().replace(text.clone()).as_ref() != Some(&text) {
+            warn!(slot, members, "members share a replication slot name: rename one of them");
+        }
+    }
 }
 
 async fn carry_out(ctx: &Context, plan: &Plan, found: &[Found]) -> Result<(), SqlError> {

@@ -1,4 +1,4 @@
-//! Parameters that a server would not start with, on a real one.
+//! What a server would not take as it is written: parameters, and passwords in its own encoding.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step fails the test")]
 
@@ -7,8 +7,9 @@ mod support;
 use kornak_agent::guard::Fencing;
 use kornak_agent::postgres::{StartAs, StopMode};
 use kornak_cluster::ClusterConfig;
+use kornak_config::agent::InitdbOption;
 use serde_json::json;
-use support::{Field, LIMIT, become_guard};
+use support::{Field, LIMIT, become_guard, stream};
 
 #[test]
 fn guard_process() {
@@ -47,4 +48,21 @@ async fn a_misspelled_parameter_or_value_keeps_no_server_down() {
     // What is in force is not called waiting for a restart.
     let pending = a.postgres.reload().await.unwrap();
     assert!(pending.is_empty(), "{pending:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_is_the_same_in_a_server_of_another_encoding() {
+    let mut field = Field::new();
+    let (mut a, mut b) = (field.node("a"), field.node("b"));
+    for node in [&mut a, &mut b] {
+        node.options.settings.replication.password = Some("pä ß".into());
+        node.postgres = node.again();
+    }
+    let latin = [("encoding", "LATIN1"), ("locale", "C")];
+    let latin = latin
+        .map(|(name, value)| InitdbOption { name: name.to_owned(), value: Some(value.to_owned()) });
+    a.postgres.initdb(&latin, &[]).await.unwrap();
+    a.start_primary().await;
+    a.postgres.create_roles().await.unwrap();
+    stream(&a, &b).await;
 }

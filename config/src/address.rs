@@ -80,12 +80,19 @@ impl Listen {
             .filter(|host| !host.is_empty())
             .collect();
         hosts.push(last.host);
-        (last.port != 0).then_some(Self { hosts, port: last.port })
+        // A number alone is a port whose host was forgotten.
+        let forgotten = hosts.iter().any(|host| host.bytes().all(|byte| byte.is_ascii_digit()));
+        (last.port != 0 && !forgotten).then_some(Self { hosts, port: last.port })
     }
 
     /// Value for `listen_addresses`.
     pub fn addresses(&self) -> String {
         self.hosts.join(",")
+    }
+
+    /// Whether nobody but this machine can connect.
+    pub fn is_local(&self) -> bool {
+        self.hosts.iter().all(|host| is_loopback(host))
     }
 
     /// A host through which this machine reaches the server: the first that is not a wildcard,
@@ -94,6 +101,12 @@ impl Listen {
         let wildcard = |host: &&String| !matches!(host.as_str(), "*" | "0.0.0.0" | "::");
         self.hosts.iter().find(wildcard).map_or("localhost", String::as_str)
     }
+}
+
+/// Whether a host is this machine, whichever it is.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let address = host.parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 impl fmt::Display for Listen {
@@ -146,6 +159,8 @@ mod tests {
             );
         }
         assert_eq!(Listen::parse("127.0.0.1:x", None), None);
+        assert_eq!(Listen::parse("5432", Some(5432)), None);
+        assert_eq!(Listen::parse("127.0.0.1,5433", Some(5432)), None);
         assert_eq!(Listen::parse("*:5432", None).unwrap().local_host(), "localhost");
     }
 }

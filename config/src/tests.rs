@@ -251,6 +251,38 @@ fn an_agents_mistakes_are_named_with_line_key_and_expectation() {
 }
 
 #[test]
+fn what_others_could_not_use_is_refused_or_named() {
+    for (from, to, expected) in [
+        ("name: pg0", "name: Köln", "name: expected a member name of at most 63 printable ASCII"),
+        ("name: pg0", &format!("name: {}", "n".repeat(64)), "name: expected a member name"),
+        (
+            "listen: 127.0.0.1:8008",
+            "listen: '127.0.0.1,10.0.0.5:8008'",
+            "restapi.listen: expected one",
+        ),
+        (
+            "listen: 127.0.0.1,10.0.0.5:5433",
+            "listen: 5432",
+            "postgresql.listen: expected host:port",
+        ),
+    ] {
+        let text = said(&changed(AGENT, from, to));
+        assert!(text.contains(expected), "{to}: {text}");
+    }
+    for listen in ["'*:8008'", "':8008'"] {
+        let text = changed(
+            AGENT,
+            "listen: 127.0.0.1:8008",
+            &format!("listen: {listen}\n  connect_address: 10.0.0.5"),
+        );
+        assert_eq!(agent(&text).settings.restapi.listen.hosts, ["*"]);
+    }
+    let local = changed(AGENT, "127.0.0.1,10.0.0.5:5433", "localhost:5433");
+    let [warning] = &agent(&local).warnings[..] else { panic!("{:?}", agent(&local).warnings) };
+    assert!(warning.contains("this host alone"), "{warning}");
+}
+
+#[test]
 fn all_mistakes_are_reported_at_once_in_the_order_of_lines() {
     let text = changed(AGENT, "name: pg0", "name: a,b");
     let text = changed(&text, "  data_dir: /data/pg0\n", "");

@@ -20,7 +20,7 @@ pub mod switchover;
 pub mod version;
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use kornak_cluster::GroupId;
@@ -120,6 +120,17 @@ pub struct Located<T: Args> {
     args: T,
 }
 
+/// Patroni's own command line, for units and images that start it under that name.
+#[derive(Debug, Parser)]
+#[command(name = "patroni", version, max_term_width = 100)]
+struct Patroni {
+    /// Say what is wrong with the file, and end.
+    #[arg(long)]
+    validate_config: bool,
+    /// Patroni's YAML, or a folder of such files; default: the variable PATRONI_CONFIGURATION.
+    file: Option<PathBuf>,
+}
+
 /// Whether this command line is patronictl's.
 pub fn is_patronictl(program: Option<&OsStr>) -> bool {
     program.is_some_and(|name| Path::new(name).file_stem() == Some(OsStr::new("patronictl")))
@@ -134,6 +145,15 @@ pub fn main(words: &[OsString]) -> anyhow::Result<()> {
     if is_patronictl(words.first().map(OsString::as_os_str)) {
         let Patronictl { global, verb } = Patronictl::parse_from(words);
         return operate(global, verb);
+    }
+    let called = words.first().map(Path::new).and_then(Path::file_stem);
+    if called == Some(OsStr::new("patroni")) {
+        let Patroni { validate_config, file } = Patroni::parse_from(words);
+        return match (validate_config, file) {
+            (true, Some(file)) => check::run(&check::CheckArgs::of(file)),
+            (true, None) => anyhow::bail!("expected a file to check"),
+            (false, file) => agent::run(&agent::AgentArgs::of(file)),
+        };
     }
     let Cli { global, command } = Cli::parse_from(words);
     match command {
@@ -180,4 +200,38 @@ async fn carry_out(global: Global, verb: Verb) -> anyhow::Result<()> {
 /// Reads a group's number from the command line.
 fn group(text: &str) -> Result<GroupId, String> {
     GroupId::parse(text).ok_or_else(|| "expected the number of a Citus group".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn under_patronis_name_it_takes_patronis_arguments() {
+        let parse = |words: &[&str]| Patroni::try_parse_from(words).unwrap();
+        assert_eq!(parse(&["patroni", "a.yml"]).file, Some("a.yml".into()));
+        assert!(parse(&["patroni", "--validate-config", "a.yml"]).validate_config);
+        assert_eq!(parse(&["patroni"]).file, None);
+        let called =
+            ["/usr/bin/patroni", "--validate-config", "/nonexistent.yml"].map(OsString::from);
+        let error = main(&called).unwrap_err().to_string();
+        assert!(error.contains("1 mistake"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_for_two_programs_is_two_configurations() {
+        let folder = tempfile::tempdir().unwrap();
+        let agent = "scope: a\nname: x\netcd3: {hosts: ['x:1']}\nrestapi: {listen: '127.0.0.1:1'}\n\
+                     postgresql:\n  listen: 127.0.0.1:1\n  data_dir: /nowhere\n  \
+                     authentication: {replication: {username: r}}\n";
+        let proxy =
+            "scope: b\netcd3: {hosts: ['x:1']}\nproxy: {auth: {user: k, password: p}, wrong: 1}\n";
+        std::fs::write(folder.path().join("agent.yml"), agent).unwrap();
+        std::fs::write(folder.path().join("proxy.yml"), proxy).unwrap();
+        std::fs::write(folder.path().join("compose.yml"), "services: {}\n").unwrap();
+        let called = ["kornak", "check"].map(OsString::from);
+        let called: Vec<OsString> = called.into_iter().chain([folder.path().into()]).collect();
+        let error = main(&called).unwrap_err().to_string();
+        assert!(error.contains("1 mistake"), "{error}");
+    }
 }

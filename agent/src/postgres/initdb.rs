@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kornak_config::agent::{Credentials, InitdbOption};
+use postgres_protocol::password;
 use secrecy::ExposeSecret;
 use tokio_postgres::Client;
 use tracing::info;
@@ -179,7 +180,11 @@ async fn create_role(client: &Client, role: &Credentials, rights: &str) -> Resul
     let exists = !ask(client, "look for a role", &exists).await?.is_empty();
     let verb = if exists { "ALTER" } else { "CREATE" };
     let password = role.password.as_ref().map_or_else(String::new, |password| {
-        format!("PASSWORD {}", literal(password.expose_secret()))
+        let password = password.expose_secret();
+        // A server hashes the bytes that it has made of a password in its own encoding, and clients send
+        // other ones; a hash made here has no encoding.
+        let hashed = (!password.is_ascii()).then(|| password::scram_sha_256(password.as_bytes()));
+        format!("PASSWORD {}", literal(hashed.as_deref().unwrap_or(password)))
     });
     let name = identifier(&role.username);
     let statement = format!("{verb} ROLE {name} WITH LOGIN {rights} {password}");

@@ -8,7 +8,7 @@ use kornak_cluster::Tags;
 use serde_json::{Map, Value};
 
 use super::postgresql::{options, postgresql};
-use crate::address::{HostPort, Listen};
+use crate::address::{HostPort, Listen, is_loopback};
 use crate::agent::{
     AgentSettings, BasicAuth, BootstrapMethod, BootstrapSettings, CtlSettings, CustomBootstrap,
     GuardSettings, HandoverSettings, KornakSettings, RestSettings, ServerTls, ServerTokens,
@@ -36,8 +36,13 @@ pub(crate) fn agent(root: &Section<'_>) -> Option<AgentSettings> {
     let known: Vec<&str> = known.into_iter().chain(super::OF_OTHERS.iter().copied()).collect();
     root.tolerate(&known, super::PATRONIS_OWN);
 
-    let name = root.parsed("name", "a member name without slashes", |text| {
-        (!text.is_empty() && !text.contains(['/', '\0', '\n', ','])).then(|| text.to_owned())
+    // Servers know standbys by application_name, which is cut after 63 bytes and loses other letters.
+    let expected =
+        "a member name of at most 63 printable ASCII characters, without slashes and commas";
+    let name = root.parsed("name", expected, |text| {
+        let fits =
+            (1..=63).contains(&text.len()) && text.bytes().all(|it| matches!(it, b' '..=b'~'));
+        (fits && !text.contains(['/', ','])).then(|| text.to_owned())
     });
     let name = root.required("name", "the member's name", name);
     let citus = super::citus::citus(root);
@@ -90,6 +95,9 @@ fn restapi(section: &Section<'_>) -> Option<RestSettings> {
     let listen =
         section.parsed("listen", "host:port", |text| Listen::parse(text, Some(DEFAULT_PORT)));
     let listen = section.required("listen", "host:port", listen)?;
+    if listen.hosts.len() > 1 {
+        section.expected("listen", "one host:port, such as *:8008 for every address");
+    }
     let connect_address = connect_address(section, &listen);
     let verify = [
         ("none", VerifyClient::None),
@@ -128,9 +136,14 @@ fn restapi(section: &Section<'_>) -> Option<RestSettings> {
 /// What others are told: `connect_address`, or where we listen if that is one address.
 pub(super) fn connect_address(section: &Section<'_>, listen: &Listen) -> Option<HostPort> {
     if section.has("connect_address") {
-        return section.parsed("connect_address", "host:port", |text| {
+        let told = section.parsed("connect_address", "host:port", |text| {
             HostPort::parse(text, Some(listen.port))
-        });
+        })?;
+        if listen.is_local() && !is_loopback(&told.host) {
+            let why = "other nodes are told to connect here, and listen takes connections of this host alone";
+            section.warn("connect_address", why);
+        }
+        return Some(told);
     }
     let host = listen.local_host();
     if listen.hosts.iter().any(|own| own == host) {

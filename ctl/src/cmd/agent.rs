@@ -15,6 +15,13 @@ pub struct AgentArgs {
     file: Option<PathBuf>,
 }
 
+impl AgentArgs {
+    /// With this file.
+    pub(super) fn of(file: Option<PathBuf>) -> Self {
+        Self { file }
+    }
+}
+
 /// Runs until SIGTERM or SIGINT, then hands over and stops the server. SIGHUP and `POST /reload` read
 /// the file again.
 ///

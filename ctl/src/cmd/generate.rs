@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use kornak_config::Listen;
 use serde_json::{Map, Value, json};
 use tokio_postgres::{Client, NoTls};
 
@@ -159,7 +160,7 @@ async fn ask(dsn: &str) -> anyhow::Result<Server> {
     let programs = "SELECT setting FROM pg_config WHERE name = 'BINDIR'";
     let programs = client.query_opt(programs, &[]).await.context("read pg_config")?;
     Ok(Server {
-        scope: if name.is_empty() { defaults.scope } else { name },
+        scope: scope_of(&name),
         listen,
         port: setting("port").await?.parse()?,
         config_dir: config_dir.filter(|dir| *dir != data_dir),
@@ -170,6 +171,14 @@ async fn ask(dsn: &str) -> anyhow::Result<Server> {
         pg_hba: lines(&client, "hba_file").await?,
         pg_ident: lines(&client, "ident_file").await?,
     })
+}
+
+/// Debian calls clusters 15/main, and a scope is one step of a path.
+fn scope_of(cluster_name: &str) -> String {
+    match cluster_name {
+        "" => Server::default().scope,
+        name => name.replace('/', "-"),
+    }
 }
 
 async fn parameters(client: &Client) -> anyhow::Result<Map<String, Value>> {
@@ -232,6 +241,12 @@ fn print(server: &Server, host: &str) -> String {
         ("postgresql", postgresql),
     ];
     let mut text = String::from("# Written by `kornak config generate`; look for CHANGE-ME.\n");
+    if Listen::parse(&format!("{listen}:{port}"), None).is_some_and(|listen| listen.is_local()) {
+        text.push_str(
+            "# The server takes connections of this host alone: add an address to postgresql.listen that\n\
+             # other nodes reach, the one in connect_address.\n",
+        );
+    }
     for (key, value) in sections {
         text.push_str(&render::yaml(&json!({key: value})));
         text.push('\n');
@@ -251,6 +266,23 @@ mod tests {
         let loaded = loaded.unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
         assert_eq!(loaded.settings.name, "db1");
+    }
+
+    #[test]
+    fn debians_layout_makes_a_file_that_is_accepted() {
+        let debian = Server {
+            scope: scope_of("15/main"),
+            listen: "localhost".to_owned(),
+            ..Server::default()
+        };
+        let text = print(&debian, "db1");
+        let environment = [("PATRONI_CONFIGURATION".to_owned(), text.clone())];
+        let loaded = kornak_config::load_agent(None, &environment);
+        let loaded = loaded.unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert!(text.contains("scope: 15-main\n"), "{text}");
+        let [warning] = loaded.warnings.as_slice() else { panic!("{:?}", loaded.warnings) };
+        assert!(warning.contains("postgresql.connect_address"), "{warning}");
+        assert!(text.contains("of this host alone"), "{text}");
     }
 
     #[test]
