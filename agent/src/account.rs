@@ -28,7 +28,13 @@ pub(crate) struct Shown<'a> {
 fn state(snapshot: &Snapshot) -> MemberState {
     match (snapshot.job, &snapshot.server) {
         (Some(Job::Bootstrap), _) => MemberState::Initializing,
-        (Some(Job::Clone | Job::Reinitialize), Server::Stopped) => MemberState::CreatingReplica,
+        // Over when it replicates again.
+        (Some(Job::Reinitialize), Server::Standby(facts)) if facts.streaming => {
+            MemberState::Running
+        }
+        (Some(Job::Clone), Server::Stopped) | (Some(Job::Reinitialize), _) => {
+            MemberState::CreatingReplica
+        }
         (Some(Job::Restart), Server::Stopped | Server::Starting { .. }) => MemberState::Restarting,
         (Some(Job::Demote), Server::Primary(_)) => MemberState::Stopping,
         (_, Server::Primary(_) | Server::Standby(_) | Server::Silent { .. }) => {
@@ -59,7 +65,9 @@ fn role(snapshot: &Snapshot) -> MemberRole {
             MemberRole::Demoted
         }
         (_, DataDir::Initialized(_)) => MemberRole::Replica,
-        (_, DataDir::Empty | DataDir::Foreign { .. }) => MemberRole::Uninitialized,
+        (_, DataDir::Empty | DataDir::Begun { .. } | DataDir::Foreign { .. }) => {
+            MemberRole::Uninitialized
+        }
     }
 }
 
@@ -74,13 +82,16 @@ pub(crate) fn view(shown: &Shown<'_>) -> NodeView {
     let primary = matches!(snapshot.server, Server::Primary(_));
     let in_recovery = matches!(snapshot.server, Server::Standby(_));
     let stopping = matches!(snapshot.job, Some(Job::Demote));
+    // What is written before the cluster is complete goes with it if it never is.
+    let complete =
+        !matches!(snapshot.data, DataDir::Begun { .. }) && snapshot.job != Some(Job::Bootstrap);
     NodeView {
         name: ctx.name.clone(),
         scope: ctx.settings.scope.clone(),
         tags: ctx.settings.tags.clone(),
         state: state(snapshot),
         role: role(snapshot),
-        leads: primary && holds_lock && !stopping,
+        leads: primary && holds_lock && !stopping && complete,
         holds_lock,
         server_version: status.map(|status| status.version),
         postmaster_start_time: status.map(|status| status.postmaster_start_time.clone()),

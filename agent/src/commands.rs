@@ -190,9 +190,24 @@ fn reinitialize(
         warn!(job = busy.as_str(), "given up for the reinitialization that was asked for");
         driver.abort();
     }
-    info!(from_leader, "reinitializing this member as asked");
-    driver.start_job(Job::Reinitialize, jobs::reinitialize(ctx, from_leader));
-    let _ = answer.send(Ok("reinitialize started".to_owned()));
+    driver.start_job(Job::Reinitialize, async move {
+        // What is there may be the only second copy.
+        if let Err(error) = jobs::prove_copy(&ctx, from_leader).await {
+            let text = format!("can not reinitialize: {}", chain(&error));
+            let _ = answer.send(Err(CommandError::Failed(text)));
+            return Err(error);
+        }
+        info!(from_leader, "reinitializing this member as asked");
+        let _ = answer.send(Ok("reinitialize started".to_owned()));
+        ctx.postgres.give_up_rewind();
+        jobs::reinitialize(ctx, from_leader).await
+    });
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 async fn configure(

@@ -119,6 +119,7 @@ impl Driver {
                 return End::GuardLost;
             }
             self.collect().await;
+            self.finish_first().await;
             if self.ctx.renew.is_cancelled() && self.job.is_none() && self.errand.is_none() {
                 return End::Renewed;
             }
@@ -236,6 +237,15 @@ impl Driver {
                     found = %control.system_identifier,
                     expected = snapshot.cluster.initialize.as_deref().unwrap_or("none"),
                     "move this data directory away or correct the scope; it is left alone"
+                );
+            }
+            (Action::Wait, DataDir::Empty)
+                if decision.why == Why::WaitingForLeader && snapshot.cluster.leader.is_none() =>
+            {
+                warn!(
+                    why = decision.why.as_str(),
+                    "the store knows this cluster, the data directory here is empty and nobody leads: start a \
+                     member that has the data, or have the cluster forgotten (kornak remove) to begin a new one"
                 );
             }
             (action, _) => {
@@ -386,7 +396,7 @@ impl Driver {
             let data = ctx.observed().data.clone();
             let system_identifier = match &data {
                 DataDir::Initialized(control) => Some(control.system_identifier.as_str()),
-                DataDir::Empty | DataDir::Foreign { .. } => None,
+                DataDir::Empty | DataDir::Begun { .. } | DataDir::Foreign { .. } => None,
             };
             let identity = Identity { scope: &ctx.settings.scope.name, system_identifier };
             let asked_at = boottime_now();

@@ -56,6 +56,7 @@ pub fn decide(s: &Snapshot) -> Decision {
     match &s.data {
         DataDir::Foreign { .. } => decision(Action::Refuse, Why::DataDirUnusable, s),
         DataDir::Empty => without_data(s),
+        DataDir::Begun { control, filling } => begun(s, control, *filling),
         DataDir::Initialized(control) if !belongs(s, control) => {
             decision(Action::Refuse, Why::WrongSystemIdentifier, s)
         }
@@ -114,6 +115,30 @@ fn without_data(s: &Snapshot) -> Decision {
             decision(Action::CloneWithoutLeader, Why::NothingHereYet, s)
         }
         (None, _) => wait(s, Why::WaitingForLeader),
+    }
+}
+
+/// The first server of a cluster is half made, by an agent that has died or a step that has failed. It is gone on
+/// with, or made anew, by the holder of the leader key alone; it never races.
+fn begun(s: &Snapshot, control: &Control, filling: bool) -> Decision {
+    let runs = s.server != Server::Stopped;
+    match (&s.lease, &s.cluster.leader, s.cluster.initialize.as_deref()) {
+        // The store knows the cluster: nothing but the note is missing, and it goes with the next look.
+        (_, _, Some(known)) if filling && known == control.system_identifier => {
+            with_data(s, control)
+        }
+        (Lease::Mine { until, .. }, _, _) if runs && s.now + s.stop_budget >= *until => {
+            decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s)
+        }
+        _ if s.store != Store::Live => wait(s, Why::StoreLost),
+        (Lease::Mine { .. }, _, None | Some("")) => {
+            decision(Action::Bootstrap, Why::ClusterIsNew, s)
+        }
+        (Lease::None, Some(leader), _) if leader.name == s.me => wait(s, Why::LeaseBeingProven),
+        (_, Some(_), _) | (_, _, Some(_)) if runs => {
+            decision(Action::Demote { immediate: true }, Why::OtherBootstraps, s)
+        }
+        _ => without_data(s),
     }
 }
 

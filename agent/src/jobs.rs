@@ -22,7 +22,7 @@ use crate::handover::{self, HandoverError, PROMOTE_LIMIT, SHORT_LEASE, json};
 use crate::lease::{ClaimError, Held};
 use crate::postgres::{
     BootstrapError, CloneError, ConfigureError, ControlDataError, PromoteError, RewindError,
-    ScriptError, SqlError, StartAs, StartError, StopError, StopMode,
+    ScriptError, SourceError, SqlError, StartAs, StartError, StopError, StopMode, ToolError,
 };
 
 /// How long a server may take to stop in an orderly way before it is killed.
@@ -38,7 +38,7 @@ const NAMES_LIMIT: Duration = Duration::from_secs(3);
 const SCRIPT_LIMIT: Duration = Duration::from_secs(3600);
 
 pub use joining::{copy_slots, demote_cluster, follow, rejoin};
-pub use making::{bootstrap, clone, clone_without_leader, reinitialize};
+pub use making::{bootstrap, clone, clone_without_leader, prove_copy, reinitialize};
 
 /// Why a step failed; the next cycle decides anew from what is then observed.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,12 @@ pub enum JobError {
     NoWatchdog,
     #[error("{member} took timeline {timeline} another way than this server")]
     AnotherWay { member: String, timeline: kornak_cluster::Timeline },
+    #[error("no copy of the leader's server can be made")]
+    Source(#[from] SourceError),
+    #[error("note how far the new cluster has come")]
+    Note(#[from] ToolError),
+    #[error("the copy has ended after it was started: see {log}")]
+    EndedAgain { log: std::path::PathBuf },
     #[error("{member} is not known in the store")]
     NoMember { member: String },
     #[error("the guard")]

@@ -341,6 +341,9 @@ impl Instance {
         let mut config = GuardConfig::new(&settings.postgresql.data_dir);
         config.stop_budget = settings.kornak.guard.stop_budget;
         config.linger = GUARD_LINGER;
+        if let Some(dir) = &settings.kornak.state_dir {
+            config.runtime_dir = dir.join("guard");
+        }
         if let Some(program) = guard_program {
             config.program = program;
         }
@@ -353,6 +356,7 @@ impl Instance {
             guard: config.clone(),
         })?;
         let guard = postgres.guard().await?;
+        postgres.settle().await;
         if guard.locked_kib() == Some(0) {
             warn!(
                 "the guard's memory could not be locked: a disk that hangs might keep it from \
@@ -457,6 +461,10 @@ impl Instance {
                 over.clone(),
             )
             .instrument(span.clone()),
+        );
+        let (postgres, bounded) = (ctx.postgres.clone(), over.clone());
+        tasks.spawn(
+            async move { postgres.keep_log_bounded(bounded).await }.instrument(span.clone()),
         );
         tasks.spawn(watchdog::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
         tasks.spawn(leading::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));

@@ -278,16 +278,23 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 async fn data_dir(postgres: &Postgres) -> DataDir {
     match postgres.data_dir_state() {
         Ok(DataDirState::Missing | DataDirState::Empty) => DataDir::Empty,
-        Ok(DataDirState::Foreign) => DataDir::Foreign {
-            reason: "it holds files, and no complete PostgreSQL cluster".to_owned(),
-        },
-        Ok(DataDirState::Cluster { .. }) => match postgres.controldata().await {
-            Ok(control) => DataDir::Initialized(Control {
-                timeline: control.timeline,
-                clean: control.state.is_clean(),
-                was_primary: control.state.was_primary(),
-                system_identifier: control.system_identifier.to_string(),
-            }),
+        Ok(DataDirState::Foreign { why }) => DataDir::Foreign { reason: why },
+        Ok(state @ (DataDirState::Cluster { .. } | DataDirState::Begun)) => match postgres
+            .controldata()
+            .await
+        {
+            Ok(control) => {
+                let control = Control {
+                    timeline: control.timeline,
+                    clean: control.state.is_clean(),
+                    was_primary: control.state.was_primary(),
+                    system_identifier: control.system_identifier.to_string(),
+                };
+                match state {
+                    DataDirState::Begun => DataDir::Begun { control, filling: !postgres.goes_on() },
+                    _ => DataDir::Initialized(control),
+                }
+            }
             Err(error) => DataDir::Foreign { reason: with_causes(&error) },
         },
         Err(error) => DataDir::Foreign { reason: error.to_string() },

@@ -21,11 +21,15 @@ mod encryption;
 mod files;
 mod guc;
 mod initdb;
+mod log;
+mod marker;
 mod os;
+mod place;
 mod process;
 mod rewind;
 mod script;
 mod slots;
+mod source;
 mod sql;
 mod status;
 mod tool;
@@ -63,6 +67,7 @@ pub use rewind::{
 };
 pub use script::ScriptError;
 pub use slots::slot_name_of;
+pub use source::SourceError;
 pub use sql::{APPLICATION_PREFIX, Login, Sql, SqlError, TextRow, ask, identifier, literal};
 pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus, Startup};
 pub(crate) use tool::hide_settings;
@@ -118,17 +123,21 @@ pub struct Options {
 }
 
 /// What a data directory is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DataDirState {
     Missing,
-    /// Also: a copy that was begun here and not finished.
+    /// Also: what was begun here and not finished, and can only be begun anew.
     Empty,
+    /// The first server of a cluster, which is being made or was when an agent died.
+    Begun,
     /// A cluster of this major version.
     Cluster {
         version: u32,
     },
-    /// It holds something that is no cluster: never touched.
-    Foreign,
+    /// It holds something that is no cluster, or may be an incomplete one: never touched.
+    Foreign {
+        why: String,
+    },
 }
 
 /// The OS user is unknown.
@@ -172,6 +181,8 @@ struct Inner {
     verdicts: Mutex<vetting::Verdicts>,
     /// When `synchronous_standby_names` was last changed by us.
     names_changed_at: Mutex<Moment>,
+    /// pg_rewind, from where it cannot be stopped without harm.
+    rewinding_task: Mutex<Option<tokio::task::AbortHandle>>,
 }
 
 /// The part of the configuration that changes.
@@ -217,6 +228,7 @@ impl Postgres {
             writing: tokio::sync::Mutex::new(()),
             verdicts: Mutex::default(),
             names_changed_at: Mutex::default(),
+            rewinding_task: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -243,6 +255,9 @@ impl Postgres {
         if let Some(guard) = current.as_ref().filter(|guard| !guard.is_lost()) {
             return Ok(guard.clone());
         }
+        let dir = &self.inner.guard_config.runtime_dir;
+        let failed = |source| GuardError::RuntimeDir { dir: dir.clone(), source };
+        self.inner.prepare_place().map_err(failed)?;
         let guard = GuardClient::connect_or_start(&self.inner.guard_config).await?;
         let status = guard.status().await?;
         if status.postmaster.is_none()
@@ -266,39 +281,6 @@ impl Postgres {
     fn pid_in_lock_file(&self) -> Option<u32> {
         let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).ok()?;
         text.lines().next()?.trim().parse().ok()
-    }
-
-    /// Looks at the data directory. An unreadable one is an error, not an empty one.
-    pub fn data_dir_state(&self) -> io::Result<DataDirState> {
-        let dir = self.data_dir();
-        let begun_here = self.unfinished() == Some(Unfinished::Copy);
-        let mut entries = match fs::read_dir(dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(DataDirState::Missing);
-            }
-            Err(error) => return Err(error),
-        };
-        if begun_here {
-            return Ok(DataDirState::Empty);
-        }
-        match fs::read_to_string(dir.join("PG_VERSION")) {
-            Ok(version) => {
-                let major = version.trim().split('.').next().and_then(|major| major.parse().ok());
-                let complete = dir.join("global/pg_control").exists();
-                Ok(match major {
-                    Some(version) if complete => DataDirState::Cluster { version },
-                    _ => DataDirState::Foreign,
-                })
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // A file system's own directory is not somebody's data.
-                let foreign =
-                    entries.any(|entry| entry.is_ok_and(|e| e.file_name() != "lost+found"));
-                Ok(if foreign { DataDirState::Foreign } else { DataDirState::Empty })
-            }
-            Err(error) => Err(error),
-        }
     }
 
     /// What a server that does not run left behind; of a running one, its last checkpoint.

@@ -267,7 +267,8 @@ async fn what_was_not_made_here_is_not_touched() {
     std::fs::create_dir(dir).unwrap();
     assert_eq!(b.postgres.data_dir_state().unwrap(), DataDirState::Empty);
     std::fs::write(dir.join("letter"), "dear").unwrap();
-    assert_eq!(b.postgres.data_dir_state().unwrap(), DataDirState::Foreign);
+    let state = b.postgres.data_dir_state().unwrap();
+    assert!(matches!(state, DataDirState::Foreign { .. }), "{state:?}");
     let refused = b.postgres.clone_from(Some(&a.upstream()), false).await;
     assert!(matches!(refused, Err(CloneError::NotEmpty { .. })), "{refused:?}");
     assert_eq!(std::fs::read_to_string(dir.join("letter")).unwrap(), "dear");
@@ -353,10 +354,13 @@ async fn what_a_tool_left_half_done_is_no_server() {
     std::fs::create_dir(dir).unwrap();
     std::fs::write(dir.join("half"), "").unwrap();
     note("copy\n");
-    assert_eq!(b.postgres.data_dir_state().unwrap(), DataDirState::Empty, "it is ours to remove");
+    let state = b.postgres.data_dir_state().unwrap();
+    assert!(matches!(state, DataDirState::Foreign { .. }), "an old note is no proof: {state:?}");
+    std::fs::remove_file(dir.join("half")).unwrap();
+    assert_eq!(b.postgres.data_dir_state().unwrap(), DataDirState::Empty);
 
     // Another agent's tool still works.
-    std::fs::create_dir(&b.guard.runtime_dir).unwrap();
+    std::fs::create_dir_all(&b.guard.runtime_dir).unwrap();
     let mut lock = std::fs::File::options();
     let lock = lock.append(true).create(true).open(b.guard.runtime_dir.join("tool.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
@@ -446,7 +450,9 @@ async fn a_cluster_is_made_by_a_command_and_recovers_to_the_end_of_its_archive()
     b.postgres.custom_bootstrap(&method).await.unwrap();
     let archive = ("restore_command".to_owned(), format!("cp {source}/pg_wal/%f %p"));
     let start = StartAs::PointInTime(Fencing::Unfenced, Some([archive].into()));
-    b.postgres.start(&start).await.unwrap();
+    let early = b.postgres.start(&StartAs::Standby(None)).await;
+    assert!(matches!(early, Err(StartError::Unfinished(Unfinished::Bootstrap))), "{early:?}");
+    b.postgres.start_first(&start).await.unwrap();
     b.postgres.wait_ready(LIMIT).await.unwrap();
     until("recovery is over", async || {
         b.postgres.status().await.is_ok_and(|status| !status.in_recovery)

@@ -307,6 +307,14 @@ impl PostgresqlSettings {
         self.create_replica_methods.iter().any(alone)
     }
 
+    /// Whether one of the methods wants what is there.
+    pub fn keeps_data(&self) -> bool {
+        let keeps = |method: &ReplicaMethod| {
+            matches!(method, ReplicaMethod::Custom { keep_data: true, .. })
+        };
+        self.create_replica_methods.iter().any(keeps)
+    }
+
     /// Role for pg_rewind.
     pub fn rewind(&self) -> &Credentials {
         self.rewind.as_ref().unwrap_or(&self.superuser)
@@ -350,6 +358,9 @@ pub struct WatchdogSettings {
 pub struct KornakSettings {
     /// OS user that servers run as when the agent was started as root. Default `postgres`.
     pub os_user: String,
+    /// What is otherwise kept beside the data directory (the folder `<data_dir>.guard`, the password file) is
+    /// here; for data directories in folders that nobody may write to.
+    pub state_dir: Option<PathBuf>,
     pub guard: GuardSettings,
     pub handover: HandoverSettings,
     pub citus: KornakCitusSettings,
@@ -367,6 +378,7 @@ impl Default for KornakSettings {
     fn default() -> Self {
         Self {
             os_user: "postgres".to_owned(),
+            state_dir: None,
             guard: GuardSettings::default(),
             handover: HandoverSettings::default(),
             citus: KornakCitusSettings::default(),

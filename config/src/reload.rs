@@ -29,6 +29,7 @@ pub fn agent(old: &AgentSettings, new: AgentSettings) -> (AgentSettings, Vec<&'s
     keep("postgresql.data_dir", old.postgresql.data_dir == merged.postgresql.data_dir);
     keep("postgresql.config_dir", old.postgresql.config_dir == merged.postgresql.config_dir);
     keep("kornak.os_user", old.kornak.os_user == merged.kornak.os_user);
+    keep("kornak.state_dir", old.kornak.state_dir == merged.kornak.state_dir);
     keep("kornak.guard", old.kornak.guard == merged.kornak.guard);
     let form = |settings: &AgentSettings| {
         let log = &settings.log;
@@ -48,6 +49,7 @@ pub fn agent(old: &AgentSettings, new: AgentSettings) -> (AgentSettings, Vec<&'s
     merged.postgresql.data_dir.clone_from(&old.postgresql.data_dir);
     merged.postgresql.config_dir.clone_from(&old.postgresql.config_dir);
     merged.kornak.os_user.clone_from(&old.kornak.os_user);
+    merged.kornak.state_dir.clone_from(&old.kornak.state_dir);
     merged.kornak.guard = old.kornak.guard.clone();
     (merged, waiting)
 }

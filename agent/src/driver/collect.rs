@@ -91,6 +91,26 @@ impl Driver {
         });
     }
 
+    /// The store knows the cluster that was made here, and the agent that made it died before it could note so.
+    pub(super) async fn finish_first(&mut self) {
+        let observation = self.ctx.observed();
+        let crate::ha::DataDir::Begun { control, filling: true } = &observation.data else {
+            return;
+        };
+        let known = self.ctx.cluster().initialize;
+        if self.job.is_some() || known.as_deref() != Some(control.system_identifier.as_str()) {
+            return;
+        }
+        match self.ctx.postgres.finish_first().await {
+            Ok(()) => info!("the cluster that was made here is known to the store"),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(error, "cannot note that the data directory is complete");
+            }
+        }
+        self.ctx.fresh_look(LOOK_LIMIT).await;
+    }
+
     /// After a restart of the agent: the key bears our name, and its lease is noted on our disk.
     pub(super) fn take_up_again(&mut self) {
         if self.ctx.keeper.held().is_some() || self.job.is_some() {

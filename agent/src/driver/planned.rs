@@ -19,6 +19,12 @@ use crate::postgres::StopMode;
 /// A handover at shutdown must not take longer than init systems wait.
 const SHUTDOWN_DRAIN: Duration = Duration::from_secs(10);
 
+/// Between two looks at a rewind whose end is waited for.
+const REWIND_LOOK: Duration = Duration::from_millis(50);
+
+/// For removing what a copy has left; the next start goes on with it.
+const CLEAR_LIMIT: Duration = Duration::from_secs(5);
+
 /// The leader's housekeeping takes the guard out of service within a round of maintenance mode.
 const UNFENCE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -153,10 +159,29 @@ impl Driver {
         matches!(tokio::time::timeout(FAREWELL, asked).await, Ok(Ok(_)))
     }
 
+    /// What a copy that was broken off has left is of no use to anybody. What stays is known for what it is.
+    async fn clear_up(&self) {
+        let cleared = self.ctx.postgres.clear_leftovers();
+        match tokio::time::timeout(CLEAR_LIMIT, cleared).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(error)) => warn!(error = %error, "what was begun is left for the next start"),
+        }
+    }
+
     /// Hands over if this node leads and somebody can take over, then stops the server.
     pub(super) async fn shut_down(mut self) -> End {
-        if self.job.as_ref().is_some_and(|(job, _)| *job != Job::Handover) {
+        if self.ctx.postgres.is_rewinding() {
+            info!("waiting for pg_rewind, which would leave nothing of use if it were interrupted");
+            while self.ctx.postgres.is_rewinding() {
+                tokio::time::sleep(REWIND_LOOK).await;
+            }
+        }
+        if let Some((job, _)) = self.job.as_ref().filter(|(job, _)| *job != Job::Handover) {
+            let makes = matches!(job, Job::Bootstrap | Job::Clone | Job::Reinitialize);
             self.abort();
+            if makes {
+                self.clear_up().await;
+            }
         }
         if self.job.is_none() && self.may_leave_running().await {
             info!(

@@ -3,13 +3,15 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_cluster::Moment;
+use rustix::fs::{Mode, OFlags, fchown, open};
+use rustix::process::{Gid, Uid, geteuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -74,7 +76,9 @@ fn own_program() -> PathBuf {
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
     /// The runtime directory cannot be made or opened.
-    #[error("prepare {dir} for the guard: make it writable or name another directory")]
+    #[error(
+        "prepare {dir} for the guard: make it writable or name another directory with kornak.state_dir"
+    )]
     RuntimeDir {
         dir: PathBuf,
         #[source]
@@ -342,9 +346,20 @@ impl GuardClient {
 /// Makes the directory of lock, socket and logs, if need be.
 pub(crate) fn make_runtime_dir(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
     }
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    // Who may write next to it may have put a link there, or a directory of its own.
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    let found = File::from(open(dir, flags, Mode::empty())?);
+    if found.metadata()?.uid() != 0 {
+        fchown(&found, Some(Uid::ROOT), Some(Gid::ROOT))?;
+        found.set_permissions(fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
 }
 
 fn open_runtime_dir(dir: &Path) -> io::Result<File> {

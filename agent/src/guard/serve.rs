@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kornak_cluster::Moment;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Signal, WaitOptions, WaitStatus, geteuid, getpid,
@@ -171,6 +171,7 @@ impl Guard {
         let runtime_dir = File::open(&args.runtime_dir)?;
         let mut options = OpenOptions::new();
         options.create(true).append(true).mode(0o600);
+        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
         let lock = options.open(args.runtime_dir.join(LOCK))?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(None);

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::fs::fchown;
+use rustix::fs::{OFlags, fchown};
 use rustix::process::{
     Gid, Signal, Uid, getpid, getppid, set_parent_process_death_signal, setpriority_process,
 };
@@ -33,7 +33,10 @@ pub(super) fn spawn(
     data_dir: &Path,
     origin: &Origin,
 ) -> io::Result<std::process::Child> {
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&request.log)?;
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(0o600);
+    // The folder may have been the server's account's once.
+    let log = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&request.log)?;
     let (uid, gid) = (request.uid.map(Uid::from_raw), request.gid.map(Gid::from_raw));
     if uid.is_some() || gid.is_some() {
         fchown(&log, uid, gid)?;

@@ -58,6 +58,12 @@ pub enum DataDir {
     Foreign {
         reason: String,
     },
+    /// The first server of a cluster, which is being made here: it is no member before it is complete.
+    Begun {
+        control: Control,
+        /// Nothing but roles, databases and `post_bootstrap` was missing.
+        filling: bool,
+    },
     Initialized(Control),
 }
 

@@ -5,6 +5,7 @@
 
 mod following;
 mod leading;
+mod making;
 mod planned;
 mod quorum;
 mod racing;

@@ -127,8 +127,9 @@ async fn rejoin_without_leader(ctx: &Context, cluster: &ClusterState) -> Result<
 
 /// A standby that runs and gets no stream: whether it has WAL beyond the leader's way.
 async fn running_has_diverged(ctx: &Context, upstream: &Upstream) -> Result<bool, JobError> {
-    let leader = ctx.postgres.leader_position(upstream).await?;
+    // The leader is asked later: what it is ahead then is no difference.
     let own = ctx.postgres.status().await?;
+    let leader = ctx.postgres.leader_position(upstream).await?;
     if ctx.postgres.took_another_way(upstream, &leader, own.timeline).await? {
         return Ok(true);
     }
@@ -172,6 +173,8 @@ async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Res
     ) {
         return Err(JobError::DivergedForGood);
     }
+    // What is there may be of use to a person, if no copy can be had.
+    super::making::prove_copy_of(ctx, cluster, upstream, false).await?;
     ctx.postgres.clone_from(Some(upstream), true).await?;
     Ok(())
 }

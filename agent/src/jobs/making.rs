@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kornak_cluster::{ClusterConfig, StandbyCluster};
+use kornak_cluster::{ClusterConfig, ClusterState, StandbyCluster};
 use kornak_config::agent::BootstrapMethod;
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::{info, warn};
@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::guard::Fencing;
 use crate::ha::upstream::clone_sources;
 use crate::handover::json;
-use crate::postgres::{Parameters, StartAs, StopMode, parameter_text};
+use crate::postgres::{Parameters, ServerProcess, StartAs, StopMode, Upstream, parameter_text};
 
 /// Creates the cluster: claims the key, so that nobody else does, then makes a data directory.
 pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
@@ -21,14 +21,16 @@ pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
     let first = || ClusterConfig::from_json(ctx.settings.bootstrap.dcs.clone());
     let first = cluster.config.clone().unwrap_or_else(first);
     let initialize = ctx.keys.initialize();
-    let claim = ctx.keeper.claim(
-        cluster.store,
-        first.ttl,
-        vec![Compare::absent(&initialize)],
-        // On the leader's lease: if this node dies now, another one may begin.
-        |lease| vec![Op::put_leased(&initialize, "", lease)],
-    );
-    claim.await?;
+    if ctx.keeper.held().is_none() {
+        let claim = ctx.keeper.claim(
+            cluster.store,
+            first.ttl,
+            vec![Compare::absent(&initialize)],
+            // On the leader's lease: if this node dies now, another one may begin.
+            |lease| vec![Op::put_leased(&initialize, "", lease)],
+        );
+        claim.await?;
+    }
     info!("creating a new cluster");
     let made = make_cluster(&ctx, &first).await;
     match made {
@@ -41,13 +43,23 @@ pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
             let absent = vec![Compare::absent(&key)];
             ctx.store.txn(Txn { compare: absent, then, otherwise: known }).await?;
             info!(system_identifier = %identifier, "cluster created");
+            ctx.postgres.finish_first().await?;
             Ok(())
+        }
+        // What is there is not to blame: whoever leads next goes on with it.
+        Err(error) if ctx.keeper.held().is_none() && ctx.postgres.goes_on() => {
+            ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+            Err(error)
         }
         Err(error) => {
             ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
-            match ctx.postgres.set_data_aside() {
-                Ok(aside) => warn!(dir = %aside.display(), "what was made is set aside"),
-                Err(error) => warn!(error = %error, "what was made could not be set aside"),
+            match ctx.postgres.set_data_aside().await {
+                Ok(Some(aside)) => warn!(dir = %aside.display(), "what was made is set aside"),
+                Ok(None) => {}
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    warn!(error, "what was made could not be set aside");
+                }
             }
             ctx.keeper.release(Vec::new(), vec![Op::delete(&initialize)]).await?;
             ctx.guard.disarm().await?;
@@ -65,38 +77,57 @@ async fn make_cluster(ctx: &Context, config: &ClusterConfig) -> Result<String, J
     Ok(ctx.postgres.controldata().await?.system_identifier.to_string())
 }
 
-async fn make_primary(ctx: &Context) -> Result<(), JobError> {
+/// The data directory, unless an earlier agent has made it, and what to start it as.
+async fn make_files(ctx: &Context) -> Result<StartAs, JobError> {
     let bootstrap = &ctx.settings.bootstrap;
-    let start_as = match &bootstrap.method {
-        BootstrapMethod::Initdb => {
+    let goes_on = ctx.postgres.goes_on();
+    if !goes_on {
+        // An earlier agent's server may run on what is to go.
+        ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+        ctx.postgres.remove_first().await?;
+    }
+    let primary = StartAs::Primary(Fencing::Armed);
+    let BootstrapMethod::Custom(method) = &bootstrap.method else {
+        if !goes_on {
             ctx.postgres.initdb(&bootstrap.initdb, &bootstrap.pg_hba).await?;
-            StartAs::Primary(Fencing::Armed)
         }
-        BootstrapMethod::Custom(method) => {
-            ctx.postgres.custom_bootstrap(method).await?;
-            let given = parameters(&method.recovery_conf);
-            match (given.is_empty(), method.keep_existing_recovery_conf) {
-                (false, _) => StartAs::PointInTime(Fencing::Armed, Some(given)),
-                (true, true) => StartAs::PointInTime(Fencing::Armed, None),
-                (true, false) => StartAs::Primary(Fencing::Armed),
-            }
-        }
+        return Ok(primary);
     };
+    if !goes_on {
+        ctx.postgres.custom_bootstrap(method).await?;
+    } else if ctx.postgres.was_started() && !ctx.postgres.is_recovering() {
+        return Ok(primary);
+    }
+    let given = parameters(&method.recovery_conf);
+    Ok(match (given.is_empty(), method.keep_existing_recovery_conf) {
+        (false, _) => StartAs::PointInTime(Fencing::Armed, Some(given)),
+        (true, true) => StartAs::PointInTime(Fencing::Armed, None),
+        (true, false) => primary,
+    })
+}
+
+async fn make_primary(ctx: &Context) -> Result<(), JobError> {
+    let start_as = make_files(ctx).await?;
     let recovers = matches!(start_as, StartAs::PointInTime(..));
     ctx.postgres.prepare_synchronous_standby_names(Some(""));
-    ctx.postgres.start(&start_as).await?;
+    if let ServerProcess::Running { .. } = ctx.postgres.process().await? {
+        info!("the recovery that was begun goes on");
+    } else {
+        ctx.postgres.start_first(&start_as).await?;
+    }
     if recovers {
         info!("recovering to the point in time that was asked for");
-        ctx.postgres.wait_writable(SCRIPT_LIMIT).await?;
+        ctx.postgres.wait_writable().await?;
         info!("recovery has ended, the server is a primary");
     } else {
         ctx.postgres.wait_ready(START_LIMIT).await?;
     }
+    ctx.postgres.begin_filling().await?;
     ctx.postgres.create_roles().await?;
     for database in ctx.settings.citus.iter().flat_map(|citus| &citus.databases) {
         crate::citus::database::ensure(&ctx.postgres, database).await?;
     }
-    if let Some(command) = &bootstrap.post_bootstrap {
+    if let Some(command) = &ctx.settings.bootstrap.post_bootstrap {
         let url = ctx.postgres.connection_url();
         ctx.postgres.run_first_script(command, &[&url], SCRIPT_LIMIT).await?;
     }
@@ -111,10 +142,17 @@ async fn copy_remote(ctx: &Context, section: &StandbyCluster) -> Result<(), JobE
     let upstream = remote_server(ctx, section);
     let methods = Some(section.create_replica_methods.as_slice()).filter(|it| !it.is_empty());
     let from = Some(&upstream).filter(|upstream| upstream.is_server());
-    ctx.postgres.clone_by(methods, from, false).await?;
+    if !ctx.postgres.goes_on() {
+        ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+        ctx.postgres.remove_first().await?;
+        ctx.postgres.copy_first(methods, from).await?;
+    }
     ctx.postgres.prepare_synchronous_standby_names(Some(""));
-    ctx.postgres.start(&StartAs::Standby(Some(upstream))).await?;
+    if let ServerProcess::None = ctx.postgres.process().await? {
+        ctx.postgres.start_first(&StartAs::Standby(Some(upstream))).await?;
+    }
     ctx.postgres.wait_ready(START_LIMIT).await?;
+    ctx.postgres.begin_filling().await?;
     Ok(())
 }
 
@@ -152,22 +190,73 @@ async fn start_copy(ctx: &Context) -> Result<(), JobError> {
 }
 
 /// Throws the data away and copies a member's server; an operator asked for it by name. `from_leader`:
-/// by a base backup of the leader's, whatever the configured methods are.
+/// by a base backup of the leader's, whatever the configured methods are. It is done when the copy has been
+/// proven to be possible, and over when the member replicates again.
 pub async fn reinitialize(ctx: Arc<Context>, from_leader: bool) -> Result<(), JobError> {
     let cluster = ctx.cluster();
-    let Some((leader, _)) = cluster.leader_member() else {
-        return Err(JobError::NoMember { member: "the leader".to_owned() });
-    };
-    let leader = leader.to_owned();
+    let leader = leader_name(&cluster)?;
     let upstream = member_server(&ctx, &cluster, &leader)?;
     ctx.stop_in_order(STOP_LIMIT).await?;
     if from_leader {
         let basebackup = ["basebackup".to_owned()];
         ctx.postgres.clone_by(Some(&basebackup), Some(&upstream), true).await?;
-        return start_copy(&ctx).await;
+        start_copy(&ctx).await?;
+    } else if ctx.settings.postgresql.keeps_data() {
+        ctx.postgres.clone_from(Some(&upstream), true).await?;
+        start_copy(&ctx).await?;
+    } else {
+        ctx.postgres.remove_data().await?;
+        clone(Arc::clone(&ctx), leader).await?;
     }
-    ctx.postgres.remove_data()?;
-    clone(ctx, leader).await
+    until_it_replicates(&ctx).await
+}
+
+fn leader_name(cluster: &ClusterState) -> Result<String, JobError> {
+    let leader = cluster.leader_member().map(|(leader, _)| leader.to_owned());
+    leader.ok_or_else(|| JobError::NoMember { member: "the leader".to_owned() })
+}
+
+/// Shows that a copy of the leader's server could be made now, before anything is removed for it.
+pub async fn prove_copy(ctx: &Context, from_leader: bool) -> Result<(), JobError> {
+    let cluster = ctx.cluster();
+    let leader = member_server(ctx, &cluster, &leader_name(&cluster)?)?;
+    prove_copy_of(ctx, &cluster, &leader, from_leader).await
+}
+
+/// Like [`prove_copy`], of a server that need not be a member's.
+pub(super) async fn prove_copy_of(
+    ctx: &Context,
+    cluster: &ClusterState,
+    leader: &Upstream,
+    from_leader: bool,
+) -> Result<(), JobError> {
+    let methods = &ctx.settings.postgresql.create_replica_methods;
+    let first = methods.first().map_or("basebackup", |method| method.name());
+    let by_backup = from_leader || first == "basebackup";
+    let identifier = cluster.initialize.as_deref().filter(|known| !known.is_empty());
+    Ok(ctx.postgres.prove_source(leader, identifier, by_backup).await?)
+}
+
+/// A copy that was started catches up, which may take long; a server that ends does not.
+async fn until_it_replicates(ctx: &Context) -> Result<(), JobError> {
+    loop {
+        match ctx.postgres.status().await {
+            Ok(status) if !status.in_recovery || status.is_streaming() => break,
+            _ => {}
+        }
+        if ctx.postgres.process().await? == ServerProcess::None {
+            return Err(JobError::EndedAgain { log: ctx.postgres.log_file() });
+        }
+        let cluster = ctx.cluster();
+        let alone = own_upstream(ctx, &cluster)?.is_none_or(|upstream| !upstream.is_server());
+        if alone {
+            // Nobody to stream from.
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    info!("reinitialized, this member replicates again");
+    Ok(())
 }
 
 fn parameters(map: &serde_json::Map<String, serde_json::Value>) -> Parameters {

@@ -12,10 +12,12 @@ use tracing::{info, warn};
 use super::claim::Claim;
 use super::conf::{conninfo_words, join_conninfo, value_text};
 use super::files::ConfigureError;
-use super::initdb::{BootstrapError, empty_dir};
-use super::os::make_private_dir;
+use super::initdb::BootstrapError;
+use super::marker::{Mark, NEW, Purpose, Step, Tablespace, Wal};
+use super::os::{as_user_or_root, make_private_dir};
+use super::sql::{self, ask};
 use super::tool::{self, ToolError, split_words};
-use super::{DataDirState, Postgres, Unfinished, Upstream};
+use super::{Postgres, Upstream, place};
 
 /// Nobody knows how large a database is; a copy that hangs must be seen by a person.
 const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -42,6 +44,11 @@ pub enum CloneError {
     /// A custom method has ended well and left nothing.
     #[error("{method} has left no data directory behind")]
     NothingLeft { method: String },
+    /// The tool would fail at the end.
+    #[error(
+        "{path} is in use by a server: map the tablespace elsewhere, choose another waldir, or empty it"
+    )]
+    InUse { path: PathBuf },
     /// Only methods that need a running member are configured, and there is none.
     #[error("no method to create a replica without a leader")]
     NoMethod,
@@ -52,6 +59,9 @@ impl From<BootstrapError> for CloneError {
         match error {
             BootstrapError::NotEmpty { dir } => Self::NotEmpty { dir },
             BootstrapError::Prepare { path, source } => Self::Prepare { path, source },
+            BootstrapError::InUse { path } => Self::InUse { path },
+            BootstrapError::Initdb(source) => Self::Tool(source),
+            BootstrapError::Configure(source) => Self::Configure(source),
             error => Self::Prepare { path: PathBuf::new(), source: io::Error::other(error) },
         }
     }
@@ -77,6 +87,27 @@ impl Postgres {
         remove: bool,
     ) -> Result<(), CloneError> {
         let claim = self.inner.claim_soon().await?;
+        self.copy(&claim, Purpose::Copy, names, source, remove).await
+    }
+
+    /// The first server of a standby cluster. It is not complete before [`Postgres::finish_first`].
+    pub async fn copy_first(
+        &self,
+        names: Option<&[String]>,
+        source: Option<&Upstream>,
+    ) -> Result<(), CloneError> {
+        let claim = self.inner.claim_soon().await?;
+        self.copy(&claim, Purpose::Bootstrap, names, source, false).await
+    }
+
+    async fn copy(
+        &self,
+        claim: &Claim,
+        purpose: Purpose,
+        names: Option<&[String]>,
+        source: Option<&Upstream>,
+        mut remove: bool,
+    ) -> Result<(), CloneError> {
         let configured = &self.settings().create_replica_methods;
         let plain = ReplicaMethod::Basebackup { options: Vec::new() };
         let methods: Vec<&ReplicaMethod> = match names {
@@ -89,18 +120,19 @@ impl Postgres {
                 })
                 .collect(),
         };
-        if remove {
-            self.remove_data()?;
-        }
         let mut last = CloneError::NoMethod;
         for method in methods {
+            let keeps = matches!(method, ReplicaMethod::Custom { keep_data: true, .. });
+            if std::mem::take(&mut remove) && !keeps {
+                self.remove_claimed(claim).await?;
+            }
             let outcome = match (method, source) {
                 (ReplicaMethod::Basebackup { options }, Some(source)) => {
-                    self.basebackup(&claim, source, options).await
+                    self.basebackup(claim, purpose, source, options).await
                 }
                 (ReplicaMethod::Custom { no_leader: true, .. }, _)
                 | (ReplicaMethod::Custom { .. }, Some(_)) => {
-                    self.custom_copy(&claim, method, source).await
+                    self.custom_copy(claim, purpose, method, source).await
                 }
                 _ => continue,
             };
@@ -121,25 +153,40 @@ impl Postgres {
     async fn basebackup(
         &self,
         claim: &Claim,
+        purpose: Purpose,
         source: &Upstream,
         options: &[InitdbOption],
     ) -> Result<(), CloneError> {
-        let dir = self.data_dir();
-        self.prepare_empty_dir(dir)?;
-        self.inner.begin(Unfinished::Copy)?;
+        let before = self.prepare_dir(claim).await?;
+        let tablespaces = self.tablespaces(source, options).await;
+        let mark = Mark {
+            wal: wal_option(options).or(before.and_then(|mark| mark.wal)),
+            tablespaces: tablespaces.iter().map(|(_, path)| own_tablespace(path)).collect(),
+            ..Mark::new(purpose, Step::Making)
+        };
+        self.begin_making(claim, &mark).await?;
         let passfile = self.inner.write_passfile()?;
         let replication = &self.settings().replication;
         let mut words = conninfo_words(replication, &passfile, &source.host, source.port);
         // Not the member's name: a copy under way must never pass for a synchronous standby.
-        words.push(("application_name", format!("{} clone", super::sql::APPLICATION_PREFIX)));
+        words.push(("application_name", format!("{} clone", sql::APPLICATION_PREFIX)));
         let given = |name: &str| options.iter().any(|option| option.name == name);
         let mut command = self.tool("pg_basebackup");
-        command.arg("-D").arg(dir).arg("--no-password").arg("-d").arg(join_conninfo(&words));
+        command.arg("-D").arg(self.data_dir().join(NEW));
+        command.arg("--no-password").arg("-d").arg(join_conninfo(&words));
         if !given("wal-method") {
             command.arg("--wal-method=stream");
         }
         if !given("checkpoint") {
             command.arg("--checkpoint=fast");
+        }
+        for (location, path) in &tablespaces {
+            let escaped = |path: &Path| path.display().to_string().replace('=', "\\=");
+            let (from, to) = (escaped(location), escaped(&path.join(NEW)));
+            command.arg(format!("--tablespace-mapping={from}={to}"));
+        }
+        if let Some(wal) = &mark.wal {
+            command.arg(format!("--waldir={}", wal.path.join(NEW).display()));
         }
         for option in options.iter().filter(|option| !is_ours(&option.name)) {
             command.arg(match &option.value {
@@ -148,16 +195,56 @@ impl Postgres {
             });
         }
         let outcome = tool::run_claimed(&mut command, claim, COPY_LIMIT).await;
-        if let Err(error) = outcome {
-            empty_dir(dir);
-            return Err(error.into());
+        self.end_making(claim, mark, outcome).await?;
+        if purpose == Purpose::Copy {
+            self.finish(claim).await?;
         }
-        Ok(self.inner.finish()?)
+        Ok(())
+    }
+
+    /// The source's tablespaces, and where they go here. Those that a setting names are known even if the
+    /// source cannot be asked.
+    pub(super) async fn tablespaces(
+        &self,
+        source: &Upstream,
+        options: &[InitdbOption],
+    ) -> Vec<(PathBuf, PathBuf)> {
+        let mut all: Vec<(PathBuf, PathBuf)> = options
+            .iter()
+            .filter(|option| option.name == "tablespace-mapping")
+            .filter_map(|option| mapping(option.value.as_deref()?))
+            .collect();
+        let (settings, port) = (self.settings(), source.port);
+        let login =
+            sql::remote_login(&source.host, port, &settings.database, settings.rewind(), "copy");
+        let asked = async {
+            let client = login.connect().await?;
+            let statement = "SELECT pg_tablespace_location(oid) FROM pg_tablespace \
+                             WHERE pg_tablespace_location(oid) LIKE '/%'";
+            ask(&client, "list its tablespaces", statement).await
+        };
+        match asked.await {
+            Ok(rows) => {
+                for location in rows.into_iter().filter_map(|row| row.into_iter().next().flatten())
+                {
+                    let location = PathBuf::from(location);
+                    if all.iter().all(|(known, _)| *known != location) {
+                        all.push((location.clone(), location));
+                    }
+                }
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(error, "the source does not tell where its tablespaces are");
+            }
+        }
+        all
     }
 
     async fn custom_copy(
         &self,
         claim: &Claim,
+        purpose: Purpose,
         method: &ReplicaMethod,
         source: Option<&Upstream>,
     ) -> Result<(), CloneError> {
@@ -165,11 +252,7 @@ impl Postgres {
         else {
             return Err(CloneError::NoMethod);
         };
-        let dir = self.data_dir();
-        if !keep_data {
-            self.prepare_empty_dir(dir)?;
-            self.inner.begin(Unfinished::Copy)?;
-        }
+        self.prepare_for_command(claim, purpose, *keep_data).await?;
         let passfile = self.inner.write_passfile()?;
         let words = split_words(command).filter(|words| !words.is_empty());
         let mut words = words.ok_or_else(|| CloneError::Command { method: name.clone() })?;
@@ -183,17 +266,23 @@ impl Postgres {
         let mut words = words.into_iter();
         let mut run = tool::command(words.next().unwrap_or_default(), self.os_user());
         run.args(words).env("PGPASSFILE", passfile);
-        if let Err(error) = tool::run_claimed(&mut run, claim, COPY_LIMIT).await {
+        let ran = self.run_filling(&mut run, claim, purpose, COPY_LIMIT).await;
+        if let Err(error) = ran {
             if !keep_data {
-                empty_dir(dir);
+                self.place(claim, place::clear).await.map_err(self.failed())?;
             }
             return Err(error.into());
         }
-        self.inner.finish()?;
-        match self.data_dir_state() {
-            Ok(DataDirState::Cluster { .. }) => Ok(()),
-            _ => Err(CloneError::NothingLeft { method: name.clone() }),
+        if !self.holds_cluster() {
+            self.place(claim, place::clear).await.map_err(self.failed())?;
+            return Err(CloneError::NothingLeft { method: name.clone() });
         }
+        self.inner.forget_notes().map_err(self.failed())?;
+        match purpose {
+            Purpose::Copy => self.finish(claim).await,
+            Purpose::Bootstrap => self.step(claim, Step::Made).await,
+        }
+        .map_err(CloneError::from)
     }
 
     /// What a custom method is told, as by Patroni.
@@ -210,73 +299,119 @@ impl Postgres {
         arguments
     }
 
-    /// Removes the contents of the data directory, of its WAL directory and of its tablespaces, if
-    /// those are links. Nothing may run on it; the caller has been told to by name.
-    pub fn remove_data(&self) -> Result<(), CloneError> {
-        let dir = self.data_dir();
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| CloneError::Prepare { path, source }
-        };
-        for link in links(dir) {
-            if let Ok(target) = fs::canonicalize(&link) {
-                remove_contents(&target).map_err(failed(&target))?;
+    /// Removes the contents of the data directory, and what is its own of its WAL directory and of its
+    /// tablespaces. Nothing may run on it; the caller has been told to by name.
+    pub async fn remove_data(&self) -> Result<(), CloneError> {
+        let claim = self.inner.claim_soon().await?;
+        self.remove_claimed(&claim).await
+    }
+
+    async fn remove_claimed(&self, claim: &Claim) -> Result<(), CloneError> {
+        if self.data_dir().exists() {
+            let removal = |dir: &Path| place::remove_all(dir, Purpose::Copy);
+            self.place(claim, removal).await.map_err(self.failed())?;
+            warn!("contents of the data directory removed");
+        }
+        self.inner.forget_notes().map_err(self.failed())
+    }
+
+    /// What a bootstrap that failed has made goes to `<data_dir>.failed`, for a person to look at; an older
+    /// one there is replaced. `None`: it had to be removed, for a mount point cannot be renamed; or nothing
+    /// was made here. Nothing may run on it.
+    pub async fn set_data_aside(&self) -> Result<Option<PathBuf>, CloneError> {
+        let claim = self.inner.claim_soon().await?;
+        let made = Mark::load(self.data_dir()).map_err(self.failed())?;
+        if made.is_none_or(|mark| mark.purpose != Purpose::Bootstrap) {
+            return Ok(None);
+        }
+        let (user, dir) = (self.os_user().cloned(), self.data_dir().to_owned());
+        let renamed = tokio::task::spawn_blocking(move || {
+            // A link stays where it is, and needs something to lead to.
+            let linked = dir.is_symlink();
+            let dir = fs::canonicalize(dir)?;
+            let mut aside = dir.as_os_str().to_owned();
+            aside.push(".failed");
+            let aside = PathBuf::from(aside);
+            as_user_or_root(&dir, user.as_ref(), |_| {
+                place::remove_elsewhere(&dir)?;
+                place::remove_tree(&aside)?;
+                fs::rename(&dir, &aside)
+            })?;
+            if linked {
+                make_private_dir(&dir, user.as_ref())?;
+            }
+            Ok::<_, io::Error>(aside)
+        });
+        match renamed.await.map_err(io::Error::other).and_then(|renamed| renamed) {
+            Ok(aside) => Ok(Some(aside)),
+            Err(error) => {
+                warn!(error = %error, "cannot set aside what was made, removing it");
+                self.place(&claim, place::clear).await.map_err(self.failed())?;
+                Ok(None)
             }
         }
-        match remove_contents(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            outcome => outcome.map_err(failed(dir))?,
-        }
-        warn!("contents of the data directory removed");
-        Ok(self.inner.finish()?)
     }
 
-    /// Moves the data directory away, to `<data_dir>.failed`, for a person to look at; an older one
-    /// there is replaced. Nothing may run on it.
-    pub fn set_data_aside(&self) -> Result<PathBuf, CloneError> {
-        let dir = self.data_dir();
-        let mut aside = dir.as_os_str().to_owned();
-        aside.push(".failed");
-        let aside = PathBuf::from(aside);
-        let failed = |source| CloneError::Prepare { path: aside.clone(), source };
-        match fs::remove_dir_all(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        match fs::rename(dir, &aside) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-        make_private_dir(dir, self.os_user()).map_err(failed)?;
-        self.inner.finish()?;
-        Ok(aside)
+    fn failed(&self) -> impl Fn(io::Error) -> CloneError {
+        let path = self.data_dir().to_owned();
+        move |source| CloneError::Prepare { path: path.clone(), source }
     }
 }
 
-/// Options of pg_basebackup that are not the operator's.
+fn own_tablespace(path: &Path) -> Tablespace {
+    Tablespace { path: path.to_owned(), version: None }
+}
+
+/// `--waldir` of pg_basebackup and initdb.
+pub(super) fn wal_option(options: &[InitdbOption]) -> Option<Wal> {
+    let option = options.iter().find(|option| option.name == "waldir")?;
+    let path = PathBuf::from(option.value.as_deref()?);
+    Some(Wal { link: Some(path.clone()), path, found: false })
+}
+
+/// `OLD=NEW`, where `\=` is a part of a name.
+fn mapping(text: &str) -> Option<(PathBuf, PathBuf)> {
+    let mut halves = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' if chars.peek() == Some(&'=') => halves.last_mut()?.extend(chars.next()),
+            '=' => halves.push(String::new()),
+            c => halves.last_mut()?.push(c),
+        }
+    }
+    let [old, new] = halves.as_slice() else { return None };
+    Some((PathBuf::from(old), PathBuf::from(new)))
+}
+
+/// Options of pg_basebackup that are not the operator's, or that are said in another way.
 fn is_ours(name: &str) -> bool {
-    matches!(name, "pgdata" | "format" | "write-recovery-conf" | "dbname" | "no-password")
+    matches!(
+        name,
+        "pgdata"
+            | "format"
+            | "write-recovery-conf"
+            | "dbname"
+            | "no-password"
+            | "waldir"
+            | "tablespace-mapping"
+    )
 }
 
-/// `pg_wal` and the tablespaces, where they are symbolic links.
-fn links(dir: &Path) -> Vec<PathBuf> {
-    let mut candidates = vec![dir.join("pg_wal")];
-    candidates.extend(
-        fs::read_dir(dir.join("pg_tblspc")).into_iter().flatten().flatten().map(|e| e.path()),
-    );
-    candidates.retain(|path| path.is_symlink());
-    candidates
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn remove_contents(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
+    #[test]
+    fn a_mapping_has_two_sides() {
+        for (text, expected) in [
+            ("/a=/b", Some(("/a", "/b"))),
+            (r"/a\=x=/b", Some(("/a=x", "/b"))),
+            ("/a", None),
+            ("/a=/b=/c", None),
+        ] {
+            let expected = expected.map(|(a, b)| (PathBuf::from(a), PathBuf::from(b)));
+            assert_eq!(mapping(text), expected, "{text}");
         }
     }
-    Ok(())
 }

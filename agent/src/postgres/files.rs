@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use kornak_config::agent::PostgresqlSettings;
 use secrecy::ExposeSecret;
 
 use super::conf::{self, BASE_CONF, MAIN_CONF, Parameters};
-use super::os::{remove_file, write_file, write_if_changed};
+use super::os::{read_file, remove_file, write_file, write_if_changed};
 use super::sql::SqlError;
 use super::{Inner, Wanted};
 use crate::guard::GuardError;
@@ -18,6 +19,13 @@ use crate::guard::GuardError;
 pub enum ConfigureError {
     #[error("write {path}")]
     Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// What the operator has written there would be lost.
+    #[error("keep {path} as it was: make it readable")]
+    Keep {
         path: PathBuf,
         #[source]
         source: io::Error,
@@ -36,17 +44,26 @@ pub enum ConfigureError {
 const KEPT: [&str; 2] = ["primary_conninfo", "primary_slot_name"];
 pub(super) const SYNC: &str = "synchronous_standby_names";
 
-/// A file of ours beside the data directory: `<data_dir>.<suffix>`.
-pub(super) fn beside(settings: &PostgresqlSettings, suffix: &str) -> PathBuf {
-    match &settings.pgpass {
-        Some(pgpass) if suffix == "pgpass" => pgpass.clone(),
-        _ => {
-            let mut path = settings.data_dir.as_os_str().to_owned();
-            path.push(".");
-            path.push(suffix);
-            PathBuf::from(path)
-        }
-    }
+/// Name of the password file beside the data directory, `<data_dir>.pgpass`.
+const PASSFILE: &str = ".pgpass";
+
+/// The password file: where the settings say, or beside the data directory.
+pub(super) fn passfile(settings: &PostgresqlSettings) -> PathBuf {
+    settings.pgpass.clone().unwrap_or_else(|| {
+        let mut path = settings.data_dir.as_os_str().to_owned();
+        path.push(PASSFILE);
+        PathBuf::from(path)
+    })
+}
+
+/// Bytes as characters of the same numbers, for files in whatever encoding: only ASCII is looked at.
+fn characters(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
+/// What [`characters`] was made of.
+fn bytes(characters: &str) -> Vec<u8> {
+    characters.chars().filter_map(|c| u8::try_from(u32::from(c)).ok()).collect()
 }
 
 impl Inner {
@@ -79,7 +96,7 @@ impl Inner {
                 parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
             }
             let upstream = wanted.upstream.as_ref().and_then(Option::as_ref);
-            let passfile = beside(&self.settings, "pgpass");
+            let passfile = passfile(&self.settings);
             let dynamic = &wanted.dynamic_recovery;
             let recovery = conf::recovery(&self.settings, dynamic, &self.name, &passfile, upstream);
             parameters.extend(recovery);
@@ -100,7 +117,7 @@ impl Inner {
                 .map(drop)
                 .map_err(|source| ConfigureError::Write { path, source })
         };
-        write(beside(&self.settings, "pgpass"), &self.passfile_text(), 0o600)?;
+        write(passfile(&self.settings), &self.passfile_text(), 0o600)?;
         self.keep_base_conf()?;
         let base = self.settings.custom_conf.as_deref().unwrap_or(Path::new(BASE_CONF));
         let mut parameters = self.accepted(self.file_parameters(&wanted, standby));
@@ -108,14 +125,19 @@ impl Inner {
         if let Some(lines) = hba.filter(|lines| !lines.is_empty())
             && !parameters.contains_key("hba_file")
         {
-            write(self.config_file("pg_hba.conf"), &conf::render_lines(lines), 0o600)?;
+            let path = self.config_file("pg_hba.conf");
+            let mode = self.mode_of(&path);
+            write(path, &conf::render_lines(lines), mode)?;
         }
         let ident = self.settings.pg_ident.as_ref().or(wanted.dynamic_ident.as_ref());
         if let Some(lines) = ident.filter(|lines| !lines.is_empty())
             && !parameters.contains_key("ident_file")
         {
-            write(self.config_file("pg_ident.conf"), &conf::render_lines(lines), 0o600)?;
+            let path = self.config_file("pg_ident.conf");
+            let mode = self.mode_of(&path);
+            write(path, &conf::render_lines(lines), mode)?;
         }
+        self.ensure_hba(&parameters)?;
         if self.settings.config_dir != self.settings.data_dir {
             // Where the server would not look by itself.
             for (name, file) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
@@ -125,8 +147,25 @@ impl Inner {
                 }
             }
         }
-        write(self.main_conf(), &conf::render(Some(base), &parameters), 0o600)?;
+        let main_mode = self.mode_of(&self.main_conf());
+        write(self.main_conf(), &conf::render(Some(base), &parameters), main_mode)?;
         if wanted.keeps_recovery { Ok(()) } else { self.clean_auto_conf() }
+    }
+
+    /// A copy of a server that has its rules elsewhere comes without any, and no server starts so.
+    fn ensure_hba(&self, parameters: &Parameters) -> Result<(), ConfigureError> {
+        let path = self.config_file("pg_hba.conf");
+        let replication = &self.settings.replication;
+        if path.exists() || parameters.contains_key("hba_file") || replication.password.is_none() {
+            return Ok(());
+        }
+        let there = self.settings.data_dir.join("pg_hba.conf");
+        let text = match read_file(&there, self.user.as_ref()) {
+            Ok(text) => text,
+            Err(_) => conf::render_lines(&conf::default_hba(&replication.username)).into_bytes(),
+        };
+        write_file(&path, &text, self.mode_of(&there), self.user.as_ref())
+            .map_err(|source| ConfigureError::Write { path, source })
     }
 
     fn passfile_text(&self) -> String {
@@ -146,7 +185,7 @@ impl Inner {
 
     /// The password file alone, for tools that run before there is a data directory.
     pub(super) fn write_passfile(&self) -> Result<PathBuf, ConfigureError> {
-        let path = beside(&self.settings, "pgpass");
+        let path = passfile(&self.settings);
         write_if_changed(&path, &self.passfile_text(), 0o600, self.user.as_ref())
             .map_err(|source| ConfigureError::Write { path: path.clone(), source })?;
         Ok(path)
@@ -158,19 +197,35 @@ impl Inner {
         if base.exists() || self.settings.custom_conf.is_some() {
             return Ok(());
         }
-        let original = fs::read_to_string(self.main_conf()).unwrap_or_default();
-        write_file(&base, &original, 0o600, self.user.as_ref())
+        let main = self.main_conf();
+        let original = match read_file(&main, self.user.as_ref()) {
+            Ok(original) => original,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(ConfigureError::Keep { path: main, source }),
+        };
+        write_file(&base, &original, self.mode_of(&main), self.user.as_ref())
             .map_err(|source| ConfigureError::Write { path: base, source })
     }
 
     fn clean_auto_conf(&self) -> Result<(), ConfigureError> {
         let path = self.settings.data_dir.join("postgresql.auto.conf");
-        let text = fs::read_to_string(&path).unwrap_or_default();
+        let text = characters(&read_file(&path, self.user.as_ref()).unwrap_or_default());
         match conf::without_recovery(&text) {
-            Some(clean) => write_file(&path, &clean, 0o600, self.user.as_ref())
-                .map_err(|source| ConfigureError::Write { path, source }),
+            Some(clean) => {
+                write_file(&path, &bytes(&clean), self.mode_of(&path), self.user.as_ref())
+                    .map_err(|source| ConfigureError::Write { path, source })
+            }
             None => Ok(()),
         }
+    }
+
+    /// A file keeps its mode; a new one is for the group as well where the data directory is.
+    pub(super) fn mode_of(&self, path: &Path) -> u32 {
+        if let Ok(found) = fs::metadata(path) {
+            return found.mode() & 0o777;
+        }
+        let group = fs::metadata(&self.settings.data_dir).is_ok_and(|dir| dir.mode() & 0o050 != 0);
+        if group { 0o640 } else { 0o600 }
     }
 
     /// Makes the next start one with exactly this signal file; an old request to promote is forgotten.
@@ -178,9 +233,10 @@ impl Inner {
         for name in ["standby.signal", "recovery.signal", "promote"] {
             let path = self.settings.data_dir.join(name);
             let outcome = if wanted == Some(name) {
-                write_if_changed(&path, "", 0o600, self.user.as_ref()).map(drop)
+                let mode = self.mode_of(&path);
+                write_if_changed(&path, "", mode, self.user.as_ref()).map(drop)
             } else {
-                remove_file(&path)
+                remove_file(&path, self.user.as_ref())
             };
             outcome.map_err(|source| ConfigureError::Write { path, source })?;
         }
@@ -203,4 +259,15 @@ impl Inner {
 
 fn owned((name, value): (&String, &String)) -> (String, String) {
     (name.clone(), value.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_the_encoding_bytes_stay() {
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(bytes(&characters(&all)), all);
+    }
 }

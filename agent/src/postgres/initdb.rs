@@ -1,9 +1,7 @@
 //! A new cluster: its data directory and its first roles.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kornak_config::agent::{Credentials, InitdbOption};
@@ -12,13 +10,16 @@ use secrecy::ExposeSecret;
 use tokio_postgres::Client;
 use tracing::info;
 
+use super::basebackup::wal_option;
+use super::claim::Claim;
 use super::conf::{self, render_lines};
-use super::files::{ConfigureError, beside};
-use super::os::{make_private_dir, write_file};
+use super::files::ConfigureError;
+use super::marker::{MARK, Mark, NEW, PASSWORD, Purpose, Step};
+use super::os::{make_parents, make_private_dir, write_file};
 use super::script::ScriptError;
 use super::sql::{SqlError, ask, identifier, literal};
 use super::tool::{self, ToolError};
-use super::{DataDirState, Postgres, Unfinished};
+use super::{DataDirState, Postgres, place};
 
 /// `initdb` writes some 40 MB.
 const INITDB_LIMIT: Duration = Duration::from_secs(300);
@@ -40,6 +41,11 @@ pub enum BootstrapError {
     /// A custom method's command could not be run as it is written.
     #[error("run the custom bootstrap")]
     Script(#[from] ScriptError),
+    /// The tool would fail at the end.
+    #[error(
+        "{path} is in use by a server: map the tablespace elsewhere, choose another waldir, or empty it"
+    )]
+    InUse { path: PathBuf },
     /// A custom method has ended well and left nothing.
     #[error("the bootstrap method {method} has left no data directory behind")]
     NothingLeft { method: String },
@@ -57,27 +63,27 @@ impl Postgres {
         options: &[InitdbOption],
         hba: &[String],
     ) -> Result<(), BootstrapError> {
-        let dir = self.data_dir().to_owned();
-        let claim = self.inner.claim()?;
-        self.prepare_empty_dir(&dir)?;
-        self.inner.begin(Unfinished::Copy)?;
+        let claim = self.inner.claim_soon().await?;
+        self.prepare_dir(&claim).await?;
+        let mark = Mark { wal: wal_option(options), ..Mark::new(Purpose::Bootstrap, Step::Making) };
+        self.begin_making(&claim, &mark).await?;
         let superuser = &self.settings().superuser;
         let mut command = self.tool("initdb");
-        command.arg("-D").arg(&dir).arg("--username").arg(&superuser.username);
-        let pwfile = match &superuser.password {
-            Some(password) => {
-                let path = beside(self.settings(), "pwfile");
-                let text = format!("{}\n", password.expose_secret());
-                write_file(&path, &text, 0o600, self.os_user())
-                    .map_err(|source| BootstrapError::Prepare { path: path.clone(), source })?;
-                command.arg("--pwfile").arg(&path);
-                if !options.iter().any(|option| option.name.starts_with("auth")) {
-                    command.arg("--auth=scram-sha-256");
-                }
-                Some(path)
+        command.arg("-D").arg(self.data_dir().join(NEW));
+        command.arg("--username").arg(&superuser.username);
+        if let Some(password) = &superuser.password {
+            let path = self.data_dir().join(PASSWORD);
+            let text = format!("{}\n", password.expose_secret());
+            write_file(&path, &text, 0o600, self.os_user())
+                .map_err(|source| BootstrapError::Prepare { path: path.clone(), source })?;
+            command.arg("--pwfile").arg(&path);
+            if !options.iter().any(|option| option.name.starts_with("auth")) {
+                command.arg("--auth=scram-sha-256");
             }
-            None => None,
-        };
+        }
+        if let Some(wal) = &mark.wal {
+            command.arg(format!("--waldir={}", wal.path.join(NEW).display()));
+        }
         for option in options.iter().filter(|option| !is_ours(&option.name)) {
             command.arg(match &option.value {
                 Some(value) => format!("--{}={value}", option.name),
@@ -85,34 +91,127 @@ impl Postgres {
             });
         }
         let outcome = tool::run_claimed(&mut command, &claim, INITDB_LIMIT).await;
-        if let Some(path) = pwfile {
-            let _ = fs::remove_file(path);
-        }
-        if let Err(error) = outcome {
-            empty_dir(&dir);
-            return Err(error.into());
-        }
+        self.end_making(&claim, mark, outcome).await?;
         self.write_first_hba(hba)?;
-        self.inner.finish()?;
         info!("data directory initialized");
         Ok(())
     }
 
-    /// The directory exists, is empty, and belongs to the OS user. What an earlier copy left in it is
-    /// removed.
-    pub(super) fn prepare_empty_dir(&self, dir: &Path) -> Result<(), BootstrapError> {
-        let failed = |source| BootstrapError::Prepare { path: dir.to_owned(), source };
+    /// The directory exists, is empty, and belongs to the OS user; what an earlier attempt has left in it is
+    /// removed. Returns that attempt's note, for where its log was.
+    pub(super) async fn prepare_dir(&self, claim: &Claim) -> Result<Option<Mark>, BootstrapError> {
+        let dir = self.data_dir().to_owned();
+        let failed = |source| BootstrapError::Prepare { path: dir.clone(), source };
+        self.place(claim, place::clear).await.map_err(failed)?;
         match self.data_dir_state().map_err(failed)? {
-            DataDirState::Missing => {}
-            DataDirState::Empty => empty_dir(dir),
-            DataDirState::Cluster { .. } | DataDirState::Foreign => {
-                return Err(BootstrapError::NotEmpty { dir: dir.to_owned() });
-            }
+            DataDirState::Missing | DataDirState::Empty => {}
+            _ => return Err(BootstrapError::NotEmpty { dir: dir.clone() }),
         }
-        if let Some(parent) = dir.parent() {
-            fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed)?;
+        make_parents(&dir, self.os_user()).map_err(failed)?;
+        make_private_dir(&dir, self.os_user()).map_err(failed)?;
+        self.inner.forget_notes().map_err(failed)?;
+        Mark::load(&dir).map_err(failed)
+    }
+
+    /// What a tool makes is noted before it makes it.
+    pub(super) async fn begin_making(
+        &self,
+        claim: &Claim,
+        mark: &Mark,
+    ) -> Result<(), BootstrapError> {
+        let dir = self.data_dir().to_owned();
+        let failed = |source| BootstrapError::Prepare { path: dir.clone(), source };
+        let version = self.program_version().await?.map(|version| version / 10_000);
+        let noted = mark.clone();
+        let begun = self
+            .place(claim, move |dir| {
+                if let Some(used) = place::in_use(&noted, version) {
+                    return Ok(Err(used));
+                }
+                place::begin(dir, &noted).map(Ok)
+            })
+            .await
+            .map_err(failed)?;
+        match begun {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(BootstrapError::NotEmpty { dir }),
+            Err(path) => Err(BootstrapError::InUse { path }),
         }
-        make_private_dir(dir, self.os_user()).map_err(failed)
+    }
+
+    /// What the tool has made takes its place, or goes.
+    pub(super) async fn end_making(
+        &self,
+        claim: &Claim,
+        mark: Mark,
+        outcome: Result<String, ToolError>,
+    ) -> Result<(), BootstrapError> {
+        let path = self.data_dir().to_owned();
+        let failed = |source| BootstrapError::Prepare { path, source };
+        if let Err(error) = outcome {
+            self.place(claim, place::clear).await.map_err(failed)?;
+            return Err(error.into());
+        }
+        let arrived = self.place(claim, move |dir| {
+            place::remove_tree(&dir.join(PASSWORD))?;
+            let mark = place::arrive(dir, mark)?;
+            // A bootstrap is not complete with its files.
+            let after = if mark.purpose == Purpose::Bootstrap { Step::Made } else { Step::Moving };
+            Mark { step: after, names: Vec::new(), ..mark }.save(dir)
+        });
+        arrived.await.map_err(failed)
+    }
+
+    /// How far a bootstrap has come.
+    pub(super) async fn step(&self, claim: &Claim, step: Step) -> Result<(), ToolError> {
+        let stepped = self.place(claim, move |dir| match Mark::load(dir)? {
+            Some(mark) => Mark { step, ..mark }.save(dir),
+            None => Err(io::Error::from(io::ErrorKind::NotFound)),
+        });
+        let failed = |source| ToolError::Claim { path: self.data_dir().join(MARK), source };
+        stepped.await.map_err(failed)
+    }
+
+    /// The data directory is complete.
+    pub(super) async fn finish(&self, claim: &Claim) -> Result<(), ToolError> {
+        let finished = self.place(claim, |dir| {
+            place::sync_all(dir)?;
+            Mark::remove(dir)
+        });
+        let failed = |source| ToolError::Claim { path: self.data_dir().join(MARK), source };
+        finished.await.map_err(failed)
+    }
+
+    /// What an earlier attempt at the first server has left, if it cannot go on. Nothing may run on it.
+    pub async fn remove_first(&self) -> Result<(), BootstrapError> {
+        let claim = self.inner.claim_soon().await?;
+        let failed = |source| BootstrapError::Prepare { path: self.data_dir().to_owned(), source };
+        self.place(&claim, place::clear).await.map_err(failed)
+    }
+
+    /// The server was started since its data directory was made.
+    pub fn was_started(&self) -> bool {
+        let mark = Mark::load(self.data_dir());
+        mark.is_ok_and(|mark| mark.is_some_and(|mark| mark.step == Step::Started))
+    }
+
+    /// The first server of the cluster is being filled from now on; done again, it would be done twice.
+    pub async fn begin_filling(&self) -> Result<(), ToolError> {
+        // The server runs, and has its own lock.
+        let claim = self.inner.claim_soon().await?;
+        self.step(&claim, Step::Filling).await
+    }
+
+    /// The store knows the cluster: its first server is complete.
+    pub async fn finish_first(&self) -> Result<(), ToolError> {
+        let claim = self.inner.claim_soon().await?;
+        self.finish(&claim).await
+    }
+
+    /// What is there is the complete data directory of a server, whatever more is to be done with it.
+    pub(super) fn holds_cluster(&self) -> bool {
+        let dir = self.data_dir();
+        dir.join("PG_VERSION").exists() && dir.join("global/pg_control").exists()
     }
 
     fn write_first_hba(&self, hba: &[String]) -> Result<(), BootstrapError> {
@@ -125,7 +224,8 @@ impl Postgres {
             lines => lines.to_vec(),
         };
         let path = self.inner.config_file("pg_hba.conf");
-        write_file(&path, &render_lines(&lines), 0o600, self.os_user())
+        let mode = self.inner.mode_of(&path);
+        write_file(&path, &render_lines(&lines), mode, self.os_user())
             .map_err(|source| BootstrapError::Prepare { path, source })
     }
 
@@ -172,7 +272,7 @@ impl Postgres {
 
 /// Options of initdb that are not the operator's.
 fn is_ours(name: &str) -> bool {
-    matches!(name, "pgdata" | "pwfile" | "pwprompt" | "username" | "version" | "help")
+    matches!(name, "pgdata" | "pwfile" | "pwprompt" | "username" | "version" | "help" | "waldir")
 }
 
 async fn create_role(client: &Client, role: &Credentials, rights: &str) -> Result<(), SqlError> {
@@ -189,17 +289,4 @@ async fn create_role(client: &Client, role: &Credentials, rights: &str) -> Resul
     let name = identifier(&role.username);
     let statement = format!("{verb} ROLE {name} WITH LOGIN {rights} {password}");
     ask(client, "create a role", &statement).await.map(drop)
-}
-
-/// Removes what is in a directory that was empty before.
-pub(super) fn empty_dir(dir: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_name() == "lost+found" {
-            continue;
-        }
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        // What stays is seen by the next attempt, which then refuses.
-        let _ =
-            if is_dir { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
-    }
 }

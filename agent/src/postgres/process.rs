@@ -13,6 +13,7 @@ use tracing::info;
 use super::conf::{self, Parameters};
 use super::files::ConfigureError;
 use super::guc::Kind;
+use super::marker::Step;
 use super::sql::{SqlError, literal};
 use super::tool::ToolError;
 use super::{Postgres, Unfinished, Upstream};
@@ -31,8 +32,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const ASKED_AT_MOST: u32 = 20;
 /// The postmaster reads its files at once, backends between two commands.
 const RELOAD_LIMIT: Duration = Duration::from_secs(3);
-/// The log of a server that has no logging collector is begun anew beyond this.
-const MAX_LOG_BYTES: u64 = 64 << 20;
+/// Between two lines about a recovery that takes long.
+const RECOVERY_TOLD: Duration = Duration::from_secs(60);
 
 /// What a server is started as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +60,9 @@ pub enum StartError {
     /// The data directory is neither the old nor the new one.
     #[error("a {0:?} of the data directory was not finished: reinitialize this member")]
     Unfinished(Unfinished),
+    /// Not even its configuration is written there.
+    #[error("{dir} holds no server that could be started")]
+    NoData { dir: PathBuf },
     /// It ended before it took connections.
     #[error("the server ended with {exit} as it started: see {log}")]
     Exited { exit: Exit, log: PathBuf },
@@ -147,15 +151,37 @@ impl Postgres {
     ///
     /// A primary must have been armed for, unless [`Fencing::Unfenced`].
     pub async fn start(&self, start_as: &StartAs) -> Result<u32, StartError> {
+        self.start_on(start_as, None).await
+    }
+
+    /// As [`Postgres::start`], of the first server of a cluster that is being made: nobody else may start it.
+    pub async fn start_first(&self, start_as: &StartAs) -> Result<u32, StartError> {
+        self.start_on(start_as, Some(Unfinished::Bootstrap)).await
+    }
+
+    async fn start_on(
+        &self,
+        start_as: &StartAs,
+        expected: Option<Unfinished>,
+    ) -> Result<u32, StartError> {
         let guard = self.guard().await?;
         let (standby, writable) = match start_as {
             StartAs::Primary(fencing) | StartAs::PointInTime(fencing, _) => (false, Some(*fencing)),
             StartAs::Standby(_) => (true, None),
         };
         // Held until the postmaster runs: then its own lock file keeps tools away.
-        let _claim = self.inner.claim()?;
-        if let Some(unfinished) = self.unfinished() {
-            return Err(StartError::Unfinished(unfinished));
+        let claim = self.inner.claim()?;
+        if self.unfinished() == Some(Unfinished::Rewind) {
+            // What it cannot tell stays as it is.
+            let _ = self.take_over_rewind(&claim).await;
+        }
+        match self.unfinished() {
+            unfinished if unfinished == expected => {}
+            Some(unfinished) => return Err(StartError::Unfinished(unfinished)),
+            None => return Err(StartError::NoData { dir: self.data_dir().to_owned() }),
+        }
+        if !self.holds_cluster() {
+            return Err(StartError::NoData { dir: self.data_dir().to_owned() });
         }
         let args = {
             let _writing = self.inner.writing.lock().await;
@@ -166,10 +192,6 @@ impl Postgres {
         };
         self.sql().forget().await;
         let log = self.log_file();
-        if fs::metadata(&log).is_ok_and(|log| log.len() > MAX_LOG_BYTES) {
-            // Losing an old log is better than not starting.
-            let _ = fs::rename(&log, log.with_extension("log.1"));
-        }
         let user = self.os_user();
         let mut env = BTreeMap::new();
         if let Some(user) = user {
@@ -187,6 +209,9 @@ impl Postgres {
         };
         let pid = guard.start(request).await?;
         info!(pid, standby, "server started");
+        if expected.is_some() {
+            self.step(&claim, Step::Started).await?;
+        }
         Ok(pid)
     }
 
@@ -234,11 +259,6 @@ impl Postgres {
         conf::controlled(&self.inner.accepted(dynamic), primary.as_ref())
     }
 
-    /// Standard output and error of the postmaster.
-    pub fn log_file(&self) -> PathBuf {
-        self.inner.guard_config.runtime_dir.join("postgres.log")
-    }
-
     /// Waits until the server takes connections, or has ended.
     pub async fn wait_ready(&self, limit: Duration) -> Result<(), StartError> {
         let watch = self.guard().await?.watch();
@@ -258,22 +278,39 @@ impl Postgres {
         }
     }
 
-    /// Waits until a recovery to a point in time is over, or the server has ended.
-    pub async fn wait_writable(&self, limit: Duration) -> Result<(), StartError> {
+    /// Waits until a recovery to a point in time is over, or the server has ended: as long as it takes.
+    pub async fn wait_writable(&self) -> Result<(), StartError> {
         let watch = self.guard().await?.watch();
-        let deadline = Instant::now() + limit;
+        let mut told = Instant::now();
         loop {
-            if let Watched::Ending { exit, .. } | Watched::Gone { exit, .. } = *watch.borrow() {
-                return Err(StartError::Exited { exit, log: self.log_file() });
+            match *watch.borrow() {
+                Watched::Ending { exit, .. } | Watched::Gone { exit, .. } => {
+                    return Err(StartError::Exited { exit, log: self.log_file() });
+                }
+                Watched::Lost => return Err(StartError::Guard(GuardError::Lost)),
+                Watched::Nothing | Watched::Running { .. } => {}
             }
-            let answer = self.sql().value("tell whether it recovers", "SELECT pg_is_in_recovery()");
+            let answer = self.sql().value(
+                "tell whether it recovers",
+                "SELECT CASE WHEN pg_is_in_recovery() \
+                 THEN coalesce(pg_last_wal_replay_lsn()::text, 'nothing') END",
+            );
             match answer.await {
-                Ok(Some(value)) if value == "f" => return Ok(()),
+                Ok(None) => return Ok(()),
                 Err(error @ SqlError::Login(_)) => return Err(StartError::Sql(error)),
-                _ if Instant::now() >= deadline => return Err(StartError::NotReady(limit)),
-                _ => sleep(LOOK * 5).await,
+                Ok(Some(replayed)) if told.elapsed() > RECOVERY_TOLD => {
+                    told = Instant::now();
+                    info!(replayed, "recovering to the point in time that was asked for");
+                }
+                _ => {}
             }
+            sleep(LOOK * 5).await;
         }
+    }
+
+    /// The recovery that was begun here goes on at the next start; false: it is over.
+    pub fn is_recovering(&self) -> bool {
+        ["recovery.signal", "standby.signal"].iter().any(|name| self.data_dir().join(name).exists())
     }
 
     /// Stops the server. Without an error no process is left on the data directory: none that could

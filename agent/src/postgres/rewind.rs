@@ -2,7 +2,8 @@
 //! not have (`pg_rewind`, /docs/current/app-pgrewind.html).
 
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use kornak_cluster::{Lsn, Timeline};
@@ -12,10 +13,10 @@ use super::claim::{Claim, Unfinished};
 use super::conf::{BASE_CONF, MAIN_CONF, conninfo_words, join_conninfo};
 use super::controldata::{ControlData, ControlState};
 use super::files::ConfigureError;
-use super::os::{remove_file, write_file};
+use super::os::{read_file, remove_file, write_file};
 use super::sql::{self, SqlError, ask};
 use super::tool::{self, ToolError};
-use super::{ControlDataError, Postgres, Upstream};
+use super::{ControlDataError, DataDirState, Postgres, Upstream};
 
 /// Crash recovery of a large server takes minutes.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -40,6 +41,16 @@ pub enum RewindError {
     /// The history does not fit what it should tell.
     #[error("the history of timeline {0} is not understood")]
     History(Timeline),
+    #[error(
+        "the leader is a server of another cluster: its system identifier is {theirs}, here it is {ours}"
+    )]
+    OtherCluster { ours: u64, theirs: u64 },
+    /// pg_rewind sees equal timelines and does nothing.
+    #[error(
+        "rewind: this server has log up to {ours} on timeline {timeline}, the leader only up to {theirs}: it has \
+         lost what it had flushed, and only a new copy helps"
+    )]
+    Ahead { timeline: Timeline, ours: Lsn, theirs: Lsn },
     /// pg_rewind tells timelines by their number.
     #[error(
         "rewind: this server and the leader both took timeline {0}, each on a way of its own: only a \
@@ -57,6 +68,11 @@ pub enum RewindError {
     /// A tool works on the data directory, or what it is about could not be written down.
     #[error("claim the data directory")]
     Claim(#[source] ToolError),
+    #[error("note what is done to the data directory, or keep its configuration files")]
+    Note(#[source] io::Error),
+    /// Somebody replaces the data directory.
+    #[error("the rewind was given up")]
+    GivenUp,
     #[error("prepare or restore configuration files")]
     Configure(#[from] ConfigureError),
 }
@@ -123,6 +139,9 @@ pub struct LeaderPosition {
     pub history: Vec<HistoryLine>,
     /// Timeline of its last checkpoint.
     pub checkpoint_timeline: Timeline,
+    /// How far its log was flushed when it was asked; `None`: it is itself a standby.
+    pub flushed: Option<Lsn>,
+    pub system_identifier: u64,
 }
 
 /// Whether a member can follow the leader as it is.
@@ -134,10 +153,12 @@ pub enum RewindNeed {
     Diverged,
 }
 
-/// Compares where the local log ends with the way that the leader's log took.
+/// Compares where the local log ends with the way that the leader's log took, which was asked for later: a
+/// standby is sent what is flushed and no more.
 pub fn rewind_need(local: LocalEnd, leader: &LeaderPosition) -> RewindNeed {
     if local.timeline == leader.timeline {
-        return RewindNeed::No;
+        let ahead = leader.flushed.is_some_and(|flushed| local.lsn > flushed);
+        return if ahead { RewindNeed::Diverged } else { RewindNeed::No };
     }
     let left = leader.history.iter().find(|line| line.timeline == local.timeline);
     match left {
@@ -239,15 +260,21 @@ impl Postgres {
         let statement = "SELECT CASE WHEN s.r THEN greatest(w.received_tli, c.timeline_id, \
              (pg_control_recovery()).min_recovery_end_timeline) \
              ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
-             c.timeline_id \
+             c.timeline_id, i.system_identifier, \
+             CASE WHEN NOT s.r THEN pg_current_wal_flush_lsn() END \
              FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) AS s \
-             CROSS JOIN pg_control_checkpoint() AS c LEFT JOIN pg_stat_wal_receiver AS w ON true";
+             CROSS JOIN pg_control_checkpoint() AS c CROSS JOIN pg_control_system() AS i \
+             LEFT JOIN pg_stat_wal_receiver AS w ON true";
         let rows = ask(&client, OPERATION, statement).await.map_err(RewindError::Leader)?;
-        let number =
-            |column: usize| rows.first()?.get(column)?.as_ref()?.parse::<u32>().ok().map(Timeline);
-        let (Some(timeline), Some(checkpoint_timeline)) = (number(0), number(1)) else {
+        let text = |column: usize| rows.first()?.get(column)?.as_deref();
+        let number = |column: usize| text(column)?.parse::<u32>().ok().map(Timeline);
+        let identifier = text(2).and_then(|text| text.parse().ok());
+        let (Some(timeline), Some(checkpoint_timeline), Some(system_identifier)) =
+            (number(0), number(1), identifier)
+        else {
             return Err(RewindError::Leader(SqlError::Answer { operation: OPERATION }));
         };
+        let flushed = text(3).and_then(|text| text.parse().ok());
         let mut history = Vec::new();
         if timeline > Timeline(1) {
             let statement = format!(
@@ -262,7 +289,7 @@ impl Postgres {
             let lines = text.as_deref().and_then(parse_history);
             history = lines.ok_or(RewindError::History(timeline))?;
         }
-        Ok(LeaderPosition { timeline, history, checkpoint_timeline })
+        Ok(LeaderPosition { timeline, history, checkpoint_timeline, flushed, system_identifier })
     }
 
     /// Replays the log of a server that has crashed, without letting anybody in, so that its end is
@@ -275,7 +302,7 @@ impl Postgres {
     async fn recover_claimed(&self, claim: &Claim) -> Result<(), RewindError> {
         let dir = self.data_dir();
         let signal = dir.join("standby.signal");
-        remove_file(&signal)
+        remove_file(&signal, self.os_user())
             .map_err(|source| ConfigureError::Write { path: signal.clone(), source })?;
         let settings = self.settings();
         let mut command = self.tool("postgres");
@@ -306,14 +333,19 @@ impl Postgres {
     /// Whether this node can follow `leader` as it is. The server must not run, and is not changed: a
     /// crash recovery here would add to the log of what may be a fresh copy.
     pub async fn rewind_needed(&self, leader: &Upstream) -> Result<RewindNeed, RewindError> {
+        if self.unfinished() == Some(Unfinished::Rewind) {
+            let claim = self.inner.claim().map_err(RewindError::Claim)?;
+            self.take_over_rewind(&claim).await?;
+        }
         if self.unfinished().is_some() {
             return Ok(RewindNeed::Diverged);
         }
-        if self.is_fresh_copy() {
+        let control = self.controldata().await?;
+        if self.is_fresh_copy(&control) {
             return Ok(RewindNeed::No);
         }
-        let control = self.controldata().await?;
         let position = self.leader_position(leader).await?;
+        same_cluster(&control, &position)?;
         let own = LocalEnd::of(&control).map_or(control.timeline, |local| local.timeline);
         if self.took_another_way(leader, &position, own).await? {
             tracing::warn!(timeline = %own, "two servers took the same timeline, each its own way");
@@ -329,9 +361,13 @@ impl Postgres {
         Ok(need)
     }
 
-    /// A copy that has not been started yet: its control file tells what its source was doing.
-    fn is_fresh_copy(&self) -> bool {
-        self.data_dir().join("backup_label").exists()
+    /// A copy that has not been started yet: its control file tells what its source was doing. (Until version 14
+    /// a primary could have such a file while it was backed up; it has been started, and says so.)
+    fn is_fresh_copy(&self, control: &ControlData) -> bool {
+        let dir = self.data_dir();
+        let old = matches!(self.data_dir_state(), Ok(DataDirState::Cluster { version: ..=14 }));
+        let exclusive = old && control.state.was_primary() && dir.join("postmaster.opts").exists();
+        dir.join("backup_label").exists() && !exclusive
     }
 
     /// Undoes what the leader does not have. The server must not run; it is started as a standby
@@ -346,6 +382,7 @@ impl Postgres {
             return Err(RewindError::NotPossible);
         }
         let position = self.leader_position(leader).await?;
+        same_cluster(&control, &position)?;
         if position.checkpoint_timeline < position.timeline {
             return Err(RewindError::NoCheckpoint(position.timeline));
         }
@@ -353,13 +390,19 @@ impl Postgres {
             self.recover_claimed(&claim).await?;
             control = self.controldata().await?;
         }
-        let own = LocalEnd::of(&control).map_or(control.timeline, |local| local.timeline);
+        let local = LocalEnd::of(&control);
+        let own = local.map_or(control.timeline, |local| local.timeline);
         if self.took_another_way(leader, &position, own).await? {
             return Err(RewindError::SameNumber(own));
         }
+        if let (Some(local), Some(theirs)) = (local, position.flushed)
+            && local.timeline == position.timeline
+            && local.lsn > theirs
+        {
+            return Err(RewindError::Ahead { timeline: own, ours: local.lsn, theirs });
+        }
         info!(timeline = %control.timeline, leader = %position.timeline, "rewinding");
         let passfile = self.inner.write_passfile()?;
-        let kept = self.read_own_files();
         let settings = self.settings();
         let mut words = conninfo_words(settings.rewind(), &passfile, &leader.host, leader.port);
         words.push(("dbname", settings.database.clone()));
@@ -370,17 +413,62 @@ impl Postgres {
         rehearsal.arg("--dry-run");
         let rehearsed = tool::run_claimed(&mut rehearsal, &claim, REWIND_LIMIT).await;
         rehearsed.map_err(RewindError::Rewind)?;
-        self.inner.begin(Unfinished::Rewind).map_err(RewindError::Claim)?;
-        let outcome =
-            tool::run_claimed(&mut self.rewind_command(&source), &claim, REWIND_LIMIT).await;
-        outcome.map_err(RewindError::Rewind)?;
-        for (path, text) in kept {
-            write_file(&path, &text, 0o600, self.os_user())
-                .map_err(|source| ConfigureError::Write { path, source })?;
+        // From here on it goes to its end, whatever becomes of the step that began it.
+        let this = self.clone();
+        let rewinding = tokio::spawn(async move { this.rewind_for_good(claim, &source).await });
+        *self.inner.rewinding_task.lock() = Some(rewinding.abort_handle());
+        match rewinding.await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(RewindError::GivenUp),
         }
-        self.inner.finish().map_err(RewindError::Claim)?;
+    }
+
+    async fn rewind_for_good(&self, claim: Claim, source: &str) -> Result<(), RewindError> {
+        self.keep_own_files()?;
+        self.inner.begin_rewind().map_err(noted)?;
+        let outcome =
+            tool::run_claimed(&mut self.rewind_command(source), &claim, REWIND_LIMIT).await;
+        outcome.map_err(RewindError::Rewind)?;
+        self.complete_rewind(&claim).await?;
         info!("rewound");
         Ok(())
+    }
+
+    /// pg_rewind is at work and must not be disturbed.
+    pub fn is_rewinding(&self) -> bool {
+        self.inner.rewinding_task.lock().as_ref().is_some_and(|task| !task.is_finished())
+    }
+
+    /// Ends pg_rewind, for whoever replaces the data directory.
+    pub fn give_up_rewind(&self) {
+        if let Some(task) = self.inner.rewinding_task.lock().take() {
+            task.abort();
+        }
+    }
+
+    /// pg_rewind outlives the agent that started it. It writes the control file last: if that is the new one,
+    /// all the rest has been written, and is on disk if the host has not been started anew since.
+    pub(super) async fn take_over_rewind(&self, claim: &Claim) -> Result<bool, RewindError> {
+        let Some(note) = self.inner.rewinding() else { return Ok(false) };
+        let done = self.controldata().await?.state == ControlState::InArchiveRecovery;
+        if !done || note.boot != super::claim::boot_id().map_err(noted)? {
+            return Ok(false);
+        }
+        self.complete_rewind(claim).await?;
+        info!("a rewind that an earlier agent had begun is complete");
+        Ok(true)
+    }
+
+    async fn complete_rewind(&self, claim: &Claim) -> Result<(), RewindError> {
+        for entry in fs::read_dir(self.inner.kept_files()).map_err(noted)?.flatten() {
+            let (kept, path) = (entry.path(), self.data_dir().join(entry.file_name()));
+            let text = fs::read(&kept).map_err(noted)?;
+            let mode = entry.metadata().map_err(noted)?.mode() & 0o777;
+            write_file(&path, &text, mode, self.os_user())
+                .map_err(|source| ConfigureError::Write { path, source })?;
+        }
+        self.place(claim, super::place::sync_all).await.map_err(noted)?;
+        self.inner.finish_rewind().map_err(noted)
     }
 
     fn rewind_command(&self, source: &str) -> tokio::process::Command {
@@ -390,14 +478,34 @@ impl Postgres {
         command
     }
 
-    /// Files in the data directory that pg_rewind would take from the leader.
-    fn read_own_files(&self) -> Vec<(PathBuf, String)> {
-        [MAIN_CONF, BASE_CONF, "pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf"]
-            .into_iter()
-            .map(|name| self.data_dir().join(name))
-            .filter_map(|path| fs::read_to_string(&path).ok().map(|text| (path, text)))
-            .collect()
+    /// Files in the data directory that pg_rewind would take from the leader, byte for byte.
+    fn keep_own_files(&self) -> Result<(), RewindError> {
+        let kept = self.inner.kept_files();
+        super::place::remove_tree(&kept).map_err(noted)?;
+        crate::guard::make_runtime_dir(&kept).map_err(noted)?;
+        for name in [MAIN_CONF, BASE_CONF, "pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf"] {
+            let path = self.data_dir().join(name);
+            match read_file(&path, self.os_user()) {
+                Ok(text) => {
+                    write_file(&kept.join(name), &text, self.inner.mode_of(&path), None)
+                        .map_err(noted)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(ConfigureError::Keep { path, source }.into()),
+            }
+        }
+        Ok(())
     }
+}
+
+/// What is being done could not be noted beside the data directory.
+fn noted(source: io::Error) -> RewindError {
+    RewindError::Note(source)
+}
+
+fn same_cluster(control: &ControlData, leader: &LeaderPosition) -> Result<(), RewindError> {
+    let (ours, theirs) = (control.system_identifier, leader.system_identifier);
+    if ours == theirs { Ok(()) } else { Err(RewindError::OtherCluster { ours, theirs }) }
 }
 
 #[cfg(test)]
@@ -409,7 +517,13 @@ mod tests {
 
     fn leader() -> LeaderPosition {
         let history = parse_history(HISTORY).expect("well formed");
-        LeaderPosition { timeline: Timeline(3), history, checkpoint_timeline: Timeline(3) }
+        LeaderPosition {
+            timeline: Timeline(3),
+            history,
+            checkpoint_timeline: Timeline(3),
+            flushed: Some(Lsn(0x0900_0000)),
+            system_identifier: 7,
+        }
     }
 
     #[test]
@@ -458,6 +572,7 @@ mod tests {
     fn only_who_has_more_than_the_leader_needs_a_rewind() {
         for (timeline, lsn, need) in [
             (3, 0x0900_0000, RewindNeed::No),
+            (3, 0x0900_0001, RewindNeed::Diverged),
             (2, 0x0500_0148, RewindNeed::No),
             (2, 0x0500_0149, RewindNeed::Diverged),
             (1, 0x0300_0000, RewindNeed::No),

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 
 use kornak_cluster::Lsn;
 
 use super::files::ConfigureError;
-use super::os::{make_private_dir, write_file};
+use super::os::{as_user, make_private_dir, write_file};
+use super::place::remove_tree;
 use super::sql::{Sql, SqlError, ask, literal};
 use super::{Postgres, Upstream};
 use crate::ha::slots::Found;
@@ -158,18 +159,16 @@ impl Postgres {
         synced.map_err(|source| ConfigureError::Write { path: slots, source })
     }
 
-    fn write_logical_slot(&self, path: &PathBuf, state: &[u8]) -> io::Result<()> {
-        // PostgreSQL removes what is called so when it starts: a crash here leaves nothing behind.
-        let new = path.with_extension("tmp");
-        for old in [&new, path] {
-            match fs::remove_dir_all(old) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        make_private_dir(&new, self.os_user())?;
-        write_file(&new.join("state"), state, 0o600, self.os_user())?;
-        fs::rename(&new, path)
+    fn write_logical_slot(&self, path: &Path, state: &[u8]) -> io::Result<()> {
+        as_user(self.os_user(), || {
+            // PostgreSQL removes what is called so when it starts: a crash here leaves nothing behind.
+            let new = path.with_extension("tmp");
+            remove_tree(&new)?;
+            remove_tree(path)?;
+            make_private_dir(&new, None)?;
+            write_file(&new.join("state"), state, 0o600, None)?;
+            fs::rename(&new, path)
+        })
     }
 }
 

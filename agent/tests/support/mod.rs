@@ -126,8 +126,18 @@ impl Node {
     /// initdb, a primary that nobody else can replace, its roles.
     pub async fn bootstrap(&self) {
         self.postgres.initdb(&[], &[]).await.unwrap();
-        self.start_primary().await;
+        self.postgres.start_first(&StartAs::Primary(Fencing::Unfenced)).await.unwrap();
+        self.postgres.wait_ready(LIMIT).await.unwrap();
         self.postgres.create_roles().await.unwrap();
+        self.postgres.finish_first().await.unwrap();
+    }
+
+    /// A directory that belongs to the servers' account.
+    pub fn dir(&self, path: &Path) {
+        fs::create_dir_all(path).unwrap();
+        if let Some(user) = &self.user {
+            std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)).unwrap();
+        }
     }
 
     pub async fn start_primary(&self) {

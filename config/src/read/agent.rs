@@ -11,8 +11,8 @@ use super::postgresql::{options, postgresql};
 use crate::address::{HostPort, Listen, is_loopback};
 use crate::agent::{
     AgentSettings, BasicAuth, BootstrapMethod, BootstrapSettings, CtlSettings, CustomBootstrap,
-    GuardSettings, HandoverSettings, KornakSettings, RestSettings, ServerTls, ServerTokens,
-    VerifyClient, WatchdogDriver, WatchdogMode, WatchdogSettings,
+    GuardSettings, HandoverSettings, KornakSettings, PostgresqlSettings, RestSettings, ServerTls,
+    ServerTokens, VerifyClient, WatchdogDriver, WatchdogMode, WatchdogSettings,
 };
 use crate::section::{Section, scalar_text};
 
@@ -51,13 +51,19 @@ pub(crate) fn agent(root: &Section<'_>) -> Option<AgentSettings> {
     let store = super::store::store(root);
     let restapi = restapi(&root.section("restapi"));
     let postgresql = postgresql(&root.section("postgresql"));
+    let kornak = kornak(&root.section("kornak"));
+    let postgresql = postgresql.map(|settings| {
+        let beside = kornak.state_dir.as_ref().map(|dir| dir.join("pgpass"));
+        let pgpass = settings.pgpass.clone().or(beside);
+        PostgresqlSettings { pgpass, ..settings }
+    });
     let settings = AgentSettings {
         ctl: agents_ctl(&root.section("ctl"), restapi.as_ref()),
         bootstrap: bootstrap(&root.section("bootstrap"), citus.is_some()),
         watchdog: watchdog(&root.section("watchdog")),
         tags: tags(&root.section("tags")),
         log: super::log(root),
-        kornak: kornak(&root.section("kornak")),
+        kornak,
         scope: scope?,
         citus: citus.map(|(_, settings)| settings),
         name: name?,
@@ -314,7 +320,7 @@ fn tags(section: &Section<'_>) -> Tags {
 
 /// The section that is Kornak's alone: an unknown key is a mistake.
 fn kornak(section: &Section<'_>) -> KornakSettings {
-    section.only(&["os_user", "guard", "handover", "citus"]);
+    section.only(&["os_user", "state_dir", "guard", "handover", "citus"]);
     let defaults = KornakSettings::default();
     let guard = section.section("guard");
     guard.only(&["enabled", "stop_budget", "margin"]);
@@ -323,6 +329,7 @@ fn kornak(section: &Section<'_>) -> KornakSettings {
     KornakSettings {
         citus: super::citus::kornak_citus(&section.section("citus")),
         os_user: section.text("os_user").unwrap_or(defaults.os_user),
+        state_dir: section.path("state_dir"),
         guard: GuardSettings {
             enabled: guard.flag("enabled").unwrap_or(defaults.guard.enabled),
             stop_budget: guard.duration("stop_budget").unwrap_or(defaults.guard.stop_budget),
