@@ -21,6 +21,7 @@ use kornak_protocol::startup::{self, ProtocolVersion};
 use kornak_protocol::{DecodeError, EncodeError};
 use tokio::net::TcpStream;
 
+use crate::descriptors;
 use crate::stream::{self, Leg, Stream, read_more, write_all};
 use crate::tls::{self, Attempt, ServerTls};
 
@@ -95,7 +96,8 @@ impl DialError {
     /// moment later, may do; otherwise the refusal is meant for this login.
     pub fn is_about_server(&self) -> bool {
         match self {
-            Self::Io(_) | Self::Timeout => true,
+            Self::Io(error) => !descriptors::are_missing(error),
+            Self::Timeout => true,
             Self::Refused { sqlstate, .. } => sqlstate.class() == *b"57",
             Self::Auth(_) | Self::Protocol { .. } | Self::Tls { .. } => false,
         }
@@ -107,6 +109,12 @@ impl DialError {
             Self::Auth(error @ LoginError::OtherVerifier) => error.to_string(),
             other => other.to_string(),
         }
+    }
+
+    /// Whether this host has not what a connection needs: nothing is known of the server then, and a
+    /// moment later it may do.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Self::Io(error) if descriptors::are_missing(error))
     }
 
     /// Whether the other kind of connection, under TLS or in the clear, may fare better.

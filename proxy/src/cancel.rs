@@ -8,6 +8,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use kornak_config::proxy::{ProxySettings, Source};
@@ -80,7 +81,9 @@ fn way<'a>(
 }
 
 /// Does what a cancel request asks for. Nothing is ever answered.
-pub async fn obey(shared: &Shared, request: &CancelRequest) {
+/// A request that means nobody here is passed on so many times in a second for each address and no
+/// more: it needs no proof, and costs every proxy of the cluster a connection.
+pub async fn obey(shared: &Shared, from: IpAddr, request: &CancelRequest) {
     count(&shared.metrics.cancels);
     let own = request.key.strip_prefix(PASSED_ON).map(Bytes::copy_from_slice);
     let key = own.as_ref().unwrap_or(&request.key);
@@ -93,6 +96,11 @@ pub async fn obey(shared: &Shared, request: &CancelRequest) {
     }
     let topology = shared.topology();
     let Way::Peers(peers) = way(&request.key, &shared.id, topology.proxies.iter()) else { return };
+    let rate = shared.settings.limits.max_cancels_per_address;
+    if !shared.cancels.lock().take(from, rate, Instant::now()) {
+        count(&shared.metrics.cancels_dropped);
+        return;
+    }
     // The semaphore is never closed.
     let Ok(_turn) = shared.passing_on.acquire().await else { return };
     count(&shared.metrics.cancels_passed_on);

@@ -9,12 +9,14 @@
 
 mod absent;
 mod ahead;
+mod dial;
 pub mod examine;
 mod identity;
 mod listening;
 mod obtain;
 mod pooled;
 mod secondary;
+mod time;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -29,7 +31,7 @@ use kornak_protocol::frontend;
 use kornak_protocol::sqlstate::{ADMIN_SHUTDOWN, CRASH_SHUTDOWN};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::backend::{self, Address, Connected, DialError};
+use crate::backend::{Address, Connected, DialError};
 use crate::forward::{Conversation, LastWords, Link, Presence, Stop};
 use crate::gate::Side;
 use crate::metrics::count;
@@ -178,7 +180,7 @@ pub async fn open(
         let reads = !candidate.leading && candidate.group == GroupId::COORDINATOR;
         let source = (reads && cluster.groups.len() > 1).then(|| shared.source());
         let dialled = tokio::select! {
-            dialled = dial(shared, &candidate, &address, identity, source) => dialled,
+            dialled = dial::dial(shared, &candidate, &address, identity, source) => dialled,
             // Somebody else leads now: a host that vanished may keep us waiting for seconds.
             () = term_ends(shared, &candidate, term) => continue,
         };
@@ -191,10 +193,13 @@ pub async fn open(
             }
             Ok(connected) => {
                 count(&shared.metrics.dialled);
+                shared.set_trouble("dial", None);
                 let server =
                     Opened { connected, candidate, address, side, term, generation, source };
                 return Ok(server);
             }
+            // No fact about the server, and no refusal of this login.
+            Err(error) if error.is_ours() => dial::pause_for_want(shared, &error).await,
             Err(error) if error.is_about_server() => {
                 count(&shared.metrics.dial_failures);
                 if candidate.leading {
@@ -213,28 +218,6 @@ pub async fn open(
             }
         }
     }
-}
-
-async fn dial(
-    shared: &Shared,
-    candidate: &Candidate,
-    address: &Address,
-    identity: Option<&Identity>,
-    source: Option<Source>,
-) -> Result<Connected, DialError> {
-    let queue = shared.queue_of(&candidate.name);
-    // The queue is never closed.
-    let _turn = queue.acquire().await;
-    let limit = shared.settings.limits.connect_timeout;
-    let tls = shared.prober.tls();
-    let Some(identity) = identity else {
-        let dialled = tokio::time::timeout(limit, backend::dial(address, tls)).await;
-        return dialled.map_err(|_| DialError::Timeout)?.map(Connected::fresh);
-    };
-    if source == Some(Source::Standbys) {
-        return secondary::connect(shared, address, identity, limit).await;
-    }
-    backend::connect(address, tls, identity.account(), limit).await
 }
 
 /// The leader could not be used although it was proven: waits for a newer proof.
@@ -413,6 +396,9 @@ impl Client {
             && let Some(done) = self.cancelled()
         {
             return done;
+        }
+        if flags.has(Flags::TIME) {
+            self.look_at_time()?;
         }
         if flags.has(Flags::EXAMINE) && self.talk.may_ask() {
             self.examine().await?;

@@ -16,6 +16,7 @@ mod leave;
 mod link;
 pub mod pooled;
 mod stop;
+mod times;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -97,6 +98,10 @@ pub struct Conversation {
     pub handle: Arc<Handle>,
     pub shared: Arc<Shared>,
     pub last_heard: Instant,
+    /// The server has answered, if anybody wants to know.
+    last_told: Instant,
+    /// The transaction has begun that the session is in.
+    began: Instant,
 }
 
 /// Whether anything was moved.
@@ -138,6 +143,8 @@ impl Conversation {
             handle,
             shared,
             last_heard: Instant::now(),
+            last_told: Instant::now(),
+            began: Instant::now(),
         }
     }
 
@@ -187,6 +194,10 @@ impl Conversation {
             Poll::Ready(Ok(n)) => n,
         };
         link.tail.clear();
+        let limits = &self.shared.settings.limits;
+        if limits.client_idle_timeout.is_some() || limits.idle_transaction_timeout.is_some() {
+            self.last_told = Instant::now();
+        }
         let data = scratch.get(..kept + n).unwrap_or_default();
         self.is_settled = false;
         self.pass_to_client(data, cx)?;
@@ -412,6 +423,7 @@ impl Conversation {
         }
         if is_idle {
             self.handle.set_doing(Doing::Active);
+            self.began = self.last_heard;
         }
         self.pass_to_server(data, !was_inside, cx)
     }
@@ -505,14 +517,6 @@ impl Conversation {
             && !self.said_again
             && self.session.is_on_standby()
             && self.session.is_single_batch()
-    }
-
-    fn hold(&mut self, data: &[u8], why: Held) {
-        self.held.extend_from_slice(data);
-        self.held_is = why;
-        if self.held.is_empty() && self.held.capacity() > 0 {
-            self.held = BytesMut::new();
-        }
     }
 
     /// Whether the session stands between transactions, to the byte.

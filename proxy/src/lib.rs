@@ -12,6 +12,9 @@
 //! what the session held and goes on. When a server is lost, [`session`] says what is true of the
 //! requests in flight.
 //!
+//! Who connects is counted by [`doors`]; whether a server would let it in is asked of [`verifiers`] and
+//! [`access`].
+//!
 //! Around the sessions: [`topology`] follows the store, [`prover`] proves that a leader accepts
 //! writes, [`vigil`] notices that one is gone, [`handover`] obeys planned switchovers and holds a Citus
 //! cluster's sessions while one of its groups has no primary, [`status`] tells people.
@@ -22,15 +25,20 @@
 //!
 //! Not here: agents; the store is the only channel to them.
 
+pub mod access;
 pub mod backend;
+pub mod buckets;
 pub mod cancel;
 pub mod certificates;
 pub mod client;
+pub mod descriptors;
+pub mod doors;
 pub mod error;
 pub mod forward;
 pub mod gate;
 pub mod handover;
 pub mod hold;
+pub mod lanes;
 pub mod login;
 pub mod metrics;
 pub mod outage;
@@ -66,8 +74,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use error::{RunError, StartError};
-use pool::Limits;
 use pool::lender::Lender;
+use pool::{Limits, Shares};
 use probe::Prober;
 use shared::Shared;
 
@@ -118,6 +126,10 @@ pub async fn start(
     store: Option<Arc<dyn Dcs>>,
     stop: CancellationToken,
 ) -> Result<Running, StartError> {
+    let mut settings = settings;
+    if let Some(lowered) = descriptors::fit(&mut settings) {
+        tracing::warn!("too few file descriptors: {lowered}");
+    }
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = settings.threads.unwrap_or_else(cores).max(1);
     let server_tls = tls::ServerTls::new(&settings.tls.server)?;
@@ -145,7 +157,9 @@ pub async fn start(
     let id = settings.name.clone().unwrap_or_else(own_name);
     let prober = Prober::new(&settings.auth, server_tls);
     let (lanes, orders): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
-    let lender = Arc::new(Lender::new(lanes, pool_limits(&settings)));
+    let limits = &settings.limits;
+    let shares = Shares::new(limits.max_user_connections, limits.max_db_connections);
+    let lender = Arc::new(Lender::new(lanes, pool_limits(&settings), shares));
     let reached_at = cancel::reached_at(&settings, &listeners);
     // Proxies have no certificates for each other: better encrypted than not.
     let peer_tls = tls::ServerTls::new(&ServerSideTls::default())?;

@@ -29,7 +29,9 @@ use kornak_protocol::limits::MAX_AUTH_MESSAGE_LEN;
 use kornak_protocol::sqlstate::{
     INVALID_AUTHORIZATION, INVALID_PARAMETER_VALUE, PROTOCOL_VIOLATION,
 };
-use kornak_protocol::startup::{ProtocolVersion, Replication};
+use kornak_protocol::startup::{
+    MAX_NAME_BYTES, Negotiation, ProtocolVersion, Replication, StartupMessage,
+};
 
 use crate::client::{Identity, Opened};
 use crate::pool::lender::Member;
@@ -85,7 +87,7 @@ pub async fn login(
     stream: Stream,
     entry: &mut Entry,
 ) -> Login<Admitted> {
-    let hello = hello::listen(shared, listener, stream).await?;
+    let hello = hello::listen(shared, listener, stream, &mut entry.visit).await?;
     let hello::Hello { mut stream, mut buf, message, peer, binding } = hello;
     let replication = match message.replication() {
         Ok(replication) => replication,
@@ -110,17 +112,10 @@ pub async fn login(
     if negotiation.must_tell() && negotiation.put(&mut out).is_ok() {
         write_all(&mut stream, &out).await.map_err(silent)?;
     }
-    let unknown: Vec<(&str, Option<&[u8]>)> = negotiation
-        .unknown
-        .iter()
-        .filter_map(|name| Some((std::str::from_utf8(name).ok()?, None)))
-        .collect();
-    let mut packet = BytesMut::new();
-    if message.put_patched(ProtocolVersion::V3_0, &unknown, &mut packet).is_err() {
+    let Some((plain, startup)) = packets(shared, &message, &negotiation, &peer) else {
         let text = "startup packet cannot be passed on";
         return refuse(stream, &ErrorFields::fatal(PROTOCOL_VIOLATION, text));
-    }
-    let startup = packet.freeze();
+    };
     let visit = Visit {
         listener: &listener.name,
         is_tls: matches!(stream, Stream::Tls(_)),
@@ -149,6 +144,8 @@ pub async fn login(
         listener,
         group: route::worker_for(shared, listener),
         user: user.clone(),
+        database: Bytes::copy_from_slice(visit.database),
+        plain,
         startup,
         version: negotiation.version,
         replication: replication != Replication::None,
@@ -158,7 +155,7 @@ pub async fn login(
     match &rule.method {
         Method::Relay => visitor.relay(stream, buf, entry).await,
         Method::Scram | Method::Md5 => {
-            let asked = visitor.authenticate(stream, &mut buf, &rule.method).await?;
+            let asked = visitor.authenticate(stream, &mut buf, &rule.method, entry).await?;
             visitor.admit(asked.0, buf, entry, asked.1).await
         }
         Method::Trust | Method::Cert { .. } => {
@@ -166,6 +163,40 @@ pub async fn login(
         }
         Method::Reject => Err(NotAdmitted::Silent),
     }
+}
+
+/// The startup packet for servers, and the same with the client's address in its name if that is
+/// asked for, as PgBouncer writes it.
+fn packets(
+    shared: &Shared,
+    message: &StartupMessage,
+    negotiation: &Negotiation,
+    peer: &hello::Peer,
+) -> Option<(Bytes, Bytes)> {
+    let unknown = negotiation.unknown.iter();
+    let mut changes: Vec<(&str, Option<&[u8]>)> =
+        unknown.filter_map(|name| Some((std::str::from_utf8(name).ok()?, None))).collect();
+    let mut packet = BytesMut::new();
+    message.put_patched(ProtocolVersion::V3_0, &changes, &mut packet).ok()?;
+    let plain = packet.split().freeze();
+    if !shared.settings.application_name_add_host {
+        return Some((plain.clone(), plain));
+    }
+    let address = peer.claimed.unwrap_or(peer.address);
+    let name = named_after(message.get("application_name").unwrap_or(b"app"), address);
+    changes.push(("application_name", Some(&name)));
+    message.put_patched(ProtocolVersion::V3_0, &changes, &mut packet).ok()?;
+    Some((plain, packet.freeze()))
+}
+
+/// An application's name with the address behind it. Servers cut names at 63 bytes: the address is
+/// what stays.
+fn named_after(name: &[u8], address: std::net::SocketAddr) -> Vec<u8> {
+    let behind = format!(" - {address}");
+    let room = MAX_NAME_BYTES.saturating_sub(behind.len());
+    let mut whole = name.get(..room.min(name.len())).unwrap_or_default().to_vec();
+    whole.extend_from_slice(behind.as_bytes());
+    whole
 }
 
 /// In the words of PostgreSQL's `pg_hba.conf` errors.
@@ -200,6 +231,10 @@ struct Visitor<'a> {
     /// On the workers' listener: the group that the session will be on.
     group: Option<GroupId>,
     user: Bytes,
+    database: Bytes,
+    /// The startup packet as it came, for servers.
+    plain: Bytes,
+    /// The same, perhaps with the client's address in its name.
     startup: Bytes,
     version: ProtocolVersion,
     replication: bool,
@@ -230,6 +265,36 @@ async fn client_frame(shared: &Shared, stream: &mut Stream, buf: &mut BytesMut) 
                 shared.metrics.malformed.fetch_add(1, Relaxed);
                 return Err(NotAdmitted::Silent);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_cut_and_its_address_is_not() {
+        let v4 = "10.1.2.3:65000".parse().unwrap();
+        assert_eq!(named_after(b"psql", v4), b"psql - 10.1.2.3:65000");
+        let long = named_after(&[b'x'; 100], v4);
+        assert_eq!((long.len(), long.ends_with(b"x - 10.1.2.3:65000")), (63, true));
+        let v6 = "[2001:db8:1111:2222:3333:4444:5555:6666]:65000".parse().unwrap();
+        let long = named_after(&[b'x'; 100], v6);
+        assert_eq!((long.len(), long.ends_with(b":6666]:65000")), (63, true));
+    }
+
+    #[test]
+    fn a_strangers_name_ends_where_it_ends() {
+        for (name, shown) in [
+            (&b"app_1"[..], "app_1"),
+            (b"", "\"\""),
+            (b"a b", "\"a b\""),
+            (b"x\ny", "\"x\\ny\""),
+            (b"q\" role=postgres", "\"q\\\" role=postgres\""),
+            ("é".as_bytes(), "\"\\xc3\\xa9\""),
+        ] {
+            assert_eq!(Shown(name).to_string(), shown);
         }
     }
 }

@@ -100,6 +100,13 @@ pub struct Metrics {
     pub cancels: AtomicU64,
     /// `kornak_proxy_cancels_passed_on_total`: of these passed on to other proxies.
     pub cancels_passed_on: AtomicU64,
+    /// `kornak_proxy_cancels_dropped_total`: of these not passed on, for their address had sent too many.
+    pub cancels_dropped: AtomicU64,
+    /// `kornak_proxy_strangers_sent_away_total`: connections that had not logged in and made room for
+    /// others.
+    pub sent_away: AtomicU64,
+    /// `kornak_proxy_clients_refused_total`: logins that a limit on clients has refused.
+    pub refused: AtomicU64,
     /// `kornak_proxy_panics_total`: sessions ended by a defect of ours.
     pub panics: AtomicU64,
     /// `kornak_proxy_bytes_total{direction}`.
@@ -130,7 +137,7 @@ impl Metrics {
 
     /// Appends all series.
     pub fn print(&self, out: &mut String) {
-        let counters: [(&str, &AtomicU64); 17] = [
+        let counters: [(&str, &AtomicU64); 20] = [
             ("kornak_proxy_client_connections_total", &self.accepted),
             ("kornak_proxy_logins_total", &self.logins),
             ("kornak_proxy_logins_answered_from_cache_total", &self.cached_logins),
@@ -147,6 +154,9 @@ impl Metrics {
             ("kornak_proxy_pool_doubtful_total", &self.pool_doubtful),
             ("kornak_proxy_cancels_total", &self.cancels),
             ("kornak_proxy_cancels_passed_on_total", &self.cancels_passed_on),
+            ("kornak_proxy_cancels_dropped_total", &self.cancels_dropped),
+            ("kornak_proxy_strangers_sent_away_total", &self.sent_away),
+            ("kornak_proxy_clients_refused_total", &self.refused),
             ("kornak_proxy_panics_total", &self.panics),
         ];
         for (name, value) in counters {

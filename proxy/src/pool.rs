@@ -22,6 +22,7 @@
 mod event;
 pub mod keeper;
 pub mod lender;
+mod room;
 pub mod seat;
 pub mod settled;
 pub mod statements;
@@ -31,10 +32,13 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kornak_cluster::Moment;
 use slab::Slab;
 
 pub use event::{Effect, Event, Expired, KindId, Limits, MemberId, PoolCount, PoolId, SlotId};
+use room::Owner;
+pub use room::Shares;
 
 /// How much longer than its own thread's clients another thread's client must have waited to be
 /// given a connection. Well below what anybody notices, well above a transaction's length.
@@ -73,6 +77,8 @@ struct Kind {
 #[derive(Debug)]
 struct Pool {
     listener: usize,
+    /// Whose connections they are.
+    owner: Owner,
     kinds: Vec<KindId>,
     /// Places taken.
     slots: usize,
@@ -111,6 +117,8 @@ pub struct Pools {
     pools: Slab<Pool>,
     kinds: Slab<Kind>,
     slots: Slab<Slot>,
+    /// Bounds that go across listeners.
+    shares: Shares,
 }
 
 impl Pools {
@@ -123,12 +131,19 @@ impl Pools {
             pools: Slab::new(),
             kinds: Slab::new(),
             slots: Slab::new(),
+            shares: Shares::default(),
         }
     }
 
+    /// With bounds for roles and databases, whatever the listener.
+    pub fn with_shares(self, shares: Shares) -> Self {
+        Self { shares, ..self }
+    }
+
     /// A role and database on a listener.
-    pub fn add_pool(&mut self, listener: usize) -> PoolId {
-        let pool = Pool { listener, kinds: Vec::new(), slots: 0, idle: 0, waiting: 0 };
+    pub fn add_pool(&mut self, listener: usize, user: &Bytes, database: &Bytes) -> PoolId {
+        let owner = Owner { user: user.clone(), database: database.clone() };
+        let pool = Pool { listener, owner, kinds: Vec::new(), slots: 0, idle: 0, waiting: 0 };
         PoolId(self.pools.insert(pool) as u32)
     }
 
@@ -329,37 +344,6 @@ impl Pools {
         self.count_idle(kind, true);
     }
 
-    /// A kind that shares a bound with this one, cannot grow because of it, has fewer connections,
-    /// and whose oldest client has waited longer than any of ours.
-    fn poorer(&self, of: KindId) -> Option<KindId> {
-        let own = self.kinds.get(of.0 as usize)?;
-        let pool = self.pools.get(own.pool as usize)?;
-        let listener = self.listeners.get(pool.listener)?;
-        if listener.waiting == own.waiting {
-            return None;
-        }
-        let listener_full = listener.slots >= listener.limits.max_servers;
-        let pool_full = pool.slots >= listener.limits.pool_size;
-        if !listener_full && !pool_full {
-            return None;
-        }
-        let ours = own.oldest();
-        let found = self.kinds.iter().filter(|(id, kind)| {
-            let same_pool = kind.pool == own.pool;
-            let neighbour = same_pool
-                || listener_full
-                    && self.pools.get(kind.pool as usize).is_some_and(|p| {
-                        p.listener == pool.listener && p.slots < listener.limits.pool_size
-                    });
-            *id != of.0 as usize
-                && kind.waiting > kind.opening
-                && neighbour
-                && kind.ready + kind.opening < own.ready + own.opening
-                && ours.is_none_or(|ours| kind.oldest().is_some_and(|theirs| theirs < ours))
-        });
-        found.min_by_key(|(_, kind)| kind.oldest()).map(|(id, _)| KindId(id as u32))
-    }
-
     fn gone(&mut self, id: SlotId, now: Moment, out: &mut Vec<Effect>) {
         let Some(slot) = self.slots.try_remove(id.0 as usize) else { return };
         let kind = self.vacate(&slot);
@@ -387,6 +371,7 @@ impl Pools {
             }
             if let Some(pool) = self.pools.get_mut(kind.pool as usize) {
                 pool.slots -= 1;
+                self.shares.give_back(&pool.owner);
                 if let Some(listener) = self.listeners.get_mut(pool.listener) {
                     listener.slots -= 1;
                 }
@@ -415,6 +400,7 @@ impl Pools {
             let slot = SlotId(self.slots.insert(slot) as u32);
             if let Some(pool) = self.pools.get_mut(pool as usize) {
                 pool.slots += 1;
+                self.shares.take(&pool.owner);
                 if let Some(listener) = self.listeners.get_mut(pool.listener) {
                     listener.slots += 1;
                 }
@@ -428,15 +414,23 @@ impl Pools {
         let pool = self.kinds.get(first.0 as usize).map(|kind| kind.pool);
         let listener = pool.and_then(|pool| self.pools.get(pool as usize)).map(|p| p.listener);
         let Some(listener) = listener else { return };
-        if self.listeners.get(listener).is_none_or(|listener| listener.waiting == 0) {
+        self.grow_waiting(Some(listener), now, out);
+    }
+
+    /// Opens what can be opened for whoever waits, here or anywhere, the oldest first.
+    fn grow_waiting(&mut self, listener: Option<usize>, now: Moment, out: &mut Vec<Effect>) {
+        // A bound of a role or a database may be what somebody on another listener waits for.
+        let listener = listener.filter(|_| !self.shares.is_any());
+        let waits = |at: usize| self.listeners.get(at).is_some_and(|it| it.waiting > 0);
+        if listener.is_some_and(|listener| !waits(listener)) {
             return;
         }
         let mut waiting: Vec<(Option<Moment>, KindId)> = self
             .kinds
             .iter()
             .filter(|(_, kind)| {
-                kind.waiting > kind.opening
-                    && self.pools.get(kind.pool as usize).is_some_and(|p| p.listener == listener)
+                let near = |pool: &Pool| listener.is_none_or(|listener| pool.listener == listener);
+                kind.waiting > kind.opening && self.pools.get(kind.pool as usize).is_some_and(near)
             })
             .map(|(id, kind)| (kind.oldest(), KindId(id as u32)))
             .collect();
@@ -444,48 +438,6 @@ impl Pools {
         for (_, kind) in waiting {
             self.grow(kind, now, out);
         }
-    }
-
-    /// Whether one more connection of the kind may be opened; closes an idle one of others for it.
-    fn make_room(&mut self, id: KindId, out: &mut Vec<Effect>) -> bool {
-        let Some(pool_at) = self.kinds.get(id.0 as usize).map(|kind| kind.pool as usize) else {
-            return false;
-        };
-        let Some(pool) = self.pools.get(pool_at) else { return false };
-        let Some(listener) = self.listeners.get(pool.listener) else { return false };
-        let (pool_full, full) = (
-            pool.slots >= listener.limits.pool_size,
-            listener.slots >= listener.limits.max_servers,
-        );
-        if !pool_full && !full {
-            return true;
-        }
-        let idle = if pool_full { pool.idle } else { listener.idle };
-        if idle == 0 {
-            return false;
-        }
-        let listener_at = pool.listener;
-        let victim = self
-            .slots
-            .iter()
-            .filter_map(|(at, slot)| {
-                let SlotState::Idle { since } = slot.state else { return None };
-                let owner = self.kinds.get(slot.kind.0 as usize)?.pool as usize;
-                let near = if pool_full {
-                    owner == pool_at
-                } else {
-                    self.pools.get(owner)?.listener == listener_at
-                };
-                (near && slot.kind != id).then_some((since, at))
-            })
-            .min();
-        let Some((_, at)) = victim else { return false };
-        let victim = SlotId(at as u32);
-        let Some(slot) = self.slots.try_remove(at) else { return false };
-        let kind = self.vacate(&slot);
-        self.forget_idle(kind, victim);
-        out.push(Effect::Close { slot: victim });
-        true
     }
 
     fn tick(&mut self, now: Moment, out: &mut Vec<Effect>) {

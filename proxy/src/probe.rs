@@ -181,8 +181,7 @@ impl Prober {
         let down = match self.connect(at, limit).await {
             Ok(_) => false,
             Err(DialError::Refused { sqlstate, .. }) => is_shutdown(sqlstate),
-            Err(DialError::Io(_) | DialError::Timeout) => true,
-            Err(_) => false,
+            Err(error) => error.is_about_server(),
         };
         *known = Some((Instant::now(), down));
         down

@@ -235,6 +235,14 @@ impl GroupProver {
                 }
                 return true;
             }
+            Err(error) if error.is_ours() => {
+                let trouble = Some(format!("the leader cannot be asked: {error}"));
+                if self.shared.set_trouble("leader", trouble) {
+                    tracing::error!(node = %node.name, error = &error as &dyn std::error::Error, "leader cannot be asked");
+                }
+                // Nothing is known that was not known before.
+                return self.shared.standings().serving(self.group).is_ok();
+            }
             Err(error) => {
                 tracing::debug!(node = %node.name, error = &error as &dyn std::error::Error, "leader does not answer");
                 let trouble = (!error.is_about_server()).then(|| error.to_string());

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 use kornak_protocol::backend::BackendKey;
@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::backend::Address;
+use crate::doors::Visit;
+use crate::pool::lender::OwnServer;
 
 /// Wants a session's attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,8 @@ impl Flags {
     /// Ask the server what the session holds: it will be switched over, or a function may have made a
     /// temporary table.
     pub const EXAMINE: Self = Self(16);
+    /// Look whether the client's time is up.
+    pub const TIME: Self = Self(32);
 
     /// Whether all of `other` are up.
     pub fn has(self, other: Self) -> bool {
@@ -147,6 +151,8 @@ pub struct Handle {
     listens: AtomicBool,
     /// Term of its server.
     term: AtomicU64,
+    /// When its time is to be looked at, in milliseconds since it came.
+    next_look: AtomicU64,
     /// Name of its server; empty if none.
     node: Mutex<Arc<str>>,
     target: Mutex<Option<Arc<CancelTarget>>>,
@@ -235,6 +241,17 @@ impl Handle {
         self.listens.store(listens, Ordering::Release);
     }
 
+    /// When its time is to be looked at.
+    pub fn set_next_look(&self, at: Instant) {
+        let since = at.saturating_duration_since(self.since).as_millis();
+        self.next_look.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// See [`Handle::set_next_look`].
+    pub fn next_look(&self) -> Instant {
+        self.since + Duration::from_millis(self.next_look.load(Ordering::Relaxed))
+    }
+
     /// Shows the term of its server.
     pub fn set_term(&self, term: u64) {
         self.term.store(term, Ordering::Release);
@@ -282,18 +299,19 @@ pub struct Entry {
     registry: Arc<Registry>,
     handle: Arc<Handle>,
     key: Option<ClientKey>,
+    /// How its client is counted.
+    pub visit: Visit,
+    /// Its place among server connections, if it has one to itself.
+    pub own_server: Option<OwnServer>,
 }
 
 /// A process id, and the secret that was told along with it.
 type ClientKey = (u32, Arc<[u8]>);
 
 impl Registry {
-    /// Enters a session, unless there are `limit` already.
-    pub fn enter(self: &Arc<Self>, listener: usize, lane: usize, limit: usize) -> Option<Entry> {
+    /// Enters a session.
+    pub fn enter(self: &Arc<Self>, listener: usize, lane: usize, visit: Visit) -> Entry {
         let mut sessions = self.sessions.lock();
-        if sessions.len() >= limit {
-            return None;
-        }
         let handle = Arc::new(Handle {
             id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
             listener,
@@ -306,11 +324,12 @@ impl Registry {
             advisory: AtomicBool::new(false),
             listens: AtomicBool::new(false),
             term: AtomicU64::new(0),
+            next_look: AtomicU64::new(0),
             node: Mutex::new("".into()),
             target: Mutex::new(None),
         });
         sessions.insert(handle.id, Arc::clone(&handle));
-        Some(Entry { registry: Arc::clone(self), handle, key: None })
+        Entry { registry: Arc::clone(self), handle, key: None, visit, own_server: None }
     }
 
     /// Raises a flag on every session.

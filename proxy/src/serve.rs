@@ -3,6 +3,8 @@
 //! Every thread is a runtime of its own with its own listening sockets (SO_REUSEPORT): a session
 //! stays where it was accepted, and no two cores share its buffers (FIELD.md §4).
 
+pub mod patience;
+
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -11,12 +13,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use futures_util::FutureExt;
 use kornak_config::Listen;
-use kornak_config::proxy::ListenerSettings;
-use kornak_protocol::error::ErrorFields;
-use kornak_protocol::sqlstate::TOO_MANY_CONNECTIONS;
+use kornak_config::proxy::{ListenerSettings, ProxyProtocol};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -27,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::{Client, End, close, side_of};
 use crate::forward::{Conversation, SCRATCH_BYTES};
 use crate::gate::Ticket;
-use crate::login::{Admitted, NotAdmitted, login};
+use crate::login::{Admitted, NotAdmitted, Shown, login};
 use crate::metrics::count;
 use crate::pool::keeper;
 use crate::pool::lender::Order;
@@ -40,6 +39,12 @@ const BACKLOG: i32 = 4096;
 
 /// Pause after accept failed for want of file descriptors: others will be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Pause between two warnings that it does.
+const WARN_PAUSE: Duration = Duration::from_secs(10);
+
+/// Pause between two looks at a client's time, at least.
+const LEAST_PAUSE: Duration = Duration::from_millis(20);
 
 /// One socket of a listener, for one thread.
 #[derive(Debug)]
@@ -216,16 +221,17 @@ async fn accept(
     stop: CancellationToken,
     sessions: tokio_util::task::TaskTracker,
 ) {
+    let mut warned = None;
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((tcp, _)) => {
+            Ok((tcp, from)) => {
                 count(&thread.shared.metrics.accepted);
                 stream::tune(&tcp, Leg::Client);
-                let task = session(Rc::clone(&thread), listener, tcp);
+                let task = session(Rc::clone(&thread), listener, tcp, from);
                 let shared = Arc::clone(&thread.shared);
                 // Not an async block, which would keep room for the task twice.
                 sessions.spawn_local(AssertUnwindSafe(task).catch_unwind().map(move |ended| {
@@ -236,36 +242,79 @@ async fn accept(
                 }));
             }
             Err(error) => {
-                tracing::warn!(%error, "accept failed");
+                if warned.is_none_or(|when: Instant| when.elapsed() >= WARN_PAUSE) {
+                    warned = Some(Instant::now());
+                    tracing::warn!(%error, "connections cannot be accepted at the moment");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn session(thread: Rc<Thread>, listener: usize, tcp: TcpStream) {
+async fn session(thread: Rc<Thread>, listener: usize, tcp: TcpStream, from: SocketAddr) {
     let shared = &thread.shared;
-    let limits = &shared.settings.limits;
-    let Some(entry) = shared.registry.enter(listener, thread.lane, limits.max_clients) else {
-        let fields = ErrorFields::fatal(TOO_MANY_CONNECTIONS, "sorry, too many clients already")
-            .hint("The proxy's limit max_clients is reached.");
-        shared.metrics.error(TOO_MANY_CONNECTIONS);
-        Box::pin(refuse_full(tcp, &fields)).await;
-        return;
-    };
     let Some(settings) = thread.listeners.get(listener) else { return };
-    let mut entry = entry;
+    // Who is behind a balancer that is believed is known by its header only.
+    let behind = matches!(settings.proxy_protocol, ProxyProtocol::From(_));
+    let visit = shared.doors.knock((!behind).then(|| from.ip().to_canonical()));
+    let sent_away = visit.sent_away();
+    let mut entry = shared.registry.enter(listener, thread.lane, visit);
     // What is over soon is boxed: an idle session keeps no room for it.
-    let mut client = match Box::pin(admit(&thread, settings, tcp, &mut entry)).await {
-        Some(admitted) => assemble(&thread, settings, &entry, admitted),
-        None => return,
+    let admitting = Box::pin(admit(&thread, settings, tcp, &mut entry));
+    let admitted = tokio::select! {
+        admitted = admitting => admitted,
+        () = sent_away.cancelled() => {
+            count(&shared.metrics.sent_away);
+            return;
+        }
     };
-    let end = match limits.client_idle_timeout {
+    let Some(admitted) = admitted else { return };
+    let mut client = assemble(&thread, settings, &entry, admitted);
+    if shared.settings.log_connections {
+        log_connection(settings, &entry);
+    }
+    let end = match patience::shortest(&shared.settings.limits) {
         None => client.run().await,
-        Some(limit) => Box::pin(run_unless_idle(&mut client, limit)).await,
+        Some(first) => Box::pin(run_in_time(&mut client, first)).await,
     };
+    if shared.settings.log_disconnections {
+        log_disconnection(settings, &entry, &end);
+    }
     Box::pin(client.finish(end)).await;
     drop(entry);
+}
+
+fn log_connection(listener: &ListenerSettings, entry: &Entry) {
+    let (Some(who), session) = (entry.visit.who(), entry.handle().id) else { return };
+    tracing::info!(
+        session,
+        listener = listener.name,
+        client = %who.address,
+        role = %Shown(&who.user),
+        database = %Shown(&who.database),
+        "client has logged in"
+    );
+}
+
+fn log_disconnection(listener: &ListenerSettings, entry: &Entry, end: &End) {
+    let (Some(who), handle) = (entry.visit.who(), entry.handle()) else { return };
+    let why = match end {
+        End::Gone => "it left".to_owned(),
+        End::Told(fields) => format!("told {}", fields.sqlstate),
+        End::Passed(_) => "its server ended it".to_owned(),
+        End::Broken => "broken off".to_owned(),
+    };
+    tracing::info!(
+        session = handle.id,
+        listener = listener.name,
+        client = %who.address,
+        role = %Shown(&who.user),
+        database = %Shown(&who.database),
+        seconds = handle.since.elapsed().as_secs(),
+        why,
+        "client has gone"
+    );
 }
 
 async fn admit(
@@ -335,48 +384,22 @@ fn assemble(
     client
 }
 
-async fn run_unless_idle(client: &mut Client, limit: Duration) -> End {
+/// Has the session look at its client's time whenever that may be up. What is held back is not looked
+/// at: a server connection that is being opened for it would be given up.
+async fn run_in_time(client: &mut Client, first: Duration) -> End {
+    let handle = Arc::clone(&client.talk.handle);
+    handle.set_next_look(Instant::now() + first);
+    let mut running = std::pin::pin!(client.run());
     loop {
-        let heard = client.talk.last_heard;
-        let left = limit.saturating_sub(heard.elapsed());
-        // Dropping the run between two awaits loses nothing: all state is in the client.
-        match tokio::time::timeout(left, client.run()).await {
-            Ok(end) => return end,
-            Err(_)
-                if client.talk.last_heard == heard
-                    && client.talk.is_quiet()
-                    && !client.talk.is_waiting()
-                    && !client.talk.is_blocked() =>
-            {
-                let state = kornak_protocol::sqlstate::IDLE_SESSION_TIMEOUT;
-                let text = "terminating connection due to client_idle_timeout";
-                return End::Told(ErrorFields::fatal(state, text));
-            }
-            Err(_) if client.talk.last_heard == heard => client.talk.last_heard = Instant::now(),
-            Err(_) => {}
-        }
-    }
-}
-
-/// A client that finds the proxy full is told so behind its startup packet, which is not looked at.
-async fn refuse_full(tcp: TcpStream, fields: &ErrorFields) {
-    let mut out = BytesMut::new();
-    fields.put(&mut out);
-    let mut stream = Stream::Plain(tcp);
-    let mut buf = BytesMut::new();
-    let reading = async {
-        loop {
-            stream::read_more(&mut stream, &mut buf).await.ok()?;
-            match kornak_protocol::startup::take_startup(&mut buf) {
-                Ok(Some(kornak_protocol::startup::Startup::Session(_))) => return Some(()),
-                Ok(Some(_)) => stream::write_all(&mut stream, b"N").await.ok()?,
-                Ok(None) => {}
-                Err(_) => return None,
+        let next = handle.next_look().max(Instant::now() + LEAST_PAUSE);
+        tokio::select! {
+            end = &mut running => return end,
+            () = tokio::time::sleep_until(next.into()) => {
+                if handle.doing() != Doing::Held {
+                    handle.raise(Flags::TIME);
+                }
             }
         }
-    };
-    if let Ok(Some(())) = tokio::time::timeout(Duration::from_secs(1), reading).await {
-        close(stream, &out).await;
     }
 }
 

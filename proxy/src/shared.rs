@@ -14,8 +14,12 @@ use kornak_protocol::params::Parameters;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::access::Access;
+use crate::buckets::Buckets;
 use crate::client::{Ahead, Identity};
+use crate::doors::Doors;
 use crate::gate::Gate;
+use crate::lanes::Lanes;
 use crate::metrics::Metrics;
 use crate::pool::lender::Lender;
 use crate::probe::Prober;
@@ -59,6 +63,10 @@ pub struct Shared {
     pub registered_at: AtomicU64,
     pub prober: Arc<Prober>,
     pub verifiers: Verifiers,
+    pub access: Access,
+    pub doors: Arc<Doors>,
+    /// Cancel requests that meant nobody here, by address.
+    pub cancels: Mutex<Buckets>,
     pub client_tls: ClientSide,
     /// Where other proxies of the cluster reach this one.
     pub reached_at: Option<String>,
@@ -138,7 +146,8 @@ impl Shared {
         reached_at: Option<String>,
     ) -> Self {
         let prober = Arc::new(prober);
-        let verifiers = Verifiers::new(&settings.auth, Arc::clone(&prober));
+        let lanes = Arc::new(Lanes::new(Arc::clone(&prober)));
+        let verifiers = Verifiers::new(&settings.auth, Arc::clone(&lanes));
         Self {
             id,
             gate: Arc::new(Gate::new(lender.lanes())),
@@ -156,6 +165,9 @@ impl Shared {
             registered_at: AtomicU64::new(0),
             prober,
             verifiers,
+            access: Access::new(lanes),
+            doors: Arc::new(Doors::new(&settings.limits)),
+            cancels: Mutex::default(),
             client_tls,
             reached_at,
             peer_tls,

@@ -4,12 +4,8 @@
 //! used longer than `VALID UNTIL` says. Logins of one moment share a question, if it was asked after
 //! they came. What was answered is remembered for the time when no server answers, so that a
 //! failover refuses nobody. Unknown roles get a made-up verifier and the same work (DESIGN.md §7).
-//!
-//! The question goes over connections of the proxy's own, whose startup packet no client has a say
-//! in (CVE-2025-12819).
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -24,24 +20,14 @@ use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::backend::{Address, Connected, DialError};
-use crate::probe::Prober;
+use crate::backend::{Address, DialError};
+use crate::lanes::{Lanes, Turn};
 
 /// How long an answer is used when nobody answers.
 const STALE: Duration = Duration::from_secs(600);
 
 /// Roles remembered. 4,096 are less than 1 MB; names come from strangers, so there is a bound.
 const MAX_ROLES: usize = 4096;
-
-/// Questions under way, and connections kept open for them. Roles are spread over them by a hash, so
-/// one role's logins wait for each other, and a flood of strangers opens no more than these.
-const LANES: usize = 4;
-
-/// How long asking one server may take.
-const ASK_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long all of it may take if there is an answer of before.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Rounds of PBKDF2 that PostgreSQL uses unless `scram_iterations` says otherwise.
 const USUAL_ITERATIONS: u32 = 4096;
@@ -73,16 +59,11 @@ impl Answer {
 /// for one password. `None`: any server would do.
 pub type Role = (Option<GroupId>, Bytes);
 
-/// A place for one question at a time, with the connection that asked last.
-type Lane = tokio::sync::Mutex<Option<(Address, Connected)>>;
-
 /// The cache and those who fill it.
 pub struct Verifiers {
     query: String,
-    prober: Arc<Prober>,
+    lanes: Arc<Lanes>,
     known: Mutex<HashMap<Role, Answer>>,
-    lanes: [Lane; LANES],
-    lane_of: RandomState,
     /// Makes the salts of roles that do not exist.
     secret: Zeroizing<Vec<u8>>,
     /// As the server that was asked last reports it.
@@ -97,7 +78,7 @@ impl std::fmt::Debug for Verifiers {
 
 impl Verifiers {
     /// An empty cache.
-    pub fn new(auth: &AuthSettings, prober: Arc<Prober>) -> Self {
+    pub fn new(auth: &AuthSettings, lanes: Arc<Lanes>) -> Self {
         // Every proxy of a cluster, and every run of it, must answer a stranger alike, or asking
         // twice would tell which roles exist. What they share and nobody else knows is the password.
         let secret = match &auth.password {
@@ -110,10 +91,8 @@ impl Verifiers {
         };
         Self {
             query: auth.query.clone(),
-            prober,
+            lanes,
             known: Mutex::new(HashMap::new()),
-            lanes: std::array::from_fn(|_| Lane::default()),
-            lane_of: RandomState::new(),
             secret: Zeroizing::new(secret),
             iterations: AtomicU32::new(USUAL_ITERATIONS),
         }
@@ -124,18 +103,15 @@ impl Verifiers {
         Verifier::mock(&self.secret, role, self.iterations.load(Relaxed))
     }
 
-    /// Looks a role up at the servers, in this order; if none answers, in the cache.
+    /// Looks a role up at the servers, in this order. The caller has the deadline.
     pub async fn find(&self, role: &Role, servers: &[Address]) -> Result<Known, DialError> {
-        let came = Instant::now();
-        let limit = match self.remembered(role) {
-            Some(_) => PATIENCE,
-            None => ASK_LIMIT * u32::try_from(servers.len()).unwrap_or(1).max(1),
-        };
-        let asked = tokio::time::timeout(limit, self.ask(role, servers, came)).await;
-        match asked.unwrap_or(Err(DialError::Timeout)) {
-            Ok(answer) => Ok(answer.known()),
-            Err(error) => self.remembered(role).map(|answer| answer.known()).ok_or(error),
-        }
+        let answer = self.ask(role, servers, Instant::now()).await?;
+        Ok(answer.known())
+    }
+
+    /// What they said lately; of a role that they were not asked about, that it has no password.
+    pub fn remembered_of(&self, role: &Role) -> Known {
+        self.remembered(role).map_or(Known { stored: None }, |answer| answer.known())
     }
 
     fn remembered(&self, role: &Role) -> Option<Answer> {
@@ -160,9 +136,7 @@ impl Verifiers {
         servers: &[Address],
         came: Instant,
     ) -> Result<Answer, DialError> {
-        let lane = self.lane_of.hash_one(role) as usize % LANES;
-        let Some(lane) = self.lanes.get(lane) else { return Err(DialError::Timeout) };
-        let mut lane = lane.lock().await;
+        let mut turn = self.lanes.turn(role).await?;
         // Somebody may have asked after we came, while we waited for our turn.
         if let Some(answer) = self.remembered(role).filter(|answer| answer.asked >= came) {
             return Ok(answer);
@@ -170,14 +144,13 @@ impl Verifiers {
         let mut last = DialError::Timeout;
         for server in servers {
             let asked = Instant::now();
-            match tokio::time::timeout(ASK_LIMIT, self.ask_one(&role.1, server, &mut lane)).await {
-                Ok(Ok((stored, ends))) => {
+            match self.ask_one(&role.1, server, &mut turn).await {
+                Ok((stored, ends)) => {
                     let answer = Answer { asked, stored, ends };
                     self.remember(role, answer.clone());
                     return Ok(answer);
                 }
-                Ok(Err(error)) => last = error,
-                Err(_) => last = DialError::Timeout,
+                Err(error) => last = error,
             }
         }
         Err(last)
@@ -187,31 +160,13 @@ impl Verifiers {
         &self,
         role: &Bytes,
         server: &Address,
-        lane: &mut Option<(Address, Connected)>,
+        turn: &mut Turn<'_>,
     ) -> Result<(Option<StoredPassword>, Option<Instant>), DialError> {
-        // Taken out, so that a question that is given up takes its connection with it.
-        if let Some((_, mut connected)) = lane.take().filter(|(address, _)| address == server)
-            && let Ok(found) = self.query(&mut connected, role).await
-        {
-            *lane = Some((server.clone(), connected));
-            return Ok(found);
-        }
-        let mut connected = self.prober.connect(server, ASK_LIMIT).await?;
-        let rounds = connected.params.get("scram_iterations");
-        let rounds = rounds.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        let rows = turn.ask(server, &self.query, &[Some(role)]).await?;
         // Reported since PostgreSQL 16.
+        let rounds = turn.reported("scram_iterations");
+        let rounds = rounds.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
         self.iterations.store(rounds.unwrap_or(USUAL_ITERATIONS), Relaxed);
-        let found = self.query(&mut connected, role).await?;
-        *lane = Some((server.clone(), connected));
-        Ok(found)
-    }
-
-    async fn query(
-        &self,
-        connected: &mut Connected,
-        role: &Bytes,
-    ) -> Result<(Option<StoredPassword>, Option<Instant>), DialError> {
-        let rows = connected.query(&self.query, &[Some(role)]).await?;
         let row = rows.first().map(Vec::as_slice).unwrap_or_default();
         let stored = row.get(1).and_then(Option::as_ref);
         let stored = stored.and_then(|stored| StoredPassword::parse(stored).ok());

@@ -139,6 +139,13 @@ async fn without_a_server_a_query_fails_and_the_connection_stays() {
     assert_eq!(code(&refused), "57P03");
     let late = connect(proxy.port(0)).await.expect("a login is answered from memory");
     assert_eq!(code(&late.batch_execute("SELECT 1").await.unwrap_err()), "57P03");
+    // Known or not, who cannot be judged is asked the same and told the same.
+    for user in ["postgres", "nobody"] {
+        let mut config = Config::new();
+        config.host("127.0.0.1").port(proxy.port(0)).user(user).password("wrong");
+        let refused = config.dbname("postgres").connect(NoTls).await.map(drop).unwrap_err();
+        assert_eq!(code(&refused), "57P03", "{user}");
+    }
     a.start();
     until("the server is found again", || async { client.batch_execute("SELECT 1").await.is_ok() })
         .await;
@@ -164,6 +171,7 @@ async fn who_may_not_log_in_is_told_so() {
     let a = Server::primary(&scratch, "a");
     let proxy = Proxy::start_with(members(&[&a]), None, |settings| {
         settings.limits.max_clients = 3;
+        settings.limits.superuser_reserved_connections = 0;
     })
     .await;
     let login = |user: &str, password: &str, database: &str| {

@@ -152,6 +152,298 @@ async fn who_may_come_in() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_many_may_come_in_and_for_how_long() -> Result<()> {
+    let mut scratch = Scratch::new("limits");
+    let server = Postgres::start(&scratch, "pg", &[]).await?;
+    let admin = server.connect().await?;
+    for role in ["app", "joe", "ann", "boss SUPERUSER"] {
+        admin.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'right'")).await?;
+    }
+    a_pooled_login_is_checked_as_the_server_would(&scratch, &server, &admin).await?;
+    strangers_keep_nobody_out(&scratch, &server).await?;
+    clients_and_servers_are_bound_by_role_database_and_address(&scratch, &server).await?;
+    a_clients_time_is_bound(&scratch, &server, &admin).await?;
+    who_is_in_goes_on_when_descriptors_are_few(&scratch, &server).await?;
+    scratch.passed();
+    Ok(())
+}
+
+/// With the pool's only connection in a transaction: no login waits for it, and each is judged anew.
+async fn a_pooled_login_is_checked_as_the_server_would(
+    scratch: &Scratch,
+    server: &Postgres,
+    admin: &Client,
+) -> Result<()> {
+    let lines = format!("status: {{listen: \"STATUS\"}}\n{}", auth(""));
+    let pooled = [", pool_mode: transaction, pool_size: 1"];
+    let proxy = Proxy::start(scratch, "judged", server.port(), &pooled, &lines).await?;
+    proxy.ready().await;
+    let busy = proxy.login(0, "app").await?;
+    busy.batch_execute("BEGIN; SELECT 1").await?;
+    for more in ["", "options='-c work_mem=5MB'", "application_name=x"] {
+        let began = Instant::now();
+        connect(&proxy.conninfo(0, "app", more)).await.context("beside a transaction")?;
+        assert!(began.elapsed() < Duration::from_secs(2), "{more}: {:?}", began.elapsed());
+    }
+    admin.batch_execute("CREATE DATABASE shop").await?;
+    let shop = connect(&proxy.conninfo(0, "app", "dbname=shop")).await?;
+    shop.batch_execute("SELECT 1").await?;
+    for (database, change, back, expected) in [
+        ("postgres", "ALTER ROLE app NOLOGIN", "ALTER ROLE app LOGIN", "28000"),
+        (
+            "postgres",
+            "ALTER ROLE app VALID UNTIL '2020-01-01'",
+            "ALTER ROLE app VALID UNTIL 'infinity'",
+            "28P01",
+        ),
+        ("postgres", "ALTER ROLE app PASSWORD 'other'", "ALTER ROLE app PASSWORD 'right'", "28P01"),
+        (
+            "postgres",
+            "ALTER ROLE app CONNECTION LIMIT 0",
+            "ALTER ROLE app CONNECTION LIMIT -1",
+            "53300",
+        ),
+        (
+            "shop",
+            "REVOKE CONNECT ON DATABASE shop FROM PUBLIC",
+            "GRANT CONNECT ON DATABASE shop TO PUBLIC",
+            "42501",
+        ),
+        (
+            "shop",
+            "ALTER DATABASE shop ALLOW_CONNECTIONS false",
+            "ALTER DATABASE shop ALLOW_CONNECTIONS true",
+            "55000",
+        ),
+        (
+            "shop",
+            "ALTER DATABASE shop CONNECTION LIMIT 0",
+            "ALTER DATABASE shop CONNECTION LIMIT -1",
+            "53300",
+        ),
+        (
+            "shop",
+            "ALTER DATABASE shop RENAME TO store",
+            "ALTER DATABASE store RENAME TO shop",
+            "3D000",
+        ),
+    ] {
+        if change.contains("RENAME") {
+            let ends =
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'shop'";
+            admin.batch_execute(ends).await?;
+            until(SOON, "nobody is in the database", || async {
+                admin.batch_execute(change).await.map_err(|error| format!("{error:?}"))
+            })
+            .await;
+        } else {
+            admin.batch_execute(change).await?;
+        }
+        let direct = format!(
+            "host=127.0.0.1 port={} user=app password=right dbname={database}",
+            server.port()
+        );
+        assert_eq!(sqlstate(connect(&direct).await), expected, "PostgreSQL: {change}");
+        let through = connect(&proxy.conninfo(0, "app", &format!("dbname={database}"))).await;
+        assert_eq!(sqlstate(through), expected, "{change}");
+        admin.batch_execute(back).await?;
+        let again = connect(&proxy.conninfo(0, "app", &format!("dbname={database}"))).await;
+        again.map(drop).with_context(|| back.to_owned())?;
+    }
+    busy.batch_execute("COMMIT").await?;
+    Ok(())
+}
+
+async fn strangers_keep_nobody_out(scratch: &Scratch, server: &Postgres) -> Result<()> {
+    let lines = format!(
+        "status: {{listen: \"STATUS\"}}\nlimits: {{max_client_conn: 2, superuser_reserved_connections: 1, \
+         max_unauthenticated: 40, max_unauthenticated_per_address: 30}}\n{}",
+        auth("")
+    );
+    let proxy = Proxy::start(scratch, "strangers", server.port(), &[""], &lines).await?;
+    proxy.ready().await;
+    let mut strangers = Vec::new();
+    for at in 0..120 {
+        let mut socket = TcpStream::connect(proxy.ports[0].address()).await?;
+        let said = match at % 4 {
+            0 => BytesMut::new(),
+            1 => BytesMut::from(&b"\0\0"[..]),
+            // Asked for a proof, and silent.
+            2 => startup(&[("user", "app"), ("database", "postgres")]),
+            _ => startup(&[("user", "nobody"), ("database", "postgres")]),
+        };
+        // It may have been sent away already.
+        let _ = socket.write_all(&said).await;
+        strangers.push(socket);
+        if at % 30 == 29 {
+            connect(&proxy.conninfo(0, "app", "")).await.context("beside strangers")?;
+        }
+    }
+    let kept = [proxy.login(0, "app").await?, proxy.login(0, "joe").await?];
+    assert_eq!(sqlstate(proxy.login(0, "app").await), "53300");
+    let boss = proxy.login(0, "boss").await.context("the reserve is for superusers")?;
+    assert_eq!(sqlstate(proxy.login(0, "boss").await), "53300", "and no larger");
+    for client in kept.iter().chain([&boss]) {
+        client.batch_execute("SELECT 1").await?;
+    }
+    let sent_away = Rest::new(&proxy.status.address()).get("/metrics").await?.text;
+    assert!(!sent_away.contains("kornak_proxy_strangers_sent_away_total 0"), "{sent_away}");
+    drop(strangers);
+    Ok(())
+}
+
+async fn clients_and_servers_are_bound_by_role_database_and_address(
+    scratch: &Scratch,
+    server: &Postgres,
+) -> Result<()> {
+    let lines = format!(
+        "status: {{listen: \"STATUS\"}}\nlimits: {{max_user_client_connections: 2, max_db_client_connections: 3, \
+         max_address_client_connections: 4}}\n{}",
+        auth("")
+    );
+    let proxy = Proxy::start(scratch, "bound", server.port(), &[""], &lines).await?;
+    proxy.ready().await;
+    let mut kept = vec![proxy.login(0, "app").await?, proxy.login(0, "app").await?];
+    assert_eq!(sqlstate(proxy.login(0, "app").await), "53300", "of the role");
+    kept.push(proxy.login(0, "joe").await?);
+    assert_eq!(sqlstate(proxy.login(0, "joe").await), "53300", "of the database");
+    let elsewhere = async || connect(&proxy.conninfo(0, "ann", "dbname=shop")).await;
+    kept.push(elsewhere().await?);
+    assert_eq!(sqlstate(elsewhere().await), "53300", "of the address");
+    kept.push(proxy.login(0, "boss").await.context("superusers are not bound")?);
+    drop(kept);
+    until(SOON, "places are free again", || async {
+        proxy.login(0, "app").await.map(drop).map_err(|error| format!("{error:?}"))
+    })
+    .await;
+    // Server connections: of pools on two listeners and of clients that have one to themselves.
+    let lines = format!(
+        "status: {{listen: \"STATUS\"}}\nlimits: {{max_user_connections: 2}}\npool: {{query_wait_timeout: 1s}}\n{}",
+        auth("")
+    );
+    let listeners = [", pool_mode: transaction", ""];
+    let proxy = Proxy::start(scratch, "servers", server.port(), &listeners, &lines).await?;
+    proxy.ready().await;
+    let pooled = [proxy.login(0, "app").await?, proxy.login(0, "app").await?];
+    pooled[0].batch_execute("BEGIN").await?;
+    let own = proxy.login(1, "app").await?;
+    assert_eq!(sqlstate(pooled[1].batch_execute("BEGIN").await), "53300", "it waits in vain");
+    assert_eq!(sqlstate(proxy.login(1, "app").await), "53300");
+    proxy.login(1, "joe").await.context("another role has its own")?;
+    drop(own);
+    until(SOON, "the place is the pool's", || async {
+        pooled[1].batch_execute("SELECT 1").await.map_err(|error| format!("{error:?}"))
+    })
+    .await;
+    // The idle connection of the pool makes room for a client that wants one to itself.
+    proxy.login(1, "app").await.context("an idle one makes room")?;
+    Ok(())
+}
+
+async fn a_clients_time_is_bound(
+    scratch: &Scratch,
+    server: &Postgres,
+    admin: &Client,
+) -> Result<()> {
+    let lines = format!(
+        "status: {{listen: \"STATUS\"}}\nlog_connections: true\nlog_disconnections: true\napplication_name_add_host: true\n\
+         limits: {{client_idle_timeout: 3s, idle_transaction_timeout: 1s, transaction_timeout: 2s}}\n{}",
+        auth("")
+    );
+    let listeners = ["", ", pool_mode: transaction"];
+    let proxy = Proxy::start(scratch, "bounded", server.port(), &listeners, &lines).await?;
+    proxy.ready().await;
+    for listener in [0, 1] {
+        let ends = async |what: &str, first: &str, then: &str, from: u64, to: u64| {
+            let client = connect(&proxy.conninfo(listener, "app", "application_name=till")).await?;
+            let began = Instant::now();
+            client.batch_execute(first).await?;
+            let closing = async {
+                while !client.is_closed() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    // The last one is refused.
+                    let _ = client.batch_execute(then).await;
+                }
+            };
+            match then {
+                "" => {
+                    until(SOON, what, || async {
+                        if client.is_closed() { Ok(()) } else { Err("it is open".to_owned()) }
+                    })
+                    .await
+                }
+                _ => tokio::time::timeout(SOON, closing).await.with_context(|| what.to_owned())?,
+            }
+            let took = began.elapsed().as_millis() as u64;
+            assert!((from..to).contains(&took), "{what} ({listener}): after {took} ms");
+            anyhow::Ok(())
+        };
+        ends("a transaction is left lying", "BEGIN", "", 900, 1900).await?;
+        ends("a transaction is long", "BEGIN", "SELECT 1", 1900, 2900).await?;
+        ends("a client is idle", "SELECT 1", "", 2900, 4000).await?;
+    }
+    let log = proxy.log()?;
+    for expected in
+        ["client has logged in", "client has gone", "25P03", "25P04", "57P05", "role=app"]
+    {
+        assert!(log.contains(expected), "{expected}: {log}");
+    }
+    let client = connect(&proxy.conninfo(0, "app", "application_name=till")).await?;
+    let query = "SELECT application_name FROM pg_stat_activity WHERE usename = 'app' AND application_name LIKE 'till - 127.0.0.1:%'";
+    // An idle connection of the pool still has the name of its last client.
+    assert!(!admin.query(query, &[]).await?.is_empty());
+    let name: String = client.query_one("SHOW application_name", &[]).await?.get(0);
+    assert!(name.starts_with("till - 127.0.0.1:"), "{name}");
+    let pooled = connect(&proxy.conninfo(1, "app", "")).await?;
+    let name: String = pooled.query_one("SHOW application_name", &[]).await?.get(0);
+    assert!(name.starts_with("app - 127.0.0.1:"), "{name}");
+    Ok(())
+}
+
+async fn who_is_in_goes_on_when_descriptors_are_few(
+    scratch: &Scratch,
+    server: &Postgres,
+) -> Result<()> {
+    let lines = format!("status: {{listen: \"STATUS\"}}\n{}", auth(""));
+    let proxy = Proxy::start(scratch, "plenty", server.port(), &[""], &lines).await?;
+    let file = scratch.join("plenty.yml");
+    let mut proxy = proxy;
+    proxy.process.kill();
+    let mut command = std::process::Command::new("sh");
+    command.arg("-c").arg("ulimit -n 200; exec \"$0\" \"$@\"");
+    let few = kornak::with_file("proxy", &file);
+    command.arg(few.get_program()).args(few.get_args());
+    proxy.process = Process::spawn("few", command, &scratch.join("few.log"))?;
+    proxy.ready().await;
+    assert!(proxy.log()?.contains("too few file descriptors"));
+    let working =
+        futures_util::future::try_join_all((0..10).map(|_| proxy.login(0, "app"))).await?;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(proxy.ports[0].address()).await?);
+    }
+    for client in &working {
+        client.batch_execute("SELECT 1").await?;
+    }
+    proxy.login(0, "joe").await.context("newcomers are served")?;
+    drop(silent);
+    let mut many = Vec::new();
+    let full = loop {
+        anyhow::ensure!(many.len() < 200, "there are not so many descriptors");
+        match proxy.login(0, "app").await {
+            Ok(client) => many.push(client),
+            Err(error) => break sqlstate(Err::<(), _>(error)),
+        }
+    };
+    assert_eq!(full, "53300");
+    for client in working.iter().chain(&many) {
+        client.batch_execute("SELECT 1").await?;
+    }
+    assert!(!proxy.log()?.contains("cannot be accepted"), "{}", proxy.log()?);
+    Ok(())
+}
+
 async fn what_a_login_says_is_read_as_a_server_reads_it(
     scratch: &Scratch,
     server: &Postgres,

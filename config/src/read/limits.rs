@@ -109,6 +109,9 @@ pub(super) fn limits(section: &Section<'_>) -> LimitSettings {
         "idle_transaction_timeout",
         "transaction_timeout",
         "shutdown_timeout",
+        WAIT_TIMEOUT.theirs,
+        IDLE_TIMEOUT.theirs,
+        LIFETIME.theirs,
     ]);
     if section.has("max_held_bytes") {
         let why = "has no effect: what is kept of a held statement is one read, 64 KiB";
@@ -154,7 +157,9 @@ const WAIT_TIMEOUT: Key<'_> = key("wait_timeout", "query_wait_timeout");
 const IDLE_TIMEOUT: Key<'_> = key("idle_timeout", "server_idle_timeout");
 const LIFETIME: Key<'_> = key("lifetime", "server_lifetime");
 
-pub(super) fn pool(section: &Section<'_>) -> PoolSettings {
+/// `limits` may have those of PgBouncer's names that mean a pool.
+pub(super) fn pool(section: &Section<'_>, limits: &Section<'_>) -> PoolSettings {
+    let at = |key: Key<'_>| if limits.has(key.theirs) { limits } else { section };
     section.only(&[
         SIZE.ours,
         SIZE.theirs,
@@ -173,14 +178,14 @@ pub(super) fn pool(section: &Section<'_>) -> PoolSettings {
     PoolSettings {
         size: servers(section, SIZE.used(section)).unwrap_or(defaults.size),
         max_servers: servers(section, "max_servers").unwrap_or(defaults.max_servers),
-        wait_timeout: time(section, WAIT_TIMEOUT).unwrap_or(defaults.wait_timeout),
+        wait_timeout: time(at(WAIT_TIMEOUT), WAIT_TIMEOUT).unwrap_or(defaults.wait_timeout),
         wait_notice: time_or_never(
             section,
             key("wait_notice", "wait_notice"),
             defaults.wait_notice,
         ),
-        idle_timeout: time_or_never(section, IDLE_TIMEOUT, defaults.idle_timeout),
-        lifetime: time(section, LIFETIME).unwrap_or(defaults.lifetime),
+        idle_timeout: time_or_never(at(IDLE_TIMEOUT), IDLE_TIMEOUT, defaults.idle_timeout),
+        lifetime: time(at(LIFETIME), LIFETIME).unwrap_or(defaults.lifetime),
         prepared_statements: section
             .count("prepared_statements", 1..=10_000)
             .and_then(|count| usize::try_from(count).ok())

@@ -78,7 +78,7 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
         tls,
         limits: super::limits::limits(&section.section("limits")),
         failover: failover(&section.section("failover")),
-        pool: super::limits::pool(&section.section("pool")),
+        pool: super::limits::pool(&section.section("pool"), &section.section("limits")),
         log_connections: section.flag("log_connections").unwrap_or(false),
         log_disconnections: section.flag("log_disconnections").unwrap_or(false),
         application_name_add_host: section.flag("application_name_add_host").unwrap_or(false),

@@ -76,8 +76,8 @@ fn names_in_rules_mean_what_they_mean_in_pg_hba_or_are_refused() {
 fn limits_have_pgbouncers_names_as_well() {
     let head = "static: {members: [{name: a, host: db1}]}\n";
     let text = "proxy: {limits: {max_client_conn: 9, client_login_timeout: 3s, server_connect_timeout: 2, \
-        max_user_client_connections: 4, max_db_connections: 0, idle_transaction_timeout: 1min, transaction_timeout: 0}, \
-        pool: {default_pool_size: 7, query_wait_timeout: 4s, server_lifetime: 1h, server_idle_timeout: 0}, \
+        max_user_client_connections: 4, max_db_connections: 0, idle_transaction_timeout: 1min, transaction_timeout: 0, query_wait_timeout: 4s}, \
+        pool: {default_pool_size: 7, server_lifetime: 1h, server_idle_timeout: 0}, \
         log_connections: 1, application_name_add_host: on}";
     let settings = proxy(&format!("{head}{text}")).settings;
     let (limits, pool) = (&settings.limits, &settings.pool);

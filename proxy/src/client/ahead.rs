@@ -17,7 +17,8 @@ use kornak_config::proxy::{ListenerSettings, Target};
 use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Client, Identity, Opened, Way, dial};
+use super::dial::dial;
+use super::{Client, Identity, Opened, Way};
 use crate::backend::{Address, Connected, DialError};
 use crate::gate::Side;
 use crate::route::Candidate;

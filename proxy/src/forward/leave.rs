@@ -5,6 +5,7 @@
 //! that has shut its sending side is served until everything it has asked is answered; whether it
 //! is still there shows when something is written to it, so it is told a parameter that it knows.
 
+use bytes::BytesMut;
 use kornak_protocol::backend;
 use kornak_protocol::frame::{Direction, Flow, Scanner};
 use kornak_protocol::frontend;
@@ -62,7 +63,7 @@ impl Conversation {
                 return Err(Stop::ClientGone);
             }
             let Some(link) = &mut self.link else { return Err(Stop::ClientGone) };
-            let mut bye = bytes::BytesMut::new();
+            let mut bye = BytesMut::new();
             frontend::put_terminate(&mut bye);
             self.session.terminated();
             // An error shows itself when the connection is read.
@@ -111,7 +112,7 @@ impl Conversation {
             return;
         }
         let Some(link) = &mut self.link else { return };
-        let mut marker = bytes::BytesMut::new();
+        let mut marker = BytesMut::new();
         // A constant name always fits.
         let _ = frontend::put_close(Target::Statement(NOBODY), &mut marker);
         frontend::put_sync(&mut marker);
@@ -123,5 +124,14 @@ impl Conversation {
     /// Whether bytes are held back until something else has happened.
     pub fn is_blocked(&self) -> bool {
         self.held_is == Held::Blocked && !self.held.is_empty()
+    }
+
+    /// Keeps bytes of the client's that are not forwarded yet.
+    pub(super) fn hold(&mut self, data: &[u8], why: Held) {
+        self.held.extend_from_slice(data);
+        self.held_is = why;
+        if self.held.is_empty() && self.held.capacity() > 0 {
+            self.held = BytesMut::new();
+        }
     }
 }

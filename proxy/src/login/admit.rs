@@ -9,7 +9,7 @@ use kornak_protocol::auth::{Credentials, LoginError, Refusal};
 use kornak_protocol::backend::{self, BackendKey};
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::params::Parameters;
-use kornak_protocol::sqlstate::{CANNOT_CONNECT_NOW, INVALID_AUTHORIZATION};
+use kornak_protocol::sqlstate::{CANNOT_CONNECT_NOW, INVALID_AUTHORIZATION, TOO_MANY_CONNECTIONS};
 use kornak_protocol::startup::ProtocolVersion;
 use kornak_protocol::txn::TransactionStatus;
 
@@ -36,12 +36,14 @@ impl Visitor<'_> {
         entry: &mut Entry,
         credentials: Credentials,
     ) -> Login<Admitted> {
+        let stream = self.come_in(stream, entry).await?;
         if self.listener.pool_mode == PoolMode::Transaction && !self.replication {
             return self.admit_pooled(stream, read, entry, credentials).await;
         }
+        let stream = self.take_server(stream, entry).await?;
         let (user, startup) = (self.user.clone(), self.startup.clone());
         let identity = Identity { user, startup, credentials };
-        let welcome = self.shared.welcome(&self.startup);
+        let welcome = self.shared.welcome(&self.plain);
         let opened = match &welcome {
             None => self.open(Some(&identity)).await.map(Some),
             Some(_) if self.must_wait() => Ok(None),
@@ -62,10 +64,23 @@ impl Visitor<'_> {
             count(&self.shared.metrics.cached_logins);
         }
         let params = match &opened {
-            Some(opened) => self.shared.remember_welcome(&self.startup, &opened.connected.params),
-            None => welcome.unwrap_or_default(),
+            Some(opened) => self.shared.remember_welcome(&self.plain, &opened.connected.params),
+            None => self.with_own_name(welcome.unwrap_or_default()),
         };
         self.greet(stream, read, entry, identity, params, opened).await
+    }
+
+    /// What a client with another address was told, with this one's.
+    fn with_own_name(&self, params: Arc<Parameters>) -> Arc<Parameters> {
+        if !self.shared.settings.application_name_add_host {
+            return params;
+        }
+        let mut own = Parameters::clone(&params);
+        if let Some(name) = super::pooled::application_name(&self.startup) {
+            // It is one of those that are reported already.
+            let _ = own.set(b"application_name", &name);
+        }
+        own.into()
     }
 
     /// Finds a server, or says so while there is still time to tell the client.
@@ -107,6 +122,10 @@ impl Visitor<'_> {
                     .detail(error.to_string())
                     .hint("See the proxy's rules and the server's pg_hba.conf.");
                 refuse(stream, &fields)
+            }
+            error if error.is_ours() => {
+                let text = "the proxy is out of resources";
+                refuse(stream, &ErrorFields::fatal(TOO_MANY_CONNECTIONS, text))
             }
             _ => {
                 let fields = ErrorFields::fatal(CANNOT_CONNECT_NOW, "no server takes the login")

@@ -12,6 +12,7 @@ use kornak_protocol::startup::{self, Startup, StartupError, StartupMessage, TLS_
 
 use super::{Login, NotAdmitted, refuse, silent};
 use crate::cancel;
+use crate::doors::Visit;
 use crate::metrics::count;
 use crate::proxy_protocol;
 use crate::shared::Shared;
@@ -61,6 +62,7 @@ pub(super) async fn listen(
     shared: &Shared,
     listener: &ListenerSettings,
     mut stream: Stream,
+    visit: &mut Visit,
 ) -> Login<Hello> {
     let address = canonical(stream.tcp().peer_addr().map_err(silent)?);
     let mut peer = Peer { address, claimed: None };
@@ -78,6 +80,7 @@ pub(super) async fn listen(
             }
             let told = take_proxy_header(shared, &mut stream).await?;
             peer.address = told.map_or(address, canonical);
+            visit.comes_from(peer.address.ip());
         }
     }
     let mut binding = Binding::None;
@@ -109,7 +112,7 @@ pub(super) async fn listen(
                 return Ok(Hello { stream, buf, message, peer, binding });
             }
             Startup::Cancel(request) => {
-                cancel::obey(shared, &request).await;
+                cancel::obey(shared, peer.address.ip(), &request).await;
                 return Err(NotAdmitted::Silent);
             }
             Startup::GssEnc => write_all(&mut stream, b"N").await.map_err(silent)?,

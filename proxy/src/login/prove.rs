@@ -1,6 +1,6 @@
 //! Has the client prove who it is, against what the servers have stored of its role's password.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use kornak_cluster::GroupId;
 use kornak_config::rules::Method;
 use kornak_protocol::auth::{Credentials, Refusal, ServerAuth, Step, StoredPassword};
@@ -9,10 +9,17 @@ use kornak_protocol::sqlstate::{INTERNAL_ERROR, PROTOCOL_VIOLATION};
 use kornak_protocol::startup::MAX_NAME_BYTES;
 
 use super::{Login, NotAdmitted, Shown, Visitor, client_frame, refuse, silent};
+use crate::access::Rights;
 use crate::backend::{Address, DialError};
+use crate::doors::{Full, Who};
 use crate::metrics::count;
+use crate::registry::Entry;
 use crate::route;
 use crate::stream::{Stream, write_all};
+
+/// The part of a login's patience in which a server may say what it has stored; then what it said
+/// before has to do. In a failover another server answers, so only the loss of all of them gets here.
+const UNTIL_MEMORY: f32 = 0.8;
 
 /// Pause before servers are asked again for a verifier.
 const ASK_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
@@ -26,12 +33,21 @@ impl Visitor<'_> {
         mut stream: Stream,
         buf: &mut BytesMut,
         method: &Method,
+        entry: &mut Entry,
     ) -> Login<(Stream, Credentials)> {
-        let found = tokio::time::timeout(self.patience(), self.verifier()).await;
-        let known = match found.unwrap_or(Err(DialError::Timeout)) {
-            Ok(known) => known,
-            Err(error) if error.is_about_server() => return self.no_server(stream, &error),
-            Err(error) => {
+        if let Err(full) = entry.visit.asks() {
+            return self.refuse_full(stream, full);
+        }
+        let limit = self.patience().mul_f32(UNTIL_MEMORY);
+        let found = tokio::time::timeout(limit, self.verifier()).await;
+        entry.visit.listens();
+        // Whoever was seen lately is known from memory while no server answers. Others are asked the
+        // same after the same time, and told the same: nobody learns who was here lately.
+        let from_memory = found.is_err();
+        let known = match found {
+            Ok(Ok(known)) => known,
+            Err(_) => self.shared.verifiers.remembered_of(&self.role()),
+            Ok(Err(error)) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
                     "verifier cannot be asked for"
@@ -79,6 +95,9 @@ impl Visitor<'_> {
                     write_all(&mut stream, &send).await.map_err(silent)?;
                     return Ok((stream, learnt));
                 }
+                Step::Refuse(Refusal::WrongPassword) if from_memory => {
+                    return self.no_server(stream, &DialError::Timeout);
+                }
                 Step::Refuse(refusal) => return self.wrong(stream, refusal),
             }
         }
@@ -97,12 +116,98 @@ impl Visitor<'_> {
         }
         loop {
             let servers = self.servers();
-            let role = (self.verified_by(), self.user.clone());
-            match self.shared.verifiers.find(&role, &servers).await {
-                Err(error) if error.is_about_server() => tokio::time::sleep(ASK_PAUSE).await,
+            match self.shared.verifiers.find(&self.role(), &servers).await {
+                Err(error) if error.is_about_server() || error.is_ours() => {
+                    tokio::time::sleep(ASK_PAUSE).await;
+                }
                 found => return found,
             }
         }
+    }
+
+    fn role(&self) -> crate::verifiers::Role {
+        (self.verified_by(), self.user.clone())
+    }
+
+    /// What the catalogues say of the role and the database; `None` if they cannot be asked.
+    pub(super) async fn rights(&self) -> Result<Option<Rights>, DialError> {
+        let text = |name: &Bytes| std::str::from_utf8(name).is_ok();
+        if !self.shared.prober.can_ask() || !text(&self.user) || !text(&self.database) {
+            return Ok(None);
+        }
+        let pair = (self.user.clone(), self.database.clone());
+        let asking = async {
+            loop {
+                match self.shared.access.find(&pair, &self.servers()).await {
+                    Err(error) if error.is_about_server() || error.is_ours() => {
+                        tokio::time::sleep(ASK_PAUSE).await;
+                    }
+                    found => return found,
+                }
+            }
+        };
+        match tokio::time::timeout(self.patience(), asking).await {
+            Ok(Ok(rights)) => {
+                self.shared.set_trouble("access", None);
+                Ok(Some(rights))
+            }
+            Ok(Err(error)) => {
+                if self.shared.set_trouble("access", Some(error.to_string())) {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "roles and databases cannot be asked about");
+                }
+                Ok(None)
+            }
+            Err(_) => Err(DialError::Timeout),
+        }
+    }
+
+    /// Counts the client among those who are in, if there is room for it.
+    pub(super) async fn come_in(&self, stream: Stream, entry: &mut Entry) -> Login<Stream> {
+        let Err(full) = entry.visit.enter(self.who(), false) else { return Ok(stream) };
+        let rights = self.rights().await;
+        let is_superuser = rights.is_ok_and(|rights| rights.is_some_and(|it| it.is_superuser));
+        if is_superuser && entry.visit.enter(self.who(), true).is_ok() {
+            return Ok(stream);
+        }
+        self.refuse_full(stream, full)
+    }
+
+    /// Takes a place among the role's and the database's server connections, for a client that will
+    /// have one to itself.
+    pub(super) async fn take_server(&self, stream: Stream, entry: &mut Entry) -> Login<Stream> {
+        let lender = &self.shared.lender;
+        let mut taken = lender.take_own(&self.user, &self.database, false);
+        if taken.is_none() {
+            let rights = self.rights().await;
+            let is_superuser = rights.is_ok_and(|it| it.is_some_and(|it| it.is_superuser));
+            if is_superuser {
+                taken = lender.take_own(&self.user, &self.database, true);
+            }
+        }
+        match taken {
+            None => self.refuse_full(stream, Full::Servers),
+            taken => {
+                entry.own_server = taken;
+                Ok(stream)
+            }
+        }
+    }
+
+    pub(super) fn who(&self) -> Who {
+        let (user, database) = (self.user.clone(), self.database.clone());
+        Who { user, database, address: self.peer.address }
+    }
+
+    pub(super) fn refuse_full<T>(&self, stream: Stream, full: Full) -> Login<T> {
+        let who = self.who();
+        let (role, database) = (Shown(&who.user), Shown(&who.database));
+        let client = self.peer.shown();
+        tracing::info!(%client, %role, %database, limit = ?full, "login refused: too many clients");
+        count(&self.shared.metrics.refused);
+        let fields = full.fields(&who);
+        self.shared.metrics.error(fields.sqlstate);
+        refuse(stream, &fields)
     }
 
     fn verified_by(&self) -> Option<GroupId> {

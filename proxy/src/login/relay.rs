@@ -24,7 +24,13 @@ impl Visitor<'_> {
         mut buf: BytesMut,
         entry: &mut Entry,
     ) -> Login<Admitted> {
-        let mut opened = match self.open(None).await {
+        stream = self.take_server(stream, entry).await?;
+        if let Err(full) = entry.visit.asks() {
+            return self.refuse_full(stream, full);
+        }
+        let opened = self.open(None).await;
+        entry.visit.listens();
+        let mut opened = match opened {
             Ok(opened) => opened,
             Err(error) => return self.no_server(stream, &error),
         };
@@ -59,6 +65,14 @@ impl Visitor<'_> {
                 b'E' => {
                     put_frame(&frame, &mut out);
                     return Err(NotAdmitted::Refused(stream, out.freeze()));
+                }
+                // The server has let it in.
+                b'Z' => {
+                    let is_superuser = params.get("is_superuser") == Some(b"on");
+                    if let Err(full) = entry.visit.enter(self.who(), is_superuser) {
+                        return self.refuse_full(stream, full);
+                    }
+                    put_frame(&frame, &mut out);
                 }
                 _ => put_frame(&frame, &mut out),
             }

@@ -4,10 +4,14 @@
 //! A connection that is lent is accounted for by its [`Lease`]: dropped in whatever way, its place
 //! becomes free.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
+use std::mem::Discriminant;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,10 +22,11 @@ use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::room::Owner;
 use super::seat::{Delivery, Seat};
 use super::settled::Settled;
 use super::statements::{Prepared, Texts};
-use super::{Effect, Event, KindId, Limits, MemberId, PoolCount, PoolId, Pools, SlotId};
+use super::{Effect, Event, KindId, Limits, MemberId, PoolCount, PoolId, Pools, Shares, SlotId};
 use crate::backend::DialError;
 use crate::client::Identity;
 use crate::forward::Link;
@@ -47,11 +52,18 @@ pub struct Kind {
     pub startup: Bytes,
     /// Shared by its sessions: the pool logs in, not they.
     pub nobody: Arc<Identity>,
-    /// Of the client that logged in last: the newest password.
+    /// Of the client that logged in last: the newest password. All of its clients have proven
+    /// themselves in one way, or a login that proves nothing would take the proof from the others.
     credentials: Mutex<Credentials>,
+    proof: Proof,
     /// What a server reported at the last login.
     welcome: Mutex<Option<(Instant, Arc<Parameters>)>>,
+    /// A login is under way that asks a server whether it still lets these clients in.
+    checking: AtomicBool,
 }
+
+/// In which way clients have proven who they are, and so how to log in in their name.
+type Proof = Discriminant<Credentials>;
 
 impl Kind {
     /// What a server is told to log in.
@@ -60,15 +72,31 @@ impl Kind {
         Identity { user: self.user.clone(), startup: self.startup.clone(), credentials }
     }
 
-    /// What a server reported, unless that is longer ago than `limit`.
-    pub fn welcome(&self, limit: Duration) -> Option<Arc<Parameters>> {
+    /// What a server reported, and how long ago it let one of these clients in.
+    pub fn welcome(&self) -> Option<(Duration, Arc<Parameters>)> {
         let welcome = self.welcome.lock();
         let (when, params) = welcome.as_ref()?;
-        (when.elapsed() < limit).then(|| Arc::clone(params))
+        Some((when.elapsed(), Arc::clone(params)))
     }
 
-    fn welcomed(&self, params: &Arc<Parameters>) {
+    /// A server has let one of them in.
+    pub fn welcomed(&self, params: &Arc<Parameters>) {
         *self.welcome.lock() = Some((Instant::now(), Arc::clone(params)));
+    }
+
+    /// A server has refused one of them: the next has to be asked about.
+    pub fn unwelcome(&self) {
+        *self.welcome.lock() = None;
+    }
+
+    /// Begins to ask a server; `false` if somebody does already.
+    pub fn begin_check(&self) -> bool {
+        !self.checking.swap(true, AcqRel)
+    }
+
+    /// The server has answered, or nobody has.
+    pub fn end_check(&self) {
+        self.checking.store(false, Release);
     }
 }
 
@@ -128,7 +156,7 @@ struct Inner {
     resting: HashMap<SlotId, Settled>,
     seats: Slab<Arc<Seat>>,
     kinds: HashMap<KindId, Arc<Kind>>,
-    by_startup: HashMap<(usize, Bytes), KindId>,
+    by_startup: HashMap<(usize, Bytes, Proof), KindId>,
     by_role: HashMap<(usize, Bytes, Bytes), PoolId>,
 }
 
@@ -148,11 +176,12 @@ impl Lender {
     pub fn new(
         lanes: Vec<UnboundedSender<Order>>,
         limits: impl IntoIterator<Item = Limits>,
+        shares: Shares,
     ) -> Self {
         let limits: Vec<Limits> = limits.into_iter().collect();
         let queued = (0..=limits.len()).map(|_| AtomicUsize::new(0)).collect();
         let inner = Inner {
-            pools: Pools::new(lanes.len(), limits),
+            pools: Pools::new(lanes.len(), limits).with_shares(shares),
             effects: Vec::new(),
             resting: HashMap::new(),
             seats: Slab::new(),
@@ -182,7 +211,8 @@ impl Lender {
     pub fn join(self: &Arc<Self>, newcomer: Newcomer, handle: &Arc<Handle>, lane: usize) -> Member {
         let mut inner = self.inner.lock();
         let Newcomer { listener, user, database, startup, credentials } = newcomer;
-        let known = inner.by_startup.get(&(listener, startup.clone())).copied();
+        let proof = std::mem::discriminant(&credentials);
+        let known = inner.by_startup.get(&(listener, startup.clone(), proof)).copied();
         let kind = match known.and_then(|id| inner.kinds.get(&id).cloned()) {
             Some(kind) => {
                 *kind.credentials.lock() = credentials;
@@ -192,7 +222,7 @@ impl Lender {
                 let role = (listener, user.clone(), database.clone());
                 let pool = match inner.by_role.get(&role) {
                     Some(pool) => *pool,
-                    None => inner.pools.add_pool(listener),
+                    None => inner.pools.add_pool(listener, &user, &database),
                 };
                 inner.by_role.insert(role, pool);
                 let id = inner.pools.add_kind(pool);
@@ -210,9 +240,11 @@ impl Lender {
                     database,
                     startup: startup.clone(),
                     credentials: Mutex::new(credentials),
+                    proof,
                     welcome: Mutex::new(None),
+                    checking: AtomicBool::new(false),
                 });
-                inner.by_startup.insert((listener, startup), id);
+                inner.by_startup.insert((listener, startup, proof), id);
                 inner.kinds.insert(id, Arc::clone(&kind));
                 kind
             }
@@ -317,6 +349,34 @@ impl Lender {
         }
     }
 
+    /// A client is to have a server connection to itself. `anyhow`: whatever the bounds say. `None` if
+    /// there is no room.
+    pub fn take_own(
+        self: &Arc<Self>,
+        user: &Bytes,
+        database: &Bytes,
+        anyhow: bool,
+    ) -> Option<OwnServer> {
+        let owner = Owner { user: user.clone(), database: database.clone() };
+        let mut inner = self.inner.lock();
+        let mut effects = Vec::new();
+        let taken = match anyhow {
+            true => {
+                inner.pools.take_own_anyhow(&owner);
+                true
+            }
+            false => inner.pools.take_own(&owner, &mut effects),
+        };
+        self.carry_out(inner, effects, None, None);
+        taken.then(|| OwnServer { lender: Arc::clone(self), owner })
+    }
+
+    /// Whether the client's pool has a server connection, or one is on its way.
+    pub fn has_server(&self, kind: &Kind) -> bool {
+        let count = self.inner.lock().pools.count(kind.pool, self.now());
+        count.idle + count.lent + count.opening > 0
+    }
+
     /// Counts of each pool: listener, role, database.
     pub fn counts(&self) -> Vec<(usize, Bytes, Bytes, PoolCount)> {
         let inner = self.inner.lock();
@@ -340,6 +400,16 @@ impl Lender {
     ) -> Option<Settled> {
         let mut effects = std::mem::take(&mut inner.effects);
         inner.pools.on(event, now, &mut effects);
+        self.carry_out(inner, effects, asker, error)
+    }
+
+    fn carry_out(
+        &self,
+        mut inner: MutexGuard<'_, Inner>,
+        mut effects: Vec<Effect>,
+        asker: Option<MemberId>,
+        error: Option<&Arc<DialError>>,
+    ) -> Option<Settled> {
         let mut given = None;
         let mut closed = Vec::new();
         for effect in effects.drain(..) {
@@ -454,6 +524,22 @@ impl Member {
     }
 }
 
+/// A place among a role's and a database's server connections, of a client that has one to itself.
+#[derive(Debug)]
+pub struct OwnServer {
+    lender: Arc<Lender>,
+    owner: Owner,
+}
+
+impl Drop for OwnServer {
+    fn drop(&mut self) {
+        let mut inner = self.lender.inner.lock();
+        let mut effects = Vec::new();
+        inner.pools.give_back_own(&self.owner, self.lender.now(), &mut effects);
+        self.lender.carry_out(inner, effects, None, None);
+    }
+}
+
 impl Drop for Member {
     fn drop(&mut self) {
         self.withdraw();
@@ -469,7 +555,7 @@ impl Drop for Member {
 impl Inner {
     fn forget(&mut self, kind: &Kind, pool_gone: bool) {
         self.kinds.remove(&kind.id);
-        self.by_startup.remove(&(kind.listener, kind.startup.clone()));
+        self.by_startup.remove(&(kind.listener, kind.startup.clone(), kind.proof));
         if pool_gone {
             self.by_role.remove(&(kind.listener, kind.user.clone(), kind.database.clone()));
         }

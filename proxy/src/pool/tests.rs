@@ -11,6 +11,10 @@ const LIMITS: Limits = Limits {
     idle_timeout: Some(Duration::from_secs(60)),
 };
 
+fn name(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
 /// A story: events with their times, and the effects so far.
 struct Story {
     pools: Pools,
@@ -22,7 +26,7 @@ struct Story {
 impl Story {
     fn new(limits: Limits) -> (Self, KindId) {
         let mut pools = Pools::new(2, [limits]);
-        let pool = pools.add_pool(0);
+        let pool = pools.add_pool(0, &name("app"), &name("shop"));
         let kind = pools.add_kind(pool);
         pools.join(kind);
         let lifetime = Duration::from_secs(3600);
@@ -30,7 +34,11 @@ impl Story {
     }
 
     fn another_kind(&mut self) -> KindId {
-        let pool = self.pools.add_pool(0);
+        self.kind_of(0, "other", "shop")
+    }
+
+    fn kind_of(&mut self, listener: usize, user: &str, database: &str) -> KindId {
+        let pool = self.pools.add_pool(listener, &name(user), &name(database));
         self.pools.add_kind(pool)
     }
 
@@ -301,4 +309,75 @@ fn bounds_hold_and_nobody_is_forgotten_in_any_order_of_events() {
             assert!(asking.is_empty() || busy > 0, "seed {seed}: somebody waits for nothing");
         }
     }
+}
+
+/// Two listeners, and at most two connections of a role on both.
+fn shared(per_user: Option<usize>, per_database: Option<usize>) -> (Story, KindId) {
+    let pools = Pools::new(1, [LIMITS, LIMITS]).with_shares(Shares::new(per_user, per_database));
+    let lifetime = Duration::from_secs(3600);
+    let mut story = Story { pools, now: Moment::default(), out: Vec::new(), lifetime };
+    let kind = story.kind_of(0, "app", "shop");
+    (story, kind)
+}
+
+fn opens(story: &mut Story) -> Vec<u32> {
+    let opened = story.out.drain(..).filter_map(|effect| match effect {
+        Effect::Open { kind, .. } => Some(kind.0),
+        _ => None,
+    });
+    opened.collect()
+}
+
+#[test]
+fn a_roles_connections_are_bound_on_all_listeners_together() {
+    let (mut story, first) = shared(Some(2), None);
+    let second = story.kind_of(1, "app", "other");
+    let third = story.kind_of(1, "joe", "other");
+    story.ask(1, first).ask(2, first).ask(3, second).ask(4, third);
+    assert_eq!(opens(&mut story), [first.0, first.0, third.0], "two of app, and joe's");
+    story.opened(0).opened(1).out.clear();
+    // One ends: the other listener's client of the role is next.
+    story.on(Event::Gone { slot: SlotId(0) });
+    assert_eq!(opens(&mut story), [second.0]);
+    // An idle one makes room for another pool of the role, and not for one of another.
+    let (mut story, first) = shared(Some(1), None);
+    let second = story.kind_of(1, "app", "other");
+    story.ask(1, first).opened(0).released(0).out.clear();
+    story.ask(2, second);
+    assert_eq!(story.out[0], Effect::Close { slot: SlotId(0) });
+    assert_eq!(opens(&mut story), [second.0]);
+}
+
+#[test]
+fn a_released_connection_goes_to_who_waits_longer_for_the_same_bound() {
+    let (mut story, first) = shared(None, Some(2));
+    let second = story.kind_of(1, "joe", "shop");
+    story.ask(1, first).ask(2, first).opened(0).opened(1);
+    story.at(1).ask(3, second).at(2).ask(4, first).out.clear();
+    story.at(3).released(0);
+    assert_eq!(story.out[0], Effect::Close { slot: SlotId(0) });
+    assert_eq!(opens(&mut story), [second.0]);
+}
+
+#[test]
+fn clients_with_a_connection_to_themselves_count_as_well() {
+    let (mut story, first) = shared(Some(2), Some(3));
+    let owner = Owner { user: name("app"), database: name("shop") };
+    let mut out = Vec::new();
+    assert!(story.pools.take_own(&owner, &mut out) && out.is_empty());
+    story.ask(1, first).ask(2, first);
+    assert_eq!(opens(&mut story), [first.0], "one is left for the pool");
+    assert!(!story.pools.take_own(&owner, &mut out), "nothing is idle");
+    story.pools.give_back_own(&owner, Moment::default(), &mut out);
+    assert!(matches!(out[..], [Effect::Open { .. }]), "{out:?}");
+    out.clear();
+    // An idle one of the pool makes room.
+    story.opened(0).opened(1).released(0).out.clear();
+    assert!(story.pools.take_own(&owner, &mut out));
+    assert_eq!(out, [Effect::Close { slot: SlotId(0) }]);
+    story.pools.take_own_anyhow(&owner);
+    out.clear();
+    story.pools.give_back_own(&owner, Moment::default(), &mut out);
+    assert!(out.is_empty());
+    assert!(!story.pools.take_own(&owner, &mut out), "the one that was let in anyhow counts");
 }

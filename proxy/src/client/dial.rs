@@ -1,0 +1,40 @@
+//! One login at one server, in its turn.
+
+use super::{Candidate, Identity, RETRY_PAUSE, secondary};
+use crate::backend::{self, Address, Connected, DialError};
+use crate::metrics::count;
+use crate::reading::Source;
+use crate::shared::Shared;
+
+/// Logs in, or only dials if there is no identity yet.
+pub(super) async fn dial(
+    shared: &Shared,
+    candidate: &Candidate,
+    address: &Address,
+    identity: Option<&Identity>,
+    source: Option<Source>,
+) -> Result<Connected, DialError> {
+    let queue = shared.queue_of(&candidate.name);
+    // The queue is never closed.
+    let _turn = queue.acquire().await;
+    let limit = shared.settings.limits.connect_timeout;
+    let tls = shared.prober.tls();
+    let Some(identity) = identity else {
+        let dialled = tokio::time::timeout(limit, backend::dial(address, tls)).await;
+        return dialled.map_err(|_| DialError::Timeout)?.map(Connected::fresh);
+    };
+    if source == Some(Source::Standbys) {
+        return secondary::connect(shared, address, identity, limit).await;
+    }
+    backend::connect(address, tls, identity.account(), limit).await
+}
+
+/// This host has not what a connection needs: that is noted, and passes.
+pub(super) async fn pause_for_want(shared: &Shared, error: &DialError) {
+    count(&shared.metrics.dial_failures);
+    if shared.set_trouble("dial", Some(error.to_string())) {
+        let error = error as &dyn std::error::Error;
+        tracing::error!(error, "servers cannot be dialled for want of resources");
+    }
+    tokio::time::sleep(RETRY_PAUSE).await;
+}
