@@ -17,6 +17,7 @@ mod obtain;
 mod pooled;
 mod secondary;
 mod time;
+pub mod together;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -165,10 +166,10 @@ pub async fn open(
         };
         // Counting everybody is for a choice only.
         let sessions = if found.len() > 1 { shared.registry.by_node() } else { Default::default() };
-        let Some(candidate) = route::choose(&found, listener.balance, &sessions, shared.dice())
-        else {
-            continue;
-        };
+        let startup = identity.filter(|_| found.len() > 1).map(|identity| &identity.startup[..]);
+        let candidate = together::with_family(&shared.registry, startup, &found)
+            .or_else(|| route::choose(&found, listener.balance, &sessions, shared.dice()));
+        let Some(candidate) = candidate else { continue };
         let side = side_on(listener, &candidate);
         if candidate.leading && way == Way::Gate && shared.gate.is_closed(side) {
             shared.gate.open(side).await;

@@ -14,6 +14,7 @@ mod ask;
 mod io;
 mod leave;
 mod link;
+mod lost;
 pub mod pooled;
 mod stop;
 mod times;
@@ -29,9 +30,8 @@ use kornak_protocol::frame::{Direction, Flow, Scanner};
 use crate::gate::{Side, Ticket};
 use crate::pool::lender::Member;
 use crate::registry::{Doing, Handle};
-use crate::session::journal::Pin;
 use crate::session::pooled::Edits;
-use crate::session::{Aftermath, Heard, Session};
+use crate::session::{Heard, Session};
 use crate::shared::Shared;
 use crate::stream::Stream;
 use io::{flush, keep_front, poll_read, write};
@@ -85,6 +85,8 @@ pub struct Conversation {
     flushed: bool,
     /// The client's end of its connection.
     pub presence: Presence,
+    /// The client does not take what is for it as fast as it comes.
+    is_behind: bool,
     /// The session was looked at since it became quiet.
     is_settled: bool,
     /// Since when it has a cursor WITH HOLD.
@@ -134,6 +136,7 @@ impl Conversation {
             examined: None,
             flushed: false,
             presence: Presence::There,
+            is_behind: false,
             is_settled: false,
             cursor_since: None,
             borrowed: None,
@@ -172,6 +175,10 @@ impl Conversation {
                 return Poll::Ready(stop);
             }
             self.settle_doubt(cx);
+            if self.is_behind == self.to_client.is_empty() {
+                self.is_behind = !self.is_behind;
+                self.client.be_patient(self.is_behind);
+            }
             if self.may_go() {
                 return Poll::Ready(Stop::ClientGone);
             }
@@ -547,50 +554,6 @@ impl Conversation {
         let free = self.session.pinned().is_none() && !self.session.listens();
         let returns = self.link.as_ref().is_some_and(|link| link.may_change(&self.shared));
         returns && free && self.is_quiet()
-    }
-
-    /// The server connection is gone: tells the client what is true.
-    /// `sudden`: nobody had announced it.
-    pub fn lose_server(&mut self, sudden: bool) -> Aftermath {
-        let may_reread = self.may_reread();
-        let half_told = self.link.take().is_some_and(|link| link.scanner.remaining() > 0);
-        // Who listened must not go on as if nothing had been missed.
-        let may_go_on = !sudden || !self.session.listens();
-        if may_go_on && !self.kept.is_empty() {
-            if self.session.forget_harmless() {
-                self.say_again();
-                return Aftermath::Lives;
-            }
-            if may_reread && self.session.forget_read() {
-                self.said_again = true;
-                self.say_again();
-                return Aftermath::Lives;
-            }
-        }
-        self.kept.clear();
-        if self.handle.holds_advisory_locks() {
-            self.session.pin(Pin::Advisory);
-        }
-        let aftermath = self.session.lose_server(half_told, sudden, &mut self.to_client);
-        self.count_errors();
-        self.drop_client += self.client_scanner.remaining();
-        self.client_scanner.reset();
-        self.ticket.leave();
-        self.handle.set_server(&self.shared.nobody, None);
-        let doing = if self.session.is_open() { Doing::Idle } else { Doing::Dead };
-        self.handle.set_doing(doing);
-        aftermath
-    }
-
-    /// Puts back what was forwarded and changed nothing.
-    fn say_again(&mut self) {
-        let mut held = BytesMut::from(&*std::mem::take(&mut self.kept));
-        held.extend_from_slice(&self.held);
-        self.held = held;
-        self.held_is = Held::Blocked;
-        self.client_scanner.reset();
-        self.ticket.leave();
-        self.handle.set_server(&self.shared.nobody, None);
     }
 
     fn count_errors(&mut self) {

@@ -149,6 +149,8 @@ pub struct Handle {
     advisory: AtomicBool,
     /// It listens on channels that move with it.
     listens: AtomicBool,
+    /// Which sessions it belongs together with; 0: none.
+    family: AtomicU64,
     /// Term of its server.
     term: AtomicU64,
     /// When its time is to be looked at, in milliseconds since it came.
@@ -252,6 +254,11 @@ impl Handle {
         self.since + Duration::from_millis(self.next_look.load(Ordering::Relaxed))
     }
 
+    /// It belongs together with others.
+    pub fn set_family(&self, family: u64) {
+        self.family.store(family, Ordering::Relaxed);
+    }
+
     /// Shows the term of its server.
     pub fn set_term(&self, term: u64) {
         self.term.store(term, Ordering::Release);
@@ -323,6 +330,7 @@ impl Registry {
             pin: AtomicU8::new(NO_PIN),
             advisory: AtomicBool::new(false),
             listens: AtomicBool::new(false),
+            family: AtomicU64::new(0),
             term: AtomicU64::new(0),
             next_look: AtomicU64::new(0),
             node: Mutex::new("".into()),
@@ -395,6 +403,13 @@ impl Registry {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The server that the first session of a family is on.
+    pub fn node_of_family(&self, family: u64) -> Option<Arc<str>> {
+        let sessions = self.sessions.lock();
+        let own = sessions.values().filter(|it| it.family.load(Ordering::Relaxed) == family);
+        own.min_by_key(|handle| handle.id).map(|handle| handle.node())
     }
 
     /// Sessions by server, for balancing.

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::client::together::family_of;
 use crate::client::{Client, End, close, side_of};
 use crate::forward::{Conversation, SCRATCH_BYTES};
 use crate::gate::Ticket;
@@ -356,6 +357,9 @@ fn assemble(
     let handle = Arc::clone(entry.handle());
     handle.set_doing(Doing::Idle);
     handle.set_pin(admitted.session.pinned());
+    if let Some(family) = family_of(&admitted.identity.startup) {
+        handle.set_family(family);
+    }
     let mut session = admitted.session;
     session.set_policy(shared.settings.failover);
     let talk = Conversation::new(

@@ -17,6 +17,7 @@ pub mod answers;
 pub mod dead;
 pub mod fuzz;
 pub mod journal;
+mod leave;
 pub mod pooled;
 #[cfg(test)]
 mod tests;
@@ -94,6 +95,8 @@ pub struct Session {
     told: Arc<Parameters>,
     /// A commit is acknowledged that no standby has confirmed (SAFETY.md A13).
     unconfirmed: bool,
+    /// Nothing was forwarded since it was quiet but queries that read.
+    only_reads: bool,
     /// Errors of ours since they were last counted.
     errors: Vec<Verdict>,
     /// What is passed on in place of a server's message.
@@ -110,6 +113,7 @@ impl Session {
             mode: Mode::Open,
             told: told.into(),
             unconfirmed: false,
+            only_reads: true,
             errors: Vec::new(),
             edited: BytesMut::new(),
             policy: FailoverSettings::default(),
@@ -192,66 +196,6 @@ impl Session {
             && !self.pipeline.copy().swallows_sync()
     }
 
-    /// Whether the server would ignore this message: what is left of a COPY that is over, and Flush
-    /// when nothing is owed.
-    #[inline]
-    pub fn ignores(&self, tag: u8) -> bool {
-        matches!(tag, b'd' | b'c' | b'f' | b'H') && self.is_quiet()
-    }
-
-    /// Whether the server answers what it was sent without another word of the client.
-    pub fn will_answer(&self) -> bool {
-        self.pipeline.will_answer()
-    }
-
-    /// Whether the server waits for the client's COPY data.
-    pub fn is_copying_in(&self) -> bool {
-        self.pipeline.copy().swallows_sync()
-    }
-
-    /// Whether both sides stream, as in replication: no transaction, but without an end.
-    #[inline]
-    pub fn is_streaming(&self) -> bool {
-        self.pipeline.is_streaming()
-    }
-
-    /// Whether anything is in flight.
-    pub fn in_flight(&self) -> bool {
-        self.pipeline.in_flight()
-    }
-
-    /// Whether what is in flight cannot commit anything, so that it may be cancelled.
-    pub fn cannot_commit(&self) -> bool {
-        self.pipeline.in_flight() && self.pipeline.loss() == Loss::Retry
-    }
-
-    /// Whether no request may be forwarded before it is settled how many answers are owed.
-    #[inline]
-    pub fn must_settle(&self) -> bool {
-        self.pipeline.must_settle()
-    }
-
-    /// Whether a marker would settle that now.
-    #[inline]
-    pub fn is_doubtful(&self) -> bool {
-        self.pipeline.is_doubtful()
-    }
-
-    /// It was sent: a Close of a statement that nobody has, and Sync.
-    pub fn marked(&mut self) {
-        self.pipeline.sent(Sent::Marker);
-    }
-
-    /// The client has gone behind what it has asked: the server was told so.
-    pub fn terminated(&mut self) {
-        self.pipeline.sent(Sent::Terminate);
-    }
-
-    /// Whether DISCARD ALL takes away whatever it holds.
-    pub fn may_be_discarded(&self) -> bool {
-        !self.pipeline.is_lost() && self.journal.may_be_discarded()
-    }
-
     /// Whether a transaction block is open or a request in flight.
     pub fn in_transaction(&self) -> bool {
         self.pipeline.status() != TransactionStatus::Idle || !self.is_open()
@@ -265,7 +209,9 @@ impl Session {
         let sent = match seen.tag {
             b'Q' => {
                 let (sql, is_whole) = frontend::query_prefix(body);
-                Sent::Query(self.journal.query(sql, is_whole, None))
+                let unit = self.journal.query(sql, is_whole, None);
+                self.only_reads &= self.journal.last_reads();
+                Sent::Query(unit)
             }
             b'P' => match frontend::ParseMessage::parse(body) {
                 Ok(parse) => {
@@ -281,7 +227,11 @@ impl Session {
                 Sent::Bind(0)
             }
             b'E' => match frontend::Execute::parse(body) {
-                Ok(execute) => Sent::Execute(self.journal.execute(execute.portal)),
+                Ok(execute) => {
+                    let unit = self.journal.execute(execute.portal);
+                    self.only_reads &= self.journal.last_reads();
+                    Sent::Execute(unit)
+                }
                 Err(_) => self.malformed(Sent::Execute(UNKNOWN)),
             },
             b'C' => match frontend::Target::parse(body) {
@@ -295,6 +245,7 @@ impl Session {
             b'c' => Sent::CopyDone,
             b'f' => Sent::CopyFail,
             b'F' => {
+                self.only_reads = false;
                 self.journal.function_call(body);
                 Sent::FunctionCall(UNKNOWN)
             }
@@ -369,6 +320,7 @@ impl Session {
                     self.journal.answered_all();
                 }
                 if self.pipeline.movable() {
+                    self.only_reads = true;
                     self.journal.quiet();
                 }
                 if std::mem::take(&mut self.unconfirmed) {
@@ -419,15 +371,18 @@ impl Session {
             return false;
         }
         self.pipeline = Pipeline::new(TransactionStatus::Idle);
+        self.only_reads = true;
         self.journal.lost_server();
         true
     }
 
     /// Whether the request in flight may run again elsewhere if its server is a standby: a single
-    /// batch, outside of a transaction block, of which nothing was answered.
+    /// batch of queries, outside of a transaction block, of which nothing was answered. Not a statement
+    /// that writes: on a coordinator of Citus one may, through a standby (`citus.writable_standby_coordinator`).
     #[inline]
     pub fn is_single_batch(&self) -> bool {
-        self.pipeline.status() == TransactionStatus::Idle
+        self.only_reads
+            && self.pipeline.status() == TransactionStatus::Idle
             && self.pipeline.ready_owed() <= 1
             && !self.pipeline.answered()
             && !self.pipeline.copy().is_active()
@@ -441,6 +396,7 @@ impl Session {
             return false;
         }
         self.pipeline = Pipeline::new(TransactionStatus::Idle);
+        self.only_reads = true;
         self.journal.lost_server();
         true
     }
@@ -456,6 +412,7 @@ impl Session {
     pub fn lose_server(&mut self, half_told: bool, sudden: bool, out: &mut BytesMut) -> Aftermath {
         use TransactionStatus::{Failed, Idle};
         let pipeline = std::mem::replace(&mut self.pipeline, Pipeline::new(Idle));
+        self.only_reads = true;
         let all = sudden && self.policy.keep_sessions == KeepSessions::All;
         let pinned = match (pipeline.is_lost(), all) {
             (true, _) => Some(Pin::Lost),

@@ -39,6 +39,10 @@ pub enum Leg {
 /// takes to appear.
 const SERVER_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same for clients: a host that has vanished keeps its server connection and its locks no longer than
+/// one that is idle.
+const CLIENT_USER_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Sets what every connection of ours has: no delay, keepalive 5/5/5 s on servers, 60/15/4 on
 /// clients. Failures are of no consequence.
 pub fn tune(stream: &TcpStream, leg: Leg) {
@@ -53,9 +57,11 @@ pub fn tune(stream: &TcpStream, leg: Leg) {
         .with_interval(Duration::from_secs(every))
         .with_retries(times);
     let _ = socket.set_tcp_keepalive(&keepalive);
-    if leg == Leg::Server {
-        let _ = socket.set_tcp_user_timeout(Some(SERVER_USER_TIMEOUT));
-    }
+    let limit = match leg {
+        Leg::Client => CLIENT_USER_TIMEOUT,
+        Leg::Server => SERVER_USER_TIMEOUT,
+    };
+    let _ = socket.set_tcp_user_timeout(Some(limit));
 }
 
 /// Whether a peer has closed its side of a connection.
@@ -87,6 +93,12 @@ impl io::Read for Kernel<'_> {
 }
 
 impl Stream {
+    /// A client that takes nothing is there all the same: the kernel would take its full window for death.
+    pub fn be_patient(&self, patient: bool) {
+        let limit = (!patient).then_some(CLIENT_USER_TIMEOUT);
+        let _ = SockRef::from(self.tcp()).set_tcp_user_timeout(limit);
+    }
+
     /// Whether the peer has closed its side, asked of the kernel.
     pub fn hung_up(&self) -> HungUp {
         let mut fds = [PollFd::new(self.tcp(), PollFlags::RDHUP)];

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kornak_cluster::GroupId;
 use kornak_config::proxy::AuthSettings;
-use kornak_protocol::auth::StoredPassword;
 use kornak_protocol::auth::scram::Verifier;
+use kornak_protocol::auth::{Credentials, StoredPassword};
 use parking_lot::Mutex;
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
@@ -64,6 +64,8 @@ pub struct Verifiers {
     query: String,
     lanes: Arc<Lanes>,
     known: Mutex<HashMap<Role, Answer>>,
+    /// Keys of the last login of each role that has proved itself by SCRAM.
+    newest: Mutex<HashMap<Bytes, Credentials>>,
     /// Makes the salts of roles that do not exist.
     secret: Zeroizing<Vec<u8>>,
     /// As the server that was asked last reports it.
@@ -77,6 +79,20 @@ impl std::fmt::Debug for Verifiers {
 }
 
 impl Verifiers {
+    /// A client has proved itself: servers take these keys as long as the password is not set again.
+    pub fn remember_keys(&self, user: &Bytes, credentials: &Credentials) {
+        let Credentials::Scram(_) = credentials else { return };
+        let mut newest = self.newest.lock();
+        if newest.len() < MAX_ROLES || newest.contains_key(user) {
+            newest.insert(user.clone(), credentials.clone());
+        }
+    }
+
+    /// The keys of the role's last login.
+    pub fn newest_keys(&self, user: &Bytes) -> Option<Credentials> {
+        self.newest.lock().get(user).cloned()
+    }
+
     /// An empty cache.
     pub fn new(auth: &AuthSettings, lanes: Arc<Lanes>) -> Self {
         // Every proxy of a cluster, and every run of it, must answer a stranger alike, or asking
@@ -93,6 +109,7 @@ impl Verifiers {
             query: auth.query.clone(),
             lanes,
             known: Mutex::new(HashMap::new()),
+            newest: Mutex::new(HashMap::new()),
             secret: Zeroizing::new(secret),
             iterations: AtomicU32::new(USUAL_ITERATIONS),
         }

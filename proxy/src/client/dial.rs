@@ -1,7 +1,9 @@
 //! One login at one server, in its turn.
 
+use kornak_protocol::auth::LoginError;
+
 use super::{Candidate, Identity, RETRY_PAUSE, secondary};
-use crate::backend::{self, Address, Connected, DialError};
+use crate::backend::{self, Account, Address, Connected, DialError};
 use crate::metrics::count;
 use crate::reading::Source;
 use crate::shared::Shared;
@@ -26,7 +28,18 @@ pub(super) async fn dial(
     if source == Some(Source::Standbys) {
         return secondary::connect(shared, address, identity, limit).await;
     }
-    backend::connect(address, tls, identity.account(), limit).await
+    match backend::connect(address, tls, identity.account(), limit).await {
+        // The password was set again since. Whoever has logged in with it after that has other keys.
+        Err(DialError::Auth(LoginError::OtherVerifier)) => {
+            let known = shared.verifiers.newest_keys(&identity.user);
+            let Some(newest) = known.filter(|newest| *newest != identity.credentials) else {
+                return Err(LoginError::OtherVerifier.into());
+            };
+            let account = Account { credentials: &newest, ..identity.account() };
+            backend::connect(address, tls, account, limit).await
+        }
+        connected => connected,
+    }
 }
 
 /// This host has not what a connection needs: that is noted, and passes.

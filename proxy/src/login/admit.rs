@@ -37,6 +37,7 @@ impl Visitor<'_> {
         credentials: Credentials,
     ) -> Login<Admitted> {
         let stream = self.come_in(stream, entry).await?;
+        self.shared.verifiers.remember_keys(&self.user, &credentials);
         if self.listener.pool_mode == PoolMode::Transaction && !self.replication {
             return self.admit_pooled(stream, read, entry, credentials).await;
         }

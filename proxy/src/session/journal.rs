@@ -70,6 +70,12 @@ pub struct Statement {
 impl Statement {
     const UNKNOWN: Self = Self { fate: Fate::Unknown, kind: StatementKind::Other };
 
+    fn reads(self) -> bool {
+        use StatementKind as K;
+        // Several statements have a fate that is not known.
+        matches!(self.kind, K::Select | K::Show | K::Empty) && self.fate != Fate::Unknown
+    }
+
     fn of(sql: &[u8], is_whole: bool) -> Self {
         let kind = frontend::statement_kind(sql);
         let fate = if is_whole { frontend::fate_of(sql) } else { Fate::Unknown };
@@ -138,6 +144,8 @@ pub struct Journal {
     channels: Channels,
     channels_move: bool,
     cursors: Cursors,
+    /// The statement that was forwarded last to be executed reads, by its first word.
+    last_reads: bool,
     block: Block,
     context: Context,
     /// Functions of an application's own were called since the server was last asked.
@@ -193,6 +201,11 @@ impl Journal {
     /// On how many.
     pub fn channels(&self) -> usize {
         self.channels.len()
+    }
+
+    /// Whether the statement that was forwarded last to be executed reads, by its first word.
+    pub fn last_reads(&self) -> bool {
+        self.last_reads
     }
 
     /// A Parse is forwarded. `message` is the whole message if it is at hand.

@@ -270,6 +270,7 @@ impl Session {
         let front = if self.pipeline.is_unsynced() { Front::Nothing } else { Front::Batch };
         let mut told = SqlEdits { front, ..SqlEdits::default() };
         let unit = self.journal.query(sql, is_whole, Some(&mut told));
+        self.only_reads &= self.journal.last_reads();
         if !told.injected.is_empty() {
             for injected in told.injected.drain(..) {
                 self.pipeline.sent(match injected {

@@ -24,6 +24,7 @@ use super::proxy::Proxy;
 use super::scratch::Scratch;
 use super::wait::until;
 use super::watch::WriteWatch;
+use crate::talk::Login;
 
 /// Role and database of the applications, and its password.
 const APP: &str = "app";
@@ -196,6 +197,20 @@ impl Cluster {
         let auth =
             format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
         Proxy::start(&self.scratch, "proxy-by-rest", &head, &auth).await
+    }
+
+    /// Another proxy, whose clients share so many server connections.
+    pub async fn pooled_proxy(&self, size: usize) -> Result<Proxy> {
+        let head = format!("scope: demo\netcd3:\n  hosts: [{}]", self.etcd.endpoints().join(", "));
+        let auth =
+            format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
+        let pool = format!(", pool_mode: transaction, pool_size: {size}");
+        Proxy::start_as(&self.scratch, "pooled", &head, &pool, &auth).await
+    }
+
+    /// An application's login through a listener, message by message.
+    pub fn app_login(port: u16) -> Login {
+        Login::new(port, APP, APP_PASSWORD, APP)
     }
 
     /// An application's connection string through a listener.

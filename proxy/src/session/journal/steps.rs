@@ -80,6 +80,7 @@ impl Journal {
     /// A simple query is forwarded; `is_whole` tells whether its text is.
     pub fn query(&mut self, sql: &[u8], is_whole: bool, mut edits: Option<&mut SqlEdits>) -> Unit {
         let statement = Statement::of(sql, is_whole);
+        self.last_reads = statement.reads();
         if statement.fate != Fate::Unknown {
             let step = self.step_of(statement, sql, 0..sql.len(), &mut edits);
             let note = step.matters().then_some(Note::One(step));
@@ -238,6 +239,7 @@ impl Journal {
             name => self.portals.get(name).cloned(),
         };
         let Bound { statement, note, retag } = bound.unwrap_or(Bound::UNKNOWN);
+        self.last_reads = statement.reads();
         self.speak(statement, note.as_ref(), note.as_deref().unwrap_or_default());
         let mut step = Step { text: note, mark: 0, retag };
         if retag && let (Some(shared), Some(text)) = (&mut self.statements, &step.text) {
