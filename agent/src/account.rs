@@ -37,10 +37,12 @@ fn state(snapshot: &Snapshot) -> MemberState {
         }
         (Some(Job::Restart), Server::Stopped | Server::Starting { .. }) => MemberState::Restarting,
         (Some(Job::Demote), Server::Primary(_)) => MemberState::Stopping,
-        (_, Server::Primary(_) | Server::Standby(_) | Server::Silent { .. }) => {
-            MemberState::Running
-        }
+        (
+            _,
+            Server::Primary(_) | Server::Standby(_) | Server::Silent { .. } | Server::Closed { .. },
+        ) => MemberState::Running,
         (_, Server::Starting { .. }) => MemberState::Starting,
+        (_, Server::Stopping { .. }) => MemberState::Stopping,
         (_, Server::Leftovers) => MemberState::Crashed,
         (_, Server::Stopped) => match &snapshot.data {
             DataDir::Initialized(control) if !control.clean => MemberState::Crashed,

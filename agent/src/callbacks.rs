@@ -43,7 +43,11 @@ impl Told {
         let now = match server {
             Server::Primary(_) | Server::Standby(_) => Some(role(server, leads)),
             Server::Stopped => None,
-            Server::Leftovers | Server::Starting { .. } | Server::Silent { .. } => {
+            Server::Leftovers
+            | Server::Starting { .. }
+            | Server::Silent { .. }
+            | Server::Stopping { .. }
+            | Server::Closed { .. } => {
                 self.crashed |= job.is_none() && *server == Server::Leftovers;
                 return Vec::new();
             }

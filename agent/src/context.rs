@@ -11,7 +11,7 @@ use kornak_dcs::keys::Keys;
 use kornak_dcs::{Dcs, View};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::api::RestartPlan;
 use crate::failsafe::Promises;
@@ -22,7 +22,7 @@ use crate::lease::Keeper;
 use crate::metrics::Counters;
 use crate::observe::Observation;
 use crate::peers::Peers;
-use crate::postgres::{CallbackAction, Callbacks, Postgres, ServerProcess, StopError, StopMode};
+use crate::postgres::{CallbackAction, Callbacks, Postgres, ServerProcess, StopError, Stopped};
 use crate::watchdog::Watchdog;
 
 /// A script that hangs must not keep a server from being stopped for ever.
@@ -171,12 +171,29 @@ impl Context {
     }
 
     /// Stops the server fast, as PostgreSQL calls it, after the operator's `before_stop`. Not for a stop
-    /// that has to be quick.
+    /// that has to be quick. Standbys get the end of the log; nobody else is waited for, and an archiver
+    /// only while it works.
     pub async fn stop_in_order(&self, limit: Duration) -> Result<(), StopError> {
-        if let Ok(ServerProcess::Running { .. }) = self.postgres.process().await {
+        let runs = matches!(self.postgres.process().await, Ok(ServerProcess::Running { .. }));
+        // After a handover it may have shut down already, and linger.
+        if runs && !self.postgres.has_shut_down().await {
             self.before_stop().await;
+            self.send_strangers_away().await;
         }
-        self.postgres.stop(StopMode::Fast, limit).await
+        match self.postgres.stop_writing(limit).await? {
+            Stopped::Gone => Ok(()),
+            Stopped::Lingers => self.postgres.end_in_time().await,
+        }
+    }
+
+    /// Whoever receives the log and is no member need not have the end of it.
+    async fn send_strangers_away(&self) {
+        let cluster = self.cluster();
+        let members: Vec<&str> = cluster.members.keys().map(String::as_str).collect();
+        if let Err(error) = self.postgres.terminate_walsenders_except(&members).await {
+            // The server may be in any state.
+            debug!(error = &error as &dyn std::error::Error, "receivers could not be sent away");
+        }
     }
 
     /// How long a primary may take to stop before it is killed: what it has not sent yet would be

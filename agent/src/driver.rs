@@ -20,11 +20,14 @@ use tracing::{Instrument, error, info, warn};
 use crate::callbacks;
 use crate::context::Context;
 use crate::guard::{Watched, boottime_now};
-use crate::ha::{Action, DataDir, Decision, Job, Race, Server, Snapshot, Store, Why, decide};
+use crate::ha::{
+    Action, DataDir, Decision, Job, Lease, Race, Server, Snapshot, Store, Why, decide,
+};
 use crate::jobs::{self, JobError};
 use crate::node::{Command, NodeView};
 use crate::peers::Identity;
 use crate::publish::Account;
+use crate::tries::Tries;
 pub(crate) use planned::Asked;
 
 /// For the members to answer in a race.
@@ -35,6 +38,12 @@ const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
 /// A node whose attempt to lead failed leaves the race to others for so long.
 const BACK_OFF: Duration = Duration::from_secs(5);
+
+/// The same, if it has failed again and again.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
+
+/// Between two words to the guard about a primary that somebody else has started.
+const ADOPTED_EVERY: Duration = Duration::from_secs(1);
 
 /// Between two comparisons of a standby without a stream with its leader.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
@@ -56,8 +65,14 @@ pub(crate) struct Driver {
     config_applied: Option<ClusterConfig>,
     /// What the callbacks were last told.
     told_callbacks: Arc<parking_lot::Mutex<callbacks::Told>>,
-    /// The last step has failed: what can wait is not tried again before.
-    steps_not_before: Option<kornak_cluster::Moment>,
+    /// Steps that failed, and when they are tried again.
+    tries: Tries,
+    /// As above, of what is asked of others.
+    errands_not_before: Option<kornak_cluster::Moment>,
+    /// Attempts to lead in a row that were given up.
+    given_up: u32,
+    /// When the guard was last told that a primary which somebody else started may stay.
+    adopted_at: Option<kornak_cluster::Moment>,
     /// When a standby whose stream is broken was last compared with its leader.
     compared_at: Option<kornak_cluster::Moment>,
 }
@@ -90,7 +105,10 @@ impl Driver {
             cycles: 0,
             config_applied: None,
             compared_at: None,
-            steps_not_before: None,
+            tries: Tries::default(),
+            errands_not_before: None,
+            given_up: 0,
+            adopted_at: None,
             told_callbacks,
         }
     }
@@ -124,7 +142,9 @@ impl Driver {
                 return End::Renewed;
             }
             self.take_up_again();
+            self.hear_of_the_end().await;
             let snapshot = self.look();
+            self.keep_adopted(&snapshot).await;
             self.apply_config(&snapshot.cluster);
             self.call_back(&snapshot.server, snapshot.job);
             let decision = decide(&snapshot);
@@ -172,6 +192,7 @@ impl Driver {
             self.race = None;
         }
         let observation = self.ctx.observed();
+        self.tries.saw(&observation.server, &cluster, now);
         Snapshot {
             now,
             observed_at: observation.at,
@@ -188,6 +209,7 @@ impl Driver {
             race_not_before: self.race_not_before,
             lacks_watchdog: !self.ctx.watchdog.is_able(),
             clones_alone: self.ctx.settings.postgresql.clones_alone(),
+            failed_starts: self.tries.failures(),
             stop_budget: self.ctx.settings.kornak.guard.stop_budget,
         }
     }
@@ -227,30 +249,33 @@ impl Driver {
             return;
         }
         let leader = snapshot.cluster.leader.as_ref().map_or("none", |leader| leader.name.as_str());
-        match (&decision.action, &snapshot.data) {
-            (Action::Refuse, DataDir::Foreign { reason }) => {
-                error!(why = decision.why.as_str(), reason = %reason, "a person must look at the data directory");
-            }
-            (Action::Refuse, DataDir::Initialized(control)) => {
-                error!(
-                    why = decision.why.as_str(),
-                    found = %control.system_identifier,
-                    expected = snapshot.cluster.initialize.as_deref().unwrap_or("none"),
-                    "move this data directory away or correct the scope; it is left alone"
-                );
-            }
-            (Action::Wait, DataDir::Empty)
-                if decision.why == Why::WaitingForLeader && snapshot.cluster.leader.is_none() =>
-            {
-                warn!(
-                    why = decision.why.as_str(),
-                    "the store knows this cluster, the data directory here is empty and nobody leads: start a \
-                     member that has the data, or have the cluster forgotten (kornak remove) to begin a new one"
-                );
-            }
-            (action, _) => {
-                info!(action = ?action, why = decision.why.as_str(), leader, "decided");
-            }
+        if decision.why == Why::DataDirUnusable
+            && let DataDir::Foreign { reason } = &snapshot.data
+        {
+            error!(why = decision.why.as_str(), reason = %reason, "a person must look at the data directory");
+        }
+        if decision.why == Why::WrongSystemIdentifier
+            && let DataDir::Initialized(control) = &snapshot.data
+        {
+            error!(
+                why = decision.why.as_str(),
+                found = %control.system_identifier,
+                expected = snapshot.cluster.initialize.as_deref().unwrap_or("none"),
+                "move this data directory away or correct the scope; it is left alone"
+            );
+        }
+        let lost = matches!((&decision.action, &snapshot.data), (Action::Wait, DataDir::Empty))
+            && decision.why == Why::WaitingForLeader
+            && snapshot.cluster.leader.is_none();
+        if lost {
+            warn!(
+                why = decision.why.as_str(),
+                "the store knows this cluster, the data directory here is empty and nobody leads: start a \
+                 member that has the data, or have the cluster forgotten (kornak remove) to begin a new one"
+            );
+        } else if decision.action != Action::Refuse {
+            let action = &decision.action;
+            info!(action = ?action, why = decision.why.as_str(), leader, "decided");
         }
         self.told = Some(now);
     }
@@ -290,7 +315,8 @@ impl Driver {
                     self.begin(Job::Restart, jobs::copy_slots(ctx, missing));
                 }
             }
-            Action::Wait | Action::Lead | Action::Refuse => {}
+            Action::Lead => self.given_up = 0,
+            Action::Wait | Action::Refuse => {}
             Action::Look => self.ctx.look.notify_one(),
             Action::Bootstrap => self.begin(Job::Bootstrap, jobs::bootstrap(ctx)),
             Action::Clone { from } => self.begin(Job::Clone, jobs::clone(ctx, from)),
@@ -305,6 +331,10 @@ impl Driver {
                 if self.job.as_ref().is_some_and(|(job, _)| *job != Job::Demote) {
                     self.abort();
                 }
+                let gives_up = ctx.keeper.held().is_some() && decision.why != Why::StillStopping;
+                if gives_up && self.job.is_none() {
+                    self.leave_to_others();
+                }
                 self.begin(Job::Demote, jobs::demote(ctx, immediate, decision.why));
             }
             Action::AskPeers => self.ask_peers(),
@@ -314,21 +344,67 @@ impl Driver {
                     Errand::Claimed(jobs::claim(ctx, cluster, take_over).await)
                 });
             }
-            Action::Follow { upstream } => self.run_errand(async move {
+            Action::Follow { upstream } if self.may_run_errand() => self.run_errand(async move {
                 Errand::Done("follow the leader", jobs::follow(ctx, upstream).await)
             }),
+            Action::Follow { .. } => {}
             Action::DemoteCluster => self.begin(Job::Demote, jobs::demote_cluster(ctx)),
             Action::CloneWithoutLeader => self.begin(Job::Clone, jobs::clone_without_leader(ctx)),
             Action::Release => {
-                let not_before = Some(boottime_now() + BACK_OFF);
-                self.race_not_before = self.race_not_before.max(not_before);
                 if self.errand.is_none()
                     && let Some(held) = ctx.keeper.let_go()
                 {
+                    self.leave_to_others();
                     self.run_errand(async move {
                         Errand::Done("release the leader key", jobs::release(ctx, held).await)
                     });
                 }
+            }
+        }
+    }
+
+    /// This node has given the key up: others have the first go, for longer each time.
+    fn leave_to_others(&mut self) {
+        let pause = BACK_OFF * (1 << self.given_up.min(4));
+        self.given_up = self.given_up.saturating_add(1);
+        let not_before = Some(boottime_now() + pause.min(LONGEST_BACK_OFF));
+        self.race_not_before = self.race_not_before.max(not_before);
+    }
+
+    /// Says why a server has ended that nobody told to, and when it is started again.
+    async fn hear_of_the_end(&mut self) {
+        let Some(ended) = self.ctx.postgres.ended_by_itself().await else { return };
+        let (exit, log, said) = (ended.exit, ended.log.display(), &ended.said);
+        match self.tries.ended(boottime_now()) {
+            None => warn!(pid = ended.pid, %exit, %log, said, "the server has ended by itself"),
+            Some(pause) => {
+                warn!(
+                    pid = ended.pid, %exit, %log, said, attempts = self.tries.failures(),
+                    pause_ms = pause.as_millis(),
+                    "the server ended as it started: mend what it says, it is tried again after a pause"
+                );
+                self.wake_after(pause);
+            }
+        }
+    }
+
+    /// A primary that somebody else has started is stopped after a while. While the store shows the leader
+    /// key under this node's name nobody else can take it, so it may wait for the key to be proven, or to
+    /// end and be claimed.
+    async fn keep_adopted(&mut self, s: &Snapshot) {
+        if !self.ctx.postgres.has_adopted_a_primary() {
+            return;
+        }
+        if s.lease != Lease::None || matches!(s.server, Server::Stopped | Server::Standby(_)) {
+            return self.ctx.postgres.forget_adoption();
+        }
+        let ours = s.cluster.leader.as_ref().is_some_and(|leader| leader.name == s.me);
+        let due = self.adopted_at.is_none_or(|at| s.now.since(at) >= ADOPTED_EVERY);
+        if ours && due && s.store == Store::Live {
+            self.adopted_at = Some(s.now);
+            let ttl = s.cluster.config.clone().unwrap_or_default().ttl;
+            if let Err(error) = self.ctx.guard.arm(s.now + ttl).await {
+                warn!(error = %error, "the guard gives the adopted server no more time");
             }
         }
     }
@@ -352,9 +428,8 @@ impl Driver {
         job: Job,
         work: impl Future<Output = Result<(), JobError>> + Send + 'static,
     ) {
-        let can_wait = matches!(job, Job::Bootstrap | Job::Clone | Job::Rejoin);
-        let too_soon = self.steps_not_before.is_some_and(|moment| boottime_now() < moment);
-        if self.job.is_some() || (can_wait && too_soon) {
+        let can_wait = matches!(job, Job::Bootstrap | Job::Clone | Job::Rejoin | Job::StartPrimary);
+        if self.job.is_some() || (can_wait && !self.tries.may(boottime_now())) {
             return;
         }
         let ctx = Arc::clone(&self.ctx);
@@ -428,6 +503,7 @@ impl Driver {
         job: Job,
         work: impl Future<Output = Result<(), JobError>> + Send + 'static,
     ) {
+        self.tries.asked();
         self.begin(job, work);
     }
 }

@@ -16,6 +16,7 @@
 pub mod candidate;
 pub mod decision;
 pub mod request;
+mod serving;
 pub mod slots;
 pub mod snapshot;
 pub mod switchover;
@@ -52,6 +53,9 @@ pub fn decide(s: &Snapshot) -> Decision {
     }
     if s.store == Store::Never {
         return wait(s, Why::StoreNeverRead);
+    }
+    if let Some(decision) = serving::without_usable_data(s) {
+        return decision;
     }
     match &s.data {
         DataDir::Foreign { .. } => decision(Action::Refuse, Why::DataDirUnusable, s),
@@ -130,6 +134,9 @@ fn begun(s: &Snapshot, control: &Control, filling: bool) -> Decision {
         (Lease::Mine { until, .. }, _, _) if runs && s.now + s.stop_budget >= *until => {
             decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s)
         }
+        _ if serving::is_blind(s) => {
+            decision(Action::Demote { immediate: true }, Why::StoreLost, s)
+        }
         _ if s.store != Store::Live => wait(s, Why::StoreLost),
         (Lease::Mine { .. }, _, None | Some("")) => {
             decision(Action::Bootstrap, Why::ClusterIsNew, s)
@@ -156,10 +163,20 @@ fn with_data(s: &Snapshot, control: &Control) -> Decision {
         Server::Leftovers => decision(Action::Demote { immediate: true }, Why::ProcessesLeft, s),
         Server::Stopped => stopped(s, control),
         Server::Starting { .. } => starting(s),
-        Server::Silent { .. } => silent(s, control),
+        Server::Stopping { .. } if control.clean && ends_what_lingers(s) => {
+            decision(Action::Demote { immediate: false }, Why::StillStopping, s)
+        }
+        Server::Silent { .. } | Server::Closed { .. } | Server::Stopping { .. } => {
+            unheard(s, control)
+        }
         Server::Standby(facts) => standby(s, facts),
         Server::Primary(facts) => primary(s, facts),
     }
+}
+
+/// In maintenance mode a server that an operator stops is left alone, unless it has handed over.
+fn ends_what_lingers(s: &Snapshot) -> bool {
+    !paused(s) || s.cluster.leader.as_ref().is_some_and(|leader| leader.name != s.me)
 }
 
 fn stopped(s: &Snapshot, control: &Control) -> Decision {
@@ -170,6 +187,9 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
             Lease::None => wait(s, Why::Paused),
         };
     }
+    if serving::is_blind(s) {
+        return decision(Action::Release, Why::StoreLost, s);
+    }
     if s.store != Store::Live {
         // Who leads is not known. A former primary stays down; a standby may serve reads.
         return if control.was_primary {
@@ -179,6 +199,9 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
         };
     }
     match (&s.lease, &s.cluster.leader) {
+        (Lease::Mine { .. }, _) if serving::does_not_start(s, control) => {
+            decision(Action::Release, Why::DoesNotStart, s)
+        }
         (Lease::Mine { .. }, _) if standby_cluster(s).is_some() => {
             decision(Action::Rejoin { leader: None }, Why::StandbyCluster, s)
         }
@@ -201,7 +224,9 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
             decision(Action::Rejoin { leader: Some(leader.name.clone()) }, Why::ServerDown, s)
         }
         // The key bears our name and is not proven ours: the keeper finds out, or it expires.
-        (Lease::None, Some(_)) => wait(s, Why::LeaseBeingProven),
+        (Lease::None, Some(_)) if control.was_primary => wait(s, Why::LeaseBeingProven),
+        // A standby is one whoever leads.
+        (Lease::None, Some(_)) => decision(Action::Rejoin { leader: None }, Why::ServerDown, s),
         (Lease::None, None) => decision(Action::Rejoin { leader: None }, Why::WaitingForLeader, s),
     }
 }
@@ -230,23 +255,26 @@ fn starting(s: &Snapshot) -> Decision {
         Lease::Mine { until, .. } if s.now + s.stop_budget >= until && !paused(s) => {
             decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s)
         }
-        _ => wait(s, Why::ServerStarting),
+        Lease::Mine { .. } => serving::while_starting(s),
+        Lease::None => wait(s, Why::ServerStarting),
     }
 }
 
-/// Runs, and does not answer. A leader is stopped only when its lease runs out, for a busy server
-/// may be slow; the lease itself is renewed apart from the server's health.
-fn silent(s: &Snapshot, control: &Control) -> Decision {
+/// Runs, and tells the agent nothing. It is stopped only when it is known to be a primary without a
+/// right to it: that an answer is missing says nothing, least of all while a server starts. A leader
+/// is given time, for a busy server may be slow; the lease is renewed apart from the server's health.
+fn unheard(s: &Snapshot, control: &Control) -> Decision {
     match (&s.lease, &s.cluster.leader) {
         (Lease::Mine { until, .. }, _) if s.now + s.stop_budget >= *until && !paused(s) => {
             decision(Action::Demote { immediate: true }, Why::LeaseUnproven, s)
         }
+        (Lease::Mine { .. }, _) => serving::while_unheard(s, control),
         (Lease::None, Some(leader))
-            if leader.name != s.me && s.store == Store::Live && control.was_primary =>
+            if leader.name != s.me && s.store == Store::Live && control.is_primarys() =>
         {
             decision(Action::Demote { immediate: true }, Why::OtherLeads, s)
         }
-        _ => wait(s, Why::ServerSilent),
+        (Lease::None, _) => wait(s, serving::why_unheard(s)),
     }
 }
 
@@ -254,6 +282,8 @@ fn standby(s: &Snapshot, facts: &StandbyFacts) -> Decision {
     if let Lease::Mine { until, epoch } = s.lease {
         return if s.now + s.stop_budget < until && s.store == Store::Live {
             won(s, facts, epoch)
+        } else if serving::is_blind(s) {
+            decision(Action::Release, Why::StoreLost, s)
         } else {
             wait(s, Why::LeaseUnproven)
         };

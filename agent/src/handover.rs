@@ -27,7 +27,7 @@ use crate::guard::boottime_now;
 use crate::ha::switchover::{self, Busy, Gate, Refusal};
 use crate::ha::{PrimaryFacts, Server, StandbyRow};
 use crate::lease::ClaimError;
-use crate::postgres::{StartError, StopMode};
+use crate::postgres::{StartError, StopError, StopMode, Stopped};
 
 /// Lease of the record, and of the leader key from `prepare` on: dying in a handover costs this
 /// much, not a whole ttl. etcd's leases cannot be relied on to be much shorter.
@@ -153,11 +153,14 @@ pub async fn restart_in_place(
     let mut run = begin(ctx, None, held.epoch).await?;
     info!("restart begun");
     run.until_drained(&ctx.cluster(), drain_timeout, Stragglers::Terminate).await?;
-    if stop_cleanly(ctx, Duration::from_millis(run.record.switch_hold_ms)).await.is_none() {
-        ctx.postgres
-            .stop(StopMode::Kill, Duration::from_secs(5))
-            .await
-            .map_err(|error| HandoverError::Stuck { why: error.to_string() })?;
+    let stuck = |error: StopError| HandoverError::Stuck { why: error.to_string() };
+    match stop_cleanly(ctx, Duration::from_millis(run.record.switch_hold_ms)).await {
+        Some((Stopped::Gone, _)) => {}
+        // It archives the rest as soon as it is up again.
+        Some((Stopped::Lingers, _)) => ctx.postgres.end_lingering().await.map_err(stuck)?,
+        None => {
+            ctx.postgres.stop(StopMode::Kill, Duration::from_secs(5)).await.map_err(stuck)?;
+        }
     }
     let started = start_again(ctx, limit).await;
     run.abandon().await;
@@ -423,18 +426,21 @@ impl Run<'_> {
 }
 
 /// Stops the server and reads where its log ends; `None` if it did not stop in time, or not cleanly.
-async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<Lsn> {
-    if let Err(error) = ctx.postgres.stop(StopMode::Fast, limit).await {
-        warn!(error = &error as &dyn std::error::Error, "the server did not stop in time");
-        return None;
-    }
+async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<(Stopped, Lsn)> {
+    let stopped = match ctx.postgres.stop_writing(limit).await {
+        Ok(stopped) => stopped,
+        Err(error) => {
+            warn!(error = &error as &dyn std::error::Error, "the server did not stop in time");
+            return None;
+        }
+    };
     match ctx.postgres.controldata().await {
         Ok(control) => {
             let end = control.shutdown_end();
             if end.is_none() {
                 warn!(state = ?control.state, "the server did not stop cleanly");
             }
-            end
+            Some((stopped, end?))
         }
         Err(error) => {
             warn!(error = &error as &dyn std::error::Error, "the control file is unreadable");

@@ -28,6 +28,16 @@ use crate::postgres::{
 /// How long a server may take to stop in an orderly way before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
+/// For a server to end that was told to end at once: it kills what is left of itself after 5 s.
+const IMMEDIATE_LIMIT: Duration = Duration::from_secs(7);
+
+/// For the kernel to end what was killed, before the key of a dead server is left to its lease.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// The key of a server that does not serve is deleted even if the store hesitates.
+const RELEASES: u32 = 3;
+const RELEASE_PAUSE: Duration = Duration::from_millis(500);
+
 /// How long a new or restarted server may take to come up.
 const START_LIMIT: Duration = Duration::from_secs(300);
 
@@ -83,6 +93,9 @@ pub enum JobError {
     EndedAgain { log: std::path::PathBuf },
     #[error("{member} is not known in the store")]
     NoMember { member: String },
+    /// No failure: a moment later it will do.
+    #[error("waiting for the new leader's checkpoint")]
+    NotYet,
     #[error("the guard")]
     Guard(#[from] crate::guard::GuardError),
     #[error(
@@ -114,13 +127,37 @@ pub async fn start_primary(ctx: Arc<Context>) -> Result<(), JobError> {
         started = ctx.postgres.wait_ready(limit.max(Duration::from_secs(1))).await;
     }
     let Err(error) = started else { return Ok(()) };
-    warn!(
-        error = &error as &dyn std::error::Error,
-        "the leader's server does not start, giving the key up"
-    );
+    if matches!(error, StartError::Sql(_)) || matches!(ctx.observed().server, Server::Closed { .. })
+    {
+        // It is up, for everybody but the agent.
+        warn!(error = &error as &dyn std::error::Error, "the server does not let the agent in");
+        return Ok(());
+    }
+    warn!(error = &error as &dyn std::error::Error, "the leader's server does not start");
     ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
-    ctx.keeper.release(Vec::new(), Vec::new()).await?;
+    if let Some(held) = ctx.keeper.let_go() {
+        delete_key(&ctx, held, Vec::new()).await?;
+    }
     ctx.guard.disarm().await?;
+    Err(error.into())
+}
+
+/// Deletes the leader key, which is not renewed any more. [`crate::lease`] says so once it is done.
+async fn delete_key(ctx: &Context, held: Held, also: Vec<Op>) -> Result<(), JobError> {
+    for left in (0..RELEASES).rev() {
+        match ctx.keeper.release_held(held, Vec::new(), also.clone()).await {
+            Ok(true) => break,
+            Ok(false) => {
+                info!("the leader key was not ours any more");
+                break;
+            }
+            Err(error) if left == 0 => {
+                warn!(error = %error, "the leader key could not be deleted, it ends with its lease");
+                return Err(error.into());
+            }
+            Err(_) => tokio::time::sleep(RELEASE_PAUSE).await,
+        }
+    }
     Ok(())
 }
 
@@ -191,7 +228,7 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
             Ok(())
         }
         Err(error) => {
-            warn!(error = &error as &dyn std::error::Error, "promotion failed, giving the key up");
+            warn!(error = &error as &dyn std::error::Error, "promotion failed");
             give_up(&ctx, planned).await?;
             Err(error.into())
         }
@@ -253,7 +290,9 @@ async fn settle(ctx: &Context, cluster: &ClusterState) -> u64 {
 async fn give_up(ctx: &Context, planned: bool) -> Result<(), JobError> {
     ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
     let also = left_by_candidate(ctx, planned).await;
-    ctx.keeper.release(Vec::new(), also).await?;
+    if let Some(held) = ctx.keeper.let_go() {
+        delete_key(ctx, held, also).await?;
+    }
     ctx.guard.disarm().await?;
     Ok(())
 }
@@ -275,23 +314,49 @@ async fn left_by_candidate(ctx: &Context, planned: bool) -> Vec<Op> {
     also
 }
 
-/// Stops the server and every process of it.
+/// Stops the server and every process of it, and gives up the key if it is held.
 pub async fn demote(ctx: Arc<Context>, immediate: bool, why: Why) -> Result<(), JobError> {
+    if why == Why::StillStopping {
+        return end_what_lingers(&ctx).await;
+    }
     warn!(why = why.as_str(), immediate, "stopping the server");
-    let (mode, limit) = if immediate {
-        (StopMode::Immediate, STOP_LIMIT.min(ctx.stop_limit()))
-    } else {
-        (StopMode::Fast, ctx.settings.kornak.guard.stop_budget)
+    let deaf = matches!(ctx.observed().server, Server::Silent { .. });
+    let (mode, limit) = match (deaf, immediate) {
+        // A postmaster that hangs hears no request.
+        (true, true) => (StopMode::Kill, KILL_LIMIT),
+        (false, true) => (StopMode::Immediate, IMMEDIATE_LIMIT),
+        (_, false) => (StopMode::Fast, ctx.settings.kornak.guard.stop_budget),
     };
     if let Err(error) = ctx.postgres.stop(mode, limit).await {
         warn!(error = %error, "the server is killed");
-        ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+        if let Err(error) = ctx.postgres.stop(StopMode::Kill, KILL_LIMIT).await {
+            // On a disk that hangs a killed process ends when the disk answers. It runs no further, and the
+            // guard goes on killing; the key may end.
+            if matches!(error, StopError::StillRunning(_)) && ctx.keeper.let_go().is_some() {
+                warn!("killed processes do not end: the leader key is left to its lease");
+            }
+            return Err(error.into());
+        }
     }
     ctx.guard.disarm().await?;
     if let Some(held) = ctx.keeper.let_go() {
         // Unproven: the store may well be away, and must not hold the rest up.
-        let keeper = ctx.keeper.clone();
-        tokio::spawn(async move { keeper.release_held(held, Vec::new(), Vec::new()).await });
+        tokio::spawn(async move { delete_key(&ctx, held, Vec::new()).await });
+    }
+    Ok(())
+}
+
+/// The server has shut down, as its control file proves; the archiver may still be at work.
+async fn end_what_lingers(ctx: &Context) -> Result<(), JobError> {
+    let config = ctx.cluster().config.unwrap_or_default();
+    if config.sync_mode() != SyncMode::Off && config.synchronous_mode_strict {
+        // Commits on the new primary may wait for this node to follow.
+        ctx.postgres.end_lingering().await?;
+    } else {
+        ctx.postgres.end_in_time().await?;
+    }
+    if ctx.keeper.held().is_none() {
+        ctx.guard.disarm().await?;
     }
     Ok(())
 }
@@ -355,7 +420,7 @@ pub async fn release(ctx: Arc<Context>, held: Held) -> Result<(), JobError> {
     let cluster = ctx.cluster();
     let mut also = left_by_candidate(&ctx, planned_for(&ctx)).await;
     also.extend(handover::cluster_failover_cleared(&ctx, &cluster));
-    ctx.keeper.release_held(held, Vec::new(), also).await?;
+    delete_key(&ctx, held, also).await?;
     ctx.guard.disarm().await?;
     Ok(())
 }

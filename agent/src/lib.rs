@@ -34,6 +34,7 @@ pub mod publish;
 pub mod rounds;
 pub mod slots;
 pub mod tls;
+mod tries;
 pub mod watchdog;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -42,6 +43,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use kornak_cluster::ClusterConfig;
 use kornak_config::agent::AgentSettings;
 use kornak_dcs::Dcs;
 use kornak_dcs::keys::Keys;
@@ -354,6 +356,7 @@ impl Instance {
             citus: settings.citus.is_some(),
             os_user: settings.kornak.os_user.clone(),
             guard: config.clone(),
+            first_ttl: ClusterConfig::from_json(settings.bootstrap.dcs.clone()).ttl,
         })?;
         let guard = postgres.guard().await?;
         postgres.settle().await;

@@ -97,6 +97,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut process = guard.watch();
+    let mut disk = Disk::default();
     let mut reading: Option<Reading> = None;
     loop {
         process.borrow_and_update();
@@ -104,13 +105,14 @@ pub async fn run(
         if let Some(read) = reading.take_if(|reading| reading.end.is_finished()) {
             read.note(&mut before).await;
         }
-        let now = observe(&postgres, &before).await;
+        let now = observe(&postgres, &before, &mut disk).await;
         if reading.is_none() {
             reading = Reading::begin(&postgres, &now);
         }
         let pause = match &now.server {
             Server::Standby(facts) if !facts.wal_known => EVERY_WHILE_CHANGING,
-            Server::Standby(_) | Server::Primary(_) => EVERY,
+            // Logging in takes its toll of a server that refuses it.
+            Server::Standby(_) | Server::Primary(_) | Server::Closed { .. } => EVERY,
             Server::Stopped if before.server == Server::Stopped => EVERY,
             _ => EVERY_WHILE_CHANGING,
         };
@@ -164,19 +166,25 @@ impl Reading {
     }
 }
 
-async fn observe(postgres: &Postgres, before: &Observation) -> Observation {
+async fn observe(postgres: &Postgres, before: &Observation, disk: &mut Disk) -> Observation {
     let at = boottime_now();
     let (server, status) = look(postgres, before, at).await;
     let data = match (&server, &before.data) {
         // The control file of a running server tells nothing that the server does not.
         (Server::Standby(_) | Server::Primary(_), known @ DataDir::Initialized(_)) => known.clone(),
-        _ => data_dir(postgres).await,
+        _ => match (data_dir(postgres, disk).await, &status) {
+            // A server that answers has read it.
+            (DataDir::Foreign { .. }, Some(status)) => told_by(status),
+            (seen, _) => seen,
+        },
     };
     let in_recovery = status.as_ref().filter(|status| status.in_recovery);
     let recovery = match in_recovery {
         Some(status) => Recovery::next(before.recovery.as_ref(), status, at),
         // A server that gives no answer is still the same one.
-        None if matches!(server, Server::Silent { .. }) => before.recovery.clone(),
+        None if matches!(server, Server::Silent { .. } | Server::Closed { .. }) => {
+            before.recovery.clone()
+        }
         None => None,
     };
     let in_force = match (&server, &status) {
@@ -184,7 +192,7 @@ async fn observe(postgres: &Postgres, before: &Observation) -> Observation {
             let look = sample(status, postgres.names_changed_at(), at);
             Some(InForce::next(before.in_force.as_ref(), &look))
         }
-        (Server::Silent { .. }, _) => before.in_force.clone(),
+        (Server::Silent { .. } | Server::Closed { .. }, _) => before.in_force.clone(),
         _ => None,
     };
     let mut server = server;
@@ -236,16 +244,21 @@ async fn look(
             Err(SqlError::Refused | SqlError::StartingUp) => {
                 (Server::Starting { since: since(&before.server, now) }, None)
             }
+            Err(SqlError::ShuttingDown) => {
+                (Server::Stopping { since: since(&before.server, now) }, None)
+            }
+            Err(error) if error.is_an_answer() => {
+                if !matches!(before.server, Server::Closed { .. }) {
+                    let error = &error as &dyn std::error::Error;
+                    // Time does not mend it; it waits for a person.
+                    warn!(error, "the server does not let the agent in");
+                }
+                (Server::Closed { since: since(&before.server, now) }, None)
+            }
             Err(error) => {
-                let told = matches!(before.server, Server::Silent { .. });
-                let error_text = &error as &dyn std::error::Error;
-                match &error {
-                    // Time mends the others; this one waits for a person.
-                    SqlError::Login(_) if !told => {
-                        warn!(error = error_text, "the server does not let the agent in");
-                    }
-                    _ if !told => debug!(error = error_text, "the server gives no answer"),
-                    _ => {}
+                if !matches!(before.server, Server::Silent { .. }) {
+                    let error = &error as &dyn std::error::Error;
+                    debug!(error, "the server gives no answer");
                 }
                 (Server::Silent { since: since(&before.server, now) }, None)
             }
@@ -257,29 +270,46 @@ async fn look(
 
 fn since(before: &Server, now: Moment) -> Moment {
     match before {
-        Server::Starting { since } | Server::Silent { since } if *since > Moment::default() => {
+        Server::Starting { since }
+        | Server::Silent { since }
+        | Server::Stopping { since }
+        | Server::Closed { since }
+            if *since > Moment::default() =>
+        {
             *since
         }
         _ => now,
     }
 }
 
-/// An error and what is behind it, such as a program that is not there.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+/// For a disk to say what lies in the data directory.
+const DISK_LIMIT: Duration = Duration::from_secs(5);
+
+/// A look at a disk that may hang. It has a thread of its own; while one hangs, no other is begun.
+#[derive(Debug, Default)]
+struct Disk(Option<JoinHandle<std::io::Result<DataDirState>>>);
+
+impl Disk {
+    /// `None`: it has not answered in time.
+    async fn look(&mut self, postgres: &Postgres) -> Option<std::io::Result<DataDirState>> {
+        let begin = || {
+            let postgres = postgres.clone();
+            tokio::task::spawn_blocking(move || postgres.data_dir_state())
+        };
+        let look = self.0.get_or_insert_with(begin);
+        let outcome = tokio::time::timeout(DISK_LIMIT, look).await.ok()?;
+        self.0 = None;
+        Some(outcome.unwrap_or_else(|panic| Err(std::io::Error::other(panic))))
     }
-    text
 }
 
-async fn data_dir(postgres: &Postgres) -> DataDir {
-    match postgres.data_dir_state() {
-        Ok(DataDirState::Missing | DataDirState::Empty) => DataDir::Empty,
-        Ok(DataDirState::Foreign { why }) => DataDir::Foreign { reason: why },
-        Ok(state @ (DataDirState::Cluster { .. } | DataDirState::Begun)) => match postgres
+async fn data_dir(postgres: &Postgres, disk: &mut Disk) -> DataDir {
+    let unusable = |error: &dyn std::error::Error| DataDir::Foreign { reason: chain(error) };
+    match disk.look(postgres).await {
+        None => DataDir::Foreign { reason: "the disk does not answer".to_owned() },
+        Some(Ok(DataDirState::Missing | DataDirState::Empty)) => DataDir::Empty,
+        Some(Ok(DataDirState::Foreign { why })) => DataDir::Foreign { reason: why },
+        Some(Ok(state @ (DataDirState::Cluster { .. } | DataDirState::Begun))) => match postgres
             .controldata()
             .await
         {
@@ -288,6 +318,7 @@ async fn data_dir(postgres: &Postgres) -> DataDir {
                     timeline: control.timeline,
                     clean: control.state.is_clean(),
                     was_primary: control.state.was_primary(),
+                    standby_signal: postgres.is_signalled_as_standby(),
                     system_identifier: control.system_identifier.to_string(),
                 };
                 match state {
@@ -295,10 +326,26 @@ async fn data_dir(postgres: &Postgres) -> DataDir {
                     _ => DataDir::Initialized(control),
                 }
             }
-            Err(error) => DataDir::Foreign { reason: with_causes(&error) },
+            Err(error) => unusable(&error),
         },
-        Err(error) => DataDir::Foreign { reason: error.to_string() },
+        Some(Err(error)) => unusable(&error),
     }
+}
+
+/// An error with its causes: of a program that is missing, the cause says which.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn told_by(status: &ServerStatus) -> DataDir {
+    DataDir::Initialized(Control {
+        system_identifier: status.system_identifier.clone(),
+        timeline: status.timeline,
+        clean: false,
+        was_primary: !status.in_recovery,
+        standby_signal: status.in_recovery,
+    })
 }
 
 fn facts(

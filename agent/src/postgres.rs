@@ -32,14 +32,17 @@ mod slots;
 mod source;
 mod sql;
 mod status;
+mod stop;
 mod tool;
 mod vetting;
 mod wal_end;
+mod words;
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kornak_cluster::slots::{PermanentSlot, SlotKind};
@@ -48,7 +51,7 @@ use kornak_config::agent::PostgresqlSettings;
 use parking_lot::Mutex;
 use tokio_postgres::Client;
 
-use crate::guard::{GuardClient, GuardConfig, GuardError};
+use crate::guard::{GuardClient, GuardConfig, GuardError, boottime_now};
 use crate::ha::slots::Found;
 
 pub use basebackup::CloneError;
@@ -59,9 +62,7 @@ pub use controldata::{ControlData, ControlState, ParseControlDataError, shutdown
 pub use files::ConfigureError;
 pub use initdb::BootstrapError;
 pub use os::OsUser;
-pub use process::{
-    PendingRestart, PromoteError, Promoted, ServerProcess, StartAs, StartError, StopError, StopMode,
-};
+pub use process::{PendingRestart, PromoteError, Promoted, ServerProcess, StartAs, StartError};
 pub use rewind::{
     HistoryLine, LeaderPosition, LocalEnd, RewindError, RewindNeed, parse_history, rewind_need,
 };
@@ -70,9 +71,11 @@ pub use slots::slot_name_of;
 pub use source::SourceError;
 pub use sql::{APPLICATION_PREFIX, Login, Sql, SqlError, TextRow, ask, identifier, literal};
 pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus, Startup};
+pub use stop::{StopError, StopMode, Stopped};
 pub(crate) use tool::hide_settings;
 pub use tool::{Told, ToolError, split_words};
 pub use vetting::refused_parameters;
+pub use words::Ended;
 
 /// `pg_controldata` reads one page.
 const CONTROLDATA_LIMIT: Duration = Duration::from_secs(10);
@@ -120,6 +123,8 @@ pub struct Options {
     /// OS user for PostgreSQL's programs if we are root.
     pub os_user: String,
     pub guard: GuardConfig,
+    /// How long a primary that somebody else has started may run before the store has been heard.
+    pub first_ttl: Duration,
 }
 
 /// What a data directory is.
@@ -183,6 +188,10 @@ struct Inner {
     names_changed_at: Mutex<Moment>,
     /// pg_rewind, from where it cannot be stopped without harm.
     rewinding_task: Mutex<Option<tokio::task::AbortHandle>>,
+    begun: Mutex<words::Begun>,
+    first_ttl: Duration,
+    /// A primary that somebody else has started runs, and no lease has been proven for it yet.
+    adopted: AtomicBool,
 }
 
 /// The part of the configuration that changes.
@@ -211,7 +220,7 @@ struct Wanted {
 impl Postgres {
     /// Touches nothing yet.
     pub fn new(options: Options) -> Result<Self, SetupError> {
-        let Options { name, cluster_name, settings, citus, os_user, guard } = options;
+        let Options { name, cluster_name, settings, citus, os_user, guard, first_ttl } = options;
         let user = OsUser::to_become(&os_user)
             .map_err(|source| SetupError { name: os_user.clone(), source })?;
         let heartbeat = Sql::new(&settings, "heartbeat");
@@ -229,6 +238,9 @@ impl Postgres {
             verdicts: Mutex::default(),
             names_changed_at: Mutex::default(),
             rewinding_task: Mutex::default(),
+            begun: Mutex::default(),
+            first_ttl,
+            adopted: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -262,25 +274,49 @@ impl Postgres {
         let status = guard.status().await?;
         if status.postmaster.is_none()
             && status.left > 0
-            && let Some(pid) = self.pid_in_lock_file()
+            && let Err(error) = self.adopt(&guard).await
         {
-            // It may be a file of a server that is long gone; then the guard refuses.
-            match guard.adopt(pid).await {
-                Ok(()) => tracing::info!(pid, "adopted a server that ran without a guard"),
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, pid, "cannot adopt the server");
-                }
-            }
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "cannot adopt the server that runs");
         }
         *current = Some(guard.clone());
         Ok(guard)
+    }
+
+    /// Holds a server that somebody else has started. If it is a primary, the guard stops it unless a lease
+    /// is proven in time: whoever started it has asked nobody. False: none is named in its lock file.
+    pub(super) async fn adopt(&self, guard: &GuardClient) -> Result<bool, GuardError> {
+        let Some(pid) = self.pid_in_lock_file() else { return Ok(false) };
+        // It may be a file of a server that is long gone; then the guard refuses.
+        guard.adopt(pid).await?;
+        let primary = !self.is_signalled_as_standby();
+        tracing::info!(pid, primary, "adopted a server that ran without a guard");
+        if primary {
+            self.inner.adopted.store(true, Ordering::Relaxed);
+            guard.arm(boottime_now() + self.inner.first_ttl).await?;
+        }
+        Ok(true)
+    }
+
+    /// A primary that somebody else has started waits for its lease to be proven.
+    pub fn has_adopted_a_primary(&self) -> bool {
+        self.inner.adopted.load(Ordering::Relaxed)
+    }
+
+    /// Its lease is proven, or it is gone.
+    pub fn forget_adoption(&self) {
+        self.inner.adopted.store(false, Ordering::Relaxed);
     }
 
     /// First line of `postmaster.pid`.
     fn pid_in_lock_file(&self) -> Option<u32> {
         let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).ok()?;
         text.lines().next()?.trim().parse().ok()
+    }
+
+    /// Whether the server is, or will start as, a standby.
+    pub fn is_signalled_as_standby(&self) -> bool {
+        self.inner.has_standby_signal()
     }
 
     /// What a server that does not run left behind; of a running one, its last checkpoint.
@@ -328,11 +364,12 @@ impl Postgres {
 
     /// Ends walsenders, but for those of `keep`, so that a shutdown need not wait for them. Returns how
     /// many.
-    pub async fn terminate_walsenders_except(&self, keep: Option<&str>) -> Result<u32, SqlError> {
+    pub async fn terminate_walsenders_except(&self, keep: &[&str]) -> Result<u32, SqlError> {
+        let keep: Vec<String> = keep.iter().map(|name| literal(name)).collect();
         let statement = format!(
             "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_replication \
-             WHERE application_name IS DISTINCT FROM {} OFFSET 0) AS ended",
-            literal(keep.unwrap_or_default())
+             WHERE application_name <> ALL (ARRAY[{}]::text[]) OFFSET 0) AS ended",
+            keep.join(", ")
         );
         let count = self.inner.heartbeat.value("end walsenders", &statement).await?;
         Ok(count.and_then(|count| count.parse().ok()).unwrap_or_default())

@@ -181,6 +181,7 @@ async fn a_server_that_ran_without_a_guard_is_adopted() {
     let status = guard.status().await.unwrap();
     assert_eq!(status.postmaster, foreign.id());
     assert!(status.adopted);
+    assert!(status.armed().is_some(), "nobody has proven a lease for it: it may not run for ever");
     guard.arm(boottime_now() + Duration::from_millis(600)).await.unwrap();
     let _ = timeout(LIMIT, foreign.wait()).await.expect("it is killed as any other");
     until("nothing is left", async || node.processes() == 0).await;

@@ -107,7 +107,7 @@ async fn a_switchover_needs_no_rewind() {
     let (a, b) = pair(&mut field).await;
     a.execute("CREATE TABLE public.t AS SELECT 1 AS i").await;
     caught_up(&a, &b).await;
-    let standbys = a.postgres.terminate_walsenders_except(Some("b")).await.unwrap();
+    let standbys = a.postgres.terminate_walsenders_except(&["b"]).await.unwrap();
     assert_eq!(standbys, 0);
     a.postgres.checkpoint().await.unwrap();
     a.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();

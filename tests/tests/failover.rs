@@ -203,3 +203,17 @@ async fn sessions_that_come_back_all_at_once_are_let_in_by_turns() -> Result<()>
     cluster.passed();
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_data_cannot_be_read_is_replaced() -> Result<()> {
+    let spec = ClusterSpec { name: "disk", nodes: 2, synchronous: false, ..ClusterSpec::default() };
+    let cluster = Cluster::start(spec).await?;
+    let leader = cluster.leader().await?;
+    let node = cluster.node(&leader)?;
+    let control = node.data_dir().join("global/pg_control");
+    std::fs::rename(&control, control.with_extension("lost"))?;
+    node.kill_postmaster()?;
+    cluster.new_leader(&leader, Duration::from_secs(20)).await;
+    cluster.passed();
+    Ok(())
+}

@@ -11,8 +11,8 @@ use crate::ha::Job;
 use crate::jobs::JobError;
 use crate::lease::ClaimError;
 
-/// Between two tries of a step that nobody waits for.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Between two tries of an errand that failed, or of a step that could not be taken yet.
+const PAUSE: Duration = Duration::from_secs(1);
 
 impl Driver {
     /// Takes in what jobs and errands have brought back.
@@ -25,17 +25,24 @@ impl Driver {
                 Ok(Err(JobError::Claim(ClaimError::Lost))) if job == Job::Bootstrap => {
                     info!(job = job.as_str(), "another node was faster");
                 }
+                Ok(Err(JobError::NotYet)) => {
+                    self.tries.wait(boottime_now(), PAUSE);
+                    self.wake_after(PAUSE);
+                }
                 Ok(Err(error)) => {
                     self.ctx.counters.step_failed(job);
-                    if matches!(job, Job::Promote | Job::Bootstrap) {
+                    if matches!(job, Job::Promote | Job::Bootstrap | Job::StartPrimary) {
                         self.race_not_before = Some(boottime_now() + self.back_off(&error));
                     }
+                    let pause = self.tries.failed(boottime_now());
                     warn!(
                         job = job.as_str(),
                         error = &error as &dyn std::error::Error,
+                        attempts = self.tries.failures(),
+                        pause_ms = pause.as_millis(),
                         "step failed"
                     );
-                    self.pause_after_failure();
+                    self.wake_after(pause);
                 }
                 Err(error) => error!(job = job.as_str(), error = %error, "step ended unexpectedly"),
             }
@@ -54,6 +61,8 @@ impl Driver {
                 }
                 Ok(Errand::Done(what, Err(error))) => {
                     warn!(what, error = &error as &dyn std::error::Error, "step failed");
+                    self.errands_not_before = Some(boottime_now() + PAUSE);
+                    self.wake_after(PAUSE);
                 }
                 Ok(Errand::Done(_, Ok(()))) => self.ctx.fresh_look(LOOK_LIMIT).await,
                 Err(error) => error!(error = %error, "step ended unexpectedly"),
@@ -81,12 +90,11 @@ impl Driver {
         }
     }
 
-    /// A step that fails at once must not be tried in a tight loop.
-    fn pause_after_failure(&mut self) {
-        self.steps_not_before = Some(boottime_now() + PAUSE);
+    /// What could not be done is looked at again then.
+    pub(super) fn wake_after(&self, pause: Duration) {
         let ctx = Arc::clone(&self.ctx);
         tokio::spawn(async move {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
             ctx.cycle.notify_one();
         });
     }
@@ -111,9 +119,13 @@ impl Driver {
         self.ctx.fresh_look(LOOK_LIMIT).await;
     }
 
+    pub(super) fn may_run_errand(&self) -> bool {
+        self.errands_not_before.is_none_or(|moment| boottime_now() >= moment)
+    }
+
     /// After a restart of the agent: the key bears our name, and its lease is noted on our disk.
     pub(super) fn take_up_again(&mut self) {
-        if self.ctx.keeper.held().is_some() || self.job.is_some() {
+        if self.ctx.keeper.held().is_some() || self.job.is_some() || !self.may_run_errand() {
             return;
         }
         let cluster = self.ctx.cluster();

@@ -29,6 +29,16 @@ const DELETED: &[u8] = b" (deleted)";
 /// Server processes whose working directory is `data_dir` (absolute, without symbolic links),
 /// whoever started them. Zombies have no working directory and are not among them.
 pub fn processes_in(data_dir: &Path) -> Vec<Process> {
+    find(data_dir, None)
+}
+
+/// The same, and server processes that the kernel has given to this process as the nearest that cares for
+/// orphans: the directory may have been renamed under them. Only for who starts no other servers.
+pub(super) fn processes_held(data_dir: &Path) -> Vec<Process> {
+    find(data_dir, Some(std::process::id()))
+}
+
+fn find(data_dir: &Path, parent: Option<u32>) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -38,7 +48,8 @@ pub fn processes_in(data_dir: &Path) -> Vec<Process> {
             continue;
         };
         let proc = entry.path();
-        if runs_in(&proc, data_dir) && is_server(&proc) {
+        let is_ours = runs_in(&proc, data_dir) || parent.is_some_and(|it| is_child(&proc, it));
+        if is_ours && is_server(&proc) {
             found.push(Process { pid, logger: is_logger(&proc) });
         }
     }
@@ -53,6 +64,15 @@ pub(super) fn is_server_in(pid: u32, data_dir: &Path) -> bool {
 
 fn runs_in(proc: &Path, data_dir: &Path) -> bool {
     fs::read_link(proc.join("cwd")).is_ok_and(|cwd| alive_name(cwd.as_os_str()) == data_dir)
+}
+
+/// A living one: zombies are only waited for.
+fn is_child(proc: &Path, parent: u32) -> bool {
+    let stat = fs::read_to_string(proc.join("stat")).unwrap_or_default();
+    let mut fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
+    let mut field = || fields.as_mut()?.next();
+    let state = field();
+    state != Some("Z") && field().and_then(|field| field.parse().ok()) == Some(parent)
 }
 
 /// By the name of its program; one that cannot be read counts, to be on the safe side.
@@ -85,7 +105,7 @@ pub(super) fn kill_once(data_dir: &Path, first: Option<u32>, with_loggers: bool)
     if let Some(first) = first {
         kill(first);
     }
-    let found = processes_in(data_dir);
+    let found = processes_held(data_dir);
     for process in &found {
         if !process.logger || with_loggers {
             kill(process.pid);
@@ -96,7 +116,7 @@ pub(super) fn kill_once(data_dir: &Path, first: Option<u32>, with_loggers: bool)
 
 /// Counts logging collectors on the data directory; kills them if their time has come.
 pub(super) fn kill_loggers(data_dir: &Path, now: bool) -> usize {
-    let mut found = processes_in(data_dir);
+    let mut found = processes_held(data_dir);
     found.retain(|process| process.logger);
     if now {
         for process in &found {

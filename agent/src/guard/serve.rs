@@ -25,7 +25,7 @@ use rustix::time::{
 
 use super::clock::{boottime_now, realtime_now, timespec};
 use super::fence::Fence;
-use super::kill::{is_server_in, kill_loggers, kill_once, processes_in};
+use super::kill::{is_server_in, kill_loggers, kill_once, processes_held};
 use super::spawn::{OOM_SCORE, Origin, ignore_requests_to_end, spawn};
 use super::wire::{
     Answer, Command, Exit, GuardStatus, Lines, ServerSignal, StartRequest, VERSION, nanos,
@@ -498,7 +498,7 @@ impl Guard {
 
     /// Server processes on the data directory, the logging collector not counted.
     fn left(&self) -> usize {
-        processes_in(&self.real_dir).iter().filter(|process| !process.logger).count()
+        processes_held(&self.real_dir).iter().filter(|process| !process.logger).count()
     }
 
     fn status(&self) -> GuardStatus {

@@ -82,6 +82,9 @@ pub enum Why {
     KeyIsOursServerIsDown,
     StandbyHasEverything,
     NoTimeToStart,
+    DoesNotStart,
+    StartsTooLong,
+    SilentTooLong,
     StandbyCluster,
     // following
     LeaderKnown,
@@ -91,6 +94,8 @@ pub enum Why {
     ServerDown,
     ServerStarting,
     ServerSilent,
+    ServerClosed,
+    StillStopping,
     ProcessesLeft,
     // racing
     PeersUnknown,
@@ -140,6 +145,13 @@ impl Why {
             Self::KeyIsOursServerIsDown => "the leader's server is down",
             Self::StandbyHasEverything => "a synchronous standby can take over at once",
             Self::NoTimeToStart => "a failover is preferred to starting in place",
+            Self::DoesNotStart => "the leader's server does not come up",
+            Self::StartsTooLong => {
+                "the leader's server takes too long to start, and another can lead"
+            }
+            Self::SilentTooLong => {
+                "the leader's server has not answered for too long, and another can lead"
+            }
             Self::StandbyCluster => "this is a standby cluster",
             Self::LeaderKnown => "joining the leader",
             Self::AlreadyFollows => "following the leader",
@@ -148,6 +160,8 @@ impl Why {
             Self::ServerDown => "the server is down",
             Self::ServerStarting => "the server is starting",
             Self::ServerSilent => "the server does not answer",
+            Self::ServerClosed => "the server does not let the agent in",
+            Self::StillStopping => "the server has shut down and has not ended",
             Self::ProcessesLeft => "processes of the server are left",
             Self::PeersUnknown => "the other members have not been asked",
             Self::MostAdvanced => "no other member has more",

@@ -33,6 +33,9 @@ pub struct Snapshot {
     pub clones_alone: bool,
     /// A watchdog is required and there is none: this node must not lead.
     pub lacks_watchdog: bool,
+    /// Attempts in a row to bring the server up that came to nothing: the step failed, or the server ended
+    /// before it had answered for a while.
+    pub failed_starts: u32,
     /// Time the agent itself needs to stop a server; it acts so long before the guard does.
     pub stop_budget: Duration,
 }
@@ -76,6 +79,16 @@ pub struct Control {
     pub clean: bool,
     /// The last thing the server was is a primary (running, or shut down as one).
     pub was_primary: bool,
+    /// `standby.signal` is there: what starts or runs on it is no primary before it is promoted, whatever
+    /// the control file says, which may be a copy of a primary's.
+    pub standby_signal: bool,
+}
+
+impl Control {
+    /// What runs on it accepts writes, or will as soon as it is up.
+    pub fn is_primarys(&self) -> bool {
+        self.was_primary && !self.standby_signal
+    }
 }
 
 /// The postgres on this node, with all its processes.
@@ -91,6 +104,15 @@ pub enum Server {
     },
     /// Runs, but the agent gets no answer, since then.
     Silent {
+        since: Moment,
+    },
+    /// Says itself that it is shutting down, since then.
+    Stopping {
+        since: Moment,
+    },
+    /// Answers, and does not let the agent in, since then: a password, a certificate, no place left.
+    /// Others may well work on it.
+    Closed {
         since: Moment,
     },
     Standby(StandbyFacts),

@@ -135,11 +135,11 @@ pub fn gate(
     let awaited = proxies.iter().filter(|(_, registered)| {
         registered.speaks.contains(&kornak_cluster::member::KORNAK_RECORDS_VERSION)
     });
-    if busy.backends == 0 && awaited.map(|(name, _)| name).all(acknowledged) {
-        Gate::Open
-    } else {
-        Gate::Waiting
-    }
+    let all_told = awaited.map(|(name, _)| name).all(acknowledged);
+    // A proxy that is gone, frozen or cut off says nothing, and one that has somebody at work shows in the
+    // server: what the server says is the gate, an acknowledgement only makes it sooner sure.
+    let heard_enough = all_told || now.since(began) >= max_hold / 2;
+    if busy.backends == 0 && heard_enough { Gate::Open } else { Gate::Waiting }
 }
 
 /// Pause after the `attempt`th drain failed: 1, 2, 4 … s, at most three attempts in a minute.
@@ -226,6 +226,13 @@ mod tests {
         };
         assert_eq!(judge(now, &ack(2), idle), Gate::Open, "who does not speak is not waited for");
         assert_eq!(judge(now, &ack(1), idle), Gate::Waiting, "an answer to an earlier attempt");
+        let later = Moment::at_millis(5_500);
+        assert_eq!(judge(later, &ack(1), idle), Gate::Open, "a proxy that is gone says nothing");
+        assert_eq!(
+            judge(later, &ack(1), busy),
+            Gate::Waiting,
+            "somebody works, through a proxy or not"
+        );
         assert_eq!(judge(now, &ack(2), busy), Gate::Waiting, "a client without a proxy");
         assert_eq!(judge(Moment::at_millis(5_960), &ack(2), idle), Gate::TimeUp);
     }

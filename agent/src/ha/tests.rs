@@ -9,6 +9,7 @@ mod making;
 mod planned;
 mod quorum;
 mod racing;
+mod serving;
 mod synchronous;
 
 use std::collections::BTreeMap;
@@ -122,6 +123,7 @@ fn control(was_primary: bool) -> DataDir {
         timeline: Timeline(3),
         clean: false,
         was_primary,
+        standby_signal: !was_primary,
     })
 }
 
@@ -173,6 +175,7 @@ fn standby() -> Snapshot {
         race_not_before: None,
         lacks_watchdog: false,
         clones_alone: false,
+        failed_starts: 0,
         stop_budget: seconds(1),
     }
 }

@@ -12,7 +12,7 @@ use super::{
     millis, start_again, stop_cleanly,
 };
 use crate::guard::boottime_now;
-use crate::postgres::{StartAs, StopMode, Upstream};
+use crate::postgres::{StartAs, StopMode, Stopped, Upstream};
 
 impl Run<'_> {
     /// Stops the server, releases the key, and waits until the candidate has it.
@@ -21,10 +21,10 @@ impl Run<'_> {
         let began = boottime_now();
         let limit = Duration::from_millis(self.record.switch_hold_ms);
         let candidate = self.record.candidate.clone().unwrap_or_default();
-        if let Err(error) = ctx.postgres.terminate_walsenders_except(Some(&candidate)).await {
+        if let Err(error) = ctx.postgres.terminate_walsenders_except(&[&candidate]).await {
             warn!(error = %error, "other standbys could not be sent away, the stop may take longer");
         }
-        let Some(wal_end) = stop_cleanly(ctx, limit).await else {
+        let Some((stopped, wal_end)) = stop_cleanly(ctx, limit).await else {
             return self.go_back(HandoverError::NotStopped).await;
         };
         info!(elapsed_ms = millis(boottime_now().since(began)), lsn = %wal_end, "server stopped");
@@ -49,7 +49,17 @@ impl Run<'_> {
             let (key, value) = (ctx.keys.handover(), json(&self.record));
             self.remove(Compare::Value { key, value }).await;
         }
-        self.rejoin(cluster, &candidate).await;
+        match stopped {
+            Stopped::Gone => self.rejoin(cluster, &candidate).await,
+            // Nobody waits for it: the next cycles let the archiver finish, and bring the server back.
+            Stopped::Lingers if !is_paused(cluster) => {}
+            Stopped::Lingers => match ctx.postgres.end_lingering().await {
+                Ok(()) => self.rejoin(cluster, &candidate).await,
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "the old server does not end");
+                }
+            },
+        }
         Ok(())
     }
 
@@ -153,4 +163,9 @@ impl Run<'_> {
         self.abandon().await;
         started.and(Err(because))
     }
+}
+
+/// In maintenance mode no later cycle starts the server.
+fn is_paused(cluster: &ClusterState) -> bool {
+    cluster.config.as_ref().is_some_and(|config| config.pause)
 }

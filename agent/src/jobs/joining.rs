@@ -1,6 +1,7 @@
 //! A data directory that is there, as a standby of whoever leads.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kornak_cluster::{ClusterConfig, ClusterState, StandbyCluster};
 use tracing::{info, warn};
@@ -39,6 +40,9 @@ pub(super) fn remote_server(ctx: &Context, section: &StandbyCluster) -> Upstream
     }
 }
 
+/// For a leader to say where it stands, when nothing depends on it.
+const ASK_LIMIT: Duration = Duration::from_secs(1);
+
 fn standby_cluster(cluster: &ClusterState) -> Option<&StandbyCluster> {
     cluster.config.as_ref()?.standby_cluster.as_ref()
 }
@@ -74,17 +78,30 @@ pub(super) fn own_upstream(
 pub async fn rejoin(ctx: Arc<Context>, leader: Option<String>) -> Result<(), JobError> {
     let cluster = ctx.cluster();
     let Some(leader) = leader else { return rejoin_without_leader(&ctx, &cluster).await };
+    let running = matches!(ctx.postgres.process().await?, ServerProcess::Running { .. });
+    if !running && is_standbys(&ctx).await {
+        return restart_standby(&ctx, &cluster, &leader).await;
+    }
     let upstream = own_upstream(&ctx, &cluster)?;
     let leaders = member_server(&ctx, &cluster, &leader)?;
-    if let ServerProcess::Running { .. } = ctx.postgres.process().await?
-        && !running_has_diverged(&ctx, &leaders).await?
-    {
+    if running && !running_has_diverged(&ctx, &leaders).await? {
         // The stream is broken for another reason; the server goes on trying.
         return Ok(());
     }
     ctx.stop_in_order(STOP_LIMIT).await?;
     ctx.guard.disarm().await?;
     let need = ctx.postgres.rewind_needed(&leaders).await?;
+    join(&ctx, &cluster, (&leader, &leaders), need, upstream).await
+}
+
+/// The server does not run, and compared with the leader it is so: mended if need be, then started.
+async fn join(
+    ctx: &Context,
+    cluster: &ClusterState,
+    (leader, leaders): (&str, &Upstream),
+    need: RewindNeed,
+    upstream: Option<Upstream>,
+) -> Result<(), JobError> {
     ctx.postgres.prepare_synchronous_standby_names(Some(""));
     if need == RewindNeed::No {
         ctx.postgres.start(&StartAs::Standby(upstream)).await?;
@@ -92,17 +109,58 @@ pub async fn rejoin(ctx: Arc<Context>, leader: Option<String>) -> Result<(), Job
     }
     let still_settling = cluster
         .members
-        .get(&leader)
+        .get(leader)
         .is_some_and(|member| member.checkpoint_after_promote == Some(false));
     if still_settling {
         // pg_rewind reads the new leader's control file, which a checkpoint must have brought up
         // to date first; the leader's key changes when it has.
         info!(node = %leader, "waiting for the new leader's checkpoint before rewinding");
-        return Ok(());
+        return Err(JobError::NotYet);
     }
-    mend(&ctx, &cluster, &leaders).await?;
+    mend(ctx, cluster, leaders).await?;
     ctx.postgres.start(&StartAs::Standby(upstream)).await?;
     Ok(())
+}
+
+/// The server was certainly a standby when it last ran.
+async fn is_standbys(ctx: &Context) -> bool {
+    ctx.postgres.controldata().await.is_ok_and(|control| control.state.is_recovery())
+}
+
+/// A standby that ended is started whether or not the leader can be asked: it is compared with it again
+/// if no stream comes up.
+async fn restart_standby(
+    ctx: &Context,
+    cluster: &ClusterState,
+    leader: &str,
+) -> Result<(), JobError> {
+    ctx.guard.disarm().await?;
+    let unasked = |why: &(dyn std::error::Error + 'static)| {
+        info!(node = %leader, error = why, "the leader cannot be asked, starting as the standby it was");
+    };
+    let leaders = match member_server(ctx, cluster, leader) {
+        Ok(leaders) => leaders,
+        Err(error) => {
+            unasked(&error);
+            ctx.postgres.start(&StartAs::Standby(None)).await?;
+            return Ok(());
+        }
+    };
+    let asked = tokio::time::timeout(ASK_LIMIT, ctx.postgres.rewind_needed(&leaders)).await;
+    let need = match asked {
+        Ok(Ok(need)) => need,
+        Ok(Err(error @ (RewindError::Leader(_) | RewindError::History(_)))) => {
+            unasked(&error);
+            RewindNeed::No
+        }
+        Ok(Err(error)) => return Err(error.into()),
+        Err(late) => {
+            unasked(&late);
+            RewindNeed::No
+        }
+    };
+    let upstream = own_upstream(ctx, cluster).unwrap_or(None);
+    join(ctx, cluster, (leader, &leaders), need, upstream).await
 }
 
 /// Nobody leads, or this node leads a standby cluster.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kornak_cluster::{Moment, Timeline};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use super::conf::{self, Parameters};
@@ -16,6 +16,7 @@ use super::guc::Kind;
 use super::marker::Step;
 use super::sql::{SqlError, literal};
 use super::tool::ToolError;
+use super::words::Begun;
 use super::{Postgres, Unfinished, Upstream};
 use crate::guard::{
     Exit, Fencing, GuardClient, GuardError, ServerSignal, StartRequest, Watched, boottime_now,
@@ -64,36 +65,14 @@ pub enum StartError {
     #[error("{dir} holds no server that could be started")]
     NoData { dir: PathBuf },
     /// It ended before it took connections.
-    #[error("the server ended with {exit} as it started: see {log}")]
-    Exited { exit: Exit, log: PathBuf },
+    #[error("the server ended with {exit} as it started; its log, {log}, says: {said}")]
+    Exited { exit: Exit, log: PathBuf, said: String },
     /// It is still starting, perhaps replaying its log.
     #[error("the server does not yet take connections after {0:?}")]
     NotReady(Duration),
     /// Nobody may log in.
     #[error("ask the server whether it is ready")]
     Sql(#[source] SqlError),
-}
-
-/// How a server is stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopMode {
-    /// Waits for clients.
-    Smart,
-    /// Ends clients, writes a shutdown checkpoint, lets walsenders send it.
-    Fast,
-    /// As if it had crashed.
-    Immediate,
-    /// SIGKILL for every process.
-    Kill,
-}
-
-/// Why the server is not proven stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum StopError {
-    #[error("stop the server")]
-    Guard(#[from] GuardError),
-    #[error("processes of the server still run after {0:?}: stop it harder")]
-    StillRunning(Duration),
 }
 
 /// A promotion that is over.
@@ -138,7 +117,15 @@ pub enum ServerProcess {
 impl Postgres {
     /// Whether anything runs on the data directory, looked at now.
     pub async fn process(&self) -> Result<ServerProcess, GuardError> {
-        let status = self.guard().await?.status().await?;
+        let guard = self.guard().await?;
+        let mut status = guard.status().await?;
+        // An operator, or the system's own unit, has started one meanwhile.
+        if status.postmaster.is_none()
+            && status.left > 0
+            && self.adopt(&guard).await.unwrap_or(false)
+        {
+            status = guard.status().await?;
+        }
         Ok(match (status.postmaster, status.left) {
             (Some(pid), _) => ServerProcess::Running { pid },
             (None, 0) => ServerProcess::None,
@@ -192,6 +179,7 @@ impl Postgres {
         };
         self.sql().forget().await;
         let log = self.log_file();
+        let log_from = fs::metadata(&log).map_or(0, |log| log.len());
         let user = self.os_user();
         let mut env = BTreeMap::new();
         if let Some(user) = user {
@@ -207,7 +195,9 @@ impl Postgres {
             gid: user.map(|user| user.gid),
             writable,
         };
+        *self.inner.begun.lock() = Begun { log_from, ..Begun::default() };
         let pid = guard.start(request).await?;
+        self.inner.begun.lock().pid = Some(pid);
         info!(pid, standby, "server started");
         if expected.is_some() {
             self.step(&claim, Step::Started).await?;
@@ -265,7 +255,7 @@ impl Postgres {
         let deadline = Instant::now() + limit;
         loop {
             if let Watched::Ending { exit, .. } | Watched::Gone { exit, .. } = *watch.borrow() {
-                return Err(StartError::Exited { exit, log: self.log_file() });
+                return Err(self.exited(exit));
             }
             match self.sql().value("answer", "SELECT 1").await {
                 Ok(_) => return Ok(()),
@@ -285,7 +275,7 @@ impl Postgres {
         loop {
             match *watch.borrow() {
                 Watched::Ending { exit, .. } | Watched::Gone { exit, .. } => {
-                    return Err(StartError::Exited { exit, log: self.log_file() });
+                    return Err(self.exited(exit));
                 }
                 Watched::Lost => return Err(StartError::Guard(GuardError::Lost)),
                 Watched::Nothing | Watched::Running { .. } => {}
@@ -311,45 +301,6 @@ impl Postgres {
     /// The recovery that was begun here goes on at the next start; false: it is over.
     pub fn is_recovering(&self) -> bool {
         ["recovery.signal", "standby.signal"].iter().any(|name| self.data_dir().join(name).exists())
-    }
-
-    /// Stops the server. Without an error no process is left on the data directory: none that could
-    /// commit, and none that could write to the log. (A logging collector may live on for a second.)
-    pub async fn stop(&self, mode: StopMode, limit: Duration) -> Result<(), StopError> {
-        let deadline = Instant::now() + limit;
-        let guard = self.guard().await?;
-        let signal = match mode {
-            StopMode::Smart => Some(ServerSignal::Smart),
-            StopMode::Fast => Some(ServerSignal::Fast),
-            StopMode::Immediate => Some(ServerSignal::Immediate),
-            StopMode::Kill => None,
-        };
-        // Clients may be waiting: no look at all processes first.
-        let signalled = match signal {
-            Some(signal) => match guard.signal(signal).await {
-                Err(GuardError::Refused { .. }) => false,
-                outcome => outcome.map(|_| true)?,
-            },
-            None => false,
-        };
-        if !signalled {
-            let status = guard.status().await?;
-            if status.postmaster.is_none() && status.left == 0 {
-                return Ok(());
-            }
-            // Orphans of a postmaster that is gone do no good.
-            if signal.is_none() || status.postmaster.is_none() {
-                guard.kill_all().await?;
-            }
-        }
-        let gone = wait_until_gone(&guard, deadline).await?;
-        self.sql().forget().await;
-        if gone {
-            info!(?mode, "server stopped");
-            Ok(())
-        } else {
-            Err(StopError::StillRunning(limit))
-        }
     }
 
     /// Ends recovery and waits until the server is writable. Refused by the guard when the deadline
@@ -552,23 +503,5 @@ async fn remind(guard: &GuardClient, reminded: &mut Moment, now: Moment) -> Resu
         // No postmaster: the next question will tell.
         Err(GuardError::Refused { .. }) => Ok(()),
         outcome => outcome,
-    }
-}
-
-/// False: something is left at the deadline.
-async fn wait_until_gone(guard: &GuardClient, deadline: Instant) -> Result<bool, GuardError> {
-    let mut watch = guard.watch();
-    loop {
-        let status = guard.status().await?;
-        if status.postmaster.is_none() && status.left == 0 {
-            return Ok(true);
-        }
-        let now = Instant::now();
-        if now >= deadline {
-            return Ok(false);
-        }
-        // News wake us; processes that nobody holds make none.
-        let pause = if status.postmaster.is_some() { deadline - now } else { PROMOTION_LOOK };
-        let _ = timeout(pause.min(deadline - now), watch.changed()).await;
     }
 }

@@ -118,6 +118,19 @@ impl SqlError {
         }
     }
 
+    /// The server has answered, and does not let us in: it runs, and may well work for others.
+    pub fn is_an_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::Login(_)
+                | Self::Encryption(_)
+                | Self::Certificates(_)
+                | Self::TooManyConnections
+                | Self::Failed { .. }
+                | Self::Answer { .. }
+        )
+    }
+
     /// Another encryption may help: `pg_hba.conf` may have no line for this one.
     fn is_about_encryption(&self) -> bool {
         matches!(self, Self::Encryption(_)) || self.code() == Some("28000")

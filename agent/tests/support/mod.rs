@@ -98,6 +98,7 @@ impl Field {
             citus: false,
             os_user: "postgres".to_owned(),
             guard: guard.clone(),
+            first_ttl: Duration::from_secs(30),
         };
         let postgres = Postgres::new(options.clone()).unwrap();
         Node { postgres, options, guard, port, user: self.user.clone() }

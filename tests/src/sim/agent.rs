@@ -293,6 +293,7 @@ impl Agent {
             race_not_before: self.race_not_before.get(),
             lacks_watchdog: false,
             clones_alone: false,
+            failed_starts: 0,
             stop_budget: STOP_BUDGET,
         }
     }

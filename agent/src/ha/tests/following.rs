@@ -174,7 +174,7 @@ fn data_of_another_cluster_is_refused() {
         let s = Snapshot { cluster, ..standby() };
         check(&s, Action::Refuse, Why::WrongSystemIdentifier);
         let s = Snapshot { server: Server::Stopped, lease: mine(20), ..s };
-        check(&s, Action::Refuse, Why::WrongSystemIdentifier);
+        check(&s, Action::Release, Why::WrongSystemIdentifier);
     }
 }
 

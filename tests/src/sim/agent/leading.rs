@@ -231,7 +231,9 @@ fn account(agent: &Agent) -> Member {
         Server::Primary(_) => (MemberState::Running, MemberRole::Primary),
         Server::Standby(_) => (MemberState::Running, MemberRole::Replica),
         Server::Starting { .. } => (MemberState::Starting, MemberRole::Replica),
-        Server::Silent { .. } => (MemberState::Stopping, MemberRole::Demoted),
+        Server::Silent { .. } | Server::Stopping { .. } | Server::Closed { .. } => {
+            (MemberState::Stopping, MemberRole::Demoted)
+        }
         Server::Stopped | Server::Leftovers => (MemberState::Stopped, MemberRole::Demoted),
     };
     let name = agent.name();

@@ -120,5 +120,7 @@ pub fn control(w: &World, index: usize) -> DataDir {
         timeline: Timeline(disk.wal.timeline()),
         clean: disk.clean,
         was_primary: disk.was_primary,
+        // The model's control file is never a copy of another server's.
+        standby_signal: !disk.was_primary,
     })
 }

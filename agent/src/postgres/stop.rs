@@ -1,0 +1,214 @@
+//! Stopping the server, and what a stop in order leaves behind.
+//!
+//! A stop in order is over for everybody else when the control file says "shut down": from then on
+//! nothing can be written. What the postmaster then waits for, an archiver and receivers that have not
+//! confirmed everything, may take for ever; it is ended by force once it has had its time, and only because
+//! of what the control file says.
+
+use std::fs;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tracing::{info, warn};
+
+use super::Postgres;
+use crate::guard::{GuardClient, GuardError, ServerSignal, processes_in};
+
+/// Between two looks at processes that nobody holds.
+const GONE_LOOK: Duration = Duration::from_millis(5);
+/// A server that has nothing to wait for has ended by then.
+const FIRST_LOOK: Duration = Duration::from_millis(200);
+/// Between two looks at the control file of a server that stops.
+const CONTROL_LOOK: Duration = Duration::from_millis(50);
+/// For a server without work to end at once when told so.
+const IMMEDIATE_LIMIT: Duration = Duration::from_secs(2);
+/// For processes to end that were killed.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// A standby that is sent the last of the log and has not confirmed it by then is not there: PostgreSQL's
+/// own `wal_sender_timeout` is the same.
+const SENDERS_LIMIT: Duration = Duration::from_secs(60);
+/// An archiver is waited for as long as it gets anything done within this.
+const ARCHIVER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How a server is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopMode {
+    /// Waits for clients.
+    Smart,
+    /// Ends clients, writes a shutdown checkpoint, lets walsenders send it.
+    Fast,
+    /// As if it had crashed.
+    Immediate,
+    /// SIGKILL for every process.
+    Kill,
+}
+
+/// Why the server is not proven stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    #[error("stop the server")]
+    Guard(#[from] GuardError),
+    #[error("processes of the server still run after {0:?}: stop it harder")]
+    StillRunning(Duration),
+    /// Only a clean shutdown allows what was asked.
+    #[error("the control file does not say that the server has shut down")]
+    NotShutDown,
+}
+
+/// What a stop in order has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// No process is left.
+    Gone,
+    /// The control file says "shut down". What is left sends or archives what was written.
+    Lingers,
+}
+
+impl Postgres {
+    /// Stops the server. Without an error no process is left on the data directory: none that could
+    /// commit, and none that could write to the log. (A logging collector may live on for a second.)
+    pub async fn stop(&self, mode: StopMode, limit: Duration) -> Result<(), StopError> {
+        let deadline = Instant::now() + limit;
+        let guard = self.guard().await?;
+        self.tells_to_end();
+        let signal = match mode {
+            StopMode::Smart => Some(ServerSignal::Smart),
+            StopMode::Fast => Some(ServerSignal::Fast),
+            StopMode::Immediate => Some(ServerSignal::Immediate),
+            StopMode::Kill => None,
+        };
+        // Clients may be waiting: no look at all processes first.
+        let signalled = match signal {
+            Some(signal) => match guard.signal(signal).await {
+                Err(GuardError::Refused { .. }) => false,
+                outcome => outcome.map(|_| true)?,
+            },
+            None => false,
+        };
+        if !signalled {
+            let status = guard.status().await?;
+            if status.postmaster.is_none() && status.left == 0 {
+                return Ok(());
+            }
+            // Orphans of a postmaster that is gone do no good.
+            if signal.is_none() || status.postmaster.is_none() {
+                guard.kill_all().await?;
+            }
+        }
+        let gone = wait_until_gone(&guard, deadline).await?;
+        self.sql().forget().await;
+        if gone {
+            info!(?mode, "server stopped");
+            Ok(())
+        } else {
+            Err(StopError::StillRunning(limit))
+        }
+    }
+
+    /// Stops the server fast and returns as soon as nothing can be written any more.
+    pub async fn stop_writing(&self, limit: Duration) -> Result<Stopped, StopError> {
+        let began = Instant::now();
+        let deadline = began + limit;
+        match self.stop(StopMode::Fast, FIRST_LOOK.min(limit)).await {
+            Ok(()) => return Ok(Stopped::Gone),
+            Err(StopError::StillRunning(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let guard = self.guard().await?;
+        loop {
+            if self.has_shut_down().await {
+                info!(
+                    elapsed_ms = began.elapsed().as_millis(),
+                    "server has shut down, and lingers"
+                );
+                return Ok(Stopped::Lingers);
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(StopError::StillRunning(limit));
+            }
+            if wait_until_gone(&guard, (now + CONTROL_LOOK).min(deadline)).await? {
+                self.sql().forget().await;
+                return Ok(Stopped::Gone);
+            }
+        }
+    }
+
+    /// Whether the control file proves that nothing was written since a clean shutdown. Of a server that
+    /// starts it may still say so.
+    pub async fn has_shut_down(&self) -> bool {
+        self.controldata().await.is_ok_and(|control| control.state.is_clean())
+    }
+
+    /// Lets what a stop in order has left behind do its work while it does, then ends it.
+    pub async fn end_in_time(&self) -> Result<(), StopError> {
+        let guard = self.guard().await?;
+        let began = Instant::now();
+        let mut waiting = self.segments_to_archive();
+        let mut progress = began;
+        while !wait_until_gone(&guard, Instant::now() + CONTROL_LOOK * 4).await? {
+            let now = Instant::now();
+            let left = self.segments_to_archive();
+            if left != std::mem::replace(&mut waiting, left) {
+                progress = now;
+            }
+            let sends = self.senders() > 0 && now.duration_since(began) < SENDERS_LIMIT;
+            if !sends && now.duration_since(progress) >= ARCHIVER_PATIENCE {
+                warn!(
+                    segments = left,
+                    "the archiver of a server that has shut down makes no progress; it is ended, and \
+                     what it has not archived is left in pg_wal until this node is primary again"
+                );
+                return self.end_lingering().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what a stop in order has left behind.
+    pub async fn end_lingering(&self) -> Result<(), StopError> {
+        if !self.has_shut_down().await {
+            return Err(StopError::NotShutDown);
+        }
+        match self.stop(StopMode::Immediate, IMMEDIATE_LIMIT).await {
+            Err(StopError::StillRunning(_)) => self.stop(StopMode::Kill, KILL_LIMIT).await,
+            outcome => outcome,
+        }
+    }
+
+    /// Walsenders that run, by their titles: a server that stops cannot be asked.
+    fn senders(&self) -> usize {
+        let Ok(dir) = fs::canonicalize(self.data_dir()) else { return 0 };
+        let sends = |pid: u32| {
+            let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&title).contains(": walsender ")
+        };
+        processes_in(&dir).into_iter().filter(|process| sends(process.pid)).count()
+    }
+
+    fn segments_to_archive(&self) -> usize {
+        let Ok(entries) = fs::read_dir(self.data_dir().join("pg_wal/archive_status")) else {
+            return 0;
+        };
+        let ready = |name: std::ffi::OsString| name.as_encoded_bytes().ends_with(b".ready");
+        entries.flatten().filter(|entry| ready(entry.file_name())).count()
+    }
+}
+
+/// False: something is left at the deadline.
+async fn wait_until_gone(guard: &GuardClient, deadline: Instant) -> Result<bool, GuardError> {
+    let mut watch = guard.watch();
+    loop {
+        let status = guard.status().await?;
+        if status.postmaster.is_none() && status.left == 0 {
+            return Ok(true);
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            return Ok(false);
+        }
+        // News wake us; processes that nobody holds make none.
+        let pause = if status.postmaster.is_some() { deadline - now } else { GONE_LOOK };
+        let _ = timeout(pause.min(deadline - now), watch.changed()).await;
+    }
+}

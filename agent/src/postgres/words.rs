@@ -1,0 +1,151 @@
+//! What a server that ended by itself has said last, so that whoever reads the agent's log need not look
+//! for another one.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use super::Postgres;
+use super::process::StartError;
+use crate::guard::{Exit, Watched};
+
+/// Of a log as much as is read from its end.
+const TAIL_BYTES: u64 = 64 * 1024;
+/// Of a line as much as is passed on.
+const LINE_CHARS: usize = 500;
+
+/// The last start of the server by this agent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Begun {
+    pub(super) pid: Option<u32>,
+    /// What the log held before.
+    pub(super) log_from: u64,
+    /// It was told to stop, or its end is known already.
+    pub(super) told: bool,
+}
+
+/// A server that nobody has told to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    pub pid: u32,
+    pub exit: Exit,
+    pub log: PathBuf,
+    /// The most telling of its last words.
+    pub said: String,
+}
+
+impl Postgres {
+    /// The server that was last started here has ended by itself; said once.
+    pub async fn ended_by_itself(&self) -> Option<Ended> {
+        let begun = *self.inner.begun.lock();
+        let pid = begun.pid.filter(|_| !begun.told)?;
+        let watched = *self.guard().await.ok()?.watch().borrow();
+        let (Watched::Ending { pid: ended, exit } | Watched::Gone { pid: ended, exit }) = watched
+        else {
+            return None;
+        };
+        if ended != pid {
+            return None;
+        }
+        self.inner.begun.lock().told = true;
+        Some(Ended { pid, exit, log: self.log_file(), said: self.last_words() })
+    }
+
+    /// From now on its end is no surprise.
+    pub(super) fn tells_to_end(&self) {
+        self.inner.begun.lock().told = true;
+    }
+
+    pub(super) fn exited(&self, exit: Exit) -> StartError {
+        StartError::Exited { exit, log: self.log_file(), said: self.last_words() }
+    }
+
+    fn last_words(&self) -> String {
+        let from = self.inner.begun.lock().log_from;
+        let text = tail(&self.log_file(), from);
+        let collected = collector_dir(&text)
+            .and_then(|dir| newest(&self.data_dir().join(dir)))
+            .map(|file| tail(&file, 0));
+        let said = collected.as_deref().and_then(telling).or_else(|| telling(&text));
+        said.unwrap_or_else(|| "nothing".to_owned())
+    }
+}
+
+fn tail(file: &Path, from: u64) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(file)?;
+        let bytes = file.metadata()?.len();
+        let from = if from > bytes { 0 } else { from };
+        file.seek(SeekFrom::Start(from.max(bytes.saturating_sub(TAIL_BYTES))))?;
+        let mut text = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}
+
+/// Where a logging collector has taken over.
+fn collector_dir(text: &str) -> Option<&str> {
+    let (_, rest) = text.rsplit_once("will appear in directory \"")?;
+    rest.split_once('"').map(|(dir, _)| dir)
+}
+
+fn newest(dir: &Path) -> Option<PathBuf> {
+    let files = fs::read_dir(dir).ok()?.flatten();
+    let dated =
+        files.filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file.path())));
+    dated.max().map(|(_, file)| file)
+}
+
+/// The last line with a reason in it, else the last line. What is said to clients that come too early is
+/// no reason.
+fn telling(text: &str) -> Option<String> {
+    let lines = || text.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+    let level = |line: &&str| {
+        ["PANIC:", "FATAL:", "ERROR:"].iter().any(|level| line.contains(level))
+            && !line.contains("the database system is ")
+    };
+    let line = lines().find(level).or_else(|| lines().next())?;
+    Some(line.chars().take(LINE_CHARS).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_found_behind_what_clients_were_told() {
+        for (text, expected) in [
+            ("", None),
+            ("LOG:  starting\n\n", Some("LOG:  starting")),
+            (
+                "12 [1] FATAL:  unrecognized configuration parameter \"x\"\n13 LOG:  shut down\n",
+                Some("12 [1] FATAL:  unrecognized configuration parameter \"x\""),
+            ),
+            (
+                "PANIC:  could not locate a valid checkpoint record\nLOG:  aborting\n\
+                 FATAL:  the database system is starting up\n",
+                Some("PANIC:  could not locate a valid checkpoint record"),
+            ),
+        ] {
+            assert_eq!(telling(text).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_collectors_directory_is_found() {
+        let text = "LOG:  redirecting log output to logging collector process\n\
+                    HINT:  Future log output will appear in directory \"log\".\n";
+        assert_eq!(collector_dir(text), Some("log"));
+        assert_eq!(collector_dir("LOG:  starting"), None);
+    }
+
+    #[test]
+    fn only_the_last_start_counts() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("log");
+        fs::write(&file, "FATAL:  old\nLOG:  new\n").expect("written");
+        assert_eq!(telling(&tail(&file, 12)).as_deref(), Some("LOG:  new"));
+        assert_eq!(telling(&tail(&file, 99)).as_deref(), Some("FATAL:  old"), "begun anew");
+    }
+}
