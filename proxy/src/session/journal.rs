@@ -158,6 +158,8 @@ pub struct Journal {
     id: u64,
     /// Grows with everything that may have set anything.
     turn: u32,
+    /// A text that could not be taken apart may have set parameters that it does not name plainly.
+    sets_unknown: bool,
     /// Tables that it creates may be temporary, whatever their statements say.
     makes_temporary: bool,
     pins: Pins,

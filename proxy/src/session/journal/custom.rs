@@ -119,15 +119,21 @@ impl Journal {
         self.unseen |= unseen;
     }
 
-    /// Notes which parameters of its own a text sets by SET, wherever that stands in it.
-    pub(super) fn note_sets(&mut self, sql: &[u8]) {
+    /// Notes which parameters of its own a text sets by SET, wherever that stands in it. Answers whether
+    /// there may be others.
+    pub(super) fn note_sets(&mut self, sql: &[u8]) -> bool {
         let (names, mut unseen) = (&mut self.custom, false);
         text::sets(sql, |name| match name {
             None => unseen = true,
             Some(name) if !name.contains(&b'.') => {}
             Some(name) => unseen |= !add(names, &name),
         });
-        if unseen {
+        unseen
+    }
+
+    /// The same of a text that is executed: DO.
+    pub(super) fn note_executed(&mut self, sql: &[u8]) {
+        if self.note_sets(sql) {
             self.pins.add(Pin::Opaque);
             self.unseen = true;
         }

@@ -101,7 +101,7 @@ impl Journal {
         if content.is_opaque && !custom::is_of_transaction(sql) {
             self.opaque(sql, true);
             if content.statement.kind == StatementKind::Do {
-                self.note_sets(sql);
+                self.note_executed(sql);
             }
         } else if content.is_opaque && custom::reads_otherwise(sql) {
             self.blur();

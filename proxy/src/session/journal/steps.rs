@@ -173,7 +173,7 @@ impl Journal {
             K::CreateTemp => self.pins.add(Pin::Temporary),
             K::Do => {
                 self.opaque(sql, is_whole);
-                self.note_sets(sql);
+                self.note_executed(sql);
             }
             K::Call | K::Execute => self.calls(),
             K::Begin | K::Commit | K::Savepoint | K::Release | K::Show | K::Empty => {}
@@ -197,7 +197,8 @@ impl Journal {
     fn lose_sight(&mut self, statement: Statement, sql: &[u8], is_whole: bool) {
         self.cursors.unfollowed(sql, is_whole);
         self.judge_as(statement, sql, is_whole);
-        self.note_sets(sql);
+        // It may be prose in a literal: whether something was set, the tags say.
+        self.sets_unknown = self.note_sets(sql);
         self.calls();
         if self.statements.is_some() {
             self.blur();
@@ -430,7 +431,7 @@ impl Journal {
     fn set(&mut self, text: Option<&Bytes>, sight: Sight) {
         let Some(text) = text else {
             self.pins.add(Pin::Setting);
-            if sight != Sight::Whole {
+            if sight != Sight::Whole || self.sets_unknown {
                 // Which parameter it was shows nowhere.
                 self.pins.add(Pin::Opaque);
                 self.unseen = true;

@@ -296,6 +296,8 @@ pub(super) fn sets(text: &[u8], mut found: impl FnMut(Option<Name>)) {
                     found(Some(name));
                 }
             }
+            // `SET 5` is prose.
+            Some(Token::Literal(literal)) if literal.first().is_some_and(u8::is_ascii_digit) => {}
             Some(Token::Literal(_) | Token::Doubt | Token::Other(b'%' | b'|' | b'\'')) | None => {
                 found(None);
             }

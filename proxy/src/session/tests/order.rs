@@ -230,6 +230,18 @@ const NOTHING: journal::Examined<'static> = journal::Examined {
 };
 
 #[test]
+fn prose_in_a_long_text_keeps_no_session() {
+    let prose =
+        format!("INSERT INTO t VALUES ('{}the set 5 of a set % or set ', 1)", "x".repeat(20_000));
+    for text in [prose.clone(), prose.replace("xxx ", "\\'; SELECT 1; SELECT '")] {
+        let mut play = Play::new();
+        play.done(&text, "INSERT 0 1", Idle);
+        assert_eq!(play.0.pinned(), None);
+        assert!(play.0.must_be_asked());
+    }
+}
+
+#[test]
 fn a_deallocate_is_noticed_wherever_it_stands() {
     for (sql, tags) in [
         ("DEALLOCATE \"S_1\"", &["DEALLOCATE"][..]),
