@@ -131,6 +131,11 @@ impl Inner {
         self.guard_config.runtime_dir.join("rewind")
     }
 
+    /// What pg_rewind says.
+    pub(super) fn rewind_log(&self) -> PathBuf {
+        self.guard_config.runtime_dir.join("rewind.log")
+    }
+
     /// Files of this server that a rewind takes from its source.
     pub(super) fn kept_files(&self) -> PathBuf {
         self.guard_config.runtime_dir.join("rewind.files")

@@ -426,8 +426,8 @@ impl Postgres {
     async fn rewind_for_good(&self, claim: Claim, source: &str) -> Result<(), RewindError> {
         self.keep_own_files()?;
         self.inner.begin_rewind().map_err(noted)?;
-        let outcome =
-            tool::run_claimed(&mut self.rewind_command(source), &claim, REWIND_LIMIT).await;
+        let log = self.inner.rewind_log();
+        let outcome = tool::run_outliving(&mut self.rewind_command(source), &claim, &log).await;
         outcome.map_err(RewindError::Rewind)?;
         self.complete_rewind(&claim).await?;
         info!("rewound");

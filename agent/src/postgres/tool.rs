@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
@@ -99,6 +100,29 @@ pub(super) async fn run_claimed(
     let program = Path::new(command.as_std().get_program()).to_owned();
     let stdin = claim.stdin().map_err(|source| ToolError::Spawn { program, source })?;
     run(command.stdin(stdin), limit).await
+}
+
+/// Runs a program under a claim that may outlive this process, and has no limit: what it says goes to a file, for
+/// the end of a pipe's reader would be its own.
+pub(super) async fn run_outliving(
+    command: &mut Command,
+    claim: &Claim,
+    log: &Path,
+) -> Result<(), ToolError> {
+    let program = Path::new(command.as_std().get_program()).to_owned();
+    let failed = |source| ToolError::Spawn { program: program.clone(), source };
+    let file = File::create(log).map_err(failed)?;
+    let same = file.try_clone().map_err(failed)?;
+    let stdin = claim.stdin().map_err(failed)?;
+    let mut child = command.stdin(stdin).stdout(same).stderr(file).spawn().map_err(failed)?;
+    let mut group = Group(child.id());
+    let status = child.wait().await.map_err(failed)?;
+    group.0 = None;
+    if status.success() {
+        return Ok(());
+    }
+    let told = Told::from_output(&fs::read(log).unwrap_or_default());
+    Err(ToolError::Failed { program, status, told })
 }
 
 /// Runs a program to its end. Returns what it wrote to its standard output.
