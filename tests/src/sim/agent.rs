@@ -18,7 +18,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use kornak_agent::ha::sync::Writes;
 use kornak_agent::ha::upstream::Source;
-use kornak_agent::ha::{Action, Decision, Job, Lease, Race, Snapshot, Store, Why, decide};
+use kornak_agent::ha::{Action, Decision, Job, Lease, Race, Server, Snapshot, Store, Why, decide};
 use kornak_cluster::{ClusterState, Lsn, Moment};
 
 use super::exec::{Notify, ProcessId, TaskId};
@@ -31,6 +31,9 @@ use keeper::{Ahead, Held};
 
 /// A store that says nothing for so long is away.
 const SILENCE: Duration = Duration::from_secs(3);
+
+/// Between two looks at a server in which nothing seems to happen.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Time the agent itself takes to stop a server.
 pub const STOP_BUDGET: Duration = Duration::from_secs(1);
@@ -64,6 +67,16 @@ pub struct Agent {
     /// `synchronous_standby_names` and where the log ended when it was first seen in effect.
     names_seen: RefCell<Option<(String, Lsn)>>,
     told: RefCell<Option<(Action, Why)>>,
+    /// The last look at the server.
+    seen: RefCell<Option<Seen>>,
+}
+
+/// A look at a server, and in which life of it.
+#[derive(Clone)]
+struct Seen {
+    at: Moment,
+    state: (postgres::Run, u32),
+    server: Server,
 }
 
 /// Serializes operations on the leader key.
@@ -127,6 +140,7 @@ pub fn start(w: &Rc<World>, index: usize) {
         sync_writes: Cell::default(),
         names_seen: RefCell::default(),
         told: RefCell::default(),
+        seen: RefCell::default(),
     });
     host.agent.replace(Some(Rc::clone(&agent)));
     if host.frozen.get() {
@@ -233,8 +247,41 @@ impl Agent {
         }
     }
 
-    /// What the server says of itself now.
-    pub fn observe(&self) -> kornak_agent::ha::Server {
+    /// What the server said of itself when it was last looked at.
+    pub fn observe(&self) -> Server {
+        self.observed().1
+    }
+
+    /// The same, and when that was.
+    fn observed(&self) -> (Moment, Server) {
+        let now = self.now();
+        let state = self.machine().server.borrow().state();
+        match &*self.seen.borrow() {
+            Some(seen)
+                if self.w.plan.untrue && seen.state == state && now.since(seen.at) < LOOK_EVERY =>
+            {
+                return (seen.at, seen.server.clone());
+            }
+            _ => {}
+        }
+        (now, self.look_again())
+    }
+
+    /// Something may have changed: the next decision is made from a new look.
+    pub fn notice(&self) {
+        self.seen.take();
+    }
+
+    /// Looks at the server now.
+    pub fn look_again(&self) -> Server {
+        let server = self.live();
+        let state = self.machine().server.borrow().state();
+        let seen = Seen { at: self.now(), state, server: server.clone() };
+        self.seen.replace(Some(seen));
+        server
+    }
+
+    fn live(&self) -> Server {
         let disk = self.machine().disk.borrow();
         let mut seen = self.names_seen.borrow_mut();
         if self.machine().server.borrow().is_primary() {
@@ -274,15 +321,16 @@ impl Agent {
             .map(|promise| if promise.boot == boot { promise.until } else { self.again(promise) });
         let job = self.running_job();
         let race = self.race.borrow().clone();
+        let (observed_at, server) = self.observed();
         Snapshot {
             now: self.now(),
-            observed_at: self.now(),
+            observed_at,
             me: self.name().to_owned(),
             tags: self.w.plan.tags[self.host].clone(),
             store,
             cluster,
             data: postgres::control(&self.w, self.host),
-            server: self.observe(),
+            server,
             lease: match self.held.get() {
                 Some(held) => Lease::Mine { epoch: held.epoch, until: held.until },
                 None => Lease::None,
@@ -335,6 +383,7 @@ impl Agent {
         let agent = Rc::clone(self);
         let task = self.w.exec.spawn(self.process, async move {
             work.await;
+            agent.notice();
             agent.cycle.notify();
         });
         self.job.replace(Some((job, task)));
@@ -355,6 +404,7 @@ impl Agent {
         let agent = Rc::clone(self);
         let task = self.w.exec.spawn(self.process, async move {
             work.await;
+            agent.notice();
             agent.cycle.notify();
         });
         self.errand.set(Some(task));
@@ -363,7 +413,8 @@ impl Agent {
     fn apply(self: &Rc<Self>, decision: &Decision, cluster: &Arc<ClusterState>) {
         let agent = Rc::clone(self);
         match decision.action.clone() {
-            Action::Wait | Action::Lead | Action::Refuse | Action::Look => {}
+            Action::Wait | Action::Lead | Action::Refuse => {}
+            Action::Look => self.notice(),
             // Every host of the model has the cluster's data from the start.
             Action::Bootstrap
             | Action::Clone { .. }

@@ -33,12 +33,15 @@ enum Fault {
     Switchover,
     Ambush,
     DeleteLeaderKey,
+    StalledStream,
+    VoterDown,
+    WrongAddress,
 }
 
 use Fault::{
     Ambush, CutHosts, CutProxy, CutStore, CutStoreOneWay, DeleteLeaderKey, Election, FreezeAgent,
     FreezeHost, FreezeProxy, Isolate, KillAgent, KillGuard, KillPostmaster, KillProxy, LosePower,
-    StoreAway, Switchover, WatchStalls,
+    StalledStream, StoreAway, Switchover, VoterDown, WatchStalls, WrongAddress,
 };
 
 /// Each as often as it is named.
@@ -137,12 +140,34 @@ const CHURN: &[Fault] = &[
     Election,
 ];
 
+const UNTRUE: &[Fault] = &[
+    StalledStream,
+    StalledStream,
+    StalledStream,
+    StalledStream,
+    StalledStream,
+    VoterDown,
+    VoterDown,
+    WrongAddress,
+    WrongAddress,
+    WrongAddress,
+    WrongAddress,
+    KillPostmaster,
+    LosePower,
+    KillAgent,
+    CutHosts,
+    FreezeAgent,
+    Switchover,
+    WatchStalls,
+];
+
 /// Lets things go wrong until it is time to stop.
 pub async fn run(w: Rc<World>, kind: Kind) {
     let list = match kind {
         Kind::Failsafe => STORE,
         Kind::Handover => PLANNED,
         Kind::Churn => CHURN,
+        Kind::Untrue => UNTRUE,
         _ => ANY,
     };
     w.exec.sleep(Duration::from_secs(3)).await;
@@ -284,6 +309,22 @@ fn happen(w: &Rc<World>, fault: Fault) {
         Ambush => {
             w.exec.spawn(w.wire, ambush(Rc::clone(w)));
         }
+        StalledStream => {
+            w.exec.spawn(w.wire, leader_lost_beside(Rc::clone(w), None, false));
+        }
+        VoterDown => {
+            w.exec.spawn(w.wire, leader_lost_beside(Rc::clone(w), None, true));
+        }
+        WrongAddress => {
+            let at = w.rng.below(w.hosts.len());
+            // More often than not the standby that is to be compared with is not who answers.
+            let other = (at + 1) % w.hosts.len();
+            w.answered_by.borrow_mut().insert(at, other);
+            later(w, lasts * 2, move |w| {
+                w.answered_by.borrow_mut().remove(&at);
+            });
+            w.exec.spawn(w.wire, leader_lost_beside(Rc::clone(w), Some(other), false));
+        }
         DeleteLeaderKey => {
             w.checker.borrow_mut().key_deleted(w);
             w.store.delete_leader_key(w);
@@ -349,6 +390,49 @@ async fn ambush(w: Rc<World>) {
     if !w.hosts[new].up.get() {
         host::boot(&w, new);
     }
+}
+
+/// One standby's stream stalls, so that the other one alone has the last commits; then the leader's server is lost, and
+/// shortly before it the other one's as well if `both`.
+async fn leader_lost_beside(w: Rc<World>, stalled: Option<usize>, both: bool) {
+    let leader = w.store.truth().leader.clone();
+    let Some(leader) = leader.and_then(|leader| host::index_of(&w, &leader.name)) else { return };
+    let standbys: Vec<usize> = (0..w.hosts.len()).filter(|index| *index != leader).collect();
+    let any = standbys[w.rng.below(standbys.len())];
+    let stalled = stalled.filter(|stalled| standbys.contains(stalled)).unwrap_or(any);
+    let (here, there) = (End::Host(leader), End::Host(stalled));
+    let links = [(here, there), (there, here)];
+    links.iter().for_each(|(from, to)| w.net.cut(*from, *to));
+    w.exec.sleep(w.rng.millis(50, 600)).await;
+    if both {
+        let others = standbys.iter().filter(|index| **index != stalled);
+        for other in others {
+            if w.hosts[*other].alive() && w.faults_on() {
+                postgres::kill_postmaster(&w, *other, Duration::ZERO);
+            }
+        }
+        w.exec.sleep(w.rng.millis(0, 200)).await;
+    }
+    if !w.faults_on() {
+        // What was cut is mended.
+        return;
+    }
+    let heal = || links.iter().for_each(|(from, to)| w.net.heal(*from, *to));
+    if !w.hosts[leader].alive() {
+        return heal();
+    }
+    if both || w.rng.chance(300) {
+        host::lose_power(&w, leader);
+        later(&w, w.plan.ttl * 2, move |w| {
+            if !w.hosts[leader].up.get() {
+                host::boot(w, leader);
+            }
+        });
+    } else {
+        postgres::kill_postmaster(&w, leader, Duration::ZERO);
+    }
+    // Nothing is left to be received, and the standby is as quick as the others.
+    heal();
 }
 
 /// The guard dies, and the kernel ends the server with it; the agent begins anew.

@@ -87,6 +87,8 @@ pub struct Postgres {
     receiving: bool,
     /// Start number of the upstream it streams from.
     stream: Option<(usize, u32)>,
+    /// Of a standby that has started: how much it shows until when, while it reads its own log.
+    reading: Option<(usize, Moment)>,
 }
 
 impl Postgres {
@@ -106,6 +108,11 @@ impl Postgres {
     /// Runs as a standby and streams.
     pub fn streams(&self) -> bool {
         self.run == Run::Standby && self.stream.is_some()
+    }
+
+    /// What changes when the server starts, ends or takes another role: agents notice that at once.
+    pub fn state(&self) -> (Run, u32) {
+        (self.run, self.number)
     }
 
     /// Could give an acknowledgement: accepts writes, or has some under way.
@@ -235,7 +242,14 @@ pub fn start(w: &Rc<World>, index: usize, as_standby: bool) -> bool {
         if w.hosts[index].disk.borrow().standby_signal {
             w.hosts[index].disk.borrow_mut().was_primary = false;
             let now = w.hosts[index].now(w);
-            w.hosts[index].server.borrow_mut().broken_since = Some(now);
+            let mut server = w.hosts[index].server.borrow_mut();
+            server.broken_since = Some(now);
+            if w.plan.untrue {
+                let shown = w.hosts[index].disk.borrow().wal.len();
+                let shown = shown.saturating_sub(w.rng.below(30)).max(1);
+                server.reading = Some((shown, now + w.rng.millis(0, 20_000)));
+            }
+            drop(server);
             set(w, index, Run::Standby);
             receive_soon(w, index, Duration::ZERO);
         } else {

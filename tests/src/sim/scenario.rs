@@ -28,6 +28,14 @@ pub enum Mutation {
     ClaimOnAnotherView,
     /// A candidate counts nobody's vote.
     QuorumIgnored,
+    /// Members say where they stand from memory, as of their last look at the server.
+    AnswersFromMemory,
+    /// A member whose server does not run counts as one that has nothing.
+    DownCounts,
+    /// Whoever answers at a member's address counts as that member.
+    NameNotChecked,
+    /// A standby that was restarted counts what it has replayed since as all that it has.
+    RestartedCounts,
     /// Commits stop waiting for a standby before the store stops naming it.
     NamesBeforeStore,
     /// A write of the synchronous standbys without an answer counts as not done.
@@ -83,6 +91,9 @@ pub struct Scenario {
     pub faults_until: Duration,
     /// Mean time between two faults.
     pub fault_every: Duration,
+    /// What agents see of their servers is up to a second old, a standby that starts does not tell at once what it has,
+    /// and a member's address may be another one's.
+    pub untrue: bool,
     pub mutation: Option<Mutation>,
 }
 
@@ -100,11 +111,14 @@ pub enum Kind {
     Churn,
     /// Quorum mode, sometimes with standbys that come and go as in `Churn`.
     Quorum,
+    /// Three nodes in quorum mode under load, whose answers need not be true ([`Scenario::untrue`]): one standby's stream
+    /// stalls or its server goes down shortly before the leader's does.
+    Untrue,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Asynchronous,
         Self::Synchronous,
         Self::Strict,
@@ -112,36 +126,39 @@ impl Kind {
         Self::Handover,
         Self::Churn,
         Self::Quorum,
+        Self::Untrue,
     ];
 }
 
 impl Scenario {
     /// Draws the settings.
     pub fn draw(rng: &Rng, kind: Kind, mutation: Option<Mutation>) -> Self {
-        let quorum = kind == Kind::Quorum;
-        let churn = kind == Kind::Churn || (quorum && rng.chance(500));
+        let untrue = kind == Kind::Untrue;
+        let quorum = kind == Kind::Quorum || untrue;
+        let churn = kind == Kind::Churn || (kind == Kind::Quorum && rng.chance(500));
         let nodes = if churn || quorum { 3 + rng.below(3) } else { 2 + rng.below(4) };
         let mode = match kind {
             Kind::Asynchronous => 0,
             Kind::Synchronous => 1,
             Kind::Strict => 2,
-            Kind::Churn | Kind::Quorum => 1 + rng.below(2),
+            Kind::Churn | Kind::Quorum | Kind::Untrue => 1 + rng.below(2),
             Kind::Failsafe | Kind::Handover => rng.below(3),
         };
         let failsafe = kind == Kind::Failsafe || rng.chance(300);
         // With failsafe mode a promise lasts 20 s, whatever the ttl.
         let ttl = Duration::from_secs(5 + rng.below(if failsafe { 12 } else { 6 }) as u64);
+        let nodes = if untrue { 3 } else { nodes };
         Self {
             nodes,
             proxies: 1 + rng.below(2),
-            clients: 1 + rng.below(2),
+            clients: if untrue { 4 } else { 1 + rng.below(2) },
             sync: match mode {
                 0 => SyncMode::Off,
                 _ if quorum => SyncMode::Quorum,
                 _ => SyncMode::On,
             },
             strict: mode == 2,
-            sync_count: 1 + u32::from(rng.chance(250)),
+            sync_count: 1 + u32::from(!untrue && rng.chance(250)),
             failsafe,
             ttl,
             max_lag_bytes: 1_048_576,
@@ -152,8 +169,15 @@ impl Scenario {
             },
             tags: (0..nodes).map(|node| tags(rng, node, nodes)).collect(),
             faults_until: Duration::from_secs(20 + rng.below(25) as u64),
-            fault_every: if churn { rng.millis(300, 1500) } else { rng.millis(700, 6000) },
+            fault_every: if untrue {
+                rng.millis(3000, 7000)
+            } else if churn {
+                rng.millis(300, 1500)
+            } else {
+                rng.millis(700, 6000)
+            },
             stalls_per_mille: if churn { 25 } else { 4 },
+            untrue,
             mutation,
         }
     }

@@ -54,6 +54,8 @@ pub struct World {
     /// Whatever is no process of the cluster: messages on their way, clients, the hand of fate.
     pub wire: ProcessId,
     pub stalled: RefCell<BTreeMap<End, Stall>>,
+    /// Hosts whose REST address is another one's for a while.
+    pub answered_by: RefCell<BTreeMap<usize, usize>>,
     faults: Cell<bool>,
     over: Cell<bool>,
     numbers: Cell<u64>,
@@ -111,6 +113,7 @@ impl World {
             tally: Cell::default(),
             wire,
             stalled: RefCell::default(),
+            answered_by: RefCell::default(),
             faults: Cell::new(true),
             over: Cell::new(false),
             numbers: Cell::new(first + 1),
@@ -208,6 +211,7 @@ impl World {
         self.net.set_slowness(0);
         self.net.heal_all();
         self.stalled.borrow_mut().clear();
+        self.answered_by.borrow_mut().clear();
         self.store.set_up(true);
         for index in 0..self.hosts.len() {
             self.store.deposed(index, false);

@@ -55,7 +55,7 @@ pub fn json<T: serde::Serialize>(value: &T) -> String {
 
 /// Hands the leadership over.
 pub async fn hand_over(agent: Rc<Agent>, asked: Option<String>) {
-    let Server::Primary(facts) = agent.observe() else { return };
+    let Server::Primary(facts) = agent.look_again() else { return };
     let cluster = agent.cluster();
     let chosen =
         switchover::candidate(agent.name(), &cluster, &facts.standbys, facts.lsn, asked.as_deref());

@@ -32,6 +32,7 @@ pub async fn run(agent: Rc<Agent>) {
             && let Ok(settled) = round(&agent, &facts, &cluster, &mut status_at).await
             && !settled
         {
+            agent.notice();
             pause = WHILE_CHANGING;
         }
         agent.sleep(Duration::from_millis(50)).await;
@@ -109,6 +110,7 @@ async fn synchronous(
         SyncStep::SetNames(names) => {
             if agent.machine().server.borrow().is_primary() {
                 postgres::set_sync_names(&agent.w, agent.host, &names);
+                agent.notice();
             }
             Ok(false)
         }

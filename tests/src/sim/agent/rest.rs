@@ -6,15 +6,20 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use kornak_agent::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, promise_length, whom_to_ask};
 use kornak_agent::ha::{Job, Peer, Race, Server};
-use kornak_cluster::Lsn;
+use kornak_agent::peers::{Asked, Identity, PeerStatus};
+use kornak_cluster::{Lsn, MemberState, Timeline};
 use kornak_dcs::lease::fence_at;
+use serde_json::json;
 
 use super::{Agent, handover, keeper};
 use crate::sim::disk::Promise;
 use crate::sim::exec::Reply;
 use crate::sim::host::{end, index_of};
 use crate::sim::net;
-use crate::sim::world::World;
+use crate::sim::scenario::Mutation;
+use crate::sim::world::{SYSID, World};
+
+const SCOPE: &str = "demo";
 
 const PEER_TIMEOUT: Duration = Duration::from_millis(1000);
 
@@ -42,43 +47,59 @@ pub async fn ask_all(agent: &Rc<Agent>) -> Race {
     let others = cluster.members.keys().filter(|name| *name != agent.name());
     let answers = others.map(|name| async move {
         let Some(index) = index_of(&agent.w, name) else { return (name.clone(), None) };
+        let other = agent.w.answered_by.borrow().get(&index).copied();
+        let index = other.unwrap_or(index);
         let answer = net::call(&agent.w, agent.end(), end(index), PEER_TIMEOUT, move |w, reply| {
             serve(w, index, reply, |there, reply| async move {
                 there.step().await;
-                if let Some(peer) = stand(&there) {
-                    reply.give(peer);
+                let status = stand(&there);
+                // In the other kinds of worlds such a member does not answer at all.
+                if there.w.plan.untrue || status.state == MemberState::Running {
+                    reply.give(status);
                 }
             });
         });
-        (name.clone(), answer.await)
+        (name.clone(), answer.await.and_then(|status| understand(agent, name, status)))
     });
     let peers = join_all(answers).await.into_iter().collect();
     Race { asked_at, sync_revision: cluster.sync_revision, peers }
 }
 
-fn stand(agent: &Agent) -> Option<Peer> {
-    let tags = agent.w.plan.tags[agent.host].clone();
+/// `GET /patroni` of this member.
+fn stand(agent: &Agent) -> PeerStatus {
     let stands_back = agent.race_not_before.get().is_some_and(|moment| agent.now() < moment);
-    match agent.observe() {
-        Server::Standby(facts) => Some(Peer {
-            primary: false,
-            position: facts.wal_known.then(|| facts.position()),
-            timeline: facts.timeline,
-            identified: true,
-            tags,
-            stands_back,
-        }),
-        Server::Primary(facts) => Some(Peer {
-            primary: true,
-            position: Some(facts.lsn),
-            timeline: facts.timeline,
-            identified: true,
-            tags,
-            stands_back,
-        }),
-        // Who is not running has nothing to race with.
-        _ => None,
+    let from_memory = agent.w.plan.mutation == Some(Mutation::AnswersFromMemory);
+    let server = if from_memory { agent.observe() } else { agent.look_again() };
+    let (state, role, timeline, xlog) = match server {
+        Server::Standby(facts) => {
+            let xlog = facts.wal_known.then(|| json!({"received_location": facts.position().0}));
+            ("running", "replica", facts.timeline, xlog)
+        }
+        Server::Primary(facts) => {
+            ("running", "primary", facts.timeline, Some(json!({"location": facts.lsn.0})))
+        }
+        Server::Starting { .. } => ("starting", "replica", Timeline(0), None),
+        _ => ("stopped", "replica", Timeline(0), None),
+    };
+    PeerStatus::from_json(&json!({
+        "state": state, "role": role, "timeline": timeline.0, "xlog": xlog,
+        "tags": agent.w.plan.tags[agent.host], "stands_back": stands_back,
+        "database_system_identifier": SYSID, "patroni": {"scope": SCOPE, "name": agent.name()}
+    }))
+}
+
+/// What an answer means to who has asked the member `name`.
+fn understand(agent: &Agent, name: &str, mut status: PeerStatus) -> Option<Peer> {
+    let mutation = agent.w.plan.mutation;
+    if mutation == Some(Mutation::NameNotChecked) {
+        status.name = Some(name.to_owned());
     }
+    let cluster = Identity { scope: SCOPE, system_identifier: Some(SYSID) };
+    let mut peer = status.of(&Asked { name, cluster })?;
+    if mutation == Some(Mutation::DownCounts) {
+        peer.position.get_or_insert(Lsn(0));
+    }
+    Some(peer)
 }
 
 /// The leader's failsafe rounds.

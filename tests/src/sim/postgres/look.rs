@@ -74,15 +74,20 @@ pub fn look(w: &Rc<World>, index: usize, names_since: Lsn) -> Server {
         Run::Leftovers => Server::Leftovers,
         Run::Starting => Server::Starting { since: server.since },
         Run::Stopping => Server::Silent { since: server.since },
-        Run::Standby | Run::Promoting => Server::Standby(StandbyFacts {
-            timeline: Timeline(disk.wal.timeline()),
-            received: disk.wal.end(),
-            replayed: disk.wal.end(),
-            wal_known: true,
-            streaming: server.stream.is_some(),
-            upstream: disk.upstream.map(|upstream| (w.hosts[upstream].name.clone(), 5432)),
-            not_streaming_since: server.broken_since,
-        }),
+        Run::Standby | Run::Promoting => {
+            let reading = server.reading.filter(|(_, until)| host.now(w) < *until);
+            let end = reading.map_or(disk.wal.end(), |(shown, _)| crate::sim::disk::lsn(shown));
+            let counts = w.plan.mutation == Some(Mutation::RestartedCounts);
+            Server::Standby(StandbyFacts {
+                timeline: Timeline(disk.wal.timeline()),
+                received: end,
+                replayed: end,
+                wal_known: reading.is_none() || counts,
+                streaming: server.stream.is_some(),
+                upstream: disk.upstream.map(|upstream| (w.hosts[upstream].name.clone(), 5432)),
+                not_streaming_since: server.broken_since,
+            })
+        }
         Run::Primary => {
             let names = Names::parse(&disk.sync_names);
             let rows = server.senders.iter().map(|(standby, sender)| {
