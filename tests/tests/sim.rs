@@ -20,7 +20,7 @@ const MUTATIONS: [(Mutation, Kind, u64); 28] = [
     (Mutation::CandidateIgnoresSync, Kind::Synchronous, 0),
     (Mutation::ClaimOnAnotherView, Kind::Quorum, 1645),
     (Mutation::QuorumIgnored, Kind::Quorum, 0),
-    (Mutation::AnswersFromMemory, Kind::Untrue, 0),
+    (Mutation::AnswersFromMemory, Kind::Untrue, 80),
     (Mutation::DownCounts, Kind::Untrue, 0),
     (Mutation::NameNotChecked, Kind::Untrue, 0),
     (Mutation::RestartedCounts, Kind::Untrue, 0),
