@@ -306,30 +306,29 @@ fn happen(w: &Rc<World>, fault: Fault) {
             let name = w.hosts[w.rng.below(w.hosts.len())].name.clone();
             rest::switch_over(w, w.rng.chance(500).then_some(name));
         }
-        Ambush => {
-            w.exec.spawn(w.wire, ambush(Rc::clone(w)));
-        }
-        StalledStream => {
-            w.exec.spawn(w.wire, leader_lost_beside(Rc::clone(w), None, false));
-        }
-        VoterDown => {
-            w.exec.spawn(w.wire, leader_lost_beside(Rc::clone(w), None, true));
-        }
-        WrongAddress => {
-            let at = w.rng.below(w.hosts.len());
-            // More often than not the standby that is to be compared with is not who answers.
-            let other = (at + 1) % w.hosts.len();
-            w.answered_by.borrow_mut().insert(at, other);
-            later(w, lasts * 2, move |w| {
-                w.answered_by.borrow_mut().remove(&at);
-            });
-            w.exec.spawn(w.wire, leader_lost_beside(Rc::clone(w), Some(other), false));
-        }
+        Ambush => drop(w.exec.spawn(w.wire, ambush(Rc::clone(w)))),
+        StalledStream | VoterDown | WrongAddress => untrue(w, fault, lasts),
         DeleteLeaderKey => {
             w.checker.borrow_mut().key_deleted(w);
             w.store.delete_leader_key(w);
         }
     }
+}
+
+/// What makes answers untrue, or costly if they are.
+fn untrue(w: &Rc<World>, fault: Fault, lasts: Duration) {
+    let mut stalled = None;
+    if fault == WrongAddress {
+        let at = w.rng.below(w.hosts.len());
+        // The standby that stalls answers in place of the one that it is to be compared with.
+        let other = (at + 1) % w.hosts.len();
+        w.answered_by.borrow_mut().insert(at, other);
+        later(w, lasts * 2, move |w| {
+            w.answered_by.borrow_mut().remove(&at);
+        });
+        stalled = Some(other);
+    }
+    w.exec.spawn(w.wire, leader_lost_beside(Rc::clone(w), stalled, fault == VoterDown));
 }
 
 fn proxy_fault(w: &Rc<World>, fault: Fault, at: usize, lasts: Duration) {
