@@ -371,7 +371,7 @@ async fn a_clients_time_is_bound(
                     until(SOON, what, || async {
                         if client.is_closed() { Ok(()) } else { Err("it is open".to_owned()) }
                     })
-                    .await
+                    .await;
                 }
                 _ => tokio::time::timeout(SOON, closing).await.with_context(|| what.to_owned())?,
             }
