@@ -19,6 +19,7 @@ pub(crate) mod health;
 mod look;
 mod manual;
 mod print;
+mod room;
 mod schedule;
 mod serve;
 pub(crate) mod status;
@@ -374,6 +375,7 @@ impl Api {
             Ok(Ok(config)) => json(StatusCode::OK, config),
             Ok(Err(error)) => {
                 let status = match error {
+                    ConfigureError::Invalid(_) => StatusCode::BAD_REQUEST,
                     ConfigureError::Conflict => StatusCode::CONFLICT,
                     ConfigureError::Store(_) if replace => StatusCode::BAD_GATEWAY,
                     ConfigureError::Missing | ConfigureError::Store(_) => {
@@ -439,9 +441,18 @@ impl Api {
             return text(StatusCode::BAD_REQUEST, "the leader's name is missing");
         };
         let leader = leader.to_owned();
-        match self.ask(QUICK_LIMIT, |answer| Command::Failsafe { leader, answer }).await {
-            Ok(FailsafeAnswer::Accepted { lsn }) => {
-                ([("lsn", lsn.0.to_string())], "Accepted").into_response()
+        let asked = body.get("kornak").and_then(|ours| ours.get("promise_ms")?.as_u64());
+        let asked = asked.map(Duration::from_millis);
+        match self.ask(QUICK_LIMIT, |answer| Command::Failsafe { leader, asked, answer }).await {
+            Ok(FailsafeAnswer::Accepted { lsn, promised }) => {
+                let promised = u64::try_from(promised.as_millis()).unwrap_or(u64::MAX);
+                let headers =
+                    [(HeaderName::from_static("lsn"), lsn.0), (crate::peers::PROMISED, promised)];
+                (headers.map(|(name, number)| (name, number.to_string())), "Accepted")
+                    .into_response()
+            }
+            Ok(FailsafeAnswer::NotTheLeader) => {
+                text(StatusCode::FORBIDDEN, "the store has named another leader")
             }
             Ok(FailsafeAnswer::Leading) => {
                 text(StatusCode::INTERNAL_SERVER_ERROR, "Running as a leader")
@@ -560,9 +571,11 @@ fn status_only(good: bool) -> Response {
     if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }.into_response()
 }
 
+/// Patroni's type of a text, unless a browser could take a caller's words in it for a page.
 fn text(status: StatusCode, body: impl Into<String>) -> Response {
-    let kind = HeaderValue::from_static("text/html");
-    (status, [(CONTENT_TYPE, kind)], body.into()).into_response()
+    let body = body.into();
+    let kind = if body.contains('<') { "text/plain; charset=utf-8" } else { "text/html" };
+    (status, [(CONTENT_TYPE, HeaderValue::from_static(kind))], body).into_response()
 }
 
 fn json(status: StatusCode, body: impl Into<Value>) -> Response {

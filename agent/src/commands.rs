@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kornak_cluster::config::merge_patch;
-use kornak_cluster::{ClusterConfig, FailoverRequest};
+use kornak_cluster::FailoverRequest;
+use kornak_cluster::config::{merge_patch, problems};
 use kornak_dcs::{Compare, Op, Txn};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::context::Context;
 use crate::driver::{Asked, Driver};
-use crate::failsafe::promise_length;
+use crate::failsafe::{is_from_leader, promise_length};
 use crate::guard::boottime_now;
 use crate::ha::{Job, Server};
 use crate::handover::{HandoverError, Stragglers, json};
@@ -57,8 +57,8 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
                 Ok("scheduled".to_owned())
             });
         }
-        Command::Failsafe { leader, answer } => {
-            let said = failsafe(&ctx, &leader);
+        Command::Failsafe { leader, asked, answer } => {
+            let said = failsafe(&ctx, &leader, asked);
             let _ = answer.send(said);
         }
         Command::Look => ctx.look.notify_one(),
@@ -67,12 +67,27 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
             spawn_answer(answer, async move {
                 // Asked by a leader that is about to hand over to this node.
                 ctx.keeper.grant_ahead(epoch_ttl).await;
-                let done = ctx.postgres.checkpoint().await;
-                done.map_err(|error| CommandError::Failed(error.to_string()))?;
+                checkpoint(&ctx).await?;
                 Ok("checkpoint done".to_owned())
             });
         }
     }
+}
+
+/// Between two checkpoints that are asked for by REST: one that has just begun is good for both.
+const CHECKPOINT_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// One at a time, however many ask.
+async fn checkpoint(ctx: &Context) -> Result<(), CommandError> {
+    let mut last = ctx.asked_checkpoint.lock().await;
+    let now = boottime_now();
+    if last.is_some_and(|began| now.since(began) < CHECKPOINT_PAUSE) {
+        return Ok(());
+    }
+    let done = ctx.postgres.checkpoint().await;
+    done.map_err(|error| CommandError::Failed(error.to_string()))?;
+    *last = Some(now);
+    Ok(())
 }
 
 fn spawn_answer(
@@ -215,6 +230,9 @@ async fn configure(
     change: Map<String, Value>,
     replace: bool,
 ) -> Result<Map<String, Value>, ConfigureError> {
+    if let Some(problem) = problems(&change).first() {
+        return Err(ConfigureError::Invalid(problem.to_string()));
+    }
     let cluster = ctx.cluster();
     let wanted = if replace {
         change
@@ -235,11 +253,19 @@ async fn configure(
     }
 }
 
-/// Whether this node stays out of the way of a leader that has lost the store.
-fn failsafe(ctx: &Context, leader: &str) -> FailsafeAnswer {
-    let config: ClusterConfig = ctx.cluster().config.unwrap_or_default();
-    if !config.failsafe_mode {
+/// Whether this node stays out of the way of a leader that has lost the store, and that asks for so long.
+fn failsafe(ctx: &Context, leader: &str, asked: Option<std::time::Duration>) -> FailsafeAnswer {
+    let cluster = ctx.state();
+    // A promise binds this node alone: where the mode is not known, it is given.
+    if cluster.config.as_ref().is_some_and(|config| !config.failsafe_mode) {
         return FailsafeAnswer::Off;
+    }
+    if !is_from_leader(leader, &cluster, ctx.promises.leader().as_deref()) {
+        warn!(
+            node = leader,
+            "asks to stay leader without the store, and is not the one that the store named"
+        );
+        return FailsafeAnswer::NotTheLeader;
     }
     let server = ctx.observed().server.clone();
     if ctx.keeper.is_claiming()
@@ -252,8 +278,10 @@ fn failsafe(ctx: &Context, leader: &str) -> FailsafeAnswer {
         Server::Standby(facts) => facts.position(),
         _ => kornak_cluster::Lsn(0),
     };
-    match ctx.promises.give(leader, boottime_now(), promise_length(config.ttl)) {
-        Ok(()) => FailsafeAnswer::Accepted { lsn },
+    let ttl = cluster.config.as_ref().map(|config| config.ttl).unwrap_or_default();
+    let promised = promise_length(ttl, asked);
+    match ctx.promises.give(leader, boottime_now(), promised) {
+        Ok(()) => FailsafeAnswer::Accepted { lsn, promised },
         Err(error) => {
             warn!(error = %error, "a promise could not be made durable and is not given");
             FailsafeAnswer::Leading

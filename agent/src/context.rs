@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use kornak_cluster::ClusterState;
@@ -16,9 +16,11 @@ use tracing::{debug, warn};
 use crate::api::RestartPlan;
 use crate::failsafe::Promises;
 use crate::guard::GuardClient;
+use crate::ha::DataDir;
 use crate::ha::switchover::Busy;
 use crate::ha::sync::Writes;
 use crate::lease::Keeper;
+use crate::memory::Memory;
 use crate::metrics::Counters;
 use crate::observe::Observation;
 use crate::peers::Peers;
@@ -47,6 +49,16 @@ pub struct Context {
     pub promises: Promises,
     /// The newest look at the server.
     pub observation: watch::Receiver<Arc<Observation>>,
+    /// What stays in force when the store says something odd.
+    pub memory: Arc<Memory>,
+    /// The store takes no writes, for lack of space.
+    pub full: Arc<AtomicBool>,
+    /// How often the store's history had gone back when [`Context::state`] looked last.
+    pub rewound: AtomicU32,
+    /// A new cluster is being created here.
+    pub creating: AtomicBool,
+    /// One checkpoint that was asked for by REST at a time; when the last one began.
+    pub asked_checkpoint: tokio::sync::Mutex<Option<kornak_cluster::Moment>>,
     /// What is known of our own writes of `sync`.
     pub sync_writes: parking_lot::Mutex<Writes>,
     /// A list of members that was to be written to `failsafe` and may not have been.
@@ -86,10 +98,39 @@ pub struct Context {
 }
 
 impl Context {
-    /// The group's state as last seen.
+    /// The group's state as last seen, with the last good values where the store says something odd.
     pub fn cluster(&self) -> ClusterState {
-        let view = Arc::clone(&self.view.borrow());
-        self.keys.state(&view)
+        ClusterState::clone(&self.state())
+    }
+
+    /// As [`Context::cluster`], shared.
+    pub fn state(&self) -> Arc<ClusterState> {
+        let identifier = self.own_identifier();
+        let group = self.settings.scope.group;
+        let state = self.memory.read(&self.view, &self.keys, group, identifier.as_deref());
+        if self.rewound.swap(state.rewound, Ordering::AcqRel) != state.rewound {
+            warn!(
+                store = state.store,
+                revision = state.revision,
+                "the store's history went back: it was restored, or is another one"
+            );
+            // Revisions of the history before say nothing about this one.
+            *self.sync_writes.lock() = Writes::default();
+        }
+        state
+    }
+
+    /// The system identifier of the data directory, if there is one.
+    pub fn own_identifier(&self) -> Option<String> {
+        match &self.observation.borrow().data {
+            DataDir::Initialized(control) => Some(control.system_identifier.clone()),
+            DataDir::Empty | DataDir::Begun { .. } | DataDir::Foreign { .. } => None,
+        }
+    }
+
+    /// Whether the store is known to take no writes.
+    pub fn store_is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
     }
 
     /// The server as last seen.

@@ -187,7 +187,9 @@ impl Driver {
             }
             Reach::Lost => Store::Lost { since: *self.lost_since.get_or_insert(now) },
         };
-        let cluster = Arc::new(self.ctx.keys.state(&view));
+        let cluster = self.ctx.state();
+        let creating = self.job.as_ref().is_some_and(|(job, _)| *job == Job::Bootstrap);
+        self.ctx.creating.store(creating, std::sync::atomic::Ordering::Relaxed);
         if cluster.leader.is_some() {
             self.race = None;
         }
@@ -210,6 +212,7 @@ impl Driver {
             lacks_watchdog: !self.ctx.watchdog.is_able(),
             clones_alone: self.ctx.settings.postgresql.clones_alone(),
             failed_starts: self.tries.failures(),
+            store_is_full: self.ctx.store_is_full(),
             stop_budget: self.ctx.settings.kornak.guard.stop_budget,
         }
     }
@@ -217,6 +220,7 @@ impl Driver {
     /// Puts a changed dynamic configuration into force.
     fn apply_config(&mut self, cluster: &ClusterState) {
         let Some(config) = &cluster.config else { return };
+        self.ctx.memory.keep(cluster, self.ctx.own_identifier().as_deref());
         if self.config_applied.as_ref() == Some(config) {
             return;
         }
@@ -442,6 +446,9 @@ impl Driver {
             }
             .in_current_span(),
         );
+        if job == Job::Bootstrap {
+            self.ctx.creating.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
         self.job = Some((job, handle));
     }
 

@@ -6,7 +6,7 @@
 //! deadline is.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 
 /// Between two rounds.
 pub const ROUND_EVERY: Duration = Duration::from_secs(1);
+
+/// The longest promise that can be asked for. A lease that is longer than this is relied on only for so long.
+pub const LONGEST_PROMISE: Duration = Duration::from_secs(600);
 
 /// How long a member may take to answer.
 pub const ROUND_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -57,19 +60,22 @@ impl Promises {
         Self { path, boot_id, current }
     }
 
-    /// Promises `leader` not to race for `length` from `now`, on disk before it returns.
+    /// Promises `leader` not to race for `length` from `now`, on disk before it returns. What was promised
+    /// before stays promised: a shorter length does not bring its end nearer.
     ///
     /// # Errors
     /// The promise could not be made durable; then it must not be given.
     pub fn give(&self, leader: &str, now: Moment, length: Duration) -> std::io::Result<()> {
+        let mut current = self.current.lock();
+        let before = current.as_ref().map(|promise| Moment::at_millis(promise.until_ms));
+        let until = before.unwrap_or_default().max(now + length);
         let promise = Promise {
             leader: leader.to_owned(),
             boot_id: self.boot_id.clone(),
-            until_ms: millis(now + length),
-            length_ms: millis(Moment::new(length)),
+            until_ms: millis(until),
+            length_ms: millis(Moment::new(until.since(now))),
         };
-        let mut current = self.current.lock();
-        write_durably(&self.path, &promise)?;
+        crate::durable::write(&self.path, &serde_json::to_vec(&promise)?)?;
         *current = Some(promise);
         Ok(())
     }
@@ -77,6 +83,11 @@ impl Promises {
     /// Until when this node must not race.
     pub fn until(&self) -> Option<Moment> {
         self.current.lock().as_ref().map(|promise| Moment::at_millis(promise.until_ms))
+    }
+
+    /// To whom the last promise was given.
+    pub fn leader(&self) -> Option<String> {
+        self.current.lock().as_ref().map(|promise| promise.leader.clone())
     }
 
     /// Whether a promise is in force.
@@ -87,19 +98,6 @@ impl Promises {
 
 fn millis(moment: Moment) -> u64 {
     u64::try_from(moment.since_start().as_millis()).unwrap_or(u64::MAX)
-}
-
-fn write_durably(path: &Path, promise: &Promise) -> std::io::Result<()> {
-    use std::io::Write;
-    let temporary = path.with_extension("new");
-    let mut file = std::fs::File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec(promise)?)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(parent) => std::fs::File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 /// Whom a leader has to ask: everybody in the list that the store had last, and in the list that was
@@ -118,9 +116,27 @@ pub fn whom_to_ask(
     Some(list)
 }
 
-/// How long a member promises to stay away: Patroni's leaders ask every `loop_wait`.
-pub fn promise_length(ttl: Duration) -> Duration {
-    ttl.max(Duration::from_secs(20))
+/// How long a member promises to stay away: for as long as it is `asked`, and by its own `ttl`; Patroni's
+/// leaders do not say, and ask every `loop_wait`.
+pub fn promise_length(ttl: Duration, asked: Option<Duration>) -> Duration {
+    let asked = asked.unwrap_or_default().min(LONGEST_PROMISE);
+    ttl.max(Duration::from_secs(20)).max(asked)
+}
+
+/// How long a leader may rely on a round: not longer than its lease, and than the shortest promise in it.
+/// Who does not say (Patroni) promises the `ttl` that is configured.
+pub fn relied_on(lease: Duration, ttl: Duration, promised: &[Option<Duration>]) -> Duration {
+    promised.iter().map(|promised| promised.unwrap_or(ttl)).fold(lease, Duration::min)
+}
+
+/// Whether a request to stay comes from the member that the store named as the leader. Somebody who
+/// knows of no leader at all cannot tell, and the leader would stop without this member's word.
+pub fn is_from_leader(name: &str, cluster: &ClusterState, promised: Option<&str>) -> bool {
+    let named = cluster.leader.as_ref().map(|leader| leader.name.as_str());
+    match named.or(cluster.last_leader.as_deref()).or(promised) {
+        Some(leader) => leader == name,
+        None => true,
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +156,39 @@ mod tests {
         assert!(restarted.in_force(at(20_999)) && !restarted.in_force(at(21_000)));
         let rebooted = Promises::load(path.clone(), "boot-2".into(), at(500));
         assert!(rebooted.in_force(at(20_499)) && !rebooted.in_force(at(20_500)));
+    }
+
+    #[test]
+    fn a_promise_only_grows_and_is_as_long_as_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = Moment::at_millis;
+        let seconds = Duration::from_secs;
+        let promises = Promises::load(dir.path().join("promise"), "boot-1".into(), at(0));
+        promises.give("p", at(1_000), seconds(60)).unwrap();
+        promises.give("p", at(2_000), seconds(20)).unwrap();
+        assert_eq!(promises.until(), Some(at(61_000)));
+        let rebooted = Promises::load(dir.path().join("promise"), "boot-2".into(), at(0));
+        assert_eq!(rebooted.until(), Some(at(59_000)), "what was left of it");
+
+        assert_eq!(promise_length(seconds(20), Some(seconds(60))), seconds(60));
+        assert_eq!(promise_length(seconds(30), None), seconds(30));
+        assert_eq!(promise_length(seconds(4), None), seconds(20));
+        assert_eq!(promise_length(seconds(30), Some(Duration::MAX)), LONGEST_PROMISE);
+        let relied = |promised: &[Option<Duration>]| relied_on(seconds(60), seconds(30), promised);
+        assert_eq!(relied(&[]), seconds(60));
+        assert_eq!(relied(&[Some(seconds(60)), Some(seconds(90))]), seconds(60));
+        assert_eq!(relied(&[Some(seconds(60)), None]), seconds(30), "Patroni goes by its own ttl");
+    }
+
+    #[test]
+    fn only_whom_the_store_named_may_ask_to_stay() {
+        let mut cluster = ClusterState::default();
+        assert!(is_from_leader("x", &cluster, None), "nothing was ever read");
+        assert!(!is_from_leader("x", &cluster, Some("a")));
+        cluster.last_leader = Some("b".to_owned());
+        assert!(
+            is_from_leader("b", &cluster, Some("a")) && !is_from_leader("a", &cluster, Some("a"))
+        );
     }
 
     #[test]

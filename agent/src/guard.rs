@@ -29,6 +29,7 @@ pub mod wire;
 pub(crate) use client::make_runtime_dir;
 pub use client::{GuardClient, GuardConfig, GuardError, Watched};
 pub use clock::boottime_now;
+pub(crate) use fence::HAS_FIRED;
 pub use kill::{Process, processes_in};
 pub use serve::main;
 pub use wire::{Exit, Fencing, GuardStatus, ServerSignal, StartRequest};

@@ -27,7 +27,7 @@ pub mod upstream;
 
 use std::time::Duration;
 
-use kornak_cluster::{Epoch, StandbyCluster, SyncMode};
+use kornak_cluster::{Epoch, MemberRole, SafetyKey, StandbyCluster, SyncMode};
 
 use candidate::{Standing, Verdict};
 pub use decision::{Action, Decision, Why};
@@ -91,6 +91,7 @@ fn while_busy(s: &Snapshot, job: Job) -> Decision {
 fn belongs(s: &Snapshot, control: &Control) -> bool {
     match s.cluster.initialize.as_deref() {
         None | Some("") => true,
+        Some(_) if s.cluster.is_unknown(SafetyKey::Initialize) => true,
         Some(identifier) => identifier == control.system_identifier,
     }
 }
@@ -113,6 +114,9 @@ fn without_data(s: &Snapshot) -> Decision {
         (None, None) if s.race_not_before.is_some_and(|moment| s.now < moment) => {
             wait(s, Why::LostRecently)
         }
+        (None, _) if s.cluster.is_unknown(SafetyKey::Initialize) => wait(s, Why::InitializeUnknown),
+        (None, None) if s.cluster.is_unknown(SafetyKey::Config) => wait(s, Why::ConfigUnknown),
+        (None, None) if others_have_data(s) => wait(s, Why::MembersWithoutCluster),
         (None, None) if !s.tags.nofailover() => decision(Action::Bootstrap, Why::ClusterIsNew, s),
         (None, Some("")) => wait(s, Why::OtherBootstraps),
         (None, Some(_)) if s.clones_alone => {
@@ -149,6 +153,14 @@ fn begun(s: &Snapshot, control: &Control, filling: bool) -> Decision {
     }
 }
 
+/// There is a cluster, whatever became of the key that says so: another one beside it would be refused by
+/// its members, or take their place.
+fn others_have_data(s: &Snapshot) -> bool {
+    let others = || s.cluster.members.iter().filter(|(name, _)| **name != s.me);
+    !s.cluster.history.is_empty()
+        || others().any(|(_, member)| member.role != MemberRole::Uninitialized)
+}
+
 /// The leader has said that it is a running primary.
 fn leader_is_up(s: &Snapshot) -> bool {
     use kornak_cluster::{MemberRole, MemberState};
@@ -183,6 +195,7 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
     if paused(s) {
         // An operator works on the server. Without the key another member can be named as the leader.
         return match s.lease {
+            Lease::Mine { .. } if s.store_is_full => wait(s, Why::StoreFull),
             Lease::Mine { .. } => decision(Action::Release, Why::Paused, s),
             Lease::None => wait(s, Why::Paused),
         };
@@ -199,6 +212,10 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
         };
     }
     match (&s.lease, &s.cluster.leader) {
+        // Who knows the configuration may lead: whether this server may be a primary is not known here.
+        (Lease::Mine { .. }, _) if s.cluster.is_unknown(SafetyKey::Config) => {
+            decision(Action::Release, Why::ConfigUnknown, s)
+        }
         (Lease::Mine { .. }, _) if serving::does_not_start(s, control) => {
             decision(Action::Release, Why::DoesNotStart, s)
         }
@@ -211,7 +228,9 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
             decision(Action::Rejoin { leader: None }, Why::KeyIsOursServerIsDown, s)
         }
         (Lease::Mine { until, .. }, _) if s.now + s.stop_budget < *until => {
-            if a_standby_has_everything(s) {
+            if s.store_is_full {
+                decision(Action::StartPrimary, Why::StoreFull, s)
+            } else if a_standby_has_everything(s) {
                 decision(Action::Release, Why::StandbyHasEverything, s)
             } else if no_time_to_start(s) && candidate::somebody_may_take_over(&s.me, &s.cluster) {
                 decision(Action::Release, Why::NoTimeToStart, s)
@@ -312,6 +331,9 @@ fn won(s: &Snapshot, facts: &StandbyFacts, epoch: Epoch) -> Decision {
     if candidate::promise_binds(s) {
         return decision(Action::Release, Why::PromisedFailsafe, s);
     }
+    if s.cluster.config.is_none() {
+        return decision(Action::Release, Why::ConfigUnknown, s);
+    }
     if standby_cluster(s).is_some() {
         return lead_standby_cluster(s, facts);
     }
@@ -388,6 +410,10 @@ fn primary(s: &Snapshot, facts: &PrimaryFacts) -> Decision {
         (Lease::Mine { .. }, _) => decision(Action::Lead, Why::Healthy, s),
         (Lease::None, Some(leader)) if s.store == Store::Live && leader.name != s.me => {
             decision(Action::Demote { immediate: true }, Why::OtherLeads, s)
+        }
+        // Maintenance mode may be on. The guard, if it is armed, bounds how long this may last.
+        (Lease::None, None) if s.cluster.is_unknown(SafetyKey::Config) => {
+            wait(s, Why::ConfigUnknown)
         }
         (Lease::None, None) if s.store == Store::Live => {
             let standing = Standing {

@@ -318,7 +318,8 @@ impl Run<'_> {
         self.write(Vec::new(), Vec::new()).await?;
         let mut view = ctx.view.clone();
         loop {
-            let state = ctx.keys.state(&view.borrow_and_update().clone());
+            view.borrow_and_update();
+            let state = ctx.state();
             let busy = ctx.busy().await;
             let attempt = (self.record.id.as_str(), self.record.attempt);
             match switchover::gate(

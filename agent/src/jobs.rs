@@ -79,6 +79,8 @@ pub enum JobError {
     Claim(#[from] ClaimError),
     #[error("the store refused")]
     Store(#[from] kornak_dcs::DcsError),
+    #[error("the configuration in the store makes no sense, and no good one is known")]
+    ConfigUnknown,
     #[error("the synchronous standbys in the store have changed meanwhile")]
     SyncChanged,
     #[error("the watchdog that is required could not be switched on")]
@@ -187,7 +189,16 @@ pub async fn stand_alone(ctx: &Context) -> Result<(), JobError> {
     let before = ctx.sync_writes.lock().begin();
     let result = ctx.store.txn(txn).await;
     ctx.sync_writes.lock().end(before, &result);
-    if result?.succeeded { Ok(()) } else { Err(JobError::SyncChanged) }
+    match result {
+        Ok(outcome) if outcome.succeeded => Ok(()),
+        Ok(_) => Err(JobError::SyncChanged),
+        Err(kornak_dcs::DcsError::Full { .. }) => {
+            // Nobody can claim the key as long as that lasts, so nobody takes back what will be read here.
+            warn!("synchronous standbys stay named, for the store takes no writes");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The key is ours and proven: make the server primary.
@@ -203,7 +214,7 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
     }
     // A key that was taken up again after a restart was not claimed, and others may still be named.
     stand_alone(&ctx).await?;
-    let config = ctx.cluster().config.unwrap_or_default();
+    let config = ctx.cluster().config.ok_or(JobError::ConfigUnknown)?;
     if !config.pause && !ctx.watchdog.activate(config.ttl) {
         return Err(JobError::NoWatchdog);
     }

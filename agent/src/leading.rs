@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, HandoverPhase, Lsn, Moment, Status, Timeline};
+use kornak_cluster::{ClusterState, HandoverPhase, Lsn, Moment, SafetyKey, Status, Timeline};
 use kornak_dcs::{Compare, DcsError, Op, Txn};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ use tracing::{Instrument, debug, warn};
 use crate::context::Context;
 use crate::guard::{GuardError, boottime_now};
 use crate::ha::slots::{Found, GoneSince};
-use crate::ha::{PrimaryFacts, Server, StandbyFacts};
+use crate::ha::{DataDir, PrimaryFacts, Server, StandbyFacts};
 use crate::handover::json;
 use crate::lease::ClaimError;
 use crate::postgres::{ConfigureError, ControlDataError, RewindError, SqlError, slot_name_of};
@@ -178,8 +178,8 @@ async fn standby_round(
 async fn follows(ctx: &Context, done: &mut Done) -> Result<(), LeadError> {
     let cluster = ctx.cluster();
     fencing::not_primary(ctx, &cluster).await?;
-    let config = cluster.config.clone().unwrap_or_default();
-    let every = config.loop_wait.min(SLOTS_EVERY);
+    let every = cluster.config.as_ref().map_or(SLOTS_EVERY, |config| config.loop_wait);
+    let every = every.min(SLOTS_EVERY);
     let due = done.slots_at.is_none_or(|at| at.elapsed() >= every);
     let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
     let led = cluster.leader.as_ref().is_some_and(|leader| leader.name != ctx.name);
@@ -206,6 +206,7 @@ async fn round(
     let settled = synchronous::adjust(ctx, looked_at, facts, cluster).await?;
     let existing = crate::slots::keep(ctx, cluster, true, &mut done.gone_since).await?;
     identity(ctx, cluster).await?;
+    record(ctx, cluster).await?;
     history::keep(ctx, facts, cluster, &mut done.history).await?;
     failsafe(ctx, cluster).await?;
     if done.status_at.is_none_or(|at| at.elapsed() >= EVERY) {
@@ -242,17 +243,46 @@ fn keeps_its_lease(me: &str, cluster: &ClusterState) -> bool {
     record.is_some_and(|it| it.leader == me || it.candidate.as_deref() == Some(me))
 }
 
-/// A cluster that was adopted has no `initialize` or `config` yet.
+/// A cluster that was adopted has no `initialize` or `config` yet; one whose store was lost gets back what
+/// was in force.
 async fn identity(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError> {
-    if cluster.initialize.is_none() {
+    let known = cluster.initialize.as_deref().is_some_and(|identifier| !identifier.is_empty());
+    let odd = cluster.is_kept(SafetyKey::Initialize) || cluster.is_unknown(SafetyKey::Initialize);
+    // A cluster that is being made has its identifier when it is complete.
+    let complete = matches!(ctx.observed().data, DataDir::Initialized(_));
+    if (!known || odd) && complete && !ctx.creating.load(Ordering::Relaxed) {
         let identifier = ctx.postgres.controldata().await?.system_identifier.to_string();
-        let key = ctx.keys.initialize();
-        ctx.store.txn(Txn::just(Op::put(&key, identifier)).when(Compare::absent(&key))).await?;
+        if !known || cluster.initialize.as_ref() == Some(&identifier) {
+            let key = ctx.keys.initialize();
+            let revision = cluster.initialize_revision;
+            let put = Txn::just(Op::put(&key, identifier));
+            let put = put.when(Compare::Modified { key, revision });
+            ctx.store.txn(while_leading(ctx, put)).await?;
+            tracing::info!("initialize written");
+        }
     }
     if cluster.config_revision == 0 {
         let key = ctx.keys.config();
-        let first = json(&ctx.settings.bootstrap.dcs);
-        ctx.store.txn(Txn::just(Op::put(&key, first)).when(Compare::absent(&key))).await?;
+        let kept = cluster.config.as_ref().map(|config| json(&config.raw));
+        let text = kept.unwrap_or_else(|| json(&ctx.settings.bootstrap.dcs));
+        let put = Txn::just(Op::put(&key, text)).when(Compare::absent(&key));
+        if ctx.store.txn(put).await?.succeeded && cluster.is_kept(SafetyKey::Config) {
+            warn!(
+                "the configuration was gone from the store and is written back as it was in force"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A handover record that makes no sense belongs to nobody, may hang on no lease, and would forbid every
+/// switchover.
+async fn record(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError> {
+    if cluster.doubts.contains_key(&SafetyKey::Handover) && cluster.handover.is_none() {
+        let (key, revision) = (ctx.keys.handover(), cluster.handover_revision);
+        let delete = Txn::just(Op::delete(&key)).when(Compare::Modified { key, revision });
+        ctx.store.txn(while_leading(ctx, delete)).await?;
+        warn!("a handover record that made no sense was deleted");
     }
     Ok(())
 }
@@ -275,7 +305,9 @@ async fn failsafe(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
         .entry(ctx.name.clone())
         .or_insert_with(|| format!("{}/patroni", ctx.settings.restapi.base_url()));
     let rests_on_members = ctx.failsafe_active.load(Ordering::Relaxed);
-    if on && !rests_on_members && cluster.failsafe.as_ref() != Some(&wanted) && !wanted.is_empty() {
+    let odd = cluster.doubts.contains_key(&SafetyKey::Failsafe);
+    let differs = odd || cluster.failsafe.as_ref() != Some(&wanted);
+    if on && !rests_on_members && differs && !wanted.is_empty() {
         *ctx.unproven_failsafe.lock() = Some(wanted.clone());
         let put = Txn::just(Op::put(ctx.keys.failsafe(), json(&wanted)));
         ctx.store.txn(while_leading(ctx, put)).await?;
@@ -297,7 +329,8 @@ async fn status(
     let own = slot_name_of(&ctx.name);
     let mut slots: BTreeMap<String, Lsn> = existing
         .iter()
-        .filter(|slot| !slot.temporary)
+        // One that has lost its log is of no use to a standby that copies it.
+        .filter(|slot| !slot.temporary && (slot.physical || !slot.lost))
         .filter_map(|slot| Some((slot.name.clone(), slot.position()?)))
         .collect();
     slots.insert(own, lsn);
@@ -314,11 +347,13 @@ async fn status(
     retain_slots.sort_unstable();
     retain_slots.dedup();
     let wanted = Status { optime: lsn, slots, retain_slots };
-    if cluster.status.as_ref() == Some(&wanted) {
-        return Ok(());
+    let text = json(&wanted);
+    // A store that was full is written to, to find out whether there is room again.
+    if cluster.status.as_ref() != Some(&wanted) || ctx.store_is_full() {
+        let put = Txn::just(Op::put(ctx.keys.status(), &text));
+        ctx.store.txn(while_leading(ctx, put)).await?;
     }
-    let put = Txn::just(Op::put(ctx.keys.status(), json(&wanted)));
-    ctx.store.txn(while_leading(ctx, put)).await?;
+    ctx.keeper.wrote_status(&text);
     Ok(())
 }
 

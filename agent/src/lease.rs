@@ -10,6 +10,9 @@
 //! The keeper's task runs apart from the agent's loop, so a slow step never costs a renewal.
 //! Not here: what a leader does, and when it should claim or release.
 
+mod noted;
+mod taking_up;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +28,9 @@ use tracing::{debug, info, warn};
 
 use crate::guard::{GuardClient, GuardError, boottime_now};
 use crate::ha::Lease;
+
+/// Renewals in a row, each with its own proof, before an election that does not end counts as a failure.
+const PROOFS: usize = 3;
 
 /// Between two tries while renewals fail.
 const RETRY: Duration = Duration::from_millis(500);
@@ -63,6 +69,8 @@ pub enum ClaimError {
     Store(#[source] DcsError),
     #[error("the lease ran out before it could be used")]
     TooLate,
+    #[error("the store elects its leader again and again, the lease could not be proven")]
+    Unproven,
 }
 
 /// Holds the leader key, or not.
@@ -79,7 +87,10 @@ struct Inner {
     guard: GuardClient,
     margin: Duration,
     /// Remembers the lease over a restart of the agent.
-    file: PathBuf,
+    noted: noted::Noted,
+    /// `status` as it was last written here: a release writes it once more, so that a store that takes no
+    /// writes refuses the release, too.
+    status: parking_lot::Mutex<Option<String>>,
     /// Serializes operations on the key.
     gate: Mutex<()>,
     /// Grows when leadership is let go or lost: what began before may not publish it again.
@@ -117,7 +128,8 @@ impl Keeper {
             keys,
             guard,
             margin,
-            file,
+            noted: noted::Noted::new(file),
+            status: parking_lot::Mutex::default(),
             gate: Mutex::new(()),
             generation: AtomicU64::new(0),
             held: watch::Sender::new(None),
@@ -154,8 +166,10 @@ impl Keeper {
     /// Takes the guard out of service. The store must name this member in `unfenced` before.
     pub async fn unfence(&self) -> Result<(), GuardError> {
         let _gate = self.inner.gate.lock().await;
+        self.inner.guard.disarm().await?;
+        // Not before: renewals arm a guard that may still be in service.
         self.inner.unfenced.store(true, Ordering::Relaxed);
-        self.inner.guard.disarm().await
+        Ok(())
     }
 
     /// Puts the guard into service again; on success it is armed with a lease that was proven now.
@@ -230,7 +244,7 @@ impl Keeper {
             Some(ahead) => ahead,
             None => self.grant(ttl).await.map_err(ClaimError::Store)?,
         };
-        self.remember(base.lease);
+        let noting = self.inner.noted.note(base.lease);
         let key = self.inner.keys.leader();
         let mut txn =
             Txn::just(Op::put_leased(&key, &self.inner.me, base.lease)).when(Compare::absent(&key));
@@ -253,6 +267,7 @@ impl Keeper {
                 return Err(ClaimError::Store(error));
             }
         };
+        noting.done().await;
         let epoch = Epoch { store: store_id, revision };
         let until = fence_at(base.sent, base.ttl, self.inner.margin);
         let held = Held { lease: base.lease, ttl: base.ttl, epoch, until, proven_at: base.sent };
@@ -284,11 +299,14 @@ impl Keeper {
     /// Arms the guard; one that has fired is put into service again, which it allows only with no
     /// process of the server left.
     async fn arm(&self, until: Moment) -> Result<(), GuardError> {
-        if self.inner.guard.arm(until).await.is_ok() {
-            return Ok(());
+        match self.inner.guard.arm(until).await {
+            // Any other failure is none of the fence's: a primary must not be without it in between.
+            Err(GuardError::Refused { why, .. }) if why == crate::guard::HAS_FIRED => {
+                self.inner.guard.disarm().await?;
+                self.inner.guard.arm(until).await
+            }
+            answer => answer,
         }
-        self.inner.guard.disarm().await?;
-        self.inner.guard.arm(until).await
     }
 
     async fn arm_and_publish(&self, held: Held, generation: u64) -> Result<(), ClaimError> {
@@ -308,8 +326,18 @@ impl Keeper {
         if published { Ok(()) } else { Err(ClaimError::Lost) }
     }
 
-    /// One renewal with its proof.
+    /// Renewals until one of them is a proof: an election between a renewal and its proof asks for another.
     async fn prove(&self, held: Held) -> Result<(), ClaimError> {
+        for _ in 0..PROOFS {
+            match self.prove_once(held).await {
+                Err(ClaimError::Unproven) => {}
+                answer => return answer,
+            }
+        }
+        Err(ClaimError::Unproven)
+    }
+
+    async fn prove_once(&self, held: Held) -> Result<(), ClaimError> {
         let generation = self.generation();
         let sent = boottime_now();
         let renewed = match self.inner.store.keep_alive(held.lease).await {
@@ -330,7 +358,7 @@ impl Keeper {
             Err(Unproven::NoTime) => Err(self.lost("the lease has ended")),
             Err(unproven @ Unproven::TermChanged { .. }) => {
                 debug!(why = %unproven, "a renewal proves nothing");
-                Ok(())
+                Err(ClaimError::Unproven)
             }
         }
     }
@@ -367,11 +395,14 @@ impl Keeper {
             // The guard must know the shorter deadline before the store does.
             self.arm(until).await.map_err(ClaimError::Guard)?;
         }
-        self.remember(base.lease);
+        let noting = self.inner.noted.note(base.lease);
         match self.move_key(held, base.lease, until.min(held.until)).await {
-            Moved::Done => self.drop_lease(held.lease),
+            Moved::Done => {
+                noting.done().await;
+                self.drop_lease(held.lease);
+            }
             Moved::NotDone(error) => {
-                self.remember(held.lease);
+                self.inner.noted.note(held.lease).done().await;
                 self.drop_lease(base.lease);
                 self.arm_and_publish(held, generation).await?;
                 return Err(ClaimError::Store(error));
@@ -383,7 +414,7 @@ impl Keeper {
             Moved::Unknown => {
                 // The guard knows the nearer of both deadlines. Neither lease is ended before its time,
                 // for the key may hang on either.
-                self.forget();
+                self.inner.noted.forget();
                 return Err(self.lost("it is not known on which lease the leader key hangs"));
             }
         }
@@ -431,7 +462,7 @@ impl Keeper {
         self.inner.generation.fetch_add(1, Ordering::SeqCst);
         let held = self.inner.held.send_replace(None);
         if held.is_some() {
-            self.forget();
+            self.inner.noted.forget();
         }
         held
     }
@@ -458,8 +489,19 @@ impl Keeper {
         let mut txn = Txn::just(Op::delete(&key));
         txn.compare = leader_checks(&key, held.lease, held.epoch);
         txn.compare.extend(when);
+        let writes = also.iter().any(|op| matches!(op, Op::Put { .. }));
+        let again = self.inner.status.lock().clone().filter(|_| !writes);
+        txn.then.extend(again.map(|status| Op::put(self.inner.keys.status(), status)));
         txn.then.extend(also);
-        let outcome = self.inner.store.txn(txn).await?;
+        let outcome = match self.inner.store.txn(txn).await {
+            Ok(outcome) => outcome,
+            Err(error @ DcsError::Full { .. }) => {
+                // Nothing was done, and a key that is gone could not be created by anybody.
+                self.take_back(held).await;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
         if outcome.succeeded {
             self.drop_lease(held.lease);
             info!("leader key released");
@@ -467,52 +509,11 @@ impl Keeper {
         Ok(outcome.succeeded)
     }
 
-    /// While the store is away: every member has confirmed this leader, so it may stay until then.
-    pub async fn extend_by_failsafe(&self, until: Moment) {
-        let generation = self.generation();
-        let Some(held) = self.held() else { return };
-        if until > held.until
-            && let Err(error) = self.arm_and_publish(Held { until, ..held }, generation).await
-        {
-            warn!(error = &error as &dyn std::error::Error, "failsafe could not extend the lease");
-        }
-    }
-
-    /// Takes a leadership up again after a restart of the agent, if the key still hangs on the lease
-    /// that this data directory remembers.
-    pub async fn take_up_again(&self, lease: LeaseId, epoch: Epoch) -> Result<(), ClaimError> {
-        let _gate = self.inner.gate.lock().await;
-        // It may have been given up, or taken up, since the look that led here.
-        if self.held().is_some() || self.remembered() != Some(lease) {
-            return Err(ClaimError::Lost);
-        }
-        let start = Moment::default();
-        let held = Held { lease, ttl: Duration::ZERO, epoch, until: start, proven_at: start };
-        self.prove(held).await?;
-        info!(epoch = epoch.revision, "leadership taken up again");
-        Ok(())
-    }
-
-    fn remember(&self, lease: LeaseId) {
-        if let Err(error) = std::fs::write(&self.inner.file, lease.to_string()) {
-            warn!(error = %error, "the lease could not be noted on disk; a restart will wait for it to end");
-        }
-    }
-
-    fn remembered(&self) -> Option<LeaseId> {
-        std::fs::read_to_string(&self.inner.file).ok()?.trim().parse().ok()
-    }
-
-    fn forget(&self) {
-        // Absent is as good as forgotten; a stale number is compared with the store before use.
-        let _ = std::fs::remove_file(&self.inner.file);
-    }
-
     /// Ends a lease. It is forgotten first: the revocation may be done seconds later, and must not end
     /// a leadership that was taken up again meanwhile.
     fn drop_lease(&self, lease: LeaseId) {
-        if self.remembered() == Some(lease) {
-            self.forget();
+        if self.inner.noted.lease() == Some(lease) {
+            self.inner.noted.forget();
         }
         let store = Arc::clone(&self.inner.store);
         // Nobody waits for it: a lease that is not revoked expires by itself.

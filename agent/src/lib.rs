@@ -17,13 +17,16 @@ pub mod clock;
 mod commands;
 pub mod context;
 mod driver;
+pub mod durable;
 pub mod failsafe;
+mod full;
 pub mod guard;
 pub mod ha;
 pub mod handover;
 pub mod jobs;
 pub mod leading;
 pub mod lease;
+pub mod memory;
 pub mod metrics;
 mod namesake;
 pub mod node;
@@ -133,22 +136,12 @@ pub async fn start(
     namesake::refuse(&settings, &*store).await?;
     let (listener, api) = listen(&settings).await?;
     let (commands_in, mut commands) = mpsc::channel(COMMAND_QUEUE);
-    let (counters, restart_plan) =
-        (Arc::<metrics::Counters>::default(), api::RestartPlan::default());
-    let citus = settings.citus.as_ref().map(|citus| Arc::new(citus::Desk::new(&citus.databases)));
-    let desk = citus.clone();
+    let (store, all) = Shown::first(&settings, store, &reread);
     let make = {
-        let (current, counters) = (Arc::clone(&current), Arc::clone(&counters));
-        let (restart_plan, reread) = (restart_plan.clone(), Arc::clone(&reread));
+        let current = Arc::clone(&current);
+        let all = all.clone();
         async move |renew: CancellationToken, renewed| {
-            let shown = Shown {
-                renew,
-                counters: Arc::clone(&counters),
-                restart_plan: restart_plan.clone(),
-                citus: desk.clone(),
-                reread: Arc::clone(&reread),
-                renewed,
-            };
+            let shown = Shown { renew, renewed, ..all.clone() };
             Instance::new(&current.load_full(), &store, guard_program.clone(), shown).await
         }
     };
@@ -158,7 +151,7 @@ pub async fn start(
     let (views_in, views) = watch::channel(Arc::new(first.first_view()));
     let api_stop = CancellationToken::new();
     let peers = first.ctx.peers.clone();
-    let shown = (Arc::clone(&counters), restart_plan.clone(), citus);
+    let shown = (all.counters, all.restart_plan, all.citus);
     let (rest, rest_tls) = rest_api(&settings, peers, (views.clone(), commands_in), shown)?;
     let served = api::serve(listener, Arc::clone(&rest), api_stop.clone());
     let reloader = Reloader {
@@ -238,6 +231,21 @@ async fn listen(settings: &AgentSettings) -> Result<(TcpListener, SocketAddr), R
     Ok((listener, bound))
 }
 
+/// Patroni's default, and fine where nobody else reaches the port.
+fn warn_if_open(settings: &AgentSettings) {
+    use kornak_config::agent::VerifyClient;
+    let rest = &settings.restapi;
+    let verified = rest.tls.as_ref().is_some_and(|tls| tls.verify_client != VerifyClient::None);
+    let listed = !rest.allowlist.is_empty() || rest.allowlist_include_members;
+    if rest.authentication.is_none() && !listed && !verified {
+        warn!(
+            listen = %rest.listen,
+            "the REST API is open: whoever reaches it may change the configuration, switch over and \
+             reinitialize; set restapi.authentication, restapi.allowlist or restapi.verify_client"
+        );
+    }
+}
+
 /// The REST API as the settings have it, and its certificates.
 fn rest_api(
     settings: &AgentSettings,
@@ -249,6 +257,7 @@ fn rest_api(
         Option<Arc<citus::Desk>>,
     ),
 ) -> Result<(Arc<api::Api>, Option<Arc<tls::RestTls>>), tls::TlsError> {
+    warn_if_open(settings);
     let rest_tls = settings.restapi.tls.as_ref().map(tls::RestTls::new).transpose()?.map(Arc::new);
     let made = api::ApiSettings::new(settings, peers, rest_tls.clone(), boottime_now);
     let settings = api::ApiSettings { counters, restart_plan, citus, ..made };
@@ -314,6 +323,7 @@ async fn wait_for_end(process: u32) {
 }
 
 /// What an instance shares with those before and after it.
+#[derive(Clone)]
 struct Shown {
     /// Ends the instance when the settings have changed.
     renew: CancellationToken,
@@ -321,7 +331,33 @@ struct Shown {
     restart_plan: api::RestartPlan,
     citus: Option<Arc<citus::Desk>>,
     reread: Arc<Notify>,
+    memory: Arc<memory::Memory>,
+    full: Arc<std::sync::atomic::AtomicBool>,
     renewed: bool,
+}
+
+impl Shown {
+    /// For the first instance; with the store as all of them see it.
+    fn first(
+        settings: &AgentSettings,
+        store: Arc<dyn Dcs>,
+        reread: &Arc<Notify>,
+    ) -> (Arc<dyn Dcs>, Self) {
+        let (store, full) = full::Noticing::over(store);
+        let runtime_dir = GuardConfig::new(&settings.postgresql.data_dir).runtime_dir;
+        let citus = settings.citus.as_ref();
+        let shown = Self {
+            renew: CancellationToken::new(),
+            counters: Arc::default(),
+            restart_plan: api::RestartPlan::default(),
+            citus: citus.map(|citus| Arc::new(citus::Desk::new(&citus.databases))),
+            reread: Arc::clone(reread),
+            memory: Arc::new(memory::Memory::load(runtime_dir.join("dynamic.json"))),
+            full,
+            renewed: false,
+        };
+        (store, shown)
+    }
 }
 
 /// One life of an agent: from finding its guard to losing it, or to other settings.
@@ -339,7 +375,7 @@ impl Instance {
         guard_program: Option<PathBuf>,
         shown: Shown,
     ) -> Result<Self, RunError> {
-        let Shown { renew, counters, restart_plan, citus, reread, renewed } = shown;
+        let Shown { renew, counters, restart_plan, citus, reread, memory, full, renewed } = shown;
         let mut config = GuardConfig::new(&settings.postgresql.data_dir);
         config.stop_budget = settings.kornak.guard.stop_budget;
         config.linger = GUARD_LINGER;
@@ -401,6 +437,11 @@ impl Instance {
             peers: peers::Peers::new(&settings.ctl)?,
             promises,
             observation: observed,
+            memory,
+            full,
+            rewound: 0.into(),
+            creating: false.into(),
+            asked_checkpoint: tokio::sync::Mutex::default(),
             sync_writes: parking_lot::Mutex::default(),
             unproven_failsafe: parking_lot::Mutex::new(None),
             failsafe_active: false.into(),

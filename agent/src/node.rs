@@ -122,6 +122,8 @@ pub enum Command {
     /// A leader that cannot reach the store asks to stay (`POST /failsafe`).
     Failsafe {
         leader: String,
+        /// For how long it asks the member to stay away; `None`: it does not say (Patroni).
+        asked: Option<Duration>,
         answer: oneshot::Sender<FailsafeAnswer>,
     },
     /// Look at the server now: somebody asks where it stands.
@@ -153,6 +155,9 @@ pub enum ConfigureError {
     Conflict,
     #[error("there is no configuration in the store")]
     Missing,
+    /// The text names the key.
+    #[error("{0}")]
+    Invalid(String),
     #[error("the store could not be written: {0}")]
     Store(String),
 }
@@ -160,8 +165,10 @@ pub enum ConfigureError {
 /// Answer to a leader that asks to stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailsafeAnswer {
-    /// The promise is on disk. `lsn` is this standby's position.
-    Accepted { lsn: Lsn },
+    /// The promise is on disk, for so long. `lsn` is this standby's position.
+    Accepted { lsn: Lsn, promised: Duration },
+    /// The store has named another leader.
+    NotTheLeader,
     /// This node leads, or is about to.
     Leading,
     /// Failsafe mode is off.

@@ -35,6 +35,9 @@ const ANSWER_LIMIT: usize = 1 << 20;
 /// Marks a request that another agent passed on, so that it is never passed on twice.
 pub const FORWARDED: HeaderName = HeaderName::from_static("x-kornak-forwarded");
 
+/// For how long a member promises to stay away, in milliseconds: header of its answer to `POST /failsafe`.
+pub const PROMISED: HeaderName = HeaderName::from_static("x-kornak-promised-ms");
+
 /// Why a member gave no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
@@ -172,8 +175,8 @@ fn u32_at(json: &Value, key: &str) -> Option<u32> {
 /// What a member said to a leader that asks to stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailsafeReply {
-    /// `lsn` is 0 if it did not say.
-    Accepted { lsn: Lsn },
+    /// `lsn` is 0 if it did not say. `promised`: for how long it stays away, if it said (Patroni does not).
+    Accepted { lsn: Lsn, promised: Option<Duration> },
     /// The status: 500 runs as a leader, 502 failsafe mode is off, 401 and 403 not allowed.
     Refused(u16),
 }
@@ -248,8 +251,9 @@ impl Peers {
         if answer.status != StatusCode::OK.as_u16() {
             return Ok(FailsafeReply::Refused(answer.status));
         }
-        let lsn = answer.headers.get("lsn").and_then(|value| value.to_str().ok()?.parse().ok());
-        Ok(FailsafeReply::Accepted { lsn: Lsn(lsn.unwrap_or_default()) })
+        let number = |name: &str| answer.headers.get(name)?.to_str().ok()?.parse().ok();
+        let promised = number(PROMISED.as_str()).map(Duration::from_millis);
+        Ok(FailsafeReply::Accepted { lsn: Lsn(number("lsn").unwrap_or_default()), promised })
     }
 
     /// Asks a member for a checkpoint and waits until it is done.

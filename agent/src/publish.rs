@@ -31,6 +31,8 @@ struct Publisher {
     written: Option<String>,
     /// Revision of the last write.
     written_at: u64,
+    /// The store's id and revision as last seen.
+    seen: (u64, u64),
 }
 
 /// Keeps the member key equal to `account` until `stop`, then takes it away if `account` says that
@@ -51,6 +53,7 @@ pub async fn run(
         renewed_at: Instant::now(),
         written: None,
         written_at: 0,
+        seen: (0, 0),
     };
     let mut failing = false;
     loop {
@@ -90,6 +93,13 @@ impl Publisher {
     }
 
     async fn publish(&mut self, wanted: &Account, view: &View) -> Result<(), DcsError> {
+        if view.reach == kornak_dcs::Reach::Live {
+            let (store, revision) = std::mem::replace(&mut self.seen, (view.store, view.revision));
+            if store != 0 && (store != view.store || view.revision < revision) {
+                // Restored: neither the lease nor what was written need be there.
+                self.lease = None;
+            }
+        }
         if self.lease.is_none() || wanted.ttl != self.ttl {
             let granted = self.store.grant(wanted.ttl).await?;
             self.lease = Some(granted.lease);

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::context::Context;
-use crate::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, whom_to_ask};
+use crate::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, relied_on, whom_to_ask};
 use crate::guard::boottime_now;
 use crate::ha::Server;
 use crate::peers::FailsafeReply;
@@ -55,30 +55,33 @@ async fn round(ctx: &Context, ttl: Duration) -> bool {
         "conn_url": me.map(|member| member.conn_url.as_str()).unwrap_or_default(),
         "api_url": me.map(|member| member.api_url.as_str()).unwrap_or_default(),
         "slots": {},
+        "kornak": {"promise_ms": u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)},
     });
     let asked = list.iter().map(|(name, url)| {
         let body = &body;
         async move {
             let base = url.strip_suffix("/patroni").unwrap_or(url);
             match ctx.peers.post_failsafe(base, body, ROUND_TIMEOUT).await {
-                Ok(FailsafeReply::Accepted { .. }) => true,
+                Ok(FailsafeReply::Accepted { promised, .. }) => Some(promised),
                 Ok(reply) => {
                     warn!(node = %name, reply = ?reply, "a member does not confirm this leader");
-                    false
+                    None
                 }
                 Err(error) => {
                     warn!(node = %name, error = &error as &dyn std::error::Error,
                         "a member cannot be asked to confirm this leader");
-                    false
+                    None
                 }
             }
         }
     });
-    let all = futures_util::future::join_all(asked).await.into_iter().all(|accepted| accepted);
-    if all {
-        let margin = ctx.settings.kornak.guard.margin;
-        let until = kornak_dcs::lease::fence_at(began, ttl, margin);
-        ctx.keeper.extend_by_failsafe(until).await;
-    }
-    all
+    let promised: Option<Vec<_>> =
+        futures_util::future::join_all(asked).await.into_iter().collect();
+    let Some(promised) = promised else { return false };
+    let configured = cluster.config.as_ref().map_or(ttl, |config| config.ttl);
+    let length = relied_on(ttl, configured, &promised);
+    let margin = ctx.settings.kornak.guard.margin;
+    let until = kornak_dcs::lease::fence_at(began, length, margin);
+    ctx.keeper.extend_by_failsafe(until).await;
+    true
 }

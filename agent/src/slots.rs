@@ -18,7 +18,8 @@ pub async fn keep(
     leads: bool,
     gone_since: &mut GoneSince,
 ) -> Result<Vec<Found>, SqlError> {
-    let config = cluster.config.clone().unwrap_or_default();
+    // Without a configuration it is not known which slots are wanted.
+    let Some(config) = cluster.config.clone() else { return ctx.postgres.slots().await };
     if !ctx.settings.postgresql.use_slots.unwrap_or_else(|| config.use_slots()) {
         return Ok(Vec::new());
     }
@@ -35,6 +36,14 @@ pub async fn keep(
     let mut plan = plan(here, &config, &wanted, &found, &retained, boottime_now(), gone_since);
     if config.pause {
         plan.drop.clear();
+    }
+    for slot in &plan.unknown_logical {
+        warn!(
+            slot,
+            kept = ?config.member_slots_ttl,
+            "logical slot that nobody has asked for: it is dropped after this time unless it is used; name it \
+             in slots or ignore_slots of the dynamic configuration to keep it"
+        );
     }
     carry_out(ctx, &plan, &found).await?;
     *ctx.slots_to_copy.lock() = plan.copy_logical;

@@ -33,6 +33,8 @@ fn guard_process() {
 struct Failing {
     store: MemoryDcs,
     errors: Mutex<VecDeque<DcsError>>,
+    /// Renewals that are followed by an election.
+    elections: Mutex<usize>,
 }
 
 impl Dcs for Failing {
@@ -54,7 +56,15 @@ impl Dcs for Failing {
     }
 
     fn keep_alive(&self, lease: LeaseId) -> DcsFuture<'_, Renewed> {
-        self.store.keep_alive(lease)
+        Box::pin(async move {
+            let renewed = self.store.keep_alive(lease).await;
+            let mut elections = self.elections.lock();
+            if *elections > 0 {
+                *elections -= 1;
+                self.store.elect();
+            }
+            renewed
+        })
     }
 
     fn revoke(&self, lease: LeaseId) -> DcsFuture<'_, ()> {
@@ -79,7 +89,11 @@ impl Leader {
         let mut field = Field::new();
         let node = field.node("a");
         let guard = node.postgres.guard().await.unwrap();
-        let store = Arc::new(Failing { store: MemoryDcs::new(), errors: Mutex::default() });
+        let store = Arc::new(Failing {
+            store: MemoryDcs::new(),
+            errors: Mutex::default(),
+            elections: Mutex::default(),
+        });
         let keys = Keys::new(&Scope::new("service", "demo", None));
         let file = field.path().join("lease");
         let dcs: Arc<dyn Dcs> = Arc::clone(&store) as Arc<dyn Dcs>;
@@ -166,4 +180,46 @@ async fn a_key_that_is_gone_is_not_moved() {
     let moved = leader.keeper.move_to(SHORT).await;
     assert!(matches!(moved, Err(ClaimError::Lost)), "{moved:?}");
     assert_eq!((leader.keeper.held(), leader.hangs_on().await), (None, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_election_between_renewal_and_proof_proves_nothing() {
+    let leader = Leader::new().await;
+    let before = leader.keeper.held().unwrap();
+    *leader.store.elections.lock() = 100;
+    let renewed = leader.keeper.renew().await;
+    assert!(matches!(renewed, Err(ClaimError::Unproven)), "{renewed:?}");
+    assert_eq!(leader.keeper.held(), Some(before), "and ends nothing");
+    *leader.store.elections.lock() = 1;
+    leader.leads(LONG).await;
+    assert!(leader.keeper.held().unwrap().proven_at > before.proven_at);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_a_full_store_refuses_is_none() {
+    let leader = Leader::new().await;
+    leader.keeper.wrote_status("{}");
+    leader.store.errors.lock().push_back(DcsError::Full { detail: "no space".to_owned() });
+    let released = leader.keeper.release(Vec::new(), Vec::new()).await;
+    assert!(matches!(released, Err(DcsError::Full { .. })), "{released:?}");
+    leader.leads(LONG).await;
+    assert!(leader.keeper.release(Vec::new(), Vec::new()).await.unwrap());
+    assert_eq!((leader.keeper.held(), leader.hangs_on().await), (None, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_our_name_is_given_back_only_while_nothing_is_held() {
+    let leader = Leader::new().await;
+    let held = leader.keeper.held().unwrap();
+    leader.keeper.follows_another();
+    leader.keeper.give_back(held.lease, held.epoch).await.unwrap();
+    leader.leads(LONG).await;
+    assert!(leader.keeper.remembers(held.lease));
+
+    leader.keeper.let_go();
+    assert!(!leader.keeper.remembers(held.lease));
+    let taken = leader.keeper.take_up_again(held.lease, held.epoch).await;
+    assert!(matches!(taken, Err(ClaimError::Lost)), "{taken:?}");
+    leader.keeper.give_back(held.lease, held.epoch).await.unwrap();
+    assert_eq!(leader.hangs_on().await, 0);
 }

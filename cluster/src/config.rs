@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::slots::{PermanentSlot, SlotMatcher};
 
+mod check;
+pub use check::{Problem, problems};
+
 /// Whether commits wait for standbys (Patroni's `synchronous_mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SyncMode {
@@ -119,7 +122,7 @@ impl ClusterConfig {
     pub fn from_json(raw: Map<String, Value>) -> Self {
         let seconds = |key: &str, default: u64| {
             let found = raw.get(key).and_then(number);
-            Duration::from_secs_f64(found.map_or(default as f64, |value| value.clamp(0.0, 1e9)))
+            Duration::from_secs_f64(found.map_or(default as f64, |value| value.clamp(0.0, LONGEST)))
         };
         let alias = |key: &str, old: &str, default| {
             if raw.contains_key(key) { seconds(key, default) } else { seconds(old, default) }
@@ -164,9 +167,24 @@ impl ClusterConfig {
         }
     }
 
-    /// Reads the stored text; `None` if it is not a JSON object.
+    /// Reads the stored text; `None` if it is not a JSON object, or if a key that turns a mode on or off
+    /// makes no sense. A value of another kind that makes no sense counts as absent.
     pub fn parse(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok().map(Self::from_json)
+        let raw: Map<String, Value> = serde_json::from_str(text).ok()?;
+        let decides = problems(&raw).iter().any(|problem| problem.decides);
+        (!decides).then(|| Self::from_json(raw))
+    }
+
+    /// Puts `last`'s values in the place of those that make no sense, as far as it has any.
+    #[must_use]
+    pub fn repaired(self, last: Option<&Self>) -> Self {
+        let wrong = problems(&self.raw);
+        let Some(last) = last.filter(|_| !wrong.is_empty()) else { return self };
+        let mut raw = self.raw;
+        for problem in &wrong {
+            check::replace(&mut raw, &problem.path, &last.raw);
+        }
+        Self::from_json(raw)
     }
 
     /// The synchronous mode in force: a standby cluster has none.
@@ -203,8 +221,17 @@ impl ClusterConfig {
 
     /// Slots that are kept on every node (`slots`, under any of its three names).
     pub fn permanent_slots(&self) -> Vec<PermanentSlot> {
-        let keys = ["slots", "permanent_slots", "permanent_replication_slots"];
-        PermanentSlot::read(keys.iter().find_map(|key| self.raw.get(*key)))
+        PermanentSlot::read(self.slots_section())
+    }
+
+    /// Whether the operator's list has a slot of this name in words that make no sense.
+    pub fn names_slot(&self, name: &str) -> bool {
+        self.slots_section().is_some_and(|section| section.get(name).is_some())
+            && self.permanent_slots().iter().all(|slot| slot.name != name)
+    }
+
+    fn slots_section(&self) -> Option<&Value> {
+        check::SLOTS.iter().find_map(|key| self.raw.get(*key))
     }
 
     /// Slots that are somebody else's (`ignore_slots`).
@@ -222,6 +249,9 @@ impl ClusterConfig {
 /// failovers without a failure. (Patroni's own floor is 20 s; a cluster with Patroni members keeps
 /// to that by its configuration.)
 pub const MINIMUM_TTL: Duration = Duration::from_secs(4);
+
+/// Seconds, thirty years; more would only make sums overflow.
+const LONGEST: f64 = 1e9;
 
 /// Merges `patch` into `config` as Patroni's PATCH does: objects are merged, `null` deletes.
 pub fn merge_patch(config: &mut Map<String, Value>, patch: &Map<String, Value>) -> bool {
@@ -250,12 +280,14 @@ pub fn merge_patch(config: &mut Map<String, Value>, patch: &Map<String, Value>) 
     changed
 }
 
+/// A number that can be counted with: text such as `nan` and `inf` is none.
 fn number(value: &Value) -> Option<f64> {
-    match value {
+    let number: Option<f64> = match value {
         Value::Number(number) => number.as_f64(),
         Value::String(text) => text.trim().parse().ok(),
         _ => None,
-    }
+    };
+    number.filter(|number| number.is_finite())
 }
 
 fn truthy(value: &Value) -> bool {
@@ -279,21 +311,21 @@ fn sync_mode(value: Option<&Value>) -> SyncMode {
 
 fn seconds_with_unit(value: &Value) -> Option<Duration> {
     if let Some(seconds) = number(value) {
-        return Some(Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));
+        return Some(Duration::from_secs_f64(seconds.clamp(0.0, LONGEST)));
     }
     let text = value.as_str()?.trim();
     let split = text.find(|c: char| !c.is_ascii_digit())?;
     let (digits, unit) = text.split_at(split);
     let amount: u64 = digits.parse().ok()?;
     let factor = match unit.trim() {
-        "ms" => return Some(Duration::from_millis(amount)),
+        "ms" => return Some(Duration::from_millis(amount.min(LONGEST as u64))),
         "s" => 1,
         "min" => 60,
         "h" => 3600,
         "d" => 86400,
         _ => return None,
     };
-    Some(Duration::from_secs(amount.checked_mul(factor)?))
+    Some(Duration::from_secs(amount.checked_mul(factor)?.min(LONGEST as u64)))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::citus::CitusRegistration;
 use crate::config::ClusterConfig;
 use crate::epoch::Epoch;
 use crate::handover::{Ack, Handover, ProxyRegistration, Unfenced};
+use crate::known::{Doubt, SafetyKey};
 use crate::lsn::{Lsn, Timeline};
 use crate::member::Member;
 
@@ -165,6 +166,8 @@ pub struct ClusterState {
     pub revision: u64,
     /// System identifier; `Some("")` while someone bootstraps.
     pub initialize: Option<String>,
+    /// Modification revision of `initialize`; 0 if absent.
+    pub initialize_revision: u64,
     pub config: Option<ClusterConfig>,
     /// Needed to change `config` by compare-and-swap; 0 if absent.
     pub config_revision: u64,
@@ -186,10 +189,21 @@ pub struct ClusterState {
     pub acks: BTreeMap<String, Ack>,
     pub proxies: BTreeMap<String, ProxyRegistration>,
     pub unfenced: Option<Unfenced>,
+    /// Modification revision of `unfenced`; 0 if absent.
+    pub unfenced_revision: u64,
     /// In a Citus cluster: whether its metadata agree with the store.
     pub citus: Option<CitusRegistration>,
     /// Keys whose value made no sense.
     pub unreadable: Vec<String>,
+    /// Keys whose value here is not simply what the store says.
+    pub doubts: BTreeMap<SafetyKey, Doubt>,
+    /// In a store that was restored, where `sync` may be of the past: what was in force before. Whoever
+    /// takes over has to be named by both.
+    pub sync_before: Option<SyncState>,
+    /// The member that held the leader key last, as far as is remembered.
+    pub last_leader: Option<String>,
+    /// How often the store's history has gone back since the agent began.
+    pub rewound: u32,
 }
 
 impl ClusterState {
@@ -206,6 +220,16 @@ impl ClusterState {
             Some(last) => Timeline(last.timeline.0.saturating_add(1)),
             None => Timeline(0),
         }
+    }
+
+    /// Whether nothing good is known of a key that the store does not show.
+    pub fn is_unknown(&self, key: SafetyKey) -> bool {
+        matches!(self.doubts.get(&key), Some(Doubt::Unreadable | Doubt::Unknown))
+    }
+
+    /// Whether a key's value is the last good one, for the store's is absent or makes no sense.
+    pub fn is_kept(&self, key: SafetyKey) -> bool {
+        self.doubts.get(&key) == Some(&Doubt::Kept)
     }
 
     /// Whether every member carries Kornak's mark, so that Kornak's own timings may be used.

@@ -22,6 +22,13 @@ pub enum DcsError {
     /// User, password, certificate or permission.
     #[error("the store refused access: {detail}")]
     Denied { detail: String },
+    /// etcd's alarm NOSPACE: leases live on and keys can be deleted, but nothing can be written before
+    /// somebody makes room.
+    #[error(
+        "the store takes no writes, it is out of space (alarm NOSPACE): compact and defragment etcd, then \
+         etcdctl alarm disarm ({detail})"
+    )]
+    Full { detail: String },
     /// The store understood and refused; nothing was done.
     #[error("the store refused the request: {detail}")]
     Refused { detail: String },

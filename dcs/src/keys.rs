@@ -14,6 +14,7 @@
 //! | `history` | list of past timelines, JSON | no | the leader |
 //! | `failover` | manual request, JSON; cleared by `{}`, never deleted | no | REST, operator |
 //! | `failsafe` | names and REST URLs of the members, JSON | no | the leader |
+//! | `kornak/unfenced` | a primary that no guard would stop | no | that member |
 //!
 //! Below `/<namespace>/<scope>/kornak/`, one level that Patroni ignores (its loaders take only group
 //! numbers and names they know there). See `kornak_cluster::handover`:
@@ -23,11 +24,11 @@
 //! | `handover` | the planned switchover under way | its owner's | old leader, then candidate |
 //! | `handover/acks/<proxy>` | this proxy holds | the proxy's | that proxy |
 //! | `proxies/<proxy>` | a proxy that obeys handovers | the proxy's | that proxy |
-//! | `unfenced` | a primary that no guard would stop | no | that member |
 //! | `citus` | whether `pg_dist_node` agrees with the store | no | the coordinator's leader |
 
 use kornak_cluster::{
-    ClusterConfig, ClusterState, Epoch, FailoverRequest, GroupId, HistoryEntry, Leader, Scope,
+    ClusterConfig, ClusterState, Doubt, Epoch, FailoverRequest, GroupId, HistoryEntry, Leader,
+    SafetyKey, Scope,
 };
 use serde::de::DeserializeOwned;
 
@@ -115,8 +116,9 @@ impl Keys {
         format!("{}kornak/citus", self.root)
     }
 
+    /// Of this group: each has a primary of its own.
     pub fn unfenced(&self) -> String {
-        format!("{}kornak/unfenced", self.root)
+        format!("{}kornak/unfenced", self.base)
     }
 
     /// Reads a group's state out of a view of the whole cluster ([`Keys::root`]).
@@ -133,12 +135,18 @@ impl Keys {
     fn read_key(&self, name: &str, found: &crate::KeyValue, store: u64, state: &mut ClusterState) {
         let text = found.value.as_str();
         match name {
-            "initialize" => state.initialize = Some(text.to_owned()),
+            "initialize" => {
+                state.initialize = Some(text.to_owned());
+                state.initialize_revision = found.mod_revision;
+                if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+                    doubt(found, SafetyKey::Initialize, state);
+                }
+            }
             "config" => {
                 state.config = ClusterConfig::parse(text);
                 state.config_revision = found.mod_revision;
                 if state.config.is_none() {
-                    state.unreadable.push(found.key.clone());
+                    doubt(found, SafetyKey::Config, state);
                 }
             }
             "leader" => {
@@ -152,14 +160,14 @@ impl Keys {
             "status" => state.status = json(found, &mut state.unreadable),
             "sync" => {
                 state.sync_revision = found.mod_revision;
-                state.sync = json(found, &mut state.unreadable);
+                state.sync = decisive(found, SafetyKey::Sync, state);
             }
             "history" => state.history = HistoryEntry::parse_list(text),
             "failover" => {
                 state.failover = FailoverRequest::parse(text);
                 state.failover_revision = found.mod_revision;
             }
-            "failsafe" => state.failsafe = json(found, &mut state.unreadable),
+            "failsafe" => state.failsafe = decisive(found, SafetyKey::Failsafe, state),
             _ => {
                 let member = name.strip_prefix("members/").filter(|name| !name.contains('/'));
                 if let Some(member) = member
@@ -174,10 +182,11 @@ impl Keys {
     fn read_own(&self, view: &View, state: &mut ClusterState) {
         if let Some(found) = view.get(&self.handover()) {
             state.handover_revision = found.mod_revision;
-            state.handover = json(found, &mut state.unreadable);
+            state.handover = decisive(found, SafetyKey::Handover, state);
         }
         if let Some(found) = view.get(&self.unfenced()) {
-            state.unfenced = json(found, &mut state.unreadable);
+            state.unfenced_revision = found.mod_revision;
+            state.unfenced = decisive(found, SafetyKey::Unfenced, state);
         }
         if let Some(found) = view.get(&self.citus()) {
             state.citus = json(found, &mut state.unreadable);
@@ -214,6 +223,24 @@ pub fn groups(scope: &Scope, view: &View) -> Vec<Option<GroupId>> {
     found
 }
 
+/// Reads a value on which something dangerous depends: one that makes no sense is in doubt, and not absent.
+fn decisive<T: DeserializeOwned>(
+    found: &crate::KeyValue,
+    key: SafetyKey,
+    state: &mut ClusterState,
+) -> Option<T> {
+    let read = serde_json::from_str(&found.value).ok();
+    if read.is_none() {
+        doubt(found, key, state);
+    }
+    read
+}
+
+fn doubt(found: &crate::KeyValue, key: SafetyKey, state: &mut ClusterState) {
+    state.unreadable.push(found.key.clone());
+    state.doubts.insert(key, Doubt::Unreadable);
+}
+
 fn json<T: DeserializeOwned>(found: &crate::KeyValue, unreadable: &mut Vec<String>) -> Option<T> {
     match serde_json::from_str(&found.value) {
         Ok(value) => Some(value),
@@ -221,5 +248,19 @@ fn json<T: DeserializeOwned>(found: &crate::KeyValue, unreadable: &mut Vec<Strin
             unreadable.push(found.key.clone());
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_group_has_its_own_mark() {
+        let scope = Scope::new("service", "demo", None);
+        let of = |group| Keys::new(&scope.with_group(GroupId(group))).unfenced();
+        assert_ne!(of(0), of(1));
+        assert_eq!(of(1), "/service/demo/1/kornak/unfenced");
+        assert_eq!(Keys::new(&scope).unfenced(), "/service/demo/kornak/unfenced");
     }
 }

@@ -63,7 +63,10 @@ pub async fn register(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellati
                 if matches!(error, DcsError::LeaseLost) {
                     lease = 0;
                 }
-                let refused = matches!(error, DcsError::Denied { .. } | DcsError::Refused { .. });
+                let refused = matches!(
+                    error,
+                    DcsError::Denied { .. } | DcsError::Refused { .. } | DcsError::Full { .. }
+                );
                 if refused || began.elapsed() > PATIENCE {
                     shared.registered.send_replace(true);
                 }

@@ -219,14 +219,41 @@ fn learn(
             let registering =
                 handover::register(Arc::clone(shared), Arc::clone(&store), stop.clone());
             tokio::spawn(registering);
-            let obeying = handover::obey(Arc::clone(shared), Arc::clone(&store), stop.clone());
-            tokio::spawn(obeying);
-            tokio::spawn(topology::follow(Arc::clone(shared), store, stop.clone()));
+            let (context, from, until) = (Arc::clone(shared), Arc::clone(&store), stop.clone());
+            keep_running("obey switchovers", stop, move || {
+                handover::obey(Arc::clone(&context), Arc::clone(&from), until.clone())
+            });
+            let (context, until) = (Arc::clone(shared), stop.clone());
+            keep_running("follow the store", stop, move || {
+                topology::follow(Arc::clone(&context), Arc::clone(&store), until.clone())
+            });
         }
         Source::Static { members } => topology::ask(shared, members, stop),
         Source::Rest { members } => topology::ask_by_rest(shared, members, stop),
     }
     Ok(())
+}
+
+/// Between the end of a task that must not end and its next run.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Runs a task without which the proxy would go on with what it knew last; should it end by a fault of ours,
+/// that is said and it runs again.
+fn keep_running<F: Future<Output = ()> + Send + 'static>(
+    task: &'static str,
+    stop: &CancellationToken,
+    make: impl Fn() -> F + Send + 'static,
+) {
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        while let Err(error) = tokio::spawn(make()).await {
+            tracing::error!(task, %error, "a task of the proxy has ended unexpectedly and begins anew");
+            let pause = tokio::time::sleep(AGAIN);
+            if stop.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
+        }
+    });
 }
 
 fn pool_limits(settings: &ProxySettings) -> impl Iterator<Item = Limits> {

@@ -223,8 +223,23 @@ impl Shared {
 
     /// The cluster has changed.
     pub fn set_topology(&self, topology: Arc<Topology>) {
+        self.put_topology(None, topology);
+    }
+
+    /// As [`Shared::set_topology`], unless something else than `before` is known by now. False: nothing was
+    /// changed.
+    pub fn replace_topology(&self, before: &Arc<Topology>, topology: Arc<Topology>) -> bool {
+        self.put_topology(Some(before), topology)
+    }
+
+    fn put_topology(&self, before: Option<&Arc<Topology>>, topology: Arc<Topology>) -> bool {
         let mut moved = false;
+        let mut put = true;
         self.topology.send_if_modified(|known| {
+            if before.is_some_and(|before| !Arc::ptr_eq(before, known)) {
+                put = false;
+                return false;
+            }
             let leaders = |t: &Topology| -> Vec<_> {
                 let parts = |(id, g): (&GroupId, &Arc<kornak_cluster::topology::Group>)| {
                     (*id, g.leader.as_ref().map(|l| l.0.clone()), route::has_standby(t, *id))
@@ -241,6 +256,7 @@ impl Shared {
             // those whom a leader took in.
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
+        put
     }
 
     /// Every session looks whether its server connection may still be used.

@@ -1,8 +1,10 @@
 //! What the proxy knows of its cluster: followed in the store, or asked of the servers.
 //!
-//! Merging is pure and never walks back: a group's leadership is replaced only by one that is not
-//! older. Terms of different stores cannot be compared (a restore, a move to another etcd); then the
-//! store is read linearizably before anything is believed (SAFETY.md A12).
+//! Merging is pure and does not walk back by itself: a leadership that is older than the one known, or of
+//! another store, is believed only after a linearizable read that was asked for later. Such a read cannot
+//! show the past of the store it knew, so the store was restored or replaced (SAFETY.md A12); whether the
+//! leader that it names may serve is the prover's question: writable, the same system identifier, no older
+//! timeline.
 
 pub mod by_asking;
 mod by_rest;
@@ -31,7 +33,7 @@ const READ_PAUSE: Duration = Duration::from_millis(500);
 pub enum Merged {
     /// The new truth.
     Known(Arc<Topology>),
-    /// It comes from another store: ask it again, linearizably.
+    /// It comes from another store, or from a past: ask again, linearizably.
     Doubt,
 }
 
@@ -60,7 +62,7 @@ pub fn read(scope: &Scope, view: &View) -> (Topology, Vec<String>) {
         let scope = Scope { group, ..scope.clone() };
         let state = Keys::new(&scope).state(view);
         topology.groups.insert(id, Arc::new(Group::from_state(id, &state)));
-        topology.handover.clone_from(&state.handover);
+        topology.handover = state.handover.clone().or(topology.handover);
         topology.handover_revision = state.handover_revision;
         let reachable = state.proxies.into_iter().filter_map(|(id, it)| Some((id, it.cancel?)));
         topology.proxies.extend(reachable);
@@ -74,18 +76,24 @@ pub fn read(scope: &Scope, view: &View) -> (Topology, Vec<String>) {
 }
 
 /// Takes a newer reading in, unless a leadership in it is older than the one known. `certain`: it
-/// was read linearizably, so that another store is believed.
+/// was read linearizably, and asked for when `known` was known already.
 pub fn merge(known: &Topology, mut new: Topology, certain: bool) -> Merged {
-    for (id, group) in &mut new.groups {
+    for (id, group) in &new.groups {
         let Some(before) = known.groups.get(id) else { continue };
         let (Some((_, old_epoch)), Some((_, epoch))) = (&before.leader, &group.leader) else {
             continue;
         };
         match epoch.is_older_than(*old_epoch) {
             Some(false) => {}
-            Some(true) => *group = Arc::clone(before),
-            None if certain => {}
-            None => return Merged::Doubt,
+            Some(true) | None if certain => {}
+            Some(true) | None => return Merged::Doubt,
+        }
+    }
+    for (id, group) in &mut new.groups {
+        let before = known.groups.get(id).and_then(|group| group.system_identifier.as_ref());
+        // A key that is gone, or makes no sense, says nothing.
+        if let (None, Some(before)) = (&group.system_identifier, before) {
+            Arc::make_mut(group).system_identifier = Some(before.clone());
         }
     }
     for (id, before) in &known.groups {
@@ -103,13 +111,29 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
     let root = scope.root();
     let mut follow = store.follow(&root);
     let own_key = Keys::new(&scope).proxy(&shared.id);
+    let record_key = Keys::new(&scope).handover();
     let mut named: Vec<String> = Vec::new();
+    let mut seen = (0, 0);
     loop {
         let view = follow.current();
         if view.reach != Reach::Never {
-            let (new, unreadable) = read(&scope, &view);
+            let (mut new, unreadable) = read(&scope, &view);
+            if unreadable.contains(&record_key) {
+                // Not the end of a switchover: that is the record's absence.
+                new.handover.clone_from(&shared.topology().handover);
+            }
+            let (store_id, revision) = std::mem::replace(&mut seen, (view.store, view.revision));
+            if store_id != 0 && (store_id != view.store || view.revision < revision) {
+                tracing::warn!(
+                    store = view.store,
+                    revision = view.revision,
+                    "the store's history went back: it was restored, or is another one"
+                );
+                // The registration was written in another history.
+                shared.registered_at.store(0, Ordering::Release);
+            }
             for key in unreadable.iter().filter(|key| !named.contains(key)) {
-                tracing::warn!(%key, "value makes no sense, ignored");
+                tracing::warn!(%key, "value makes no sense, ignored: what was known before stays");
             }
             named = unreadable;
             let lost = view.reach == Reach::Lost;
@@ -142,17 +166,21 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
 }
 
 async fn ask_again(shared: &Shared, store: &Arc<dyn Dcs>) -> bool {
-    tracing::warn!("the store is another one than before; its leaders have to prove themselves");
+    tracing::debug!("the store shows an older leadership, or another store's: asking again");
     read_now(shared, store).await.is_ok()
 }
 
 /// Reads the store linearizably and takes in what it says.
 pub async fn read_now(shared: &Shared, store: &Arc<dyn Dcs>) -> Result<(), DcsError> {
     let scope = shared.settings.scope.whole();
-    let view = store.range(&scope.root()).await?;
-    let (new, _) = read(&scope, &view);
-    if let Merged::Known(topology) = merge(&shared.topology(), new, true) {
-        shared.set_topology(topology);
+    loop {
+        let before = shared.topology();
+        let view = store.range(&scope.root()).await?;
+        let (new, _) = read(&scope, &view);
+        let Merged::Known(topology) = merge(&before, new, true) else { return Ok(()) };
+        // What was learned meanwhile may be newer than this reading.
+        if shared.replace_topology(&before, topology) {
+            return Ok(());
+        }
     }
-    Ok(())
 }

@@ -1,5 +1,5 @@
 //! Listening and serving: one small task per connection, none of them able to keep the agent from
-//! stopping.
+//! stopping, and none that waits for a request able to keep another one out ([`Room`]).
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -15,17 +15,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::room::{Room, Seat, Verdict};
 use super::{Api, Client, router};
 use crate::node::Command;
 
-/// Connections served at once. Load balancers keep a handful; each costs some kilobytes.
-const CONNECTIONS: usize = 256;
+/// Between two look-ups of where members speak from.
+const MEMBERS_EVERY: Duration = Duration::from_secs(10);
 
 /// The longest a request's head may take to arrive, and a kept connection may be idle.
 const HEAD_TIME: Duration = Duration::from_secs(20);
@@ -46,25 +46,34 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves the API until `stop`, then lets requests under way finish within two seconds.
 pub async fn serve(listener: TcpListener, api: Arc<Api>, stop: CancellationToken) {
     let router = router(Arc::clone(&api));
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let room = Arc::new(Room::default());
     let mut connections = JoinSet::new();
     let mut restarts = pin!(planned_restarts(&api));
+    let mut members = pin!(follow_members(&api, &room));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             () = &mut restarts => continue,
+            () = &mut members => continue,
             Some(_) = connections.join_next() => continue,
-            accepted = accept(&listener, &room) => accepted,
+            accepted = accept(&listener) => accepted,
         };
-        if let Some((stream, from, permit)) = accepted {
-            let tls = api.tls.as_ref().map(|tls| tls.acceptor());
-            let (router, stop) = (router.clone(), stop.clone());
-            connections.spawn(async move {
-                let served = accepted_connection(stream, from, tls, router, stop);
-                let _ = tokio::time::timeout(CONNECTION_TIME, served).await;
-                drop(permit);
-            });
-        }
+        let Some((stream, from)) = accepted else { continue };
+        let seat = match room.admit(from.ip()) {
+            Verdict::Seated(seat) => seat,
+            Verdict::Full => {
+                tracing::debug!(client = %from, "connection to the REST API refused, there are too many");
+                continue;
+            }
+        };
+        let tls = api.tls.as_ref().map(|tls| tls.acceptor());
+        let (router, stop, mine) = (router.clone(), stop.clone(), seat.clone());
+        let task: AbortHandle = connections.spawn(async move {
+            let served = accepted_connection(stream, from, tls, router, stop, mine);
+            let _ = tokio::time::timeout(CONNECTION_TIME, served).await;
+        });
+        // One that has ended meanwhile has nothing to abort.
+        seat.ends_with(task);
     }
     drop(listener);
     let finished = async { while connections.join_next().await.is_some() {} };
@@ -73,13 +82,10 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, stop: CancellationToken
     }
 }
 
-type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);
-
-/// The next connection, once there is room for it.
-async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<Accepted> {
-    let permit = Arc::clone(room).acquire_owned().await.ok()?;
+/// The next connection.
+async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     match listener.accept().await {
-        Ok((stream, from)) => Some((stream, from, permit)),
+        Ok(accepted) => Some(accepted),
         Err(error) => {
             tracing::warn!(%error, "connection to the REST API could not be accepted");
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -95,18 +101,19 @@ async fn accepted_connection(
     tls: Option<TlsAcceptor>,
     router: Router,
     stop: CancellationToken,
+    seat: Seat,
 ) {
     // Answers are small and written at once; without this they could wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = tls else {
         let client = Client { address: from.ip(), certified: false };
-        return connection(stream, client, router, stop).await;
+        return connection(stream, client, router, stop, seat).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let certified = stream.get_ref().1.peer_certificates().is_some();
             let client = Client { address: from.ip(), certified };
-            connection(stream, client, router, stop).await;
+            connection(stream, client, router, stop, seat).await;
         }
         Ok(Err(error)) => {
             tracing::debug!(%error, client = %from, "TLS handshake with the REST API failed");
@@ -120,10 +127,17 @@ async fn connection(
     client: Client,
     router: Router,
     stop: CancellationToken,
+    seat: Seat,
 ) {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(client);
-        router.clone().oneshot(request.map(Body::new))
+        let work = seat.work();
+        let answer = router.clone().oneshot(request.map(Body::new));
+        async move {
+            let answer = answer.await;
+            drop(work);
+            answer
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -139,6 +153,27 @@ async fn connection(
     };
     if let Err(error) = result {
         tracing::debug!(%error, client = %client.address, "connection to the REST API ended");
+    }
+}
+
+/// Keeps the addresses that members speak from. Never returns.
+async fn follow_members(api: &Api, room: &Room) {
+    let mut views = api.views.clone();
+    loop {
+        let hosts = {
+            let view = Arc::clone(&views.borrow_and_update());
+            api.member_hosts(&view)
+        };
+        let mut found = std::collections::HashSet::new();
+        for host in hosts {
+            if let Ok(address) = host.parse::<std::net::IpAddr>() {
+                found.insert(address.to_canonical());
+            } else if let Ok(addresses) = tokio::net::lookup_host((host.as_str(), 0)).await {
+                found.extend(addresses.map(|address| address.ip().to_canonical()));
+            }
+        }
+        room.set_members(found);
+        tokio::time::sleep(MEMBERS_EVERY).await;
     }
 }
 

@@ -20,6 +20,7 @@ use crate::node::{COMMAND_QUEUE, ReplicationView};
 
 mod changes;
 mod forwarding;
+mod odd;
 mod reads;
 mod serving;
 mod tls;

@@ -40,7 +40,7 @@ impl Seen {
         for group in keys::groups(scope, view).into_iter().flatten() {
             let state = Keys::new(&scope.with_group(group)).state(view);
             seen.wanted.insert(group, group_of(&state));
-            seen.handover.clone_from(&state.handover);
+            seen.handover = state.handover.clone().or(seen.handover);
             if let Some(leader) = leader_of(&state) {
                 seen.leaders.insert(group, leader);
             }

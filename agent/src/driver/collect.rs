@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kornak_cluster::{ClusterState, Leader, Timeline};
+use kornak_dcs::Reach;
 use tracing::{error, info, warn};
 
 use super::{BACK_OFF, Driver, Errand, LOOK_LIMIT};
+use crate::context::Context;
 use crate::guard::boottime_now;
-use crate::ha::Job;
+use crate::ha::{DataDir, Job, Server};
 use crate::jobs::JobError;
 use crate::lease::ClaimError;
+use crate::peers::Identity;
 
 /// Between two tries of an errand that failed, or of a step that could not be taken yet.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -102,7 +106,7 @@ impl Driver {
     /// The store knows the cluster that was made here, and the agent that made it died before it could note so.
     pub(super) async fn finish_first(&mut self) {
         let observation = self.ctx.observed();
-        let crate::ha::DataDir::Begun { control, filling: true } = &observation.data else {
+        let DataDir::Begun { control, filling: true } = &observation.data else {
             return;
         };
         let known = self.ctx.cluster().initialize;
@@ -123,17 +127,50 @@ impl Driver {
         self.errands_not_before.is_none_or(|moment| boottime_now() >= moment)
     }
 
-    /// After a restart of the agent: the key bears our name, and its lease is noted on our disk.
+    /// After a restart of the agent: the key bears our name, and its lease is noted on our disk. Only the
+    /// data directory's primary goes on with it; for a standby it may be the key of a past that was
+    /// restored with the store, and it has to win a race as any other.
     pub(super) fn take_up_again(&mut self) {
-        if self.ctx.keeper.held().is_some() || self.job.is_some() || !self.may_run_errand() {
+        let live = self.ctx.view.borrow().reach == Reach::Live;
+        if self.ctx.keeper.held().is_some()
+            || self.job.is_some()
+            || self.errand.is_some()
+            || !live
+            || !self.may_run_errand()
+        {
             return;
         }
-        let cluster = self.ctx.cluster();
-        let Some(leader) = cluster.leader.filter(|leader| leader.name == self.ctx.name) else {
+        let cluster = self.ctx.state();
+        let Some(leader) = cluster.leader.clone() else { return };
+        if leader.name != self.ctx.name {
+            self.ctx.keeper.follows_another();
             return;
+        }
+        let observed = self.ctx.observed();
+        let is_standby_cluster =
+            cluster.config.as_ref().is_some_and(|config| config.standby_cluster.is_some());
+        let stopped = match (&observed.server, &observed.data) {
+            // The first server of a cluster is being made here, by the holder of the key.
+            (Server::Primary(_), _) | (_, DataDir::Begun { .. }) => None,
+            (Server::Standby(_), _) if is_standby_cluster => None,
+            (Server::Standby(_), _) | (_, DataDir::Empty) => {
+                return self.give_back(&cluster, &leader);
+            }
+            (_, DataDir::Initialized(control)) if control.was_primary || is_standby_cluster => {
+                Some(control.timeline)
+            }
+            (Server::Stopped, DataDir::Initialized(_)) => return self.give_back(&cluster, &leader),
+            _ => return,
         };
         let ctx = Arc::clone(&self.ctx);
         self.run_errand(async move {
+            if let Some(timeline) = stopped.filter(|_| !is_standby_cluster)
+                && somebody_went_on(&ctx, &cluster, timeline).await
+            {
+                warn!("the leader key bears our name, but another member has been promoted since");
+                let given = ctx.keeper.give_back(leader.lease, leader.epoch).await;
+                return Errand::Done("give the leader key back", given.map_err(JobError::Store));
+            }
             let taken = ctx.keeper.take_up_again(leader.lease, leader.epoch).await;
             match taken {
                 // Not ours: it expires, and is raced for as any other.
@@ -147,4 +184,31 @@ impl Driver {
             }
         });
     }
+
+    /// A key in our name is deleted if it is surely of an earlier life of this node: its lease is noted here,
+    /// or it came back with the store's past. Any other ends with its lease.
+    fn give_back(&mut self, cluster: &ClusterState, leader: &Leader) {
+        if !self.ctx.keeper.remembers(leader.lease) && cluster.rewound == 0 {
+            return;
+        }
+        let (ctx, leader) = (Arc::clone(&self.ctx), leader.clone());
+        self.run_errand(async move {
+            let given = ctx.keeper.give_back(leader.lease, leader.epoch).await;
+            // What is deleted has to be seen before it is done once more.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Errand::Done("give the leader key back", given.map_err(JobError::Store))
+        });
+    }
+}
+
+/// Whether a member answers that is a primary, or on a later timeline than a server that was the leader's
+/// when it stopped: then the store's word is of the past.
+async fn somebody_went_on(ctx: &Context, cluster: &ClusterState, timeline: Timeline) -> bool {
+    let mut members = cluster.members.clone();
+    members.remove(&ctx.name);
+    let system_identifier = ctx.own_identifier();
+    let scope = &ctx.settings.scope.name;
+    let identity = Identity { scope, system_identifier: system_identifier.as_deref() };
+    let answers = ctx.peers.ask_all(&members, identity, super::PEER_TIMEOUT).await;
+    answers.values().flatten().any(|peer| peer.primary || peer.timeline > timeline)
 }

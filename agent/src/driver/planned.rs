@@ -228,7 +228,12 @@ impl Driver {
         if let Err(error) = self.ctx.guard.disarm().await {
             warn!(error = %error, "the guard stays armed");
         }
-        if let Some(held) = held {
+        if let Some(held) = held.filter(|_| self.ctx.store_is_full()) {
+            warn!(
+                "the store takes no writes: the leader key is left to its lease and to the next agent"
+            );
+            self.ctx.keeper.leave_to_next(held).await;
+        } else if let Some(held) = held {
             let released = self.ctx.keeper.release_held(held, Vec::new(), Vec::new());
             if !matches!(tokio::time::timeout(FAREWELL, released).await, Ok(Ok(_))) {
                 warn!("the leader key is left to its lease");

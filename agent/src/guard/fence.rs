@@ -6,6 +6,9 @@ use kornak_cluster::Moment;
 
 use super::wire::Fencing;
 
+/// Why a guard that stops or has stopped a server takes no new deadline.
+pub(crate) const HAS_FIRED: &str = "the deadline has come: disarm when nothing is left";
+
 /// The deadline and what has come of it.
 ///
 /// ```text
@@ -43,7 +46,7 @@ impl Fence {
         budget: Duration,
     ) -> Result<(), &'static str> {
         if self.late(now) {
-            return Err("the deadline has come: disarm when nothing is left");
+            return Err(HAS_FIRED);
         }
         let fire_at = deadline.minus(budget);
         if *self == Self::Disarmed && now >= fire_at {

@@ -5,7 +5,8 @@ use std::cmp::Ordering;
 use std::time::Duration;
 
 use kornak_cluster::{
-    ClusterConfig, ClusterState, HandoverPhase, Lsn, MemberState, SyncMode, SyncState, Timeline,
+    ClusterConfig, ClusterState, HandoverPhase, Lsn, MemberState, SafetyKey, SyncMode, SyncState,
+    Timeline,
 };
 
 use super::decision::Why;
@@ -39,7 +40,7 @@ pub struct Standing {
 
 /// Judges whether this node may lead now that nobody does.
 pub fn judge(s: &Snapshot, standing: Standing) -> Verdict {
-    if let Some(why) = barred(s) {
+    if let Some(why) = barred(s).or_else(|| unknown(s, standing)) {
         return Verdict::No(why);
     }
     if let Some(verdict) = planned(s, standing) {
@@ -65,7 +66,8 @@ fn barred(s: &Snapshot) -> Option<Why> {
         Some(Why::NoWatchdog)
     } else if s.race_not_before.is_some_and(|moment| s.now < moment) {
         Some(Why::LostRecently)
-    } else if s.cluster.unfenced.as_ref().is_some_and(|unfenced| unfenced.member != s.me)
+    } else if (s.cluster.is_unknown(SafetyKey::Unfenced)
+        || s.cluster.unfenced.as_ref().is_some_and(|unfenced| unfenced.member != s.me))
         && !is_forced(s, &s.me)
     {
         // Only an operator who names this member can know that the other is gone.
@@ -73,6 +75,17 @@ fn barred(s: &Snapshot) -> Option<Why> {
     } else {
         None
     }
+}
+
+/// What has to be known before anybody races. A primary whose cluster has no configuration yet is about to
+/// be adopted.
+fn unknown(s: &Snapshot, standing: Standing) -> Option<Why> {
+    if s.cluster.is_unknown(SafetyKey::Config) || (s.cluster.config.is_none() && !standing.primary)
+    {
+        return Some(Why::ConfigUnknown);
+    }
+    let unnamed = !is_forced(s, &s.me);
+    (s.cluster.is_unknown(SafetyKey::Handover) && unnamed).then_some(Why::HandoverUnknown)
 }
 
 /// A planned handover that has passed its point of no return decides alone, also in maintenance
@@ -127,8 +140,14 @@ fn held_back(s: &Snapshot, standing: Standing, named: bool, forced: bool) -> Opt
 
 /// Whether a leader without the store would ask this member.
 fn is_listed(s: &Snapshot, name: &str) -> bool {
-    !s.cluster.config.as_ref().is_some_and(|config| config.failsafe_mode)
-        || s.cluster.failsafe.as_ref().is_none_or(|list| list.contains_key(name))
+    if !s.cluster.config.as_ref().is_some_and(|config| config.failsafe_mode) {
+        return true;
+    }
+    match &s.cluster.failsafe {
+        Some(list) => list.contains_key(name),
+        // Never written, as opposed to lost: no leader asks anybody.
+        None => !s.cluster.is_unknown(SafetyKey::Failsafe),
+    }
 }
 
 /// The member that a manual request names, if the request is due.
@@ -158,10 +177,9 @@ fn unfit(s: &Snapshot, name: &str, standing: Standing, forced: bool) -> Option<W
     let defaults = ClusterConfig::default;
     let config = s.cluster.config.as_ref().map_or_else(|| Cow::Owned(defaults()), Cow::Borrowed);
     if config.sync_mode() != SyncMode::Off
-        && let Some(sync) = s.cluster.sync.as_ref().filter(|sync| !sync.is_empty())
-        && !sync.matches(name)
+        && let Some(why) = not_synchronous(&s.cluster, name, standing)
     {
-        return Some(Why::NotSynchronous);
+        return Some(why);
     }
     let optime = s.cluster.status.as_ref().map_or(Lsn(0), |status| status.optime);
     let lag_bytes = optime.bytes_ahead_of(standing.position);
@@ -169,6 +187,23 @@ fn unfit(s: &Snapshot, name: &str, standing: Standing, forced: bool) -> Option<W
         return Some(Why::TooFarBehind { lag_bytes });
     }
     (config.check_timeline && behind).then_some(Why::TimelineBehind)
+}
+
+/// Whether synchronous mode forbids that this member takes over.
+fn not_synchronous(cluster: &ClusterState, name: &str, standing: Standing) -> Option<Why> {
+    if cluster.is_unknown(SafetyKey::Sync) {
+        // A primary whose leader key has vanished with all the rest has what it acknowledged.
+        let goes_on = standing.primary && cluster.sync_revision == 0;
+        return (!goes_on).then_some(Why::SyncUnknown);
+    }
+    let before = cluster.sync_before.as_ref();
+    let led = before.and_then(|sync| sync.leader.as_deref()) == Some(name);
+    if standing.primary && led {
+        return None;
+    }
+    let named = |sync: &SyncState| sync.is_empty() || sync.matches(name);
+    let both = cluster.sync.as_ref().is_none_or(named) && before.is_none_or(named);
+    (!both).then_some(Why::NotSynchronous)
 }
 
 /// The answers, if they and this node's own look were made after nobody led, and nobody has led since.

@@ -60,10 +60,14 @@ pub enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Why {
     StoreNeverRead,
+    ConfigUnknown,
+    StoreFull,
     BusyWith(super::snapshot::Job),
     Paused,
     // the data directory
     ClusterIsNew,
+    MembersWithoutCluster,
+    InitializeUnknown,
     OtherBootstraps,
     WaitingForLeader,
     NothingHereYet,
@@ -107,6 +111,8 @@ pub enum Why {
     NotInFailsafeList,
     LostRecently,
     NotSynchronous,
+    SyncUnknown,
+    HandoverUnknown,
     QuorumMissing { votes: u32, needed: u32 },
     TooFarBehind { lag_bytes: u64 },
     TimelineBehind,
@@ -125,9 +131,22 @@ impl Why {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::StoreNeverRead => "the store has not been read yet",
+            Self::ConfigUnknown => {
+                "the configuration in the store makes no sense, and no good one is known: write it again"
+            }
+            Self::StoreFull => {
+                "the store takes no writes, a key that is given up could not be claimed"
+            }
             Self::BusyWith(_) => "a step is under way",
             Self::Paused => "the cluster is in maintenance mode",
             Self::ClusterIsNew => "the cluster does not exist yet",
+            Self::MembersWithoutCluster => {
+                "members with data are published although the key initialize is missing: let them lead, or \
+                 remove the cluster's keys (kornak remove) to create a new one"
+            }
+            Self::InitializeUnknown => {
+                "the key initialize makes no sense: write the system identifier, or delete it"
+            }
             Self::OtherBootstraps => "another node is creating the cluster",
             Self::WaitingForLeader => "waiting for a leader",
             Self::NothingHereYet => "the data directory is empty",
@@ -174,6 +193,11 @@ impl Why {
             }
             Self::LostRecently => "the last attempt to lead failed here",
             Self::NotSynchronous => "not a synchronous standby",
+            Self::SyncUnknown => {
+                "who may take over is not known: the key sync is missing or makes no sense; a failover to a \
+                 member by name is still possible"
+            }
+            Self::HandoverUnknown => "the record of a planned switchover makes no sense",
             Self::QuorumMissing { .. } => "too few synchronous standbys could be compared with",
             Self::TooFarBehind { .. } => "too far behind the former leader",
             Self::TimelineBehind => "on an older timeline than the cluster",

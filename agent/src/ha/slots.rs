@@ -4,9 +4,10 @@
 //! others need; where a slot is not in use it is moved along with what the store knows of its owner.
 //! The slot of a member that has vanished is kept for a while. Permanent slots are the operator's, and
 //! so are those that are to be ignored; any other that nobody uses would keep log for ever and is
-//! dropped, as by Patroni.
+//! dropped, as by Patroni. A logical slot is somebody's place in a stream of changes, and is kept for as long
+//! as a vanished member's, unless the operator has just taken it off the list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kornak_cluster::slots::{KeptIn, SlotKind};
 use kornak_cluster::{ClusterConfig, ClusterState, Lsn, Moment, Tags};
@@ -58,10 +59,19 @@ pub struct Plan {
     /// On a standby, where a logical slot can only be copied from the primary's files.
     pub copy_logical: Vec<String>,
     pub advance: Vec<(String, Lsn)>,
+    /// Logical slots that nobody has asked for, seen for the first time: they are dropped later, and somebody
+    /// should hear of it before.
+    pub unknown_logical: Vec<String>,
 }
 
-/// Since when the slot of a member that has vanished is kept.
-pub type GoneSince = BTreeMap<String, Moment>;
+/// What is remembered of slots between two plans.
+#[derive(Debug, Clone, Default)]
+pub struct GoneSince {
+    /// Since when a slot that has no owner is kept.
+    since: BTreeMap<String, Moment>,
+    /// Slots that had an owner.
+    wanted: BTreeSet<String>,
+}
 
 /// The node that the slots are on.
 #[derive(Debug, Clone, Copy)]
@@ -135,7 +145,12 @@ pub fn plan(
     gone_since: &mut GoneSince,
 ) -> Plan {
     let mut plan = Plan::default();
-    gone_since.retain(|name, _| !wanted.contains_key(name));
+    gone_since.since.retain(|name, _| !wanted.contains_key(name));
+    gone_since.wanted.extend(wanted.keys().cloned());
+    // What is gone need not be remembered.
+    gone_since
+        .wanted
+        .retain(|name| wanted.contains_key(name) || found.iter().any(|slot| slot.name == *name));
     for slot in found {
         match wanted.get(&slot.name) {
             Some(wish) if agrees(slot, &wish.kind) => keep(here, slot, wish, &mut plan),
@@ -144,8 +159,13 @@ pub fn plan(
             None if is_somebody_elses(slot, config) => {}
             None => {
                 let is_members = retained.contains(&slot.name);
-                let since = *gone_since.entry(slot.name.clone()).or_insert(now);
-                if !is_members || now.since(since) >= config.member_slots_ttl {
+                let is_unknown = !slot.physical && !gone_since.wanted.contains(&slot.name);
+                if is_unknown && !gone_since.since.contains_key(&slot.name) {
+                    plan.unknown_logical.push(slot.name.clone());
+                }
+                let since = *gone_since.since.entry(slot.name.clone()).or_insert(now);
+                let waits = is_members || is_unknown;
+                if !waits || now.since(since) >= config.member_slots_ttl {
                     plan.drop.push(slot.name.clone());
                 }
             }
@@ -181,6 +201,11 @@ fn keep(here: Here<'_>, slot: &Found, wish: &Wanted, plan: &mut Plan) {
         plan.drop.push(slot.name.clone());
         return;
     }
+    // A copy that has become unusable here is made again while the leader's is fine.
+    if !slot.physical && slot.lost && !here.leads && wish.to.is_some() {
+        plan.drop.push(slot.name.clone());
+        return;
+    }
     let Some(to) = wish.to else { return };
     let to = here.replayed.map_or(to, |replayed| to.min(replayed));
     if slot.position().is_none_or(|at| at < to) {
@@ -206,6 +231,7 @@ fn is_somebody_elses(slot: &Found, config: &ClusterConfig) -> bool {
         || slot.temporary
         || slot.failover
         || slot.name.starts_with("citus_shard_")
+        || config.names_slot(&slot.name)
         || config.ignored_slots().iter().any(|matcher| {
             matcher.matches(&slot.name, kind, slot.database.as_deref(), slot.plugin.as_deref())
         })

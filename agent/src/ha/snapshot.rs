@@ -36,6 +36,8 @@ pub struct Snapshot {
     /// Attempts in a row to bring the server up that came to nothing: the step failed, or the server ended
     /// before it had answered for a while.
     pub failed_starts: u32,
+    /// The store takes no writes: a leader key that is given up could not be created again.
+    pub store_is_full: bool,
     /// Time the agent itself needs to stop a server; it acts so long before the guard does.
     pub stop_budget: Duration,
 }

@@ -25,6 +25,8 @@ pub enum Refusal {
     NoFailover { name: String },
     #[error("candidate {name} is {lag_bytes} bytes behind")]
     Behind { name: String, lag_bytes: u64 },
+    #[error("the configuration in the store makes no sense, and no good one is known")]
+    ConfigUnknown,
     #[error("another handover is under way")]
     Busy,
     #[error("this node does not lead")]
@@ -67,7 +69,7 @@ fn fit(
     lsn: kornak_cluster::Lsn,
     name: &str,
 ) -> Result<u64, Refusal> {
-    let config = cluster.config.clone().unwrap_or_default();
+    let config = cluster.config.clone().ok_or(Refusal::ConfigUnknown)?;
     let member = cluster.members.get(name).ok_or(Refusal::Unknown)?;
     if member.tags.nofailover() {
         return Err(Refusal::NoFailover { name: name.to_owned() });

@@ -97,7 +97,7 @@ impl Now<'_> {
 
 /// Decides the next step for the leader `me`.
 pub fn plan(me: &str, cluster: &ClusterState, facts: &PrimaryFacts) -> SyncStep {
-    let config = cluster.config.clone().unwrap_or_default();
+    let Some(config) = cluster.config.clone() else { return SyncStep::Settled };
     let stored = cluster.sync.clone().unwrap_or_default();
     let mode = config.sync_mode();
     if mode == SyncMode::Off {

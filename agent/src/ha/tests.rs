@@ -6,6 +6,7 @@
 mod following;
 mod leading;
 mod making;
+mod odd;
 mod planned;
 mod quorum;
 mod racing;
@@ -176,6 +177,7 @@ fn standby() -> Snapshot {
         lacks_watchdog: false,
         clones_alone: false,
         failed_starts: 0,
+        store_is_full: false,
         stop_budget: seconds(1),
     }
 }

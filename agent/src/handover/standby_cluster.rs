@@ -66,8 +66,9 @@ async fn leads(ctx: &Context, candidate: &str) -> bool {
     let mut view = ctx.view.clone();
     let somebody = async {
         loop {
-            let state = ctx.keys.state(&view.borrow_and_update().clone());
-            let leader = state.leader.filter(|leader| leader.name != ctx.name);
+            view.borrow_and_update();
+            let state = ctx.state();
+            let leader = state.leader.clone().filter(|leader| leader.name != ctx.name);
             match leader {
                 Some(leader) => return leader.name == candidate,
                 None if view.changed().await.is_err() => return false,

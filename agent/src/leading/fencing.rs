@@ -5,7 +5,7 @@
 //! lease or the server is no primary any more. Meanwhile no Kornak member is promoted by itself. The leader
 //! of a standby cluster is not writable: there is nothing to guard, and nothing to say.
 
-use kornak_cluster::{ClusterState, Unfenced};
+use kornak_cluster::{ClusterState, SafetyKey, Unfenced};
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::info;
 
@@ -20,8 +20,11 @@ pub(super) async fn primary(
     facts: &PrimaryFacts,
     cluster: &ClusterState,
 ) -> Result<(), LeadError> {
-    let paused = cluster.config.as_ref().is_some_and(|config| config.pause);
-    let marked = cluster.unfenced.as_ref().is_some_and(|mark| mark.member == ctx.name);
+    // Whether maintenance mode is on is not known: all stays as it is.
+    let Some(config) = &cluster.config else { return Ok(()) };
+    let paused = config.pause;
+    let own = cluster.unfenced.as_ref().filter(|mark| mark.member == ctx.name);
+    let marked = own.is_some() && !cluster.doubts.contains_key(&SafetyKey::Unfenced);
     let key = ctx.keys.unfenced();
     let Some(held) = ctx.keeper.held() else { return Ok(()) };
     let mine = Compare::Lease { key: ctx.keys.leader(), lease: held.lease };
@@ -38,12 +41,19 @@ pub(super) async fn primary(
                 "maintenance mode: the guard is out of service, nobody is promoted automatically"
             );
         }
-    } else if !paused && (marked || ctx.keeper.is_unfenced()) {
+    } else if !paused && (own.is_some() || ctx.keeper.is_unfenced() || is_nobodys(cluster)) {
         ctx.keeper.fence().await?;
-        ctx.store.txn(Txn::just(Op::delete(&key)).when(mine)).await?;
+        // Not another member's that was written meanwhile.
+        let seen = Compare::Modified { key: key.clone(), revision: cluster.unfenced_revision };
+        ctx.store.txn(Txn::just(Op::delete(&key)).when(mine).when(seen)).await?;
         info!("maintenance mode is over: the guard is back");
     }
     Ok(())
+}
+
+/// A mark that makes no sense, where there was none before.
+fn is_nobodys(cluster: &ClusterState) -> bool {
+    cluster.is_kept(SafetyKey::Unfenced) && cluster.unfenced.is_none()
 }
 
 /// On the leader of a standby cluster.
@@ -57,11 +67,15 @@ pub(super) async fn standby_leader(ctx: &Context) -> Result<(), LeadError> {
 
 /// On every node: a mark of its own is taken back once its server is proven to be no primary.
 pub(super) async fn not_primary(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError> {
-    let marked = cluster.unfenced.as_ref().is_some_and(|mark| mark.member == ctx.name);
+    let Some(mark) = cluster.unfenced.as_ref().filter(|mark| mark.member == ctx.name) else {
+        return Ok(());
+    };
+    let there = !cluster.doubts.contains_key(&SafetyKey::Unfenced);
     let proven = matches!(ctx.observed().server, Server::Stopped | Server::Standby(_));
-    if marked && proven && ctx.view.borrow().reach == kornak_dcs::Reach::Live {
+    if there && proven && ctx.view.borrow().reach == kornak_dcs::Reach::Live {
         let key = ctx.keys.unfenced();
-        ctx.store.txn(Txn::just(Op::delete(key))).await?;
+        let own = Compare::Value { key: key.clone(), value: json(mark) };
+        ctx.store.txn(Txn::just(Op::delete(key)).when(own)).await?;
         info!("the server that no guard watched is no primary any more");
     }
     Ok(())

@@ -51,7 +51,7 @@ fn rows(
 ) -> Vec<HistoryEntry> {
     let row = |line: &HistoryLine| {
         let same = |row: &&HistoryEntry| row.timeline == line.timeline && row.lsn == line.end;
-        let newest = line.timeline.0 + 1 == timeline.0;
+        let newest = line.timeline.0.checked_add(1) == Some(timeline.0);
         let (new_leader, timestamp) = match known.iter().find(same) {
             Some(row) => (row.new_leader.clone(), row.timestamp.clone()),
             None if newest => (Some(here.0.to_owned()), Some(here.1.to_owned())),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, Moment, SyncState};
+use kornak_cluster::{ClusterState, Moment, SafetyKey, SyncState};
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::{info, warn};
 
@@ -30,6 +30,9 @@ pub(super) async fn adjust(
         return Ok(false);
     }
     let mut step = plan(&ctx.name, cluster, facts);
+    if let Some(sync) = to_be_written_again(&ctx.name, cluster) {
+        step = SyncStep::Publish(sync);
+    }
     if writes.may_be_open() && matches!(step, SyncStep::SetNames(_)) && cluster.sync.is_some() {
         // The open write could name a standby for whom commits would stop waiting now. A write that
         // succeeds changes the revision that it compares, so it will not be done any more.
@@ -50,6 +53,13 @@ pub(super) async fn adjust(
             Ok(false)
         }
     }
+}
+
+/// What is in force and is not what the store says: the key is missing, makes no sense, or is of the past.
+fn to_be_written_again(me: &str, cluster: &ClusterState) -> Option<SyncState> {
+    cluster.config.as_ref()?;
+    let odd = cluster.is_kept(SafetyKey::Sync) || cluster.sync_before.is_some();
+    cluster.sync.clone().filter(|sync| odd && sync.leader.as_deref() == Some(me))
 }
 
 async fn publish(ctx: &Context, cluster: &ClusterState, sync: &SyncState) -> Result<(), LeadError> {

@@ -154,7 +154,7 @@ async fn failsafe_answers_carry_the_position_or_the_refusal() {
     let client = peers(None);
     let body = json!({"name": "a"});
     let reply = client.post_failsafe(&format!("http://{yes}"), &body, SOON).await.unwrap();
-    assert_eq!(reply, FailsafeReply::Accepted { lsn: Lsn(12345) });
+    assert_eq!(reply, FailsafeReply::Accepted { lsn: Lsn(12345), promised: None });
     let reply = client.post_failsafe(&format!("http://{no}"), &body, SOON).await.unwrap();
     assert_eq!(reply, FailsafeReply::Refused(500));
 }

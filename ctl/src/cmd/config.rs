@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use kornak_cluster::GroupId;
-use kornak_cluster::config::merge_patch;
+use kornak_cluster::config::{merge_patch, problems};
 use serde_json::{Map, Value};
 
 use crate::diff;
@@ -67,9 +67,16 @@ pub async fn show(global: &Global, args: &ShowArgs) -> anyhow::Result<()> {
 pub async fn edit(global: &Global, args: EditArgs) -> anyhow::Result<()> {
     let target = Target::find(global, args.cluster_name.as_deref())?;
     let group = target.read_one(args.group.or(target.own_group)).await?;
-    let before = group.config.clone();
-    let before = before
-        .ok_or_else(|| anyhow!("The config key does not exist in the cluster {}", target.name))?;
+    let before = match group.config.clone() {
+        Some(before) => before,
+        // The way back from a value that nobody can read.
+        None if group.config_revision > 0 && args.replace.is_some() => Map::new(),
+        None if group.config_revision > 0 => bail!(
+            "The config key of the cluster {} makes no sense; write it again with --replace FILE",
+            target.name
+        ),
+        None => bail!("The config key does not exist in the cluster {}", target.name),
+    };
     let old_text = render::yaml(&Value::Object(before.clone()));
     let mut after = before.clone();
     let from_options = args.apply.is_some()
@@ -91,6 +98,10 @@ pub async fn edit(global: &Global, args: EditArgs) -> anyhow::Result<()> {
     }
     for setting in &args.pg {
         set(&mut after, setting, &["postgresql", "parameters"])?;
+    }
+    let known = problems(&before);
+    if let Some(problem) = problems(&after).into_iter().find(|problem| !known.contains(problem)) {
+        bail!("{problem}");
     }
     let new_text = render::yaml(&Value::Object(after.clone()));
     if before == after {

@@ -106,6 +106,10 @@ pub(super) fn refusal(code: i32, detail: &str) -> Option<Failure> {
         }
         code::PERMISSION_DENIED | code::UNAUTHENTICATED => denied(detail),
         _ if has("authentication") || has("user name") || has("permission") => denied(detail),
+        // Whatever the code: nothing was written.
+        _ if has("database space exceeded") => {
+            Failure::Definite(DcsError::Full { detail: detail.to_owned() })
+        }
         code::INVALID_ARGUMENT
         | code::NOT_FOUND
         | code::RESOURCE_EXHAUSTED

@@ -19,7 +19,7 @@ fn a_refusal_is_definite_only_in_etcds_own_words() {
         (3, "etcdserver: authentication failed, invalid user ID or password", "Definite(Denied"),
         (3, "etcdserver: user name is empty", "Definite(Denied"),
         (3, "etcdserver: duplicate key given in txn request", "Definite(Refused"),
-        (8, "etcdserver: mvcc: database space exceeded", "Definite(Refused"),
+        (8, "etcdserver: mvcc: database space exceeded", "Definite(Full"),
         (14, "etcdserver: no leader", "NotDone"),
         (8, "etcdserver: too many requests", "NotDone"),
         (16, "etcdserver: invalid auth token", "Stale"),

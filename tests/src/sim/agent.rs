@@ -342,6 +342,7 @@ impl Agent {
             lacks_watchdog: false,
             clones_alone: false,
             failed_starts: 0,
+            store_is_full: false,
             stop_budget: STOP_BUDGET,
         }
     }

@@ -45,8 +45,9 @@ fn describe(command: Command) -> (String, Done) {
             let request = request.map(|request| json!(request).to_string());
             (format!("schedule {}", request.unwrap_or_default()), say(answer, "written"))
         }
-        Command::Failsafe { leader, answer } => {
-            let accepted = FailsafeAnswer::Accepted { lsn: Lsn(77) };
+        Command::Failsafe { leader, answer, .. } => {
+            let accepted =
+                FailsafeAnswer::Accepted { lsn: Lsn(77), promised: Duration::from_secs(30) };
             (format!("failsafe {leader}"), Box::new(move || answer.send(accepted).unwrap()))
         }
         Command::Look => ("look".to_owned(), Box::new(|| {})),
@@ -116,7 +117,13 @@ async fn an_accepted_failsafe_request_tells_the_position() {
     let (node, _) = obedient(standby(), settings());
     let reply = node.post("/failsafe", &json!({"name": "pg2", "slots": {}})).await;
     assert_eq!(reply.headers["lsn"], "77");
-    for (answer, status) in [(FailsafeAnswer::Leading, 500), (FailsafeAnswer::Off, 502)] {
+    assert_eq!(reply.headers["x-kornak-promised-ms"], "30000");
+    let answers = [
+        (FailsafeAnswer::Leading, 500),
+        (FailsafeAnswer::Off, 502),
+        (FailsafeAnswer::NotTheLeader, 403),
+    ];
+    for (answer, status) in answers {
         let node = super::node(standby(), settings(), move |command| {
             let Command::Failsafe { answer: to, .. } = command else { panic!("{command:?}") };
             to.send(answer).unwrap();

@@ -101,7 +101,7 @@ fn planned(name: &str, config: Value, found: &[Found]) -> Plan {
     let wanted = wanted(here, &cluster, str::to_owned);
     let config = cluster.config.clone().unwrap();
     let now = Moment::at_millis(1000);
-    plan(here, &config, &wanted, found, &retained, now, &mut GoneSince::new())
+    plan(here, &config, &wanted, found, &retained, now, &mut GoneSince::default())
 }
 
 fn names(list: &[&str]) -> Vec<String> {
@@ -127,7 +127,15 @@ fn a_slot_that_is_in_use_is_left_alone() {
 fn slots_that_nobody_needs_are_dropped_but_for_those_to_be_ignored() {
     let ignore = json!({"ignore_slots": [{"name": "backup"}, {"type": "logical"}]});
     let found = [slot("b", 900), slot("c", 900), slot("backup", 1), logical("stranger", 20)];
-    assert_eq!(planned("a", json!({}), &found).drop, names(&["backup", "stranger"]));
+    let plan = planned("a", json!({}), &found);
+    assert_eq!(plan.drop, names(&["backup"]));
+    assert_eq!(
+        plan.unknown_logical,
+        names(&["stranger"]),
+        "somebody's place in a stream of changes"
+    );
+    let at_once = planned("a", json!({"member_slots_ttl": 0}), &found);
+    assert_eq!(at_once.drop, names(&["backup", "stranger"]));
     assert!(planned("a", ignore, &found).drop.is_empty());
     let found = [
         Found { temporary: true, ..slot("t", 1) },
@@ -144,7 +152,7 @@ fn the_slot_of_a_member_that_has_vanished_is_kept_for_a_while() {
     let here = here("a", &tags);
     let wanted = wanted(here, &cluster, str::to_owned);
     let config = cluster.config.clone().unwrap();
-    let mut gone = GoneSince::new();
+    let mut gone = GoneSince::default();
     let found = [slot("b", 900), slot("c", 900), slot("gone", 100)];
     let mut at = |seconds: u64| {
         let now = Moment::at_millis(seconds * 1000);
@@ -153,6 +161,39 @@ fn the_slot_of_a_member_that_has_vanished_is_kept_for_a_while() {
     };
     assert!(at(10).is_empty() && at(69).is_empty());
     assert_eq!(at(70), names(&["gone"]));
+}
+
+#[test]
+fn a_logical_slot_that_nobody_has_asked_for_is_kept_for_a_while_and_one_taken_off_the_list_is_not()
+{
+    let with = |slots: Value| cluster(json!({"member_slots_ttl": 60, "slots": slots}), &[]);
+    let listed = json!({"cdc": {"type": "logical", "database": "app", "plugin": "x"}});
+    let tags = Tags::default();
+    let here = here("a", &tags);
+    let mut gone = GoneSince::default();
+    let found = [slot("b", 900), slot("c", 900), logical("cdc", 20), logical("dbz", 20)];
+    let mut at = |seconds: u64, slots: &Value| {
+        let cluster = with(slots.clone());
+        let wanted = wanted(here, &cluster, str::to_owned);
+        let now = Moment::at_millis(seconds * 1000);
+        let config = cluster.config.clone().unwrap();
+        let plan = plan(here, &config, &wanted, &found, &[], now, &mut gone);
+        (plan.drop, plan.unknown_logical)
+    };
+    assert_eq!(at(10, &listed), (vec![], names(&["dbz"])));
+    assert_eq!(at(11, &json!({"cdc": {"type": "logical"}})), (vec![], vec![]), "half a word");
+    assert_eq!(at(12, &json!({})), (names(&["cdc"]), vec![]), "said once");
+    assert_eq!(at(70, &listed), (names(&["dbz"]), vec![]));
+}
+
+#[test]
+fn a_copy_that_lost_its_log_is_made_again_while_the_leaders_is_fine() {
+    let config =
+        || json!({"slots": {"cdc": {"type": "logical", "database": "app", "plugin": "x"}}});
+    let lost = || [Found { lost: true, ..logical("cdc", 390) }];
+    let plan = planned("b", config(), &lost());
+    assert_eq!((plan.drop, plan.copy_logical), (names(&["cdc"]), names(&["cdc"])));
+    assert!(planned("a", config(), &lost()).drop.is_empty(), "the leader's is somebody's place");
 }
 
 #[test]

@@ -149,7 +149,7 @@ async fn promise(agent: &Rc<Agent>, to: String, revision: u64) -> bool {
     if !agent.w.plan.failsafe || leading || agent.claiming.get() {
         return false;
     }
-    let length = promise_length(agent.w.plan.ttl);
+    let length = promise_length(agent.w.plan.ttl, None);
     let until = agent.now() + length;
     let boot = agent.machine().clock.borrow().boot;
     // Between the look above and the word on disk nothing is awaited: the process does one thing.

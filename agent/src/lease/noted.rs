@@ -1,0 +1,116 @@
+//! The number of the leader key's lease, beside the data directory: only who has this data may take the
+//! lease up again after a restart of the agent.
+//!
+//! The file is written whole and durably, in the background while the store is asked: nobody who is held in a
+//! switchover waits for a disk.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_dcs::LeaseId;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tracing::warn;
+
+/// A disk that hangs must not keep a leader from leading; without the note a restart of the agent waits for
+/// the lease to end.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The note. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Noted {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    /// What the file is to hold.
+    wanted: Mutex<Option<LeaseId>>,
+    /// Held while the file is being changed.
+    file: Mutex<()>,
+}
+
+/// A note that is being written.
+#[derive(Debug)]
+pub(super) struct Writing(JoinHandle<()>);
+
+impl Writing {
+    /// Waits until the note is on disk, within reason.
+    pub(super) async fn done(self) {
+        if tokio::time::timeout(PATIENCE, self.0).await.is_err() {
+            warn!(
+                "the disk takes its time: the lease may not be noted, a restart may wait for it to end"
+            );
+        }
+    }
+}
+
+impl Noted {
+    /// Reads what is there.
+    pub(super) fn new(path: PathBuf) -> Self {
+        let read = || std::fs::read_to_string(&path).ok()?.trim().parse().ok();
+        let wanted = Mutex::new(read());
+        Self { shared: Arc::new(Shared { path, wanted, file: Mutex::new(()) }) }
+    }
+
+    pub(super) fn lease(&self) -> Option<LeaseId> {
+        *self.shared.wanted.lock()
+    }
+
+    pub(super) fn note(&self, lease: LeaseId) -> Writing {
+        *self.shared.wanted.lock() = Some(lease);
+        let shared = Arc::clone(&self.shared);
+        Writing(tokio::task::spawn_blocking(move || shared.write(lease)))
+    }
+
+    pub(super) fn forget(&self) {
+        self.shared.wanted.lock().take();
+        // One that is being written removes itself afterwards.
+        if let Some(_file) = self.shared.file.try_lock() {
+            self.shared.remove();
+        }
+    }
+}
+
+impl Shared {
+    fn write(&self, lease: LeaseId) {
+        let _file = self.file.lock();
+        if *self.wanted.lock() != Some(lease) {
+            return;
+        }
+        if let Err(error) = crate::durable::write(&self.path, lease.to_string().as_bytes()) {
+            warn!(error = %error, "the lease could not be noted on disk; a restart will wait for it to end");
+        }
+        if self.wanted.lock().is_none() {
+            self.remove();
+        }
+    }
+
+    fn remove(&self) {
+        // Absent is as good as forgotten; a stale number is compared with the store before use.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_forgotten_is_not_there_and_what_is_noted_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leader-lease");
+        let noted = Noted::new(path.clone());
+        noted.note(7).done().await;
+        assert_eq!(Noted::new(path.clone()).lease(), Some(7));
+        let late = noted.note(8);
+        noted.forget();
+        late.done().await;
+        assert_eq!((noted.lease(), path.exists()), (None, false));
+        noted.note(9).done().await;
+        noted.note(10).done().await;
+        assert_eq!(Noted::new(path).lease(), Some(10));
+    }
+}

@@ -1,0 +1,197 @@
+//! What the agent remembers of the store, beside what the store shows: the last good values
+//! ([`kornak_cluster::Known`]), of which the configuration outlives the agent in a file beside the data
+//! directory, as Patroni's `patroni.dynamic.json` does.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kornak_cluster::{ClusterConfig, ClusterState, Doubt, GroupId, Known, SafetyKey};
+use kornak_dcs::keys::Keys;
+use kornak_dcs::{Reach, View};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// See the module. One for each data directory; it outlives an instance of the agent.
+#[derive(Debug)]
+pub struct Memory {
+    path: PathBuf,
+    inner: Mutex<Inner>,
+    /// What the file holds, or is about to hold.
+    kept: Mutex<Option<Kept>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    known: Known,
+    /// What was made of the newest view.
+    last: Option<(Arc<View>, Option<String>, Arc<ClusterState>)>,
+    /// What was said of each key.
+    said: BTreeMap<SafetyKey, Doubt>,
+}
+
+/// The file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    /// Of the cluster whose configuration it is.
+    system_identifier: String,
+    config: Map<String, Value>,
+}
+
+impl Memory {
+    /// Reads what an earlier agent has left; a file that cannot be read counts as none.
+    pub fn load(path: PathBuf) -> Self {
+        let read = || serde_json::from_slice::<Kept>(&std::fs::read(&path).ok()?).ok();
+        let kept = read();
+        let cached = kept.clone().and_then(|kept| {
+            let text = Value::Object(kept.config).to_string();
+            Some((kept.system_identifier, ClusterConfig::parse(&text)?))
+        });
+        let known = Known::with_cached(cached);
+        let inner = Mutex::new(Inner { known, ..Inner::default() });
+        Self { path, inner, kept: Mutex::new(kept) }
+    }
+
+    /// The group's state by the newest view, with what is remembered. `own_identifier`: of the data
+    /// directory.
+    pub fn read(
+        &self,
+        view: &watch::Receiver<Arc<View>>,
+        keys: &Keys,
+        group: Option<GroupId>,
+        own_identifier: Option<&str>,
+    ) -> Arc<ClusterState> {
+        let mut inner = self.inner.lock();
+        // Behind the lock: an older view after a newer one would look like a store that was restored.
+        let view = Arc::clone(&view.borrow());
+        if let Some((seen, identifier, state)) = &inner.last
+            && Arc::ptr_eq(seen, &view)
+            && identifier.as_deref() == own_identifier
+        {
+            return Arc::clone(state);
+        }
+        let mut state = keys.state(&view);
+        if state.handover.as_ref().is_some_and(|record| record.group != group) {
+            // Another group's, which may have a member of the same name.
+            state.handover = None;
+        }
+        if view.reach != Reach::Never {
+            inner.known.fill(&mut state, own_identifier);
+            inner.say(&state, keys);
+        }
+        let state = Arc::new(state);
+        inner.last = Some((view, own_identifier.map(str::to_owned), Arc::clone(&state)));
+        state
+    }
+
+    /// Keeps the configuration for the next agent, if it has changed. Returns at once; the file is written
+    /// in the background.
+    pub fn keep(self: &Arc<Self>, cluster: &ClusterState, own_identifier: Option<&str>) {
+        let initialize = || cluster.initialize.clone().filter(|identifier| !identifier.is_empty());
+        let identifier = own_identifier.map(str::to_owned).or_else(initialize);
+        let (Some(config), Some(system_identifier)) = (&cluster.config, identifier) else { return };
+        let new = Kept { system_identifier, config: config.raw.clone() };
+        {
+            let mut kept = self.kept.lock();
+            if kept.as_ref() == Some(&new) {
+                return;
+            }
+            *kept = Some(new);
+        }
+        let memory = Arc::clone(self);
+        tokio::task::spawn_blocking(move || memory.write());
+    }
+
+    fn write(&self) {
+        // Held while writing, so that the newest is written last.
+        let mut kept = self.kept.lock();
+        let Some(text) = kept.as_ref().and_then(|kept| serde_json::to_vec(kept).ok()) else {
+            return;
+        };
+        if let Err(error) = crate::durable::write(&self.path, &text) {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                file = %self.path.display(),
+                "the configuration could not be kept for a restart of the agent"
+            );
+            *kept = None;
+        }
+    }
+}
+
+impl Inner {
+    /// Says once what is odd, and that it is over.
+    fn say(&mut self, state: &ClusterState, keys: &Keys) {
+        for (key, doubt) in &state.doubts {
+            if self.said.get(key) == Some(doubt) {
+                continue;
+            }
+            let name = name(*key, keys);
+            match doubt {
+                Doubt::Kept => warn!(
+                    key = name,
+                    "the key is missing in the store or makes no sense: its last good value stays in force"
+                ),
+                Doubt::Unreadable | Doubt::Unknown => warn!(
+                    key = name,
+                    "the key is missing in the store or makes no sense, and no good value is known: nothing that \
+                     needs it is decided here; write it again"
+                ),
+            }
+        }
+        for key in self.said.keys().filter(|key| !state.doubts.contains_key(key)) {
+            info!(key = name(*key, keys), "the key makes sense again");
+        }
+        self.said.clone_from(&state.doubts);
+    }
+}
+
+fn name(key: SafetyKey, keys: &Keys) -> String {
+    match key {
+        SafetyKey::Config => keys.config(),
+        SafetyKey::Sync => keys.sync(),
+        SafetyKey::Failsafe => keys.failsafe(),
+        SafetyKey::Unfenced => keys.unfenced(),
+        SafetyKey::Handover => keys.handover(),
+        SafetyKey::Initialize => keys.initialize(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kornak_cluster::Scope;
+    use kornak_dcs::memory::MemoryDcs;
+    use kornak_dcs::{Dcs, Op, Txn};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_configuration_outlives_the_agent_and_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dynamic.json");
+        let keys = Keys::new(&Scope::new("service", "demo", None));
+        let store = MemoryDcs::manual();
+        let follow = store.follow(keys.root());
+        for (key, value) in [(keys.config(), r#"{"pause":true}"#), (keys.initialize(), "7")] {
+            store.txn(Txn::just(Op::put(key, value))).await.unwrap();
+        }
+        let view = follow.subscribe();
+        let memory = Arc::new(Memory::load(path.clone()));
+        let state = memory.read(&view, &keys, None, Some("7"));
+        memory.keep(&state, Some("7"));
+        while !path.exists() {
+            tokio::task::yield_now().await;
+        }
+        store.txn(Txn::just(Op::delete(keys.config()))).await.unwrap();
+        for memory in [&memory, &Arc::new(Memory::load(path.clone()))] {
+            let state = memory.read(&view, &keys, None, Some("7"));
+            assert!(state.config.as_ref().is_some_and(|config| config.pause));
+            assert!(state.is_kept(SafetyKey::Config) && state.config_revision == 0);
+        }
+        let other = Memory::load(path).read(&view, &keys, None, Some("8"));
+        assert_eq!(other.config, None, "another cluster's data lies here now");
+    }
+}
