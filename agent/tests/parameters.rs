@@ -62,7 +62,9 @@ async fn a_password_is_the_same_in_a_server_of_another_encoding() {
     let latin = latin
         .map(|(name, value)| InitdbOption { name: name.to_owned(), value: Some(value.to_owned()) });
     a.postgres.initdb(&latin, &[]).await.unwrap();
-    a.start_primary().await;
+    a.postgres.start_first(&StartAs::Primary(Fencing::Unfenced)).await.unwrap();
+    a.postgres.wait_ready(LIMIT).await.unwrap();
     a.postgres.create_roles().await.unwrap();
+    a.postgres.finish_first().await.unwrap();
     stream(&a, &b).await;
 }

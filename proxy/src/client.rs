@@ -276,9 +276,9 @@ impl Client {
                 Stop::ClientGone => Err(End::Gone),
                 Stop::ClientEnded => Ok(()),
                 Stop::HungUp => Box::pin(self.hung_up()).await,
-                Stop::ClientGarbage => {
+                Stop::ClientGarbage(error) => {
                     count(&self.talk.shared.metrics.malformed);
-                    Err(self.told(Verdict::Garbage))
+                    Err(self.told(Verdict::Garbage(error)))
                 }
                 Stop::ServerGarbage => self.after_loss(),
                 Stop::Unfit => Box::pin(self.make_fit()).await,

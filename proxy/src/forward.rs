@@ -447,6 +447,8 @@ impl Conversation {
         let session = &mut self.session;
         let mut edits = Edits::default();
         let (mut waits, mut ended) = (false, false);
+        // Where the last message ends that may be passed on, should the next one be none.
+        let mut good = data.len().min(self.client_scanner.remaining() as usize);
         let scanned = match &self.member {
             None => self.client_scanner.scan(data, |seen| {
                 if session.ignores(seen.tag) || session.must_settle() {
@@ -454,6 +456,7 @@ impl Conversation {
                     return Flow::StopBefore;
                 }
                 let ends = session.forwarded(&seen);
+                good = seen.end.unwrap_or(good);
                 if ends && draining { Flow::StopAfter } else { Flow::Pass }
             }),
             Some(member) => self.client_scanner.scan(data, |seen| {
@@ -470,11 +473,22 @@ impl Conversation {
                     return Flow::StopBefore;
                 }
                 let ends = session.forwarded_pooled(&seen, &member.lender().texts, &mut edits);
+                good = seen.end.unwrap_or(good);
                 if ends && draining { Flow::StopAfter } else { Flow::Pass }
             }),
         };
-        let Ok(at) = scanned else { return Err(Stop::ClientGarbage) };
-        let end = at - self.client_scanner.unshown();
+        let (at, end) = match scanned {
+            Ok(at) => (at, at - self.client_scanner.unshown()),
+            Err(error) if good == 0 && !session.will_answer() => {
+                return Err(Stop::ClientGarbage(error));
+            }
+            // A server answers what came before such a message, and ends the session then.
+            Err(_) => {
+                self.client_scanner.reset();
+                waits = true;
+                (good, good)
+            }
+        };
         if end == data.len() {
             self.hold(b"", Held::Partial);
         } else {

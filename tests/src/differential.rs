@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kornak_protocol::error::ErrorView;
 use kornak_protocol::frame::Frame;
-use kornak_protocol::sqlstate::QUERY_CANCELED;
+use kornak_protocol::sqlstate::{PROTOCOL_VIOLATION, QUERY_CANCELED};
 
 use crate::run::postgres::{Postgres, connect, superuser};
 use crate::run::proxy::Proxy;
@@ -456,12 +456,16 @@ impl Side {
     }
 
     /// Without what is not the same twice: a notification of our own names our own process, and a
-    /// cancel request arrives in one place of a function or the next.
+    /// cancel request arrives in one place of a function or the next. The proxy refuses messages that no
+    /// server knows itself, in a server's words, and names no place in a server's source.
     fn comparable(&self, frame: Frame) -> Frame {
         let own = self.talker.key.pid.to_be_bytes();
         match (frame.tag, frame.body.strip_prefix(&own)) {
             (b'A', Some(rest)) => Frame { tag: b'A', body: [b"own:", rest].concat().into() },
-            (b'E', _) if ErrorView::parse_prefix(&frame.body).sqlstate() == QUERY_CANCELED => {
+            (b'E', _)
+                if [QUERY_CANCELED, PROTOCOL_VIOLATION]
+                    .contains(&ErrorView::parse_prefix(&frame.body).sqlstate()) =>
+            {
                 let fields = frame.body.split(|byte| *byte == 0);
                 let kept =
                     fields.filter(|field| b"SVCM".iter().any(|it| field.first() == Some(it)));

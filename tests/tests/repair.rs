@@ -225,7 +225,11 @@ async fn a_diverged_primary_comes_back_by_rewind_or_as_a_new_copy() -> Result<()
     let watch = cluster.watch_writes();
     cluster.etcd.restore(&snapshot).await?;
     cluster.healthy(LIMIT).await;
-    let client = cluster.connect_to_leader().await?;
+    // Members may have shown what they knew before the store came back without their leadership.
+    let client = until(LIMIT, "a leader in the restored store", || async {
+        cluster.connect_to_leader().await.map_err(|error| format!("{error:#}"))
+    })
+    .await;
     let kept: i64 = client.query_one("SELECT count(*) FROM kept", &[]).await?.get(0);
     assert_eq!(kept, 3, "what was written after the backup of the store is there");
     cluster.proxy.ready(&cluster.app(), LIMIT).await;

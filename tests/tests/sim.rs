@@ -27,7 +27,7 @@ const MUTATIONS: [(Mutation, Kind, u64); 28] = [
     (Mutation::ClaimOnOldSync, Kind::Churn, 190),
     (Mutation::NamesBeforeStore, Kind::Synchronous, 80),
     (Mutation::OpenSyncWriteIgnored, Kind::Churn, 1125),
-    (Mutation::PlansFromOldView, Kind::Churn, 20),
+    (Mutation::PlansFromOldView, Kind::Churn, 110),
     (Mutation::StartsBesideItsStandbys, Kind::Churn, 330),
     (Mutation::StandsAloneByAnOldView, Kind::Handover, 1695),
     (Mutation::PromotedBesideItsStandbys, Kind::Churn, 330),

@@ -88,7 +88,7 @@ impl Client {
 
     pub(super) fn refuse(&mut self, verdict: Verdict) -> Result<(), End> {
         self.talk.handle.set_doing(Doing::Idle);
-        self.talk.refuse_held(verdict).map_err(|_| self.told(Verdict::Garbage))
+        self.talk.refuse_held(verdict).map_err(|error| self.told(Verdict::Garbage(error)))
     }
 
     pub(super) fn cannot_move(&self, error: &DialError) -> End {

@@ -1,7 +1,7 @@
 //! Requests that are answered here: of a transaction whose server is gone, and of those that were refused
 //! before they were forwarded.
 
-use kornak_protocol::frame::{Direction, Flow, Scanner};
+use kornak_protocol::frame::{Direction, Flow, FrameError, Scanner};
 
 use super::{Conversation, Held, Moved, Stop};
 use crate::registry::Doing;
@@ -23,7 +23,7 @@ impl Conversation {
                 Answered::Open => Flow::StopAfter,
             }
         });
-        let Ok(at) = scanned else { return Err(Stop::ClientGarbage) };
+        let at = scanned.map_err(Stop::ClientGarbage)?;
         if gone {
             return Err(Stop::ClientGone);
         }
@@ -45,7 +45,7 @@ impl Conversation {
     }
 
     /// Refuses the request that is held back.
-    pub fn refuse_held(&mut self, verdict: Verdict) -> Result<(), Stop> {
+    pub fn refuse_held(&mut self, verdict: Verdict) -> Result<(), FrameError> {
         let held = self.held.split().freeze();
         let (session, out) = (&mut self.session, &mut self.to_client);
         let mut scanner = Scanner::new(Direction::Frontend);
@@ -53,7 +53,7 @@ impl Conversation {
             session.refuse(&seen, verdict, out);
             Flow::StopAfter
         });
-        let Ok(at) = scanned else { return Err(Stop::ClientGarbage) };
+        let at = scanned?;
         self.count_errors();
         self.drop_client = scanner.remaining();
         let end = at - scanner.unshown();

@@ -41,7 +41,7 @@ impl Conversation {
             b'd' | b'c' | b'f' | b'H' => Flow::Pass,
             _ => Flow::StopBefore,
         });
-        let Ok(at) = scanned else { return Err(Stop::ClientGarbage) };
+        let at = scanned.map_err(Stop::ClientGarbage)?;
         self.drop_client = scanner.remaining();
         Ok(data.get(at - scanner.unshown()..).unwrap_or_default())
     }

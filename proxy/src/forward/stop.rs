@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kornak_protocol::error::ErrorView;
+use kornak_protocol::frame::FrameError;
 use kornak_protocol::sqlstate::SqlState;
 
 use crate::backend::DialError;
@@ -21,8 +22,8 @@ pub enum Stop {
     ClientEnded,
     /// The client, whose request waits, has closed its side.
     HungUp,
-    /// The client's bytes cannot be followed.
-    ClientGarbage,
+    /// The client's bytes cannot be followed, and everything before them is answered.
+    ClientGarbage(FrameError),
     /// The server's bytes cannot be followed.
     ServerGarbage,
     /// Somebody wants our attention.

@@ -6,10 +6,11 @@
 use bytes::BytesMut;
 use kornak_protocol::backend;
 use kornak_protocol::error::ErrorFields;
+use kornak_protocol::frame::FrameError;
 use kornak_protocol::pipeline::{Kind, Owner, Pipeline};
 use kornak_protocol::sqlstate::{
     ADMIN_SHUTDOWN, CANNOT_CONNECT_NOW, CONFIGURATION_LIMIT_EXCEEDED, IN_FAILED_SQL_TRANSACTION,
-    PROTOCOL_VIOLATION, QUERY_CANCELED, SERIALIZATION_FAILURE, SqlState, TOO_MANY_CONNECTIONS,
+    QUERY_CANCELED, SERIALIZATION_FAILURE, SqlState, TOO_MANY_CONNECTIONS,
     TRANSACTION_RESOLUTION_UNKNOWN,
 };
 use kornak_protocol::txn::TransactionStatus;
@@ -44,7 +45,7 @@ pub enum Verdict {
     /// 57P01: the proxy shuts down.
     Shutdown,
     /// 08P01: what came could not be followed.
-    Garbage,
+    Garbage(FrameError),
 }
 
 impl Verdict {
@@ -59,7 +60,7 @@ impl Verdict {
             Self::Dead => IN_FAILED_SQL_TRANSACTION,
             Self::Cancelled => QUERY_CANCELED,
             Self::Ends(_) | Self::NotKept | Self::Shutdown => ADMIN_SHUTDOWN,
-            Self::Garbage => PROTOCOL_VIOLATION,
+            Self::Garbage(error) => error.sqlstate(),
         }
     }
 
@@ -113,7 +114,11 @@ impl Verdict {
             Self::Shutdown => {
                 ErrorFields::fatal(state, "terminating connection due to administrator command")
             }
-            Self::Garbage => ErrorFields::fatal(state, "invalid message format"),
+            // A server's words.
+            Self::Garbage(FrameError::UnknownType { tag }) => {
+                ErrorFields::fatal(state, format!("invalid frontend message type {tag}"))
+            }
+            Self::Garbage(_) => ErrorFields::fatal(state, "invalid message format"),
         }
     }
 

@@ -2,12 +2,13 @@
 //! do, limits of clients and of their time, balancers, the status port, and what the lookup role says
 //! to a server that nobody knows.
 
+mod lookup;
+
 use std::fs;
-use std::net::TcpListener as StdListener;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use kornak_protocol::error::ErrorView;
 use kornak_protocol::startup::{ProtocolVersion, put_startup};
 use kornak_tests::run::kornak;
@@ -18,7 +19,7 @@ use kornak_tests::run::rest::Rest;
 use kornak_tests::run::scratch::Scratch;
 use kornak_tests::run::wait::until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_postgres::Client;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -147,7 +148,7 @@ async fn who_may_come_in() -> Result<()> {
     what_a_login_says_is_read_as_a_server_reads_it(&scratch, &server, &long).await?;
     a_balancer_is_believed_if_it_is_named(&scratch, &server).await?;
     the_status_port_shows_names_to_who_has_the_password(&scratch, &server).await?;
-    the_lookup_password_is_for_verified_servers(&scratch).await?;
+    lookup::the_lookup_password_is_for_verified_servers(&scratch).await?;
     scratch.passed();
     Ok(())
 }
@@ -570,52 +571,4 @@ async fn the_status_port_shows_names_to_who_has_the_password(
         }
     }
     Ok(())
-}
-
-/// A server that asks for a password in clear text, then for an md5 hash, and hears nothing.
-async fn the_lookup_password_is_for_verified_servers(scratch: &Scratch) -> Result<()> {
-    let listener = StdListener::bind("127.0.0.1:0")?;
-    listener.set_nonblocking(true)?;
-    let port = listener.local_addr()?.port();
-    let listener = TcpListener::from_std(listener)?;
-    let lines = format!("status: {{listen: \"STATUS\"}}\n{}", auth(""));
-    let _proxy = Proxy::start(scratch, "unverified", port, &[""], &lines).await?;
-    for asked in [&[0, 0, 0, 3][..], &[0, 0, 0, 5, 1, 2, 3, 4]] {
-        let until_asked = Instant::now() + SOON;
-        loop {
-            anyhow::ensure!(Instant::now() < until_asked, "nobody logs in");
-            let (mut socket, _) = tokio::time::timeout(SOON, listener.accept()).await??;
-            let mut packet = whole_packet(&mut socket).await?;
-            if packet.get(4..8) == Some(&80_877_103u32.to_be_bytes()) {
-                // No TLS.
-                socket.write_all(b"N").await?;
-                packet = whole_packet(&mut socket).await?;
-            }
-            if !packet.windows(4).any(|part| part == b"user") {
-                continue;
-            }
-            let mut question = BytesMut::new();
-            question.put_u8(b'R');
-            question.put_u32(asked.len() as u32 + 4);
-            question.extend_from_slice(asked);
-            socket.write_all(&question).await?;
-            let mut answer = Vec::new();
-            // A reset is as good as an orderly end.
-            let _ = tokio::time::timeout(SOON, socket.read_to_end(&mut answer)).await?;
-            assert!(!answer.starts_with(b"p"), "it said {:?}", String::from_utf8_lossy(&answer));
-            break;
-        }
-    }
-    Ok(())
-}
-
-async fn whole_packet(socket: &mut TcpStream) -> Result<BytesMut> {
-    let mut packet = BytesMut::new();
-    let length = |packet: &BytesMut| packet.first_chunk().map_or(8, |it| u32::from_be_bytes(*it));
-    while packet.len() < length(&packet) as usize {
-        if socket.read_buf(&mut packet).await? == 0 {
-            break;
-        }
-    }
-    Ok(packet)
 }
