@@ -287,7 +287,9 @@ impl Pipeline {
             self.pop();
             // Never executed, so they do not count for what may have happened.
             let judge = self.judge;
-            while self.owed.front().is_some_and(|next| next.kind != Kind::Sync) {
+            while let Some(next) = self.owed.front().filter(|next| next.kind != Kind::Sync) {
+                // A Sync that the COPY had not swallowed would have it executed.
+                self.lost |= self.doubtful > 0 && !next.is_unasked();
                 self.pop();
             }
             self.judge = judge;

@@ -232,6 +232,18 @@ fn a_copy_that_fails_is_settled_by_asking() {
 }
 
 #[test]
+fn a_request_behind_a_copy_that_may_have_swallowed_its_sync_pins_the_session() {
+    let mut p = idle();
+    send(&mut p, &[Sent::Bind(1), Sent::Execute(stays(2)), Sent::Sync]);
+    answer(&mut p, b"2G").unwrap();
+    send(&mut p, &[Sent::CopyData, Sent::Sync, Sent::CopyDone, Sent::Query(stays(3))]);
+    answer(&mut p, b"e").unwrap();
+    assert!(p.is_lost() && !p.movable());
+    // The server had failed before it read the Sync, and executes the query.
+    answer(&mut p, b"ICI").unwrap();
+}
+
+#[test]
 fn a_copy_mixed_with_other_requests_pins_the_session() {
     let mut p = idle();
     p.sent(Sent::Query(stays(1)));
