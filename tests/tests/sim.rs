@@ -18,7 +18,7 @@ const MUTATIONS: [(Mutation, Kind, u64); 28] = [
     (Mutation::KeepaliveIsProof, Kind::Asynchronous, 0),
     (Mutation::PostmasterGoneMeansStopped, Kind::Handover, 0),
     (Mutation::CandidateIgnoresSync, Kind::Synchronous, 0),
-    (Mutation::ClaimOnAnotherView, Kind::Quorum, 1645),
+    (Mutation::ClaimOnAnotherView, Kind::Churn, 2110),
     (Mutation::QuorumIgnored, Kind::Quorum, 0),
     (Mutation::AnswersFromMemory, Kind::Untrue, 80),
     (Mutation::DownCounts, Kind::Untrue, 0),
