@@ -3,7 +3,7 @@
 //! Health checks and everything else that is read are answered from the newest [`NodeView`] in memory: no SQL, no
 //! store, so a slow server cannot hang a health check, and a check costs microseconds. The exception is
 //! `GET /patroni`, by which members compare how much they have when nobody leads: it waits for a look at the server
-//! that began after the question ([`look`]). Everything that changes something becomes a [`Command`] for the driver; the API waits for its answer as long as it takes.
+//! that began after the question (`api::look`). Everything that changes something becomes a [`Command`] for the driver; the API waits for its answer as long as it takes.
 //!
 //! The router is one function and not a table of routes, because Patroni's rules are no table: the
 //! first path element and the method choose an endpoint, and any other path is a health check that is

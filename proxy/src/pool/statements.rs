@@ -10,7 +10,7 @@
 //! | Parse of a text | Parse under our name; if this connection had the text, the new one stands for it from then on |
 //! | Bind, Describe of a name | the same with our name, behind a Parse if this connection lacks the text |
 //! | Close of a name | Close of a name that nobody has: others may use the text |
-//! | SQL's DEALLOCATE, EXECUTE, PREPARE of a name | the same with our name, or a statement that does nothing and is answered as DEALLOCATE ([`sql`]) |
+//! | SQL's DEALLOCATE, EXECUTE, PREPARE of a name | the same with our name, or a statement that does nothing and is answered as DEALLOCATE (`statements::sql`) |
 //!
 //! Every answer still comes from the server and in its place, so errors, skipping to Sync and
 //! pipelining need no bookkeeping of their own: what was changed here ahead of the answer is taken
