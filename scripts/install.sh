@@ -14,7 +14,7 @@ usage() {
   cat <<TEXT
 usage: scripts/install.sh [--tests] [--drivers]
 
-  --tests   also etcd, HAProxy, PgBouncer, openssl, ip and Python's venv (for Patroni itself, from PyPI),
+  --tests   also etcd, HAProxy, PgBouncer, curl, openssl, ip and Python's venv (for Patroni itself, from PyPI),
             which the tests and benchmarks start
   --drivers what `make drivers` needs on top of it to build drivers written in C
 
@@ -60,6 +60,7 @@ list_missing() {
   if [ "$tests" = yes ]; then
     need etcd-server has_command etcd
     need etcd-client has_command etcdctl
+    need curl has_command curl
     need haproxy has_command haproxy
     need iproute2 has_command ip
     need openssl has_command openssl
