@@ -11,7 +11,7 @@ use kornak_tests::run::proxy::Proxy;
 use kornak_tests::run::scratch::Scratch;
 
 /// What one run of the tests has time for.
-const CONVERSATIONS: u64 = 100_000;
+const CONVERSATIONS: u64 = 20_000;
 
 /// Durability is of no interest here, time is; and rows must not move by themselves.
 const SETTINGS: [&str; 9] = [
