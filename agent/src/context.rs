@@ -49,7 +49,7 @@ pub struct Context {
     pub promises: Promises,
     /// The newest look at the server.
     pub observation: watch::Receiver<Arc<Observation>>,
-    /// What stays in force when the store says something odd.
+    /// The last good value of each key, which stays in force while the store shows none or an unreadable one.
     pub memory: Arc<Memory>,
     /// The store takes no writes, for lack of space.
     pub full: Arc<AtomicBool>,
@@ -227,7 +227,7 @@ impl Context {
         }
     }
 
-    /// Whoever receives the log and is no member need not have the end of it.
+    /// Ends the walsenders of receivers that are no members: a stop does not wait for them.
     async fn send_strangers_away(&self) {
         let cluster = self.cluster();
         let members: Vec<&str> = cluster.members.keys().map(String::as_str).collect();

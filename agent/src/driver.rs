@@ -39,7 +39,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(3);
 /// A node whose attempt to lead failed leaves the race to others for so long.
 const BACK_OFF: Duration = Duration::from_secs(5);
 
-/// The same, if it has failed again and again.
+/// Upper bound of the time out of the race, which grows with each further failure from [`BACK_OFF`] on.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
 
 /// Between two words to the guard about a primary that somebody else has started.

@@ -1,4 +1,4 @@
-//! What stays in force when the store says something odd.
+//! The last good value of each key, which stays in force while the store shows none or an unreadable one.
 //!
 //! A value that is absent or unreadable says nothing: it must not turn maintenance mode off, name other
 //! synchronous standbys or let anybody race. [`Known`] keeps the last good value of each key that decides

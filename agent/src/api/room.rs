@@ -1,5 +1,5 @@
-//! Who may have a connection to the REST API when there are many: nobody is kept out by connections that
-//! wait for a request.
+//! Admission of connections to the REST API when there are many: connections that wait for a request keep
+//! no caller out.
 //!
 //! A connection is *idle* unless a request of it is being answered. When there is no room the one that has
 //! been idle longest makes way. Only connections at work can fill the room, and of those an address that is
@@ -44,11 +44,11 @@ struct Taken {
     /// When it was idle first.
     idle_since: u64,
     task: Option<AbortHandle>,
-    /// It makes way, and must not begin a request any more.
+    /// The connection is being closed for another one, and must not begin a request any more.
     ended: bool,
 }
 
-/// What becomes of a connection.
+/// The decision about a new connection.
 #[derive(Debug)]
 pub(super) enum Verdict {
     Seated(Seat),

@@ -11,7 +11,7 @@ use crate::ha::Why;
 use crate::metrics::words;
 use crate::node::NodeView;
 
-/// What `GET /patroni` says of a server that gave no answer to this question: as Patroni, which keeps the role.
+/// The answer to `GET /patroni` when the server did not answer in time: state `unknown`, and the last role, as in Patroni.
 pub(super) fn unanswered(view: &NodeView) -> NodeView {
     NodeView { state: MemberState::Unknown, ..view.clone() }
 }

@@ -94,7 +94,7 @@ impl Driver {
         }
     }
 
-    /// What could not be done is looked at again then.
+    /// Wakes the driver after `pause`, so that a step that failed is decided on again.
     pub(super) fn wake_after(&self, pause: Duration) {
         let ctx = Arc::clone(&self.ctx);
         tokio::spawn(async move {
