@@ -4,7 +4,8 @@
 //! with the REST status. The few things that are counted live in [`Counters`], one per agent and not
 //! global, because several agents may run in one process (`kornak demo`).
 //!
-//! Names that begin with `patroni_` are Patroni's (COMPAT.md §3.5), so that existing dashboards work.
+//! Names that begin with `patroni_` are those of Patroni's `GET /metrics`, so that existing dashboards
+//! work.
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Display, Write};

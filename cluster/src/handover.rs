@@ -1,7 +1,7 @@
 //! Kornak's own records in the store, below `/<namespace>/<scope>/kornak/`.
 //!
-//! A planned switchover is one [`Handover`] record with a lease, one at a time per cluster. DESIGN.md
-//! of the project calls its phases prepare, drain, switch, promote; the record's absence is `done`.
+//! A planned switchover is one [`Handover`] record with a lease, one at a time per cluster.
+//! Its phases are prepare, drain, switch and promote; without a record no switchover is under way.
 //!
 //! ```text
 //! (none) ──► prepare ──► drain ──► switch ──► promote ──► (none)

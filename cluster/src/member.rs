@@ -220,8 +220,8 @@ impl Tags {
     }
 }
 
-/// A member's own account of itself: value of `members/<name>`. See COMPAT.md §2.3 for when each
-/// field is present.
+/// A member's own account of itself: the value of `members/<name>`, in Patroni's format. A field that
+/// has nothing to say is absent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Member {
     /// `postgres://host:port/database`, without user and password.

@@ -1,4 +1,4 @@
-//! When a lease proves that its holder leads, and until when (SAFETY.md A2).
+//! When a lease proves that its holder leads, and until when (docs/safety.md A2).
 //!
 //! A renewal alone proves nothing: the leader key may be gone while its lease lives, and a deposed
 //! raft leader may have answered. Proven is a renewal *and*, asked after it, a linearizable answer

@@ -6,7 +6,7 @@
 //! ([`MemoryDcs::manual`]) a run is a function of the calls made. With the real clock one thread
 //! ends leases when they are over; it ends with the store.
 //!
-//! Faults are those of SAFETY.md: unreachable, outcome unknown (done, not done, or done later), watches
+//! Faults are those that docs/safety.md goes through: unreachable, outcome unknown (done, not done, or done later), watches
 //! that go silent without an error, a deposed raft leader that still answers renewals, an election.
 //!
 //! Not here: persistence. A store with the real clock has a random cluster id and random lease numbers,

@@ -5,7 +5,7 @@
 //! that at any byte: whether the session stands between transactions with nothing owed (only then
 //! may it move to another server), which request the next answer belongs to, and what can
 //! truthfully be said of the requests in flight if the server is lost ([`Pipeline::loss`],
-//! SAFETY.md A10).
+//! docs/safety.md A10).
 //!
 //! Rules it stands on (`/docs/current/protocol-flow.html`): Query, FunctionCall and Sync owe one
 //! ReadyForQuery each; after an error in the extended protocol a server discards *everything* up

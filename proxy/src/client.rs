@@ -409,7 +409,7 @@ impl Client {
     }
 
     /// The server connection is gone. A FATAL that was meant for this session alone is passed on; one
-    /// of a server that goes down is kept from the client (SAFETY.md A15).
+    /// of a server that goes down is kept from the client (docs/safety.md A15).
     async fn lost(&mut self, words: Option<LastWords>) -> Result<(), End> {
         let shared = Arc::clone(&self.talk.shared);
         if self.talk.session.is_terminated() {

@@ -39,10 +39,10 @@ pub use leave::Presence;
 pub use link::Link;
 pub use stop::{Denied, LastWords, Stop};
 
-/// Bytes of one read. Smaller ones cost system calls, larger ones the cache (FIELD.md §4).
+/// Bytes of one read. Smaller ones cost system calls, larger ones the cache.
 pub const SCRATCH_BYTES: usize = 64 * 1024;
 
-/// Longest batch that is kept to be said again (SAFETY.md A9).
+/// Longest batch that is kept to be said again (docs/safety.md A9).
 const MAX_KEPT_BYTES: usize = 16 * 1024;
 
 /// A row that is split at the end of a buffer is held back up to this length, so that a server's
@@ -532,7 +532,7 @@ impl Conversation {
         if ended { self.client_ended(cx) } else { Ok(true) }
     }
 
-    /// Whether what is in flight is a read that may run again on another server (SAFETY.md A9).
+    /// Whether what is in flight is a read that may run again on another server (docs/safety.md A9).
     fn may_reread(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.rereads)
             && !self.said_again

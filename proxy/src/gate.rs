@@ -3,7 +3,7 @@
 //! A transaction may start only inside the gate. Closing it and counting who is inside must not
 //! race: a session *first* counts itself in and *then* looks whether the gate is closed; who closes
 //! it *first* closes and *then* counts. With sequentially consistent atomics one of the two sees the
-//! other, so "closed and nobody inside" is proof that nobody is, and nobody will be (SAFETY.md A5).
+//! other, so "closed and nobody inside" is proof that nobody is, and nobody will be (docs/safety.md A5).
 //!
 //! Counters are one per thread, each on a cache line of its own: starting a transaction costs no
 //! traffic between cores. Not here: when to close ([`crate::hold`]).

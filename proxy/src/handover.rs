@@ -2,7 +2,7 @@
 //! says, acknowledges. The gate is closed for a group without a primary as well ([`crate::outage`]).
 //!
 //! A proxy is registered before it opens its first server connection, and reads the record after
-//! that: a leader that has listed the proxies either sees us, or we see its record (SAFETY.md A5).
+//! that: a leader that has listed the proxies either sees us, or we see its record (docs/safety.md A5).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -239,7 +239,8 @@ fn apply(shared: &Shared, effects: Vec<Effect>, sides: Sides, held: &mut Sides) 
 }
 
 /// While a handover is prepared, sessions on the leader ask it what they hold: what functions did
-/// shows in no text, and what pins a session may be over (DESIGN.md §6).
+/// shows in no text, and what pins a session may be over
+/// (docs/protocol.md, *What a session holds*).
 fn ask(shared: &Shared, record: Option<&Handover>) {
     let leader = record
         .filter(|record| record.is_understood())

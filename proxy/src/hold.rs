@@ -14,7 +14,7 @@
 //! ```
 //! Once the new leader is proven, those who listened on the old one are waited for, half a second at most.
 //! The gate is a courtesy with a deadline, never a lock: whatever happens to the record, the store
-//! or the leader, it opens again by our own clock (SAFETY.md A5).
+//! or the leader, it opens again by our own clock (docs/safety.md A5).
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use kornak_cluster::{Epoch, Handover, HandoverPhase, Moment};
 /// and decides before `max_hold` is over, so its word has this long to reach us.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// How long a candidate may take to become writable (SAFETY.md A6), and the old leader to notice.
+/// How long a candidate may take to become writable (docs/safety.md A6), and the old leader to notice.
 const PROMOTION: Duration = Duration::from_secs(6);
 
 /// How long everybody waits, once the new server has proven itself, for those who listened on the old

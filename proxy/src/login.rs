@@ -7,7 +7,8 @@
 //! ```
 //! On a listener whose clients share server connections the welcome is the pool's.
 //! The caller has the deadline. A login that no server can be found for is answered from what an
-//! equal session was told before; its first query waits (DESIGN.md §6).
+//! equal session was told before; its first query waits
+//! (docs/protocol.md, *What a session holds*).
 
 mod admit;
 mod hello;

@@ -23,7 +23,7 @@ use crate::tls::ServerTls;
 /// count who is busy.
 const PROBE_NAME: &str = "Kornak proxy";
 
-/// How long one answer to "does this server take logins" serves every session (SAFETY.md A15).
+/// How long one answer to "does this server take logins" serves every session (docs/safety.md A15).
 const EVIDENCE_LASTS: Duration = Duration::from_secs(1);
 
 const LOOK: &str = "SELECT r::text, \

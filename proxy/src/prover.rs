@@ -90,7 +90,7 @@ struct GroupProver {
     group: GroupId,
     /// To a server that was asked last and has not proven itself.
     open: Option<(Address, Connected)>,
-    /// Of the servers that served, for comparison (SAFETY.md A12).
+    /// Of the servers that served, for comparison (docs/safety.md A12).
     identifier: Option<String>,
     timeline: Option<Timeline>,
 }

@@ -2,7 +2,7 @@
 //!
 //! A lock that a function took, a temporary table that one made: neither shows in a command tag. When
 //! a server is lost it cannot be asked any more, and a session that believes to hold a mutex must
-//! not live on while another client gets it, nor one go on without its table (SAFETY.md A11). The
+//! not live on while another client gets it, nor one go on without its table (docs/safety.md A11). The
 //! sample is a second old at most; what was done after it is not seen unless the statement's text
 //! names it, which pins by itself. Temporary tables have a module of their own (`temporary`).
 

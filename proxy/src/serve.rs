@@ -1,7 +1,7 @@
 //! Listeners, threads, and one task for each client.
 //!
 //! Every thread is a runtime of its own with its own listening sockets (SO_REUSEPORT): a session
-//! stays where it was accepted, and no two cores share its buffers (FIELD.md §4).
+//! stays where it was accepted, and no two cores share its buffers.
 
 pub mod patience;
 

@@ -93,7 +93,7 @@ pub struct Session {
     mode: Mode,
     /// What the client has been told of its server.
     told: Arc<Parameters>,
-    /// A commit is acknowledged that no standby has confirmed (SAFETY.md A13).
+    /// A commit is acknowledged that no standby has confirmed (docs/safety.md A13).
     unconfirmed: bool,
     /// Nothing was forwarded since it was quiet but queries that read.
     only_reads: bool,

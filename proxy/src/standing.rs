@@ -3,7 +3,7 @@
 //! The leader key says who should; a proof is a login and `pg_is_in_recovery() = false`. A *term* is
 //! the time during which connections to a leader may be used: it ends when another member leads, or
 //! when the same one comes back as another instance (timeline or start of the postmaster), not when
-//! the key is re-created (SAFETY.md A12). A *proof* may fail and be renewed within a term: then open
+//! the key is re-created (docs/safety.md A12). A *proof* may fail and be renewed within a term: then open
 //! connections go on and new ones wait.
 //!
 //! Pure. Not here: probing ([`crate::prover`]).

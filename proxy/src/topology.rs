@@ -2,7 +2,7 @@
 //!
 //! Merging is pure and does not walk back by itself: a leadership that is older than the one known, or of
 //! another store, is believed only after a linearizable read that was asked for later. Such a read cannot
-//! show the past of the store it knew, so the store was restored or replaced (SAFETY.md A12); whether the
+//! show the past of the store it knew, so the store was restored or replaced (docs/safety.md A12); whether the
 //! leader that it names may serve is the prover's question: writable, the same system identifier, no older
 //! timeline.
 

@@ -3,7 +3,8 @@
 //! Each login asks: a changed password works at once and the old one fails at once, and nothing is
 //! used longer than `VALID UNTIL` says. Logins of one moment share a question, if it was asked after
 //! they came. What was answered is remembered for the time when no server answers, so that a
-//! failover refuses nobody. Unknown roles get a made-up verifier and the same work (DESIGN.md §7).
+//! failover refuses nobody. Unknown roles get a made-up verifier and the same work, so
+//! that neither the answer nor its delay tells whether a role exists.
 
 use std::collections::HashMap;
 use std::sync::Arc;

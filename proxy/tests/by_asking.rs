@@ -1,4 +1,4 @@
-//! Servers found by asking, without a store; and what bad input gets (DESIGN.md §7).
+//! Servers found by asking, without a store; and what bad input gets.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at what it did not expect")]
 
 mod common;

@@ -62,7 +62,7 @@ async fn nobody_is_held_for_what_is_impossible_or_for_a_standby_that_hangs() -> 
     assert_eq!(cluster.leader().await?, leader);
 
     // A fast shutdown waits for every walsender, up to wal_sender_timeout (60 s): one whose standby
-    // takes nothing more is ended first (SAFETY.md A8).
+    // takes nothing more is ended first (docs/safety.md A8).
     let candidate = cluster.sync_standby(Duration::from_secs(20)).await;
     let third =
         cluster.nodes.iter().find(|node| ![leader.as_str(), &candidate].contains(&node.name()));

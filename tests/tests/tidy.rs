@@ -300,3 +300,104 @@ fn unsafe_code_is_where_it_says_so_and_nowhere_else() {
     }
     none(&found, "a module that needs unsafe code expects it with a reason");
 }
+
+/// A document that a line names, and what follows the name.
+fn cited(line: &str) -> Vec<(&str, &str)> {
+    let in_name = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+    line.match_indices(".md")
+        .filter_map(|(at, end)| {
+            let name = &line[..at + end.len()];
+            let start = name.rfind(|c: char| !in_name(c)).map_or(0, |before| before + 1);
+            let rest = &line[at + end.len()..];
+            let whole = !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+            let ours = !line[..start].ends_with(':') && name.len() > start + end.len();
+            (whole && ours).then(|| (&name[start..], rest))
+        })
+        .collect()
+}
+
+/// The documents that a name may mean: beside the file that cites it, from the root, or in `docs/`.
+fn document(name: &str, citing: &Path) -> Option<PathBuf> {
+    let beside = citing.parent().map(|dir| dir.join(name));
+    let places = [beside, Some(root().join(name)), Some(root().join("docs").join(name))];
+    places.into_iter().flatten().find(|path| path.exists())
+}
+
+/// The part of a document that a citation names: `docs/safety.md A12`, or a heading as in
+/// `docs/protocol.md, *Settings*`.
+fn part(after: &str) -> Option<String> {
+    if let Some(number) = after.strip_prefix(" A") {
+        let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
+        return (!digits.is_empty()).then(|| format!("A{digits}"));
+    }
+    let quoted = after.strip_prefix(", ")?;
+    let quote = quoted.chars().next().filter(|it| ['*', '"'].contains(it))?;
+    quoted[1..].split_once(quote).map(|(heading, _)| heading.to_owned())
+}
+
+#[test]
+fn each_document_that_is_cited_exists_and_has_the_part_that_is_named() {
+    let ends = [".rs", ".md", ".toml", ".yml", ".sh", ".service", "Makefile"];
+    let mut found = Vec::new();
+    let mut seen = 0;
+    // Suites of drivers are other projects' trees, with documents of their own.
+    let files = files_below(&root(), &ends);
+    for file in files.iter().filter(|file| !short(file).starts_with("tests/drivers/")) {
+        if file.ends_with("tests/tests/tidy.rs") {
+            continue;
+        }
+        for (number, line) in read(file).lines().enumerate() {
+            for (name, after) in cited(line) {
+                seen += 1;
+                let place = format!("{}:{}", short(file), number + 1);
+                let Some(path) = document(name, file) else {
+                    found.push(format!("{place}: {name}"));
+                    continue;
+                };
+                let Some(part) = part(after) else { continue };
+                let has = read(&path).lines().any(|line| {
+                    let heading = line.starts_with('#') && line.contains(&part);
+                    heading || line.starts_with(&format!("| {part}"))
+                });
+                if !has {
+                    found.push(format!("{place}: {name} has no {part}"));
+                }
+            }
+        }
+    }
+    assert!(seen > 60, "only {seen} citations found");
+    none(&found, "a document that is cited exists, and so does the part that is named");
+}
+
+/// The keys that a reader accepts: what stands in quotes in its lists of known keys and in its pairs
+/// of names.
+fn keys_read_by(file: &str) -> BTreeSet<String> {
+    let text = read(&root().join(file));
+    let lists = text.split("only(&[").skip(1).filter_map(|after| after.split_once("])"));
+    let pairs = text.split("= key(").skip(1).filter_map(|after| after.split_once(')'));
+    let is_key = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    lists
+        .chain(pairs)
+        .flat_map(|(inside, _)| inside.split('"').skip(1).step_by(2))
+        .filter(is_key)
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn each_key_of_a_proxys_file_is_documented() {
+    let page = read(&root().join("docs/configuration.md"));
+    let words: BTreeSet<&str> =
+        page.split(|c: char| !(c.is_ascii_lowercase() || c == '_')).collect();
+    let keys: BTreeSet<String> = ["proxy", "limits"]
+        .iter()
+        .flat_map(|reader| keys_read_by(&format!("config/src/read/{reader}.rs")))
+        .collect();
+    assert!(keys.len() > 60, "only {} keys found", keys.len());
+    // What has no effect any more needs no description.
+    let missing: Vec<String> = keys
+        .into_iter()
+        .filter(|key| key != "max_held_bytes" && !words.contains(key.as_str()))
+        .collect();
+    none(&missing, "docs/configuration.md does not name");
+}

@@ -1,7 +1,7 @@
 //! Health checks: from what the node knows of itself to a status code. Pure.
 //!
-//! Paths are matched by substring and in Patroni's order (COMPAT.md §3.2), because load balancers in
-//! the field rely on `/master`, `/primary/` and the like. The answers differ from Patroni's in one
+//! Paths are matched by substring and in Patroni's order (its documentation, *REST API*, health check
+//! endpoints), because load balancers in the field rely on `/master`, `/primary/` and the like. The answers differ from Patroni's in one
 //! thing: they are true. `/primary` is 200 only while the server accepts writes under a proven lease,
 //! not from the moment the lock is held, nor until it is released; and an agent that is stuck stops
 //! saying so when the lease it last proved has run out.

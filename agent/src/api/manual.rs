@@ -1,6 +1,7 @@
 //! An operator asks for a switchover or a failover: reading the request, refusing what cannot be,
-//! finding the node that can do it. Texts and codes are Patroni's (COMPAT.md §3.4), for patronictl and
-//! scripts show and compare them.
+//! finding the node that can do it. Texts and codes are Patroni's
+//! (its documentation, *REST API*, switchover and failover endpoints), for patronictl and scripts show
+//! and compare them.
 //!
 //! The reading and refusing is pure. The leader carries a request out, so a request that reaches
 //! another node is passed on to the leader's REST API and its answer returned: no waiting until the

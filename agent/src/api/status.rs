@@ -1,5 +1,5 @@
-//! What the node and its cluster look like, in Patroni's JSON (COMPAT.md §3.3), and in Kornak's own
-//! for operators. Pure.
+//! What the node and its cluster look like, in Patroni's JSON (its documentation, *REST API*,
+//! monitoring endpoint), and in Kornak's own for operators. Pure.
 
 use kornak_cluster::{
     ClusterState, GroupId, HistoryEntry, Lsn, Member, MemberState, Moment, SyncMode, XLog,

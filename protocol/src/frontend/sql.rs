@@ -164,7 +164,7 @@ pub fn is_single_statement(sql: &[u8]) -> bool {
 }
 
 /// Whether executing `sql` may end the transaction it runs in: anything but a single statement
-/// whose first keyword cannot (SAFETY.md A10).
+/// whose first keyword cannot (docs/safety.md A10).
 pub fn may_end_transaction(sql: &[u8]) -> bool {
     !matches!(fate_of(sql), Fate::Stays | Fate::Begins | Fate::Revives | Fate::Nothing)
 }

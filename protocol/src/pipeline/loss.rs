@@ -1,7 +1,7 @@
 //! What can truthfully be said of requests whose server was lost.
 //!
 //! A wrong 40001 makes a framework run a committed transaction again, so "rolled back" is said
-//! only of what positively cannot have committed; everything else is "unknown" (SAFETY.md A10).
+//! only of what positively cannot have committed; everything else is "unknown" (docs/safety.md A10).
 
 use super::Fate;
 use crate::txn::TransactionStatus;

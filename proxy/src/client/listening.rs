@@ -1,5 +1,5 @@
 //! A session that listens and moves: it listens on the new server before anybody may write there
-//! through this proxy, and is told that it was moved (SAFETY.md A11).
+//! through this proxy, and is told that it was moved (docs/safety.md A11).
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@
 //!    └───── ROLLBACK: tag ROLLBACK, no error needed ─────────────┘
 //! ```
 //! As PostgreSQL does in a failed block, everything else gets 25P02; ROLLBACK TO and AND CHAIN must
-//! not revive it (SAFETY.md A10), and ROLLBACK TO is told 40001 once more.
+//! not revive it (docs/safety.md A10), and ROLLBACK TO is told 40001 once more.
 
 use bytes::BytesMut;
 use kornak_protocol::backend;

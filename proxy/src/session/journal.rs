@@ -2,10 +2,11 @@
 //!
 //! Command tags say cheaply that something was changed; the text that was sent says what. Settings
 //! count once the transaction that made them is over, prepared statements at once. Where text and
-//! tag leave a doubt the session is pinned: it is not moved, it ends with 57P01 (DESIGN.md §6).
+//! tag leave a doubt the session is pinned: it is not moved, it ends with 57P01
+//! (docs/protocol.md, *What a session holds*).
 //!
-//! Not here: `currval`, random seeds and plan caches, which are neither moved nor pin (SAFETY.md
-//! A11), and what functions do out of sight.
+//! Not here: `currval`, random seeds and plan caches, which are neither moved nor pin
+//! (docs/safety.md A11), and what functions do out of sight.
 
 mod block;
 mod channels;

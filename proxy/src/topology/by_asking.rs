@@ -3,7 +3,7 @@
 //! There is no term of leadership to go by, so a new primary is accepted only if it is of the same
 //! cluster and on a higher timeline than the last one, or is the same server; two that both accept
 //! writes on the same timeline leave everything as it was and raise an alarm. Safety sentences 1 and
-//! 5 are not promised in this mode (SAFETY.md A12).
+//! 5 are not promised in this mode (docs/safety.md A12).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
