@@ -5,7 +5,7 @@ export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
 CARGO ?= cargo
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
-.PHONY: help install demo test lint drivers bench torture
+.PHONY: help install demo test lint drivers bench gaps torture
 
 help:           ## Show this list
 	@sed -nE 's/^([a-z]+): *[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -44,6 +44,12 @@ bench:          ## Compare pgbench direct, through HAProxy, PgBouncer and Kornak
 	scripts/install.sh --tests
 	$(CARGO) build --locked --release -p kornak-ctl -p kornak-benches
 	$(TARGET_DIR)/release/kornak-compare $(ARGS)
+
+gaps:           ## Compare what clients see of switchovers and failures with Patroni and HAProxy (ARGS="--rounds 5")
+	scripts/install.sh --tests
+	$(CARGO) build --locked --release -p kornak-ctl
+	$(CARGO) build --locked -p kornak-tests --bin kornak-gaps
+	KORNAK_BIN=$(TARGET_DIR)/release/kornak $(TARGET_DIR)/debug/kornak-gaps $(ARGS)
 
 torture:        ## Break a cluster every few seconds and check what clients saw (MINUTES=30 MODES="on strict quorum off")
 	scripts/install.sh --tests

@@ -10,7 +10,7 @@ use crate::id::GroupId;
 /// or another one, does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CitusRegistration {
-    /// Who says so.
+    /// The member that reports.
     pub member: String,
     /// By the database's name.
     #[serde(default)]
@@ -29,7 +29,7 @@ impl CitusRegistration {
 /// One database's `pg_dist_node`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CitusDatabase {
-    /// It names exactly the primaries and standbys that the store knows.
+    /// Whether `pg_dist_node` names exactly the primaries and standbys that the store knows.
     pub agrees: bool,
     /// Every node has the coordinator's rows.
     #[serde(default)]
@@ -50,7 +50,7 @@ pub struct CitusDatabase {
     /// Since when it has not agreed, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// What does not agree, and why it cannot be changed; sentences for people.
+    /// Differences, and why they cannot be removed; sentences for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<String>,
 }

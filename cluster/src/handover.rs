@@ -16,7 +16,7 @@ use crate::epoch::Epoch;
 use crate::id::GroupId;
 use crate::lsn::{Lsn, Timeline};
 
-/// What a planned handover is doing. Who does not know a phase neither holds nor acknowledges.
+/// Phase of a planned switchover. A reader that does not know a phase neither holds clients nor acknowledges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HandoverPhase {

@@ -23,12 +23,12 @@ impl Scope {
         Self { namespace: parts.join("/"), name: name.to_owned(), group }
     }
 
-    /// The same cluster seen as a whole, not as one of its groups.
+    /// Scope of the whole cluster, without the group.
     pub fn whole(&self) -> Self {
         Self { group: None, ..self.clone() }
     }
 
-    /// The same cluster, one group of it.
+    /// Scope of one group of this cluster.
     pub fn with_group(&self, group: GroupId) -> Self {
         Self { group: Some(group), ..self.clone() }
     }

@@ -75,7 +75,7 @@ pub struct Known {
     seen: Option<(u64, u64)>,
     /// How often the store's history has gone back.
     rewound: u32,
-    /// What this history showed first; what was written until then may be of the past.
+    /// First revision of this history that was seen; values that were written until then may be of the past.
     past_until: u64,
     /// `sync` in force before the history went back.
     sync_before: Option<SyncState>,

@@ -1,4 +1,4 @@
-//! What a node says of itself in the store, in Patroni's JSON.
+//! A node's report about itself in the store, in Patroni's JSON.
 
 use std::fmt;
 

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-/// What a slot is for.
+/// Purpose of a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SlotKind {
     Physical,

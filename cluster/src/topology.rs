@@ -1,4 +1,4 @@
-//! What a proxy needs to know of a cluster.
+//! Facts about a cluster that a proxy needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub struct Node {
     pub timeline: Option<Timeline>,
     /// REST base, `http://host:port`.
     pub api_base: String,
-    /// It carries Kornak's mark.
+    /// Whether the member runs Kornak's agent.
     pub kornak: bool,
 }
 
@@ -68,14 +68,14 @@ pub struct Topology {
     pub registration: Option<CitusRegistration>,
 }
 
-/// Who has said how the metadata of a Citus cluster stand.
+/// Source of the newest report about the metadata of a Citus cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spoken<'a> {
     /// No Kornak leads the coordinator: Patroni's leaders do not speak.
     Nobody,
     /// A former leader of the coordinator.
     Formerly(&'a CitusRegistration),
-    /// Its leader, or the last one while there is none.
+    /// The coordinator's leader, or its last leader while there is none.
     Now(&'a CitusRegistration),
 }
 
@@ -98,7 +98,7 @@ impl Topology {
             && self.registered.as_ref().is_none_or(|registered| registered.contains(&group))
     }
 
-    /// What is said of the metadata of a Citus cluster.
+    /// The newest report about the metadata of a Citus cluster.
     pub fn spoken(&self) -> Spoken<'_> {
         let Some(registration) = &self.registration else { return Spoken::Nobody };
         let coordinator = self.groups.get(&GroupId::COORDINATOR);

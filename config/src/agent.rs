@@ -95,7 +95,7 @@ pub enum ServerTokens {
 #[derive(Debug, Clone)]
 pub struct RestSettings {
     pub listen: Listen,
-    /// What other members and proxies are told. Default: `listen`, its host by name if wildcard.
+    /// Address that other members and proxies use. Default: `listen`, with this host's name for a wildcard.
     pub connect_address: HostPort,
     /// Asked of unsafe requests.
     pub authentication: Option<BasicAuth>,
@@ -237,7 +237,7 @@ pub enum ReplicaMethod {
 }
 
 impl ReplicaMethod {
-    /// Its word in `create_replica_methods`.
+    /// Name of the method in `create_replica_methods`.
     pub fn name(&self) -> &str {
         match self {
             Self::Basebackup { .. } => "basebackup",
@@ -250,7 +250,7 @@ impl ReplicaMethod {
 #[derive(Debug, Clone)]
 pub struct PostgresqlSettings {
     pub listen: Listen,
-    /// What other members and clients are told. Default: `listen`.
+    /// Address that other members and clients use. Default: `listen`.
     pub connect_address: HostPort,
     pub proxy_address: Option<HostPort>,
     pub data_dir: PathBuf,
@@ -358,8 +358,8 @@ pub struct WatchdogSettings {
 pub struct KornakSettings {
     /// OS user that servers run as when the agent was started as root. Default `postgres`.
     pub os_user: String,
-    /// What is otherwise kept beside the data directory (the folder `<data_dir>.guard`, the password file) is
-    /// here; for data directories in folders that nobody may write to.
+    /// Folder for what is otherwise kept beside the data directory (`<data_dir>.guard`, the password file);
+    /// for data directories in folders that cannot be written to.
     pub state_dir: Option<PathBuf>,
     pub guard: GuardSettings,
     pub handover: HandoverSettings,

@@ -1,4 +1,4 @@
-//! What the operator's verbs take from a file: patronictl's own, or an agent's.
+//! Settings that the operator's verbs take from a file: patronictl's own, or an agent's.
 
 use kornak_cluster::GroupId;
 

@@ -11,7 +11,7 @@ use crate::yaml::{Tree, parse_value};
 /// The whole configuration as YAML in one variable; used if no file is named.
 pub(crate) const WHOLE: &str = "PATRONI_CONFIGURATION";
 
-/// What a variable's text is.
+/// Form of a variable's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Text,

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: where, which key, what was expected.
+//! Errors of a configuration: where, which key, what was expected.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ pub struct Problem {
     pub place: Place,
     /// Full path of the key, `postgresql.listen`; empty for the text as a whole.
     pub key: String,
-    /// What was expected, and what was found unless that could be a secret.
+    /// Expected value, and the value found unless it could be a secret.
     pub message: String,
 }
 

@@ -96,7 +96,7 @@ pub enum Kind {
     Proxy,
 }
 
-/// What a file is for: a proxy's has `proxy`, `static` or `rest`, and no `postgresql`.
+/// Kind of a file: a proxy's has `proxy`, `static` or `rest`, and no `postgresql`.
 pub fn kind(path: &Path) -> Result<Kind, ConfigError> {
     let tree = read_tree(path)?;
     let has = |key: &str| tree.root.contains_key(key);

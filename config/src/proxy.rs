@@ -139,14 +139,14 @@ pub struct StatusTls {
 /// Whose word a listener takes for where a client is: headers of the PROXY protocol, v1 or v2.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ProxyProtocol {
-    /// Nobody's: clients begin as clients of PostgreSQL do.
+    /// No header is expected: clients begin as clients of PostgreSQL do.
     #[default]
     Off,
-    /// Everybody has to send a header, and since anyone may, nobody gains by it: a rule with
-    /// addresses lets in who fits by the address it connects from *and* by the one it claims, and
-    /// refuses who fits by either.
+    /// Every connection has to begin with a header, and since anyone may send one, it earns no trust: a rule
+    /// with addresses admits a client only if the address of its connection *and* the claimed one fit, and
+    /// a rule that rejects applies if either fits.
     Claimed,
-    /// These balancers'; who connects from elsewhere is refused.
+    /// Headers of these balancers are believed; connections from elsewhere are refused.
     From(Vec<Network>),
 }
 
@@ -188,10 +188,10 @@ pub struct FailoverSettings {
     pub listen: ListenPolicy,
 }
 
-/// What becomes of a session that listens on channels when its server is switched over.
+/// Fate of a session that listens on channels when its server is switched over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ListenPolicy {
-    /// It ends: whoever lost notifications reads again when it has reconnected.
+    /// The session ends: a client that may have lost notifications reads again after it has reconnected.
     #[default]
     Pin,
     /// In a planned switchover it listens on the new server before anybody writes there through this
@@ -202,10 +202,10 @@ pub enum ListenPolicy {
 /// Which sessions outlive a failover without warning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KeepSessions {
-    /// Those that never showed that they hold what a new server cannot have.
+    /// Sessions that never showed that they hold what a new server cannot have.
     #[default]
     Clean,
-    /// Those as well whose statements only might have: a text with `pg_advisory_lock` or
+    /// In addition, sessions whose statements only might hold something: a text with `pg_advisory_lock` or
     /// `set_config` in it.
     All,
     /// None: every session ends, as without a proxy.
@@ -240,14 +240,14 @@ pub struct PoolSettings {
     pub lifetime: Duration,
     /// Prepared statements kept on one server connection. Default 200.
     pub prepared_statements: usize,
-    /// What is done to a connection before it changes hands.
+    /// Reset of a connection before it changes hands.
     pub reset: PoolReset,
 }
 
 /// `proxy.pool.reset`: what is undone on a server connection that changes hands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PoolReset {
-    /// What its last client is known to have left.
+    /// Undoes what its last client is known to have left.
     #[default]
     Known,
     /// Everything, after each transaction.
@@ -274,7 +274,7 @@ impl Default for PoolSettings {
 pub enum AuthMethod {
     /// The proxy checks against the role's SCRAM verifier; sessions can be moved.
     Scram,
-    /// The same, and roles with an md5 hash are checked against that.
+    /// As [`AuthMethod::Scram`]; in addition, roles with an md5 hash are checked against it.
     Md5,
     /// The server checks, through the proxy; sessions cannot be moved.
     Relay,
@@ -297,7 +297,7 @@ pub struct AuthSettings {
     pub query: String,
     /// How servers may have `user` prove itself, as libpq's `require_auth`.
     pub require_auth: RequireAuth,
-    /// Who may log in how; a file without rules has one, for everybody.
+    /// Rules of admission; a file without rules has one, for everybody.
     pub rules: Rules,
 }
 
@@ -335,7 +335,7 @@ pub struct ClientTls {
     pub key: Option<PathBuf>,
     /// Authorities of client certificates.
     pub ca: Option<PathBuf>,
-    /// What these have revoked.
+    /// Revocation lists of these authorities.
     pub crl: Option<PathBuf>,
     /// Clients without TLS are refused.
     pub required: bool,
@@ -359,7 +359,7 @@ pub struct ServerSideTls {
     pub sslmode: SslMode,
     /// PEM files. With authorities the chain is checked in every mode that has TLS, as in libpq.
     pub ca: Option<PathBuf>,
-    /// What these have revoked.
+    /// Revocation lists of these authorities.
     pub crl: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
@@ -404,7 +404,7 @@ pub struct LimitSettings {
     pub connect_timeout: Duration,
     /// A session that says nothing is closed. `None` (default): never.
     pub client_idle_timeout: Option<Duration>,
-    /// The same inside a transaction. `None` (default): never.
+    /// A session that is idle inside a transaction is closed after this time. `None` (default): never.
     pub idle_transaction_timeout: Option<Duration>,
     /// A transaction that takes longer ends with its session. `None` (default): never.
     pub transaction_timeout: Option<Duration>,

@@ -1,4 +1,4 @@
-//! What a changed file of an agent changes while the agent runs, and what it does not.
+//! Effects of a changed file of an agent while the agent runs.
 //!
 //! Most settings do: the agent begins anew with them, around a server that goes on. What names the
 //! node, its data or its sockets belongs to the process; such keys keep their value, and the operator

@@ -1,4 +1,4 @@
-//! Who may log in from where and how: `pg_hba.conf` and `pg_ident.conf` of a proxy.
+//! Rules of admission: `pg_hba.conf` and `pg_ident.conf` of a proxy.
 //!
 //! The first rule that fits a login decides; if none fits it is refused. Which rule fits is decided
 //! in the proxy; here is what a rule can say.
@@ -44,7 +44,7 @@ pub enum Connection {
     HostNoSsl,
 }
 
-/// What happens to a login that a rule fits.
+/// Treatment of a login that a rule fits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Method {
     /// Asks nothing.

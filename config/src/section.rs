@@ -16,7 +16,7 @@ use crate::yaml::{Tree, describe, join};
 /// A tree under inspection.
 pub(crate) struct Document {
     tree: Tree,
-    /// What errors about missing things are attributed to.
+    /// Place that errors about missing keys name.
     source: String,
     problems: RefCell<Vec<Problem>>,
     /// Keys that mean nothing to us.
@@ -339,7 +339,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// What a scalar looks like; `None` for lists and mappings.
+/// Text of a scalar; `None` for lists and mappings.
 pub(crate) fn scalar_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),

@@ -60,7 +60,7 @@ fn proxy(text: &str) -> Loaded<ProxySettings> {
     load_proxy(Some(file(text).path()), &[]).unwrap_or_else(|error| panic!("{text}\n{error}"))
 }
 
-/// What is said of a file, with its name taken out.
+/// Messages about a file, with its name taken out.
 fn said(text: &str) -> String {
     let file = file(text);
     let lines = check(file.path(), &[]);

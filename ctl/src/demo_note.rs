@@ -12,7 +12,7 @@ pub struct DemoNote {
     pub scope: String,
     /// REST of the nodes, `http://host:port`.
     pub api: Vec<String>,
-    /// The same by group, if it is a Citus cluster.
+    /// Members of each group, if it is a Citus cluster.
     #[serde(default)]
     pub groups: BTreeMap<u32, Vec<String>>,
     /// Work directory.

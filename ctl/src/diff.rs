@@ -1,4 +1,4 @@
-//! What changed between two texts, in the form of `diff -u`. For configurations of some hundred
+//! Differences of two texts, in the form of `diff -u`. For configurations of some hundred
 //! lines: the table below has one cell for each pair of lines.
 
 use std::ops::Range;

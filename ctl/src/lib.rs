@@ -1,5 +1,5 @@
-//! What the binary `kornak` does: it runs the agent and the proxy, and it is the operator's tool,
-//! with patronictl's verbs, options, questions and tables.
+//! The binary `kornak`: it runs the agent and the proxy, and it is the operator's tool, with patronictl's
+//! verbs, options, questions and tables.
 //!
 //! A verb finds the cluster ([`target`]), reads it into one form wherever it came from ([`view`]),
 //! shows it ([`render`]) and asks a node by REST to do something ([`cmd`]). Nothing here decides

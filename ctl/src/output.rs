@@ -1,4 +1,4 @@
-//! What the operator sees, and is asked.
+//! Output to the operator, and questions.
 //!
 //! Written by hand instead of `println!`, which would panic when the reader of a pipe has gone:
 //! `kornak list | head -1` is a normal thing to do. Prompts are click's, for scripts answer them.
@@ -92,7 +92,7 @@ fn ask(question: &str) -> anyhow::Result<String> {
     Ok(answer.trim().to_owned())
 }
 
-/// What went wrong, to standard error.
+/// Prints an error to standard error.
 pub fn complain(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }

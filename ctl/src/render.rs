@@ -327,7 +327,7 @@ fn print(
     }
 }
 
-/// What becomes of empty values in JSON and YAML.
+/// Treatment of empty values in JSON and YAML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Empty {
     Kept,

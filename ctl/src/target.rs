@@ -40,7 +40,7 @@ pub struct Global {
     pub insecure: bool,
 }
 
-/// The same after the verb, where they win.
+/// The global options after the verb, where they win over those before it.
 #[derive(Debug, Clone, Args)]
 pub struct Here {
     /// Configuration file: patronictl's, or an agent's.

@@ -101,7 +101,7 @@ impl GroupView {
         self.members.iter().find(|member| member.name == name)
     }
 
-    /// Who may be asked to take over, by name.
+    /// Names of the members that may be asked to take over.
     pub fn candidates(&self) -> Vec<&str> {
         let may = |member: &&MemberView| !member.is_leader() && !member.tags.nofailover();
         self.members.iter().filter(may).map(|member| member.name.as_str()).collect()

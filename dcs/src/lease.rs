@@ -19,7 +19,7 @@ pub fn fence_at(sent: Moment, granted: Duration, margin: Duration) -> Moment {
     sent + granted.saturating_sub(margin)
 }
 
-/// What must hold in the transaction that follows a renewal.
+/// Comparisons that must hold in the transaction that follows a renewal.
 pub fn leader_checks(leader_key: &str, lease: LeaseId, epoch: Epoch) -> Vec<Compare> {
     vec![
         Compare::Lease { key: leader_key.to_owned(), lease },

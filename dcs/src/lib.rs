@@ -29,7 +29,7 @@ pub type DcsFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, DcsError>> + S
 /// Number of a lease, 0 is none.
 pub type LeaseId = i64;
 
-/// What every store promises. The promises are written as functions in [`contract`].
+/// Operations of a store. Its promises are written as functions in [`contract`].
 pub trait Dcs: Send + Sync + std::fmt::Debug {
     /// Everything below `prefix`, read linearizably.
     fn range(&self, prefix: &str) -> DcsFuture<'_, View>;
@@ -56,7 +56,7 @@ pub trait Dcs: Send + Sync + std::fmt::Debug {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Granted {
     pub lease: LeaseId,
-    /// What the store granted, not what was asked for.
+    /// Time to live that the store granted, which may differ from the request.
     pub ttl: Duration,
     /// Raft term in which the answer was given; 0 if the store has none.
     pub raft_term: u64,
@@ -113,7 +113,7 @@ pub enum Op {
     },
 }
 
-/// What a [`Txn`] did.
+/// Outcome of a [`Txn`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TxnOutcome {
     /// Whether all comparisons held, that is, `then` was run.

@@ -35,7 +35,7 @@ pub struct MemoryDcs {
     link: Arc<Link>,
 }
 
-/// What becomes of a transaction whose answer is lost.
+/// Fate of a transaction whose answer is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lost {
     /// The transaction was done, the answer was lost.

@@ -1,4 +1,4 @@
-//! What a follower of a prefix sees.
+//! View of a prefix, as its follower sees it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

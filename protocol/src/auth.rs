@@ -29,7 +29,7 @@ mod tests;
 use md5::Md5Secret;
 use scram::{NONCE_BYTES, ScramKeys, ScramServer, Verifier};
 
-/// What to do after a message.
+/// Next step of a login after a message of the peer.
 #[derive(Debug)]
 pub enum Step<T, E> {
     /// Write these bytes and wait for the peer's next message. They may be none.
@@ -38,7 +38,7 @@ pub enum Step<T, E> {
     Done {
         /// Whole messages. AuthenticationOk is not among them.
         send: Bytes,
-        /// What was learnt.
+        /// Result of the login.
         learnt: T,
     },
     /// The exchange failed. Nothing but an error may follow.
@@ -78,7 +78,7 @@ impl StoredPassword {
     }
 }
 
-/// What logs a role in to a server.
+/// Secrets that log a role in to a server.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// Nothing: the server must not ask.
@@ -124,7 +124,7 @@ impl From<DecodeError> for Refusal {
 }
 
 impl Refusal {
-    /// What the client is told.
+    /// SQLSTATE of the error that the client gets.
     pub fn sqlstate(self) -> SqlState {
         match self {
             Self::WrongPassword => INVALID_PASSWORD,
@@ -173,7 +173,7 @@ pub enum ServerAuth {
     Cleartext {
         /// The role's name (an md5 hash contains it).
         user: Vec<u8>,
-        /// What the server has.
+        /// The stored password that a proof is compared with.
         stored: StoredPassword,
     },
 }
@@ -218,37 +218,37 @@ impl ServerAuth {
 /// Why we cannot log in to a server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoginError {
-    /// It asks for a method that our credentials cannot answer.
+    /// The server asks for a method that these credentials cannot answer.
     #[error("server asks for {method}, which the credentials at hand cannot answer")]
     NoCredentials {
         /// The method.
         method: &'static str,
     },
-    /// It asks for proof in a way that must not be given to it.
+    /// The server asks for a proof that this connection must not give to it.
     #[error("server asks for {method}, which must not be given to it{why}")]
     Forbidden {
         /// The method.
         method: &'static str,
-        /// What would allow it; begins with a comma, or is empty.
+        /// Advice about what would allow the method; begins with a comma, or is empty.
         why: &'static str,
     },
-    /// It asks for a method that is not implemented (GSSAPI, SSPI, OAuth, …).
+    /// The server asks for a method that is not implemented (GSSAPI, SSPI, OAuth, …).
     #[error("server asks for the unknown authentication method {0}")]
     UnknownMethod(u32),
-    /// It offers no SASL mechanism that is implemented.
+    /// The server offers no SASL mechanism that is implemented.
     #[error("server offers no SASL mechanism that is served")]
     NoMechanism,
-    /// Its message breaks the format or the order.
+    /// A message of the server breaks the format or the order.
     #[error("malformed or unexpected authentication message: {0}")]
     Malformed(&'static str),
-    /// Its salt or iteration count is not the verifier's that the keys were recovered for: the
-    /// password was changed since. Fetch the verifier again.
+    /// Salt or iteration count differ from the verifier that the keys were recovered from: the
+    /// password was changed since then. The caller fetches the verifier again.
     #[error("server has another verifier than the one the keys belong to")]
     OtherVerifier,
-    /// It could not prove that it knows the role's verifier: not the server we think it is.
+    /// The server could not prove that it knows the role's verifier: it is another server.
     #[error("server did not prove that it knows the password")]
     Impostor,
-    /// It refused by SCRAM's own error message.
+    /// The server refused with an error attribute of SCRAM.
     #[error("server refused the proof")]
     Refused,
 }
@@ -264,7 +264,7 @@ pub struct Allowed {
     pub scram: bool,
     /// No proof at all.
     pub nothing: bool,
-    /// What an operator is told who meets a forbidden method; begins with a comma, or is empty.
+    /// Advice for the operator about a forbidden method; begins with a comma, or is empty.
     pub why: &'static str,
 }
 
@@ -342,7 +342,7 @@ impl ClientAuth {
         Self { user, credentials, nonce, binding, allowed: Allowed::USUAL, method, state }
     }
 
-    /// What the server has asked for so far.
+    /// The authentication method that the server has asked for so far.
     pub fn method(&self) -> Method {
         self.method
     }

@@ -1,4 +1,4 @@
-//! What servers send: bounds-checked views of framed messages, and the messages that we send in
+//! Messages of servers: bounds-checked views of framed messages, and the messages that the proxy sends in
 //! a server's place.
 //!
 //! Texts are bytes, in the session's encoding. A cancel key is a secret and is never printed.
@@ -85,7 +85,7 @@ impl<'a> Mechanisms<'a> {
         reader.end()
     }
 
-    /// Their names.
+    /// Iterates over the names.
     pub fn iter(self) -> impl Iterator<Item = &'a [u8]> {
         self.0.split(|b| *b == 0).take_while(|name| !name.is_empty())
     }
@@ -104,7 +104,7 @@ pub fn parameter_status(body: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
     reader.end().map(|()| (name, value))
 }
 
-/// What a cancel request has to show: the session's process id and its secret.
+/// Process id and secret of a session, as a cancel request has to show them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BackendKey {
     /// Process id of the session; unique only within one server.
@@ -196,7 +196,7 @@ pub fn data_row(body: &[u8]) -> Result<Vec<Option<&[u8]>>, DecodeError> {
     reader.end().map(|()| values)
 }
 
-/// What a server says to a startup packet that asks for more than it speaks.
+/// Answer of a server to a startup packet that asks for a newer protocol than it speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NegotiatedVersion<'a> {
     /// Newest minor version of protocol 3 that it speaks.

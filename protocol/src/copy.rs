@@ -21,7 +21,7 @@ pub enum CopyState {
     None,
     /// `COPY … FROM STDIN`: the client streams.
     In {
-        /// It has sent CopyDone or CopyFail.
+        /// Whether the client has sent CopyDone or CopyFail.
         client_done: bool,
     },
     /// `COPY … TO STDOUT`: the server streams.

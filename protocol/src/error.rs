@@ -74,13 +74,13 @@ impl Severity {
 pub struct ErrorFields {
     /// How bad it is.
     pub severity: Severity,
-    /// What drivers act upon.
+    /// The code that drivers act upon.
     pub sqlstate: SqlState,
     /// One line for a person.
     pub message: Cow<'static, str>,
     /// More for a person, if there is more.
     pub detail: Option<Cow<'static, str>>,
-    /// What to do about it.
+    /// Advice to the user.
     pub hint: Option<Cow<'static, str>>,
     /// The name under which our source can be searched; PostgreSQL's `routine` field.
     pub routine: Option<&'static str>,
@@ -168,7 +168,7 @@ pub struct ErrorView<'a> {
     pub message: Option<&'a [u8]>,
     /// More (`D`).
     pub detail: Option<&'a [u8]>,
-    /// What to do (`H`).
+    /// Advice to the user (`H`).
     pub hint: Option<&'a [u8]>,
     /// The function of the server's source that reported it (`R`).
     pub routine: Option<&'a [u8]>,

@@ -55,7 +55,7 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// What a client is told.
+    /// SQLSTATE of the error that the client gets.
     pub fn sqlstate(self) -> SqlState {
         PROTOCOL_VIOLATION
     }
@@ -66,7 +66,7 @@ impl FrameError {
 pub struct Frame {
     /// Type byte.
     pub tag: u8,
-    /// What follows the length word.
+    /// Bytes behind the length word.
     pub body: Bytes,
 }
 
@@ -94,7 +94,7 @@ pub fn take_frame(buf: &mut BytesMut, limit: usize) -> Result<Option<Frame>, Fra
     Ok(Some(Frame { tag, body: buf.split_to(body_len).freeze() }))
 }
 
-/// Who wrote the bytes of a stream.
+/// The side that wrote the bytes of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// A client (or the proxy towards a server).
@@ -128,7 +128,7 @@ impl Seen<'_> {
     }
 }
 
-/// What the visitor wants of [`Scanner::scan`] after a message was shown to it.
+/// Answer of the visitor to [`Scanner::scan`] about a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     /// Go on.
@@ -316,7 +316,7 @@ enum Resumed {
     Stop(usize),
 }
 
-/// What is known of a type byte in one direction.
+/// Rule for one type byte in one direction.
 #[derive(Debug, Clone, Copy)]
 struct Rule {
     /// Smallest and largest length word. A largest of zero means that there is no such type.
@@ -355,7 +355,7 @@ const fn rule(min: u32, max: u32, shown: u32) -> Rule {
     Rule { min, max, shown }
 }
 
-/// What clients send behind the login; there a password message is as unknown as to a server. Lengths as `SocketBackend` of `src/backend/tcop/postgres.c` has them.
+/// Messages of clients after the login, where a password message is unknown, as it is to a server. Lengths are those of `SocketBackend` in `src/backend/tcop/postgres.c`.
 static FRONTEND: [Rule; 256] = {
     const SMALL: u32 = MAX_SMALL_FRONTEND_LEN;
     const LARGE: u32 = MAX_LARGE_MESSAGE_LEN;
@@ -376,7 +376,7 @@ static FRONTEND: [Rule; 256] = {
     t
 };
 
-/// What servers send. Lengths as `pqParseInput3` of `src/interfaces/libpq/fe-protocol3.c`.
+/// Messages of servers. Lengths are those of `pqParseInput3` in `src/interfaces/libpq/fe-protocol3.c`.
 static BACKEND: [Rule; 256] = {
     const SMALL: u32 = MAX_SMALL_BACKEND_LEN;
     const LARGE: u32 = MAX_LARGE_MESSAGE_LEN;

@@ -1,4 +1,4 @@
-//! What clients send: borrowed views with bounds checks, and the messages that we send in a
+//! Messages of clients: borrowed views with bounds checks, and the messages that the proxy sends in a
 //! client's place.
 //!
 //! A view is parsed from a body, or from the prefix of one that [`crate::frame::Scanner`] shows;
@@ -44,7 +44,7 @@ pub fn query_prefix(body: &[u8]) -> (&[u8], bool) {
 pub struct ParseMessage<'a> {
     /// Name of the statement; empty for the unnamed one.
     pub statement: &'a [u8],
-    /// Its text, as far as it is here.
+    /// Text of the statement, as far as it has arrived.
     pub sql: &'a [u8],
     /// Whether the text is whole.
     pub is_whole: bool,
@@ -77,7 +77,7 @@ impl<'a> Bind<'a> {
     }
 }
 
-/// What a Describe or Close is about.
+/// Object of a Describe or Close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target<'a> {
     /// A prepared statement; empty for the unnamed one.

@@ -54,7 +54,7 @@ mod tests {
         }
     }
 
-    /// What happens to bytes on their way here, and what an attacker does to them.
+    /// Damage to bytes, by a network or by an attacker.
     #[derive(Debug, Clone)]
     enum Damage {
         Set(Index, u8),

@@ -66,7 +66,7 @@ impl Parameters {
         self.by_name.is_empty()
     }
 
-    /// What somebody who was told `self` has to be told to know `newer`: new names and other
+    /// Parameters to report so that a client that knows `self` knows `newer`: new names and changed
     /// values. A name that `newer` lacks is not reported; a server cannot take one back.
     pub fn diff<'a>(&'a self, newer: &'a Self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         newer.by_name.iter().filter_map(|(key, (name, value))| {

@@ -39,7 +39,7 @@ pub enum PipelineError {
     /// The message answers nothing that was asked.
     #[error("server message {} answers nothing that was asked", tag.escape_ascii())]
     Unexpected {
-        /// Its type byte.
+        /// Type byte of the message.
         tag: u8,
     },
     /// ReadyForQuery with a status that does not exist.
@@ -47,7 +47,7 @@ pub enum PipelineError {
     BadStatus,
 }
 
-/// What one server connection owes its client.
+/// Answers that one server connection owes its client.
 #[derive(Debug)]
 pub struct Pipeline {
     /// Requests not yet answered, oldest first. Bounded by [`MAX_OWED`] through
@@ -56,7 +56,7 @@ pub struct Pipeline {
     /// How many of them owe a ReadyForQuery.
     ready_owed: usize,
     status: TransactionStatus,
-    /// What the units answered since the last ReadyForQuery did.
+    /// Effect of the units that were answered since the last ReadyForQuery.
     judge: Judge,
     copy: CopyState,
     /// Syncs that the running COPY has swallowed.
@@ -240,8 +240,8 @@ impl Pipeline {
         }
     }
 
-    /// What was forwarded behind a COPY before its answer came was read by the server as part
-    /// of the COPY.
+    /// Accounts for a COPY that begins: messages that were forwarded behind it before its answer came
+    /// were read by the server as part of the COPY.
     fn open_copy(&mut self, tag: u8) {
         self.copy = CopyState::opened_by(tag).unwrap_or_default();
         self.swallowed = 0;
@@ -466,7 +466,7 @@ impl Pipeline {
             && !self.terminated
     }
 
-    /// What can be said of the requests in flight if the server is lost now.
+    /// Fate of the requests in flight if the server is lost now.
     pub fn loss(&self) -> Loss {
         if self.lost || self.copy.is_active() {
             return Loss::Unknown;

@@ -48,7 +48,7 @@ pub enum StartupError {
 }
 
 impl StartupError {
-    /// What a client is told.
+    /// SQLSTATE of the error that the client gets.
     pub fn sqlstate(self) -> SqlState {
         match self {
             Self::Version(_) => FEATURE_NOT_SUPPORTED,
@@ -87,16 +87,16 @@ impl std::fmt::Display for ProtocolVersion {
     }
 }
 
-/// What a client opens a connection with.
+/// First packet of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Startup {
-    /// It wants a session.
+    /// The client asks for a session.
     Session(StartupMessage),
-    /// It wants TLS; answer one byte, `S` or `N`.
+    /// The client asks for TLS; the answer is one byte, `S` or `N`.
     Ssl,
-    /// It wants GSSAPI encryption; answer one byte, `N`.
+    /// The client asks for GSSAPI encryption; the answer is one byte, `N`.
     GssEnc,
-    /// It wants a query of another connection cancelled; close without an answer.
+    /// The client asks to cancel a query of another connection; the connection is closed without an answer.
     Cancel(CancelRequest),
 }
 
@@ -114,7 +114,7 @@ pub struct StartupMessage {
 pub struct CancelRequest {
     /// Process id of the session, as told in BackendKeyData.
     pub pid: u32,
-    /// Its secret: 4 bytes, or up to 256 in protocol 3.2.
+    /// Secret of the session: 4 bytes, or up to 256 in protocol 3.2.
     pub key: Bytes,
 }
 
@@ -248,7 +248,7 @@ impl StartupMessage {
         Self { version: self.version, params: params.freeze() }
     }
 
-    /// What has to be told to a client that asks for more than is served.
+    /// Answer to a client that asks for a newer protocol or for unknown options.
     /// `newest_minor` is the newest version 3 that this side speaks.
     pub fn negotiate(&self, newest_minor: u16) -> Negotiation {
         let unknown = self

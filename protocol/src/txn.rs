@@ -1,4 +1,4 @@
-//! What a server says of its transaction, and the tags by which commands report success.
+//! Transaction status as servers report it, and the tags by which commands report success.
 
 /// Status byte of ReadyForQuery (`/docs/current/protocol-message-formats.html`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,7 +40,7 @@ impl TransactionStatus {
 pub struct CommandTag<'a>(pub &'a [u8]);
 
 impl<'a> CommandTag<'a> {
-    /// What kind of command the tag reports.
+    /// Kind of command that the tag reports.
     pub fn kind(self) -> TagKind {
         match self.0 {
             b"BEGIN" | b"START TRANSACTION" => TagKind::Begin,

@@ -23,7 +23,7 @@ pub enum EncodeError {
     /// A cancel key is shorter or longer than the protocol allows.
     #[error("the cancel key has {len} bytes")]
     KeyLength {
-        /// Its length.
+        /// Length of the field.
         len: usize,
     },
 }

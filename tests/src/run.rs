@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod citus;
 pub mod cluster;
 pub mod etcd;
+pub mod haproxy;
 pub mod kornak;
 pub mod lan;
 pub mod patroni;

@@ -5,7 +5,6 @@
 #![expect(clippy::print_stdout, reason = "a run shows what it did")]
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -13,11 +12,10 @@ use anyhow::{Context, Result};
 use kornak_tests::load::{Load, LoadSpec, Report};
 use kornak_tests::run::agent::Program;
 use kornak_tests::run::cluster::{Cluster, ClusterSpec, run};
+use kornak_tests::run::haproxy::HaProxy;
 use kornak_tests::run::kornak;
 use kornak_tests::run::patroni::Patroni;
-use kornak_tests::run::port::Port;
 use kornak_tests::run::postgres::{connect, describe, superuser};
-use kornak_tests::run::process::Process;
 use kornak_tests::run::wait::until;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -133,34 +131,6 @@ async fn monitoring_is_content(cluster: &Cluster, patroni: &Patroni) -> Result<(
     Ok(())
 }
 
-/// The configuration of Patroni's documentation, with this cluster's addresses.
-fn haproxy(cluster: &Cluster, port: u16) -> String {
-    let servers = cluster.nodes.iter().map(|node| {
-        let (name, postgres) = (node.name(), node.port());
-        let rest = node.rest().port().to_owned();
-        format!("    server {name} 127.0.0.1:{postgres} maxconn 100 check port {rest}\n")
-    });
-    format!(
-        "global
-    maxconn 100
-defaults
-    log global
-    mode tcp
-    retries 2
-    timeout client 30m
-    timeout connect 4s
-    timeout server 30m
-    timeout check 5s
-listen primary
-    bind 127.0.0.1:{port}
-    option httpchk OPTIONS /primary
-    http-check expect status 200
-    default-server inter 3s fall 3 rise 2 on-marked-down shutdown-sessions
-{}",
-        servers.collect::<String>()
-    )
-}
-
 async fn haproxy_leads_to(port: u16, server: u16) {
     until(SOON, "HAProxy leads to the leader", || async {
         let client = connect(&superuser(port)).await.map_err(|error| describe(&error))?;
@@ -184,12 +154,7 @@ async fn a_patroni_cluster_becomes_a_kornak_cluster_and_goes_back() -> Result<()
     let patroni = Patroni::installed()?;
     monitoring_is_content(&cluster, &patroni).await?;
 
-    let port = Port::free();
-    let file = cluster.path("haproxy.cfg");
-    fs::write(&file, haproxy(&cluster, port.number())).context("write HAProxy's file")?;
-    let mut command = Command::new("haproxy");
-    command.arg("-db").arg("-f").arg(&file).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    let _haproxy = Process::spawn("haproxy", command, &cluster.path("haproxy.log"))?;
+    let haproxy = HaProxy::start(&cluster)?;
 
     // Step 1: the file is one for Kornak.
     for node in &cluster.nodes {
@@ -212,7 +177,7 @@ async fn a_patroni_cluster_becomes_a_kornak_cluster_and_goes_back() -> Result<()
         only_switchovers_were_felt(&report);
         monitoring_is_content(&cluster, &patroni).await?;
         let leader = cluster.leader().await?;
-        haproxy_leads_to(port.number(), cluster.node(&leader)?.port()).await;
+        haproxy_leads_to(haproxy.primary(), cluster.node(&leader)?.port()).await;
     }
     cluster.passed();
     Ok(())

@@ -43,6 +43,25 @@ const PURE: &[&str] = &[
 
 const LONGEST_FILE: usize = 600;
 
+/// Crates whose doc comments stand alone: each names its subject.
+const SELF_CONTAINED: &[&str] = &["protocol", "cluster", "dcs", "tls", "config", "ctl"];
+
+/// Openings that point at another line, or hide who or what is meant.
+const BANNED_OPENINGS: &[&str] = &[
+    "It ",
+    "They ",
+    "Those ",
+    "These ",
+    "The same",
+    "Who ",
+    "Whoever ",
+    "What ",
+    "Its ",
+    "Their ",
+    "So long",
+    "For these",
+];
+
 fn root() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.parent().expect("the package lies in the workspace").to_owned()
@@ -400,4 +419,28 @@ fn each_key_of_a_proxys_file_is_documented() {
         .filter(|key| key != "max_held_bytes" && !words.contains(key.as_str()))
         .collect();
     none(&missing, "docs/configuration.md does not name");
+}
+
+#[test]
+fn a_doc_comment_stands_alone() {
+    let mut found = Vec::new();
+    let mut seen = 0;
+    for name in SELF_CONTAINED {
+        for file in files_below(&root().join(name).join("src"), &[".rs"]) {
+            let mut inside = false;
+            for (number, line) in read(&file).lines().enumerate() {
+                let text = line.trim();
+                let doc = text.strip_prefix("/// ").or_else(|| text.strip_prefix("//! "));
+                if let (false, Some(doc)) = (inside, doc) {
+                    seen += 1;
+                    if BANNED_OPENINGS.iter().any(|opening| doc.starts_with(opening)) {
+                        found.push(format!("{}:{}: {text}", short(&file), number + 1));
+                    }
+                }
+                inside = text.starts_with("//");
+            }
+        }
+    }
+    assert!(seen > 1000, "only {seen} doc comments found");
+    none(&found, "a doc comment names its subject");
 }

@@ -18,10 +18,10 @@ use super::signature;
 
 /// Longest chain, the peer's own certificate and the root included.
 const MAX_CHAIN: usize = 8;
-/// What a peer may make us do: webpki's own limit of signatures in one verification.
+/// Bound on the work that a peer can cause: webpki's own limit of signatures in one verification.
 const MAX_SIGNATURES: usize = 100;
 
-/// What the peer's certificate is shown for.
+/// Purpose for which the peer shows its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     Server,
@@ -37,7 +37,7 @@ pub enum Rules {
     Https,
 }
 
-/// Who else has looked at the chain.
+/// The verifier that has looked at the chain before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judge {
     Alone,
@@ -62,7 +62,7 @@ pub enum Untrusted {
     NoRevocationList,
 }
 
-/// What a chain is judged by.
+/// Facts by which a chain is judged.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
     /// Certificates of authorities.
@@ -230,7 +230,7 @@ fn signed_by(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) ->
         && signature::is_by(certificate.as_raw(), issuer.public_key())
 }
 
-/// What OpenSSL's `check_chain` looks at, certificate by certificate.
+/// Applies the checks of OpenSSL's `check_chain`, certificate by certificate.
 fn check(
     certificate: &X509Certificate<'_>,
     is_issuer: bool,

@@ -30,15 +30,15 @@ pub struct Authorities {
 }
 
 impl Authorities {
-    /// Those of a PEM file.
+    /// Reads the authorities of a PEM file.
     ///
     /// # Errors
-    /// It cannot be read, or there is no certificate in it.
+    /// The file cannot be read, or it has no certificate.
     pub fn of_file(path: &Path) -> Result<Self, TlsError> {
         Ok(Self::of(files::certificates(path)?))
     }
 
-    /// Those that this machine trusts. A machine without any is no mistake: then nobody is trusted.
+    /// Authorities that this machine trusts. A machine without any is no error: then no peer is trusted.
     pub fn of_this_machine() -> Self {
         Self::of(rustls_native_certs::load_native_certs().certs)
     }
@@ -188,8 +188,8 @@ pub struct OfClients {
 }
 
 impl OfClients {
-    /// Who shows a certificate must have it from one of the authorities; with `required` everybody
-    /// has to show one.
+    /// Accepts certificates that one of the authorities has issued; with `required` every client has to
+    /// show one.
     pub fn new(authorities: Authorities, rules: Rules, required: bool) -> Self {
         let store = Arc::clone(&authorities.store);
         let webpki = WebPkiClientVerifier::builder_with_provider(store, provider()).build().ok();

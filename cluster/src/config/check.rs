@@ -112,7 +112,7 @@ const POSTGRESQL: [(&str, Kind); 7] = [
     ("pg_ident", Kind::List),
 ];
 
-/// What makes no sense in a configuration, or in a change of one.
+/// Values that make no sense in a configuration, or in a change of one.
 pub fn problems(raw: &Map<String, Value>) -> Vec<Problem> {
     let mut found = Vec::new();
     let mut note = |path: &[&str], kind: Kind, decides| {

@@ -36,7 +36,7 @@ fn filled(known: &mut Known, mut state: ClusterState) -> ClusterState {
     state
 }
 
-/// What the store shows of nothing but a leader.
+/// State of a store that has nothing but a leader.
 fn bare(revision: u64) -> ClusterState {
     ClusterState { store: 1, revision, leader: Some(held_by("a")), ..ClusterState::default() }
 }

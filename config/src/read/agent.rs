@@ -139,7 +139,7 @@ fn restapi(section: &Section<'_>) -> Option<RestSettings> {
     })
 }
 
-/// What others are told: `connect_address`, or where we listen if that is one address.
+/// Address that others use: `connect_address`, or the listening address if there is exactly one.
 pub(super) fn connect_address(section: &Section<'_>, listen: &Listen) -> Option<HostPort> {
     if section.has("connect_address") {
         let told = section.parsed("connect_address", "host:port", |text| {

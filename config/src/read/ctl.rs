@@ -1,5 +1,5 @@
-//! The same file, read for the operator's verbs: little is needed and nothing is warned about,
-//! for the file may be an agent's, a proxy's or patronictl's own.
+//! Reading of a file for the operator's verbs: little is needed and nothing is warned about, because the
+//! file may be an agent's, a proxy's or patronictl's own.
 
 use kornak_cluster::GroupId;
 

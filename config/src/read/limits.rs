@@ -47,7 +47,7 @@ fn time(section: &Section<'_>, key: Key<'_>) -> Option<Duration> {
     Some(found)
 }
 
-/// The same; 0 means never.
+/// A time of at most 24 days; 0 means never.
 fn time_or_never(
     section: &Section<'_>,
     key: Key<'_>,

@@ -178,7 +178,7 @@ fn one_word(value: &Value) -> Result<Word, &'static str> {
     }
 }
 
-/// What `pg_hba.conf` reads out of a word and a proxy cannot know, and names that nobody has.
+/// Reason to refuse a word: a meaning in `pg_hba.conf` that a proxy cannot know, or a name that no role can have.
 fn refused(word: &Word) -> Option<&'static str> {
     let text = word.text.as_str();
     match text.chars().next() {

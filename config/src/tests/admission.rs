@@ -1,4 +1,4 @@
-//! Who may log in from where, and how many.
+//! Rules of admission and limits of connections.
 
 use super::*;
 use crate::proxy::ProxyProtocol;

@@ -1,4 +1,4 @@
-//! What a plain scalar is: YAML 1.1 as PyYAML's resolver reads it, and so Patroni. It is neither the
+//! Plain scalars of YAML 1.1 as PyYAML's resolver, and so Patroni, reads them. It is neither the
 //! standard's 1.1 (`y` and `n` are words here) nor its 1.2 (`on` is true, `1e3` is a word).
 
 use std::ops::Range;

@@ -39,7 +39,7 @@ struct GenerateArgs {
     sample: bool,
 }
 
-/// What is known of a server.
+/// Facts about a running server.
 struct Server {
     scope: String,
     listen: String,

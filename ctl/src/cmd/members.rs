@@ -24,7 +24,7 @@ pub enum Role {
     #[value(alias = "standby_leader")]
     StandbyLeader,
     Replica,
-    /// The same as replica.
+    /// Alias of replica.
     Standby,
     Any,
 }

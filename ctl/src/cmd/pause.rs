@@ -79,7 +79,7 @@ pub async fn run(global: &Global, args: &PauseArgs, on: bool) -> anyhow::Result<
     Ok(())
 }
 
-/// Those of the members that have not noticed when the time is over.
+/// Waits until all members have noticed; returns those that have not when the time is over.
 async fn wait(
     target: &Target,
     number: Option<GroupId>,

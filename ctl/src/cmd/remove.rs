@@ -8,7 +8,7 @@ use crate::output::{prompt, say};
 use crate::render::{self, Format};
 use crate::target::{Global, Target};
 
-/// What has to be typed.
+/// Text that the operator has to type.
 const AWARE: &str = "Yes I am aware";
 
 #[derive(Debug, Args)]

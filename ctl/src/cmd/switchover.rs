@@ -23,7 +23,7 @@ pub struct SwitchoverArgs {
     /// The current leader.
     #[arg(long, alias = "primary")]
     leader: Option<String>,
-    /// Who takes over; default: the best.
+    /// Member that takes over; default: the best.
     #[arg(long)]
     candidate: Option<String>,
     /// When, such as 2027-01-01T10:00+01:00; default: now.
@@ -41,7 +41,7 @@ pub struct FailoverArgs {
     group: Option<GroupId>,
     #[arg(long, alias = "primary", hide = true)]
     leader: Option<String>,
-    /// Who takes over.
+    /// Member that takes over.
     #[arg(long)]
     candidate: Option<String>,
     /// Ask nothing.
@@ -128,7 +128,7 @@ fn ask_group() -> anyhow::Result<GroupId> {
     }
 }
 
-/// What is to be done, complete and confirmed.
+/// A request, complete and confirmed.
 struct Wish {
     leader: Option<String>,
     candidate: Option<String>,

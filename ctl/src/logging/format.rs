@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::format::{DefaultFields, FormatEvent, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// What Patroni writes unless told otherwise.
+/// Patroni's default format.
 const USUAL: [&str; 3] = ["asctime", "levelname", "message"];
 
 /// A line's form.

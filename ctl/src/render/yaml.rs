@@ -189,7 +189,7 @@ fn double_quoted(text: &str) -> String {
     out
 }
 
-/// What no reader would take as it stands.
+/// Whether a reader would not take the character as it stands.
 fn is_special(letter: char) -> bool {
     let printable = letter == '\n'
         || (' '..='~').contains(&letter)

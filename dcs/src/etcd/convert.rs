@@ -10,16 +10,16 @@ use etcd_client::{
 use super::endpoint::Endpoint;
 use crate::{Compare, DcsError, Granted, KeyValue, LeaseId, Op, Reach, Txn, TxnOutcome, View};
 
-/// What a failed attempt tells.
+/// Meaning of a failed attempt.
 #[derive(Debug, Clone)]
 pub(super) enum Failure {
     /// Nothing was done; another endpoint may do it.
     NotDone(String),
     /// Nothing was done, for the connection's login is out of date.
     Stale(String),
-    /// It may have been done.
+    /// The request may have been executed.
     Maybe(String),
-    /// It may have been done, and the endpoint says nothing at all.
+    /// The request may have been executed, and the endpoint does not answer at all.
     Silent(String),
     /// The store has answered, and will not answer otherwise elsewhere.
     Definite(DcsError),
@@ -65,7 +65,7 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
-/// What the error of a request means. Whatever is not positively known to be harmless is `Maybe`.
+/// Meaning of a request's error. An error that is not positively known to be harmless is `Maybe`.
 pub(super) fn failure(error: &Error) -> Failure {
     match error {
         Error::GRpcStatus(status) => {
@@ -256,7 +256,7 @@ fn op(op: &Op) -> TxnOp {
     }
 }
 
-/// What the answer to [`request`] says.
+/// Outcome in the answer to [`request`].
 pub(super) fn outcome(txn: &Txn, answer: &TxnResponse) -> TxnOutcome {
     let gets = answer
         .op_responses()

@@ -1,4 +1,4 @@
-//! What can be said without an etcd; the rest is `tests/tests/contract_etcd.rs`.
+//! Tests that need no etcd; the others are in `tests/tests/contract_etcd.rs`.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What the twin of etcd holds, as values: keys, leases, revisions. Time is an argument.
+//! State of the store in memory, as values: keys, leases, revisions. Time is an argument.
 
 use std::collections::BTreeMap;
 

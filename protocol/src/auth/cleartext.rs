@@ -1,5 +1,5 @@
-//! What is done with a password itself: compare it with what a server has stored, or prove it to
-//! a server by SCRAM.
+//! Uses of a password itself: comparing it with what a server has stored, and proving it to a
+//! server by SCRAM.
 //!
 //! Passwords go through SASLprep for SCRAM; postgres-protocol does that and the client's
 //! exchange. It refuses more than 100,000 iterations, so a hostile server cannot keep us busy.

@@ -40,7 +40,7 @@ pub const NONCE_BYTES: usize = 18;
 
 type Key = [u8; 32];
 
-/// What a server stores of a password: enough to check a proof, not enough to make one.
+/// Form in which a server stores a password: enough to check a proof, not enough to make one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Verifier {
     iterations: u32,
@@ -102,7 +102,7 @@ impl Verifier {
     }
 }
 
-/// What a right proof reveals: enough to log the role in wherever its verifier is the same.
+/// Keys that a correct proof reveals: enough to log the role in wherever its verifier is the same.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ScramKeys {
     client_key: Zeroizing<Key>,

@@ -1,4 +1,4 @@
-//! What can be told of a statement from its first words, always to the safe side.
+//! Properties of a statement that its first words tell, always erring to the safe side.
 //!
 //! Not a parser of SQL: PostgreSQL changes its grammar each year and extensions hide anything in
 //! a function. These scans answer three questions, and where the text leaves doubt the answer is
@@ -169,8 +169,8 @@ pub fn may_end_transaction(sql: &[u8]) -> bool {
     !matches!(fate_of(sql), Fate::Stays | Fate::Begins | Fate::Revives | Fate::Nothing)
 }
 
-/// What `sql` can do to the transaction it runs in. `sql` must be whole; of a text that is not,
-/// the fate is [`Fate::Unknown`].
+/// Effect that `sql` can have on the transaction it runs in. `sql` must be whole; the fate of an
+/// incomplete text is [`Fate::Unknown`].
 pub fn fate_of(sql: &[u8]) -> Fate {
     use StatementKind as K;
     let kind = statement_kind(sql);
@@ -304,7 +304,7 @@ pub(super) fn skip_blank(mut sql: &[u8]) -> (&[u8], bool) {
     }
 }
 
-/// What follows a block comment whose opening was taken off; they nest.
+/// Text behind a block comment whose opening was taken off; block comments nest.
 fn skip_comment(mut sql: &[u8]) -> Option<&[u8]> {
     let mut depth = 1u32;
     loop {
@@ -391,7 +391,7 @@ fn top_level_semicolon(mut sql: &[u8]) -> Lexed<'_> {
     }
 }
 
-/// What the byte before belongs to.
+/// Kind of word that the preceding byte belongs to.
 #[derive(Clone, Copy)]
 enum Word {
     None,
@@ -400,8 +400,8 @@ enum Word {
     Number,
 }
 
-/// What follows a dollar-quoted literal whose first `$` was taken off; the text itself if it is
-/// none (a parameter such as `$1`).
+/// Text behind a dollar-quoted literal whose first `$` was taken off; the text itself if it is no
+/// literal (a parameter such as `$1`).
 pub(super) fn skip_dollar(rest: &[u8]) -> Result<&[u8], ()> {
     let end = rest.iter().position(|b| !is_word(*b)).unwrap_or(rest.len());
     let is_tag = !rest.first().is_some_and(u8::is_ascii_digit);

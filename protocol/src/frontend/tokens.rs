@@ -13,7 +13,7 @@ use super::sql::{is_more, is_word, skip_blank, skip_dollar, statement_kind};
 pub enum Token<'a> {
     /// A word without quotes: a keyword or an identifier.
     Word(&'a [u8]),
-    /// What stands between the quotes of an identifier; doubled quotes are still doubled.
+    /// Text between the quotes of an identifier; doubled quotes are still doubled.
     Quoted(&'a [u8]),
     /// A literal of any kind, as it is written, or a number.
     Literal(&'a [u8]),
@@ -64,7 +64,7 @@ impl<'a> Tokens<'a> {
         Self { sql, rest: sql, begin: 0 }
     }
 
-    /// What follows the last token.
+    /// Text behind the last token.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }

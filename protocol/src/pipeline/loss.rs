@@ -1,4 +1,4 @@
-//! What can truthfully be said of requests whose server was lost.
+//! Statements that are true of requests whose server was lost.
 //!
 //! A wrong 40001 makes a framework run a committed transaction again, so "rolled back" is said
 //! only of what positively cannot have committed; everything else is "unknown" (docs/safety.md A10).
@@ -11,8 +11,8 @@ use crate::txn::TransactionStatus;
 pub enum Loss {
     /// Nothing was in flight and no transaction open: nobody needs to be told.
     Nothing,
-    /// What was in flight cannot have changed anything (Parse, Describe, Sync, BEGIN): it was
-    /// not done. 57P03, or forward it again.
+    /// The requests in flight cannot have changed anything (Parse, Describe, Sync, BEGIN) and count as
+    /// not executed: 57P03, or they are forwarded again.
     Harmless,
     /// A transaction was open and nothing forwarded can have ended it: it is rolled back. 40001
     /// to the oldest request in flight, or to the next one if there is none; then the dead
@@ -23,12 +23,12 @@ pub enum Loss {
     /// The last thing in flight was the transaction's rollback: whatever was done of it, the
     /// transaction is rolled back. It may be answered with the tag ROLLBACK.
     RolledBack,
-    /// It may or may not have been committed: 08007 to each request in flight.
+    /// The transaction may or may not have been committed: 08007 to each request in flight.
     Unknown,
 }
 
-/// The same, request by request: where the transaction stands if the requests so far were
-/// executed, or lost, at any point.
+/// State of the transaction, request by request, if the requests so far were executed, or lost, at
+/// any point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Judge {
     Idle,

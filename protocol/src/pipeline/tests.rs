@@ -325,7 +325,7 @@ fn a_blurred_batch_fails_like_any_other() {
     assert!(p.movable());
 }
 
-/// What is true of a session in `status` that has `sent` in flight, of which the server has
+/// Loss of a session in `status` that has `sent` in flight, of which the server has
 /// answered `answered`.
 fn loss(status: TransactionStatus, sent: &[Sent], answered: &[u8]) -> Loss {
     let mut p = Pipeline::new(status);

@@ -3,7 +3,7 @@
 use crate::copy::CopyState;
 use crate::txn::TransactionStatus;
 
-/// What a request can do to the transaction it runs in, as far as is *positively* known.
+/// Effect of a request on the transaction it runs in, as far as it is *positively* known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fate {
     /// A single statement that cannot end a transaction block.
@@ -25,7 +25,7 @@ pub enum Fate {
 /// One request that executes something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unit {
-    /// What it can do to the transaction.
+    /// Effect on the transaction.
     pub fate: Fate,
     /// The caller's own mark; comes back with the answers.
     pub token: u32,
@@ -107,9 +107,9 @@ pub enum Kind {
 /// The request that an answer belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
-    /// What was sent.
+    /// Kind of the message that was sent.
     pub kind: Kind,
-    /// Its fate and mark; of requests that execute nothing the fate is [`Fate::Stays`].
+    /// Fate and mark of the request; the fate of one that executes nothing is [`Fate::Stays`].
     pub unit: Unit,
 }
 
@@ -128,7 +128,7 @@ impl Owner {
     }
 }
 
-/// What a server message was.
+/// Kind of a server's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// Rows or COPY data.

@@ -1,4 +1,4 @@
-//! What only this host can tell of an agent's file: whether PostgreSQL's programs are where it says, fit
+//! Checks of an agent's file that only its host can make: whether PostgreSQL's programs are where it says, fit
 //! the data, and take the parameters. Warnings, for the file may be checked elsewhere.
 
 use std::path::Path;

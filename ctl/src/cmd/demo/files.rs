@@ -22,7 +22,7 @@ pub(super) struct Secrets {
 }
 
 impl Secrets {
-    /// Those of the cluster that lies in `dir`, or new ones, which are noted there.
+    /// Passwords of the cluster that lies in `dir`, or new ones, which are noted there.
     pub(super) fn of(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join("passwords");
         if let Ok(text) = fs::read_to_string(&path)

@@ -1,4 +1,4 @@
-//! What the demo tells while it runs: one line per node and change.
+//! Progress of the demo: one line per node and change.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 
 use crate::output::complain;
 
-/// What the file says of a login; PGPASSFILE names the file, else it is `~/.pgpass`.
+/// Looks a login up in the password file; PGPASSFILE names the file, else it is `~/.pgpass`.
 pub(super) fn look_up(login: [&str; 4]) -> Option<SecretString> {
     let named = std::env::var_os("PGPASSFILE").filter(|path| !path.is_empty()).map(PathBuf::from);
     let path = named.or_else(|| Some(std::env::home_dir()?.join(".pgpass")))?;

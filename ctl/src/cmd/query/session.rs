@@ -19,7 +19,7 @@ use super::pgpass;
 /// The longest a connection may take to be made. patronictl's.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Who logs in, to which database, and how the connection is encrypted.
+/// Role, database and encryption of a connection.
 #[derive(Debug)]
 pub(super) struct Login {
     user: String,
@@ -29,11 +29,11 @@ pub(super) struct Login {
 }
 
 impl Login {
-    /// What is not given is taken from libpq's variables (/docs/current/libpq-envars.html), and at
+    /// Takes what is not given from libpq's variables (/docs/current/libpq-envars.html), and at
     /// last from the name of the operating system's user.
     ///
     /// # Errors
-    /// A certificate of libpq's variables cannot be used.
+    /// A certificate that libpq's variables name cannot be used.
     pub(super) fn new(
         user: Option<String>,
         password: Option<SecretString>,
@@ -92,7 +92,7 @@ fn own_name() -> Option<String> {
     })
 }
 
-/// What a server answered; no columns: the last statement returns no rows.
+/// Answer of a server; no columns: the last statement returns no rows.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Asked {
     pub(super) columns: Vec<String>,

@@ -8,9 +8,9 @@ pub struct KeyClient {
     nonce: String,
     /// The flag for channel binding and two commas.
     header: &'static str,
-    /// What follows the flag in the last message.
+    /// Channel-binding data that follows the flag in the last message.
     bound: Vec<u8>,
-    /// What the server's signature must be, once it can be known.
+    /// Expected signature of the server, once it can be computed.
     expected: Option<Key>,
 }
 

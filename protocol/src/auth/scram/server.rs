@@ -34,7 +34,7 @@ impl std::fmt::Debug for State {
     }
 }
 
-/// What the last message is checked against.
+/// Values that the client's last message is checked against.
 struct Pending {
     /// The client's flag for channel binding, as sent.
     header: String,
@@ -51,7 +51,7 @@ impl ScramServer {
         Self { verifier, nonce: STANDARD.encode(nonce), binding, state: State::First }
     }
 
-    /// What to offer, the preferred one first.
+    /// Mechanisms to offer, the preferred one first.
     pub fn mechanisms(&self) -> &'static [&'static str] {
         match self.binding {
             Binding::None => &[MECHANISM],

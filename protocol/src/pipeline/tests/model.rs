@@ -143,7 +143,7 @@ fn any_message() -> impl Strategy<Value = Sent> {
     ])
 }
 
-/// What real drivers send.
+/// Batches as real drivers send them.
 fn driver_batch() -> impl Strategy<Value = Vec<Sent>> {
     let unit = Unit { fate: Fate::Stays, token: 0 };
     let (q, e) = (Sent::Query(unit), Sent::Execute(unit));
