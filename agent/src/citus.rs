@@ -5,7 +5,7 @@
 //! one task for each database). The leaders of the other groups tell it when they are about to stop and
 //! when they are there ([`notify`]), in Patroni's words, so that either may be Patroni's; what they do
 //! not say, or what gets lost, the store says a moment later. Every leader keeps the tables that are its
-//! own and ends what failovers have left prepared (`local`, for how long: [`settling`]), and the
+//! own and ends what failovers have left prepared (`local`, for how long: [`settling`]; `pools`), and the
 //! coordinator's publishes whether rows and store agree ([`Desk`]).
 //!
 //! Not here: how proxies hold the whole cluster's sessions while one group switches
@@ -18,6 +18,7 @@ mod keeper;
 mod local;
 pub mod notify;
 pub mod plan;
+mod pools;
 mod registration;
 pub mod seen;
 pub mod settling;
@@ -49,6 +50,8 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             stop.clone(),
         )),
     );
+    let pools = pools::run(Arc::clone(&ctx), settings.databases.clone(), stop.clone());
+    spawn(&mut tasks, boxed(pools));
     if ctx.settings.scope.group == Some(GroupId::COORDINATOR) {
         for database in &settings.databases {
             let keeper = keeper::Keeper::new(&ctx, &desk, database);

@@ -29,7 +29,7 @@ use kornak_cluster::{GroupId, HandoverPhase};
 use kornak_config::proxy::{ListenerSettings, Target};
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::frontend;
-use kornak_protocol::sqlstate::{ADMIN_SHUTDOWN, CRASH_SHUTDOWN};
+use kornak_protocol::sqlstate::ADMIN_SHUTDOWN;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::backend::{Address, Connected, DialError};
@@ -42,6 +42,7 @@ use crate::route::{self, AtHome, Candidate};
 use crate::session::Aftermath;
 use crate::session::answers::Verdict;
 use crate::session::journal::Pin;
+use crate::session::words::About;
 use crate::shared::Shared;
 use crate::stream::Stream;
 pub use ahead::Ahead;
@@ -422,11 +423,10 @@ impl Client {
         let was_resting = self.talk.member.is_some() && self.talk.session.is_quiet();
         if let Some(words) = words.filter(|_| !was_resting || self.talk.session.pinned().is_some())
         {
-            let general = match words.sqlstate {
-                CRASH_SHUTDOWN => true,
-                ADMIN_SHUTDOWN if words.are_a_workers() => true,
-                ADMIN_SHUTDOWN => self.is_server_going(&shared).await,
-                _ => false,
+            let general = match words.about() {
+                About::Server => true,
+                About::Either => self.is_server_going(&shared).await,
+                About::Session => false,
             };
             if !general && !words.message.is_empty() {
                 return Err(End::Passed(words.message));

@@ -21,6 +21,7 @@ mod leave;
 pub mod pooled;
 #[cfg(test)]
 mod tests;
+pub mod words;
 
 use std::sync::Arc;
 
@@ -267,10 +268,11 @@ impl Session {
         match seen.tag {
             b'E' => {
                 let view = ErrorView::parse_prefix(seen.body);
-                if view.severity().ends_session() {
+                if view.severity().ends_session() || words::is_orphans(&view) {
                     return Ok(Heard::LastWords(view.sqlstate()));
                 }
                 self.error_heard(&view, seen);
+                self.speak_for_a_lost_node(&view, seen);
             }
             b'N' if self.notice(seen.body) => return Ok(Heard::Swallow),
             b'S' => self.parameter(seen.body),

@@ -347,7 +347,7 @@ impl Keeper {
             self.say(UNSYNCED).await?;
         }
         // Nobody may reach a new address through the former one's pool.
-        if let Some(pools) = super::local::pools_statement(seen) {
+        if let Some(pools) = super::pools::statement(seen) {
             self.say(&pools).await?;
         }
         // From here on its outcome may be unknown: the rows are read again whatever happens.

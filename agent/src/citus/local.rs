@@ -1,9 +1,9 @@
 //! What each group's leader keeps in order on its own server: the database and the extension, the
-//! login to other nodes, pools (`pg_dist_poolinfo`), and distributed transactions that a failover has
-//! left prepared.
+//! login to other nodes, and distributed transactions that a failover has left prepared.
 //!
 //! Every node has these tables of its own, and every node may be where a distributed transaction
-//! began, so every leader looks after them; the coordinator's `pg_dist_node` is [`super::keeper`]'s.
+//! began, so every leader looks after them; the coordinator's `pg_dist_node` is [`super::keeper`]'s, pools
+//! are [`super::pools`]'s.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::seen::Seen;
 use super::settling::{EVERY, Primaries, STALE, Settling};
 use crate::context::Context;
 use crate::guard::boottime_now;
-use crate::postgres::{SqlError, ask, literal};
+use crate::postgres::{SqlError, ask};
 
 /// Works while this node leads its group, until `stop`.
 pub(super) async fn run(
@@ -67,7 +67,7 @@ pub(super) async fn run(
 /// What a round is made for as soon as it changes.
 fn followed(seen: &Seen) -> impl PartialEq + '_ {
     let leaders: Vec<_> = seen.leaders.iter().map(|(group, it)| (group, &it.address)).collect();
-    (primaries(seen), leaders, &seen.pools, seen.handover.is_some())
+    (primaries(seen), leaders, seen.handover.is_some())
 }
 
 fn primaries(seen: &Seen) -> Primaries {
@@ -117,15 +117,12 @@ impl Local {
 
     /// `false`: something is left to be done soon.
     async fn keep(&self, name: &str, seen: &Seen, recover: bool) -> Result<bool, SqlError> {
-        let postgres = &self.ctx.postgres;
-        if recover {
-            database::ensure(postgres, name).await?;
-        }
-        let client = postgres.connect_to_database(name, APPLICATION).await?;
-        pools(&client, seen).await?;
         if !recover {
             return Ok(true);
         }
+        let postgres = &self.ctx.postgres;
+        database::ensure(postgres, name).await?;
+        let client = postgres.connect_to_database(name, APPLICATION).await?;
         match registered(&client, seen).await? {
             Registered::Right => {}
             // Citus would ask a server that is gone, or one that stands still and never answers.
@@ -224,57 +221,6 @@ fn compare(
         }
     }
     found
-}
-
-/// Makes `pg_dist_poolinfo` right, if any member has a pool.
-async fn pools(client: &Client, seen: &Seen) -> Result<(), SqlError> {
-    let Some(statement) = pools_statement(seen) else { return Ok(()) };
-    let rows = ask(client, "write pg_dist_poolinfo", &statement).await?;
-    let changed = rows.first().and_then(|row| row.first().cloned().flatten());
-    if let Some(rows) = changed.filter(|count| count != "0") {
-        info!(rows = %rows, "pg_dist_poolinfo changed");
-    }
-    Ok(())
-}
-
-/// `pg_dist_poolinfo` has a row for each node whose member has a pool, and no other; the table is the
-/// operator's while no member has one.
-///
-/// A primary's row follows the leader key, also while the row still has the former leader's address:
-/// whoever connected to the new address through the old pool would keep that connection.
-pub(super) fn pools_statement(seen: &Seen) -> Option<String> {
-    if seen.pools.is_empty() {
-        return None;
-    }
-    let led = |address: &Address| {
-        let mut leaders = seen.leaders.iter();
-        leaders.find(|(_, it)| it.address.as_ref() == Some(address)).map(|(group, _)| *group)
-    };
-    let values: Vec<String> = seen
-        .pools
-        .iter()
-        .map(|(at, pool)| {
-            let leads = led(at).map_or("NULL".to_owned(), |group| group.to_string());
-            format!("({}, {}, {}, {leads}::int)", literal(&at.host), at.port, literal(pool))
-        })
-        .collect();
-    let known = seen.leaders.iter().filter(|(_, leader)| leader.address.is_some());
-    let known: Vec<String> = known.map(|(group, _)| group.to_string()).collect();
-    Some(format!(
-        "WITH wanted AS (SELECT n.nodeid, v.pool FROM pg_catalog.pg_dist_node n \
-           JOIN (VALUES {values}) AS v (host, port, pool, leads) \
-             ON CASE WHEN n.noderole = 'primary' AND n.groupid = ANY ('{{{known}}}'::int[]) \
-               THEN v.leads = n.groupid ELSE v.host = n.nodename AND v.port = n.nodeport END), \
-         gone AS (DELETE FROM pg_catalog.pg_dist_poolinfo p \
-           WHERE NOT EXISTS (SELECT FROM wanted w WHERE w.nodeid = p.nodeid) RETURNING 1), \
-         changed AS (INSERT INTO pg_catalog.pg_dist_poolinfo (nodeid, poolinfo) \
-           SELECT nodeid, pool FROM wanted \
-           ON CONFLICT (nodeid) DO UPDATE SET poolinfo = EXCLUDED.poolinfo \
-           WHERE pg_dist_poolinfo.poolinfo <> EXCLUDED.poolinfo RETURNING 1) \
-         SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM changed)",
-        values = values.join(", "),
-        known = known.join(","),
-    ))
 }
 
 #[cfg(test)]

@@ -227,28 +227,29 @@ async fn known(ctx: &Context, open: &mut Open) -> Result<Known, SqlError> {
             literal(&own.host),
             own.port
         );
-        let found = flags(ctx, open, None, database, &statement).await?;
-        let known = match found {
-            (true, true) if pools_follow(ctx, open, database, &own).await? => Known::Everywhere,
-            (true, _) => Known::Coordinator,
+        let known = match flags(ctx, open, None, database, &statement).await? {
             (false, _) => Known::Nowhere,
+            (true, everywhere) => match pools_follow(ctx, open, database, &own).await? {
+                Known::Everywhere if !everywhere => Known::Coordinator,
+                known => known,
+            },
         };
         least = least.min(known);
     }
     Ok(least)
 }
 
-/// Whether every other group's primary would reach this one through its own pool, if there are any
-/// pools: a connection through the former primary's would stay.
+/// Whose primaries reach this one through its own pool, if there are any pools: a connection through the
+/// former primary's would be refused, or stay.
 async fn pools_follow(
     ctx: &Context,
     open: &mut Open,
     database: &str,
     own: &Address,
-) -> Result<bool, SqlError> {
+) -> Result<Known, SqlError> {
     let seen = seen(ctx);
     if seen.pools.is_empty() {
-        return Ok(true);
+        return Ok(Known::Everywhere);
     }
     let pool = seen.pools.get(own).map_or("NULL".to_owned(), |pool| literal(pool));
     let group = ctx.settings.scope.group.unwrap_or_default();
@@ -258,13 +259,26 @@ async fn pools_follow(
              WHERE n.groupid = {group} AND n.noderole = 'primary' \
                AND p.poolinfo IS DISTINCT FROM {pool}))::int, 1"
     );
-    let others = seen.wanted.into_iter().filter(|(other, _)| *other != group);
-    for at in others.filter_map(|(_, want)| want.primary) {
+    for (other, at) in pools_kept_by(&seen, group, own) {
         if !flags(ctx, open, Some(at), database, &statement).await?.0 {
-            return Ok(false);
+            let is_coordinator = other == GroupId::COORDINATOR;
+            return Ok(if is_coordinator { Known::Nowhere } else { Known::Coordinator });
         }
     }
-    Ok(true)
+    Ok(Known::Everywhere)
+}
+
+/// Primaries whose agents write `pg_dist_poolinfo`, the coordinator's first. Among them is the one that
+/// has just been promoted: its table is its predecessor's, and sessions on a worker reach the worker's own
+/// shards through it.
+fn pools_kept_by(seen: &Seen, group: GroupId, own: &Address) -> Vec<(GroupId, Address)> {
+    let kept = seen.leaders.iter().filter(|(other, leader)| leader.kornak && **other != group);
+    let others = kept.filter_map(|(other, _)| {
+        Some((*other, seen.wanted.get(other).and_then(|want| want.primary.clone())?))
+    });
+    let mut found: Vec<_> = others.chain([(group, own.clone())]).collect();
+    found.sort();
+    found
 }
 
 /// Two truths from one row of a server.
@@ -328,4 +342,34 @@ pub async fn busy_elsewhere(ctx: &Context) -> Busy {
         busy.oldest = busy.oldest.max(Duration::from_millis(number(1).max(0.0) as u64));
     }
     busy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::Group;
+    use super::*;
+
+    #[test]
+    fn pools_are_looked_at_where_kornak_keeps_them_the_new_primary_among_them() {
+        let at = |host: &str| Address { host: host.to_owned(), port: 5432 };
+        let mut seen = Seen::default();
+        for (group, host, kornak) in
+            [(0, "c", true), (1, "former", true), (2, "x", true), (3, "p", false)]
+        {
+            let leader =
+                Leader { name: host.to_owned(), address: Some(at(host)), api: None, kornak };
+            seen.leaders.insert(GroupId(group), leader);
+            let primary = Some(at(host));
+            seen.wanted.insert(GroupId(group), Group { primary, ..Group::default() });
+        }
+        let found = |group, own: &str| -> Vec<(u32, String)> {
+            let kept = pools_kept_by(&seen, GroupId(group), &at(own));
+            kept.into_iter().map(|(group, at)| (group.0, at.host)).collect()
+        };
+        let named = |list: &[(u32, &str)]| -> Vec<(u32, String)> {
+            list.iter().map(|(group, host)| (*group, (*host).to_owned())).collect()
+        };
+        assert_eq!(found(1, "new"), named(&[(0, "c"), (1, "new"), (2, "x")]));
+        assert_eq!(found(0, "d"), named(&[(0, "d"), (1, "former"), (2, "x")]));
+    }
 }

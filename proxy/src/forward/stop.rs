@@ -8,6 +8,7 @@ use kornak_protocol::frame::FrameError;
 use kornak_protocol::sqlstate::SqlState;
 
 use crate::backend::DialError;
+use crate::session::words::{self, About};
 
 /// Why the path ended.
 #[derive(Debug)]
@@ -58,11 +59,12 @@ pub struct LastWords {
 }
 
 impl LastWords {
-    /// Whether they are those of a server behind this one: Citus says what the FATAL of a worker that
-    /// goes down says, and ends its own session with it. Neither was meant for the client.
-    pub fn are_a_workers(&self) -> bool {
-        let body = self.message.get(5..).unwrap_or_default();
-        ErrorView::parse_prefix(body).routine == Some(b"DefaultCitusNoticeReceiver")
+    /// Whom they concern.
+    pub fn about(&self) -> About {
+        let Some(body) = self.message.get(5..).filter(|body| !body.is_empty()) else {
+            return words::about_state(self.sqlstate);
+        };
+        words::about(&ErrorView::parse_prefix(body))
     }
 }
 
@@ -70,22 +72,29 @@ impl LastWords {
 mod tests {
     use bytes::BytesMut;
     use kornak_protocol::error::ErrorFields;
-    use kornak_protocol::sqlstate::ADMIN_SHUTDOWN;
+    use kornak_protocol::sqlstate::{ADMIN_SHUTDOWN, CRASH_SHUTDOWN, INTERNAL_ERROR};
 
     use super::*;
 
-    fn words(routine: &'static str) -> LastWords {
-        let text = "terminating connection due to unexpected postmaster exit";
+    fn said(sqlstate: SqlState, text: &'static str, routine: &'static str) -> About {
         let mut message = BytesMut::new();
-        ErrorFields::fatal(ADMIN_SHUTDOWN, text).routine(routine).put(&mut message);
-        LastWords { sqlstate: ADMIN_SHUTDOWN, message: message.freeze() }
+        ErrorFields::fatal(sqlstate, text).routine(routine).put(&mut message);
+        LastWords { sqlstate, message: message.freeze() }.about()
     }
 
     #[test]
     fn what_citus_repeats_is_told_from_what_the_server_says() {
-        assert!(words("DefaultCitusNoticeReceiver").are_a_workers());
-        assert!(!words("ProcessInterrupts").are_a_workers());
-        let nothing = LastWords { sqlstate: ADMIN_SHUTDOWN, message: Bytes::new() };
-        assert!(!nothing.are_a_workers());
+        let text = "terminating connection due to administrator command";
+        assert_eq!(said(ADMIN_SHUTDOWN, text, "DefaultCitusNoticeReceiver"), About::Server);
+        assert_eq!(said(ADMIN_SHUTDOWN, text, "ProcessInterrupts"), About::Either);
+        let text = "postmaster was shut down, exiting";
+        assert_eq!(said(INTERNAL_ERROR, text, "FinishConnectionIO"), About::Server);
+    }
+
+    #[test]
+    fn words_too_long_to_be_kept_are_judged_by_their_code() {
+        let nothing = |sqlstate| LastWords { sqlstate, message: Bytes::new() }.about();
+        assert_eq!(nothing(ADMIN_SHUTDOWN), About::Either);
+        assert_eq!(nothing(CRASH_SHUTDOWN), About::Server);
     }
 }

@@ -3,6 +3,7 @@ mod order;
 
 use super::*;
 use kornak_protocol::backend as be;
+use kornak_protocol::error::ErrorFields;
 use kornak_protocol::frame::{Direction, Flow, Scanner, take_frame};
 use kornak_protocol::frontend::{self as fe, Target};
 use kornak_protocol::txn::TransactionStatus::{Failed, Idle, InBlock};
@@ -387,6 +388,50 @@ fn last_words_are_kept_from_the_client() {
     let mut play = Play::new();
     let heard = play.server(|out| Verdict::Shutdown.put(out));
     assert_eq!(heard, [Heard::LastWords(Verdict::Shutdown.sqlstate())]);
+}
+
+/// An ERROR with this SQLSTATE, text and routine.
+fn error(out: &mut BytesMut, code: &[u8], text: &'static str, routine: &'static str) {
+    let code = SqlState::from_bytes(code).unwrap();
+    ErrorFields::error(code, text).routine(routine).put(out);
+}
+
+#[test]
+fn an_error_of_a_server_whose_postmaster_is_gone_is_its_last_word() {
+    let mut play = Play::new();
+    play.done("BEGIN", "BEGIN", InBlock).query("UPDATE t SET a = 1");
+    let died = "postmaster was shut down, exiting";
+    let heard = play.server(|out| error(out, b"XX000", died, "WaitForAllConnections"));
+    assert!(matches!(heard[..], [Heard::LastWords(_)]), "{heard:?}");
+    assert_eq!(play.lose(), (Aftermath::Lives, vec!["E 40001".to_owned(), "Z E".to_owned()]));
+}
+
+#[test]
+fn what_citus_reports_of_a_lost_node_has_the_sqlstate_that_is_true_of_the_statement() {
+    let closed = "server closed the connection unexpectedly";
+    let rows: [(&[&str], &str, &[u8], &str, &str); 6] = [
+        (&["BEGIN"], "UPDATE t SET a = 1", b"XX000", closed, "E 40001"),
+        (&["BEGIN"], "COMMIT", b"XX000", closed, "E 08007"),
+        (&[], "UPDATE t SET a = 1", b"XX000", "postmaster was shut down, exiting", "E 08007"),
+        (&[], "UPDATE t SET a = 1", b"57P01", "terminating connection", "E 08007"),
+        (&["BEGIN"], "UPDATE t SET a = 1", b"XX000", "cache lookup failed", "XX000"),
+        (&["BEGIN"], "UPDATE t SET a = 1", b"23505", "duplicate key", "23505"),
+    ];
+    for (before, sql, code, text, expected) in rows {
+        let mut play = Play::new();
+        for begin in before {
+            play.done(begin, begin, InBlock);
+        }
+        play.query(sql);
+        let heard = play.server(|out| error(out, code, text, "ReportResultError"));
+        let changed = match heard[..] {
+            [Heard::Edited] => told(&mut play.0.take_edited()),
+            [Heard::Pass] => vec![String::from_utf8_lossy(code).into_owned()],
+            _ => panic!("{heard:?}"),
+        };
+        assert_eq!(changed, [expected], "{sql} {text}");
+        play.ready(if before.is_empty() { Idle } else { Failed });
+    }
 }
 
 #[test]

@@ -41,12 +41,22 @@ pub struct AgentSpec {
     pub parameters: Vec<String>,
     /// Lines of `postgresql:`.
     pub postgresql: Vec<String>,
+    /// Lines of `pg_hba`, each with its dash; the usual ones if there are none.
+    pub pg_hba: Vec<String>,
+    /// What each role's login needs besides name and password: `, sslmode: require`.
+    pub login: String,
     /// Where it runs; on this machine's own address if `None`.
     pub host: Option<Arc<Host>>,
     /// Other sections, or other lines of `bootstrap:`, as whole text at the end of the file; `{port}` in it
     /// is the server's.
     pub sections: String,
 }
+
+const PG_HBA: [&str; 3] = [
+    "- local all all scram-sha-256",
+    "- host replication replicator samenet scram-sha-256",
+    "- host all all samenet scram-sha-256",
+];
 
 /// Which program is a node's agent.
 #[derive(Debug, Clone)]
@@ -298,6 +308,11 @@ impl Node {
         };
         let parameters = lines(&spec.parameters, "        ");
         let postgresql = lines(&spec.postgresql, "  ");
+        let pg_hba = match spec.pg_hba.as_slice() {
+            [] => lines(&PG_HBA.map(str::to_owned), "    "),
+            given => lines(given, "    "),
+        };
+        let login = &spec.login;
         let (dcs, bootstrap) = (lines(&spec.dcs, "    "), lines(&spec.bootstrap, "  "));
         // Nobody wants the machine that runs the tests to be reset.
         let watchdog = match spec.watchdog.as_slice() {
@@ -348,19 +363,16 @@ bootstrap:
   bin_dir: {bin}
   pgpass: {home}/pgpass
   authentication:
-    superuser: {{username: postgres, password: "{SUPERUSER_PASSWORD}"}}
-    replication: {{username: replicator, password: replicator-password}}
-    rewind: {{username: rewind_user, password: rewind-password}}
+    superuser: {{username: postgres, password: "{SUPERUSER_PASSWORD}"{login}}}
+    replication: {{username: replicator, password: replicator-password{login}}}
+    rewind: {{username: rewind_user, password: rewind-password{login}}}
   parameters:
     unix_socket_directories: {home}
     shared_buffers: 32MB
     log_line_prefix: '%m [%p] %a '
     log_checkpoints: "on"
   pg_hba:
-    - local all all scram-sha-256
-    - host replication replicator samenet scram-sha-256
-    - host all all samenet scram-sha-256
-{postgresql}{tags}{sections}"#,
+{pg_hba}{postgresql}{tags}{sections}"#,
             data = data.display(),
             bin = bin.display(),
         )

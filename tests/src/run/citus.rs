@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_postgres::Client;
 
 use super::agent::{AgentSpec, Node, Program};
+use super::certificates::{Pair, Workshop};
 use super::cluster::run;
 use super::etcd::Etcd;
 use super::kornak;
@@ -67,6 +68,9 @@ pub struct CitusSpec {
     pub first: Vec<&'static str>,
     /// Each node has a host of its own there.
     pub lan: Option<Arc<Lan>>,
+    /// Every node shows a certificate to every other and checks the other's, as in the layout that
+    /// Citus's authors describe: one certificate, which is its own authority.
+    pub verified: bool,
 }
 
 impl Default for CitusSpec {
@@ -80,6 +84,7 @@ impl Default for CitusSpec {
             patroni: Vec::new(),
             first: Vec::new(),
             lan: None,
+            verified: false,
         }
     }
 }
@@ -93,6 +98,7 @@ pub struct CitusCluster {
     pub etcd: Etcd,
     pub scratch: Scratch,
     patroni: Option<Patroni>,
+    certificate: Option<Pair>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -108,12 +114,21 @@ impl CitusCluster {
         let centre = if spec.lan.is_some() { CENTRE } else { "127.0.0.1" };
         let etcd = Etcd::start_at(centre, 1).await?;
         let head = format!("scope: demo\netcd3:\n  hosts: [{}]", etcd.endpoints().join(", "));
-        let auth =
+        let mut auth =
             format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
+        let verified = spec.verified.then(|| Workshop::new(&scratch).self_signed("node", "citus"));
+        let certificate = verified.transpose()?;
+        if let Some(Pair { cert, key }) = &certificate {
+            let (cert, key) = (cert.display(), key.display());
+            auth.push_str(&format!(
+                "\ntls: {{server: {{sslmode: verify-ca, ca: {cert}, cert: {cert}, key: {key}}}}}"
+            ));
+        }
         let proxy = Proxy::start(&scratch, "proxy", &head, &auth).await?;
         let groups = BTreeMap::new();
         let patroni = (!spec.patroni.is_empty()).then(Patroni::installed).transpose()?;
-        let mut cluster = Self { spec, groups, proxy, etcd, scratch, patroni, _turn: turn };
+        let mut cluster =
+            Self { spec, groups, proxy, etcd, scratch, patroni, certificate, _turn: turn };
         for (group, members) in cluster.spec.members.clone().into_iter().enumerate() {
             cluster.add_group(u32::try_from(group)?, members).await?;
         }
@@ -131,7 +146,7 @@ impl CitusCluster {
             true => "kornak: {citus: {poolinfo: 'host=127.0.0.1 port={port}'}}\n",
             false => "",
         };
-        AgentSpec {
+        let spec = AgentSpec {
             scope: "demo".to_owned(),
             name: name.to_owned(),
             etcd: self.etcd.endpoints(),
@@ -139,11 +154,12 @@ impl CitusCluster {
             synchronous: true,
             failsafe: true,
             sections: format!("citus: {{group: {group}, databases: [{databases}]}}\n{pool}"),
-            parameters: vec![
-                "citus.node_conninfo: sslmode=prefer".to_owned(),
-                "citus.max_cached_conns_per_worker: 1".to_owned(),
-            ],
             ..AgentSpec::default()
+        };
+        match &self.certificate {
+            Some(pair) => with_certificate(spec, pair),
+            // Citus turns TLS on, with a certificate of its own, and asks for it between nodes.
+            None => spec,
         }
     }
 
@@ -471,6 +487,30 @@ impl CitusCluster {
         }
         Ok(())
     }
+}
+
+/// Nodes verify each other; what connects in the clear is a test's own.
+fn with_certificate(mut spec: AgentSpec, Pair { cert, key }: &Pair) -> AgentSpec {
+    let (cert, key) = (cert.display(), key.display());
+    spec.login =
+        format!(", sslmode: verify-ca, sslrootcert: {cert}, sslcert: {cert}, sslkey: {key}");
+    spec.parameters = vec![
+        "ssl: \"on\"".to_owned(),
+        format!("ssl_ca_file: {cert}"),
+        format!("ssl_cert_file: {cert}"),
+        format!("ssl_key_file: {key}"),
+        format!(
+            "citus.node_conninfo: sslrootcert={cert} sslkey={key} sslcert={cert} sslmode=verify-ca"
+        ),
+    ];
+    let rules = [
+        "local all all scram-sha-256",
+        "hostssl replication all samenet scram-sha-256 clientcert=verify-ca",
+        "hostssl all all samenet scram-sha-256 clientcert=verify-ca",
+        "hostnossl all all samenet scram-sha-256",
+    ];
+    spec.pg_hba = rules.map(|rule| format!("- {rule}")).to_vec();
+    spec
 }
 
 fn succeeded(output: &Output, what: &str) -> Result<()> {
