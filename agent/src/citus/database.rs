@@ -48,6 +48,19 @@ pub async fn ensure(postgres: &Postgres, database: &str) -> Result<(), SqlError>
     authenticate(&client, &postgres.settings().superuser).await
 }
 
+/// What a person may have taken away since; nothing where there is no such database or extension any more.
+pub async fn look_after(postgres: &Postgres, database: &str) -> Result<(), SqlError> {
+    let client = match postgres.connect_to_database(database, APPLICATION).await {
+        Err(error) if error.code() == Some("3D000") => return Ok(()),
+        connected => connected?,
+    };
+    let exists = "SELECT 1 FROM pg_extension WHERE extname = 'citus'";
+    if ask(&client, "look for the extension", exists).await?.is_empty() {
+        return Ok(());
+    }
+    authenticate(&client, &postgres.settings().superuser).await
+}
+
 /// `pg_dist_authinfo`: how this node logs in to the others, as the superuser. Written when it differs,
 /// so that a changed password takes effect.
 async fn authenticate(client: &Client, superuser: &Credentials) -> Result<(), SqlError> {

@@ -34,6 +34,10 @@ const SYNC_PAUSE: Duration = Duration::from_millis(100);
 /// The same while clients are held for it.
 const SYNC_PAUSE_IN_HANDOVER: Duration = Duration::from_millis(10);
 
+/// The same when nodes have been behind for [`SYNC_SOON`]: one of them is away, or somebody wants it so.
+const SYNC_PAUSE_OF_OLD: Duration = Duration::from_secs(1);
+const SYNC_SOON: Duration = Duration::from_secs(5);
+
 /// Between two looks at rows that a person may have changed.
 const REREAD: Duration = Duration::from_secs(5);
 
@@ -91,6 +95,8 @@ pub struct Facts<'a> {
     /// `pg_dist_node`; `None`: has to be read.
     pub rows: Option<&'a [Row]>,
     pub read_at: Moment,
+    /// Since when some node has not had the rows.
+    pub behind_since: Option<Moment>,
     pub seen: &'a Seen,
     pub flight: &'a Flight,
     /// In the order in which they came.
@@ -261,8 +267,12 @@ fn grounded(f: &Facts<'_>) -> Next {
     }
     let stale = f.read_at + REREAD;
     if rows.iter().any(|row| !row.synced) {
-        let waited_for = f.seen.handover.is_some();
-        let pause = if waited_for { SYNC_PAUSE_IN_HANDOVER } else { SYNC_PAUSE };
+        let is_old = f.behind_since.is_some_and(|since| f.now.since(since) > SYNC_SOON);
+        let pause = match (f.seen.handover.is_some(), is_old) {
+            (true, false) => SYNC_PAUSE_IN_HANDOVER,
+            (true, true) | (false, false) => SYNC_PAUSE,
+            (false, true) => SYNC_PAUSE_OF_OLD,
+        };
         return reread(f, f.read_at + pause);
     }
     // Adding and removing takes locks on every node.

@@ -45,6 +45,7 @@ pub(super) struct Keeper {
     client: Option<Client>,
     rows: Option<Vec<Row>>,
     read_at: Moment,
+    behind_since: Option<Moment>,
     flight: Flight,
     requests: Vec<Request>,
     answers: Vec<oneshot::Sender<Answer>>,
@@ -82,6 +83,7 @@ impl Keeper {
             client: None,
             rows: None,
             read_at: Moment::default(),
+            behind_since: None,
             flight: Flight::Grounded,
             requests: Vec::new(),
             answers: Vec::new(),
@@ -122,6 +124,7 @@ impl Keeper {
                 leads,
                 rows: self.rows.as_deref(),
                 read_at: self.read_at,
+                behind_since: self.behind_since,
                 seen: &seen,
                 flight: &self.flight,
                 requests: &self.requests,
@@ -258,7 +261,15 @@ impl Keeper {
             Next::Commit { steps, request } => self.commit(&steps, request, seen).await?,
             Next::Member(step) => {
                 info!(database = %self.database, change = %Spoken(&step), "pg_dist_node");
-                self.say(&statement(&step, false, Duration::ZERO)).await?;
+                let change = statement(&step, false, Duration::ZERO);
+                match self.say(&change).await {
+                    // A person has taken the row away here alone, and others still have it.
+                    Err(error) if error.code() == Some("23505") => {
+                        self.say("SELECT start_metadata_sync_to_all_nodes()").await?;
+                        self.say(&change).await?;
+                    }
+                    done => drop(done?),
+                }
                 self.rows = None;
             }
             Next::Rollback => {
@@ -276,8 +287,11 @@ impl Keeper {
 
     async fn load(&mut self) -> Result<(), SqlError> {
         let rows = self.say(ROWS).await?;
-        self.rows = Some(rows.iter().filter_map(|row| read_row(row)).collect());
+        let rows: Vec<Row> = rows.iter().filter_map(|row| read_row(row)).collect();
         self.read_at = boottime_now();
+        let is_behind = rows.iter().any(|row| !row.synced);
+        self.behind_since = is_behind.then(|| self.behind_since.unwrap_or(self.read_at));
+        self.rows = Some(rows);
         Ok(())
     }
 

@@ -117,10 +117,11 @@ impl Local {
 
     /// `false`: something is left to be done soon.
     async fn keep(&self, name: &str, seen: &Seen, recover: bool) -> Result<bool, SqlError> {
+        let postgres = &self.ctx.postgres;
         if !recover {
+            database::look_after(postgres, name).await?;
             return Ok(true);
         }
-        let postgres = &self.ctx.postgres;
         database::ensure(postgres, name).await?;
         let client = postgres.connect_to_database(name, APPLICATION).await?;
         match registered(&client, seen).await? {

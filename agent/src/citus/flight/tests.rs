@@ -16,6 +16,7 @@ struct World {
     leads: bool,
     rows: Option<Vec<Row>>,
     read_at: Moment,
+    behind_since: Option<Moment>,
     seen: Seen,
     flight: Flight,
     requests: Vec<Request>,
@@ -48,6 +49,7 @@ fn world() -> World {
             row(5, 1, "b", Role::Secondary),
         ]),
         read_at: ms(10_000),
+        behind_since: None,
         seen,
         flight: Flight::Grounded,
         requests: Vec::new(),
@@ -118,6 +120,7 @@ impl World {
             leads: self.leads,
             rows: self.rows.as_deref(),
             read_at: self.read_at,
+            behind_since: self.behind_since,
             seen: &self.seen,
             flight: &self.flight,
             requests: &self.requests,
@@ -248,6 +251,23 @@ fn rows_are_added_only_when_every_node_has_the_metadata() {
     grown.rows.iter_mut().flatten().for_each(|row| row.synced = row.node != 4);
     check(&grown, &Next::Rest { until: ms(10_100) });
     check(&grown.at(10_100), &Next::Load);
+}
+
+#[test]
+fn a_node_that_stays_behind_is_looked_at_once_a_second() {
+    let behind = |since: u64, switches: bool| {
+        let mut world = World { behind_since: Some(ms(since)), ..world() };
+        world.rows.iter_mut().flatten().for_each(|row| row.synced = row.node != 4);
+        if switches { world.switching() } else { world }
+    };
+    for (since, switches, until) in [
+        (10_000, false, 10_100),
+        (9_000, true, 10_010),
+        (4_000, false, 11_000),
+        (4_000, true, 10_100),
+    ] {
+        check(&behind(since, switches), &Next::Rest { until: ms(until) });
+    }
 }
 
 #[test]
