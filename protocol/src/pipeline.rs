@@ -405,9 +405,9 @@ impl Pipeline {
     }
 
     /// Whether a ReadyForQuery more than is owed may come, and everything else was answered: a
-    /// [`Sent::Marker`] would tell.
+    /// [`Sent::Marker`] would tell. Not where the count is lost: which answer is the marker's cannot be told there.
     pub fn is_doubtful(&self) -> bool {
-        self.doubtful > 0 && self.owed.is_empty() && !self.is_unsynced()
+        self.doubtful > 0 && !self.lost && self.owed.is_empty() && !self.is_unsynced()
     }
 
     /// Whether no request may be forwarded before that is settled.
@@ -471,8 +471,10 @@ impl Pipeline {
         if self.lost || self.copy.is_active() {
             return Loss::Unknown;
         }
-        let executed = self.owed.iter().filter(|owner| owner.executes());
-        let judge = executed.fold(self.judge, |judge, owner| judge.after(owner.unit.fate));
+        let judge = self.owed.iter().fold(self.judge, |judge, owner| {
+            let judge = if owner.executes() { judge.after(owner.unit.fate) } else { judge };
+            if owner.owes_ready() { judge.behind_batch() } else { judge }
+        });
         judge.loss(self.in_flight())
     }
 }

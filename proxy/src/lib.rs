@@ -50,6 +50,7 @@ pub mod reading;
 pub mod registry;
 pub mod route;
 pub mod rules;
+pub mod sabotage;
 pub mod sampler;
 pub mod serve;
 pub mod session;

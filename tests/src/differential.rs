@@ -9,6 +9,7 @@
 //! Not here: failovers ([`crate::talk`] and the tests that use it), and login ways other than SCRAM.
 
 pub mod conversation;
+pub mod many;
 mod statements;
 
 use std::collections::BTreeSet;

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use kornak_tests::differential::many::{Crowd, POOL_SIZE, Way};
 use kornak_tests::differential::{Plan, Stage};
 use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD};
 use kornak_tests::run::proxy::Proxy;
@@ -57,6 +58,58 @@ async fn a_client_is_told_the_same_bytes_as_by_the_server() -> Result<()> {
     );
     if let Err(difference) = outcome {
         anyhow::bail!("the proxy can be told from the server:\n{difference}");
+    }
+    scratch.passed();
+    Ok(())
+}
+
+/// Conversations of many clients at once that one run of the tests has time for.
+const CONVERSATIONS_OF_MANY: u64 = 10_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_clients_see_only_what_is_theirs() -> Result<()> {
+    let mut scratch = Scratch::new("differential-many");
+    let server = Postgres::start(&scratch, "pg", &SETTINGS).await?;
+    let head = format!(
+        "scope: demo\nstatic:\n  members: [{{name: a, host: 127.0.0.1, port: {}}}]",
+        server.port()
+    );
+    let lines = |reset: &str| {
+        format!(
+            "auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}\n\
+             pool: {{reset: {reset}, wait_notice: 0}}"
+        )
+    };
+    let pooled = format!(", pool_mode: transaction, pool_size: {POOL_SIZE}");
+    let proxies = [
+        Proxy::start_as(&scratch, "pooled", &head, &pooled, &lines("known")).await?,
+        Proxy::start_as(&scratch, "plain", &head, "", &lines("known")).await?,
+        Proxy::start_as(&scratch, "always", &head, &pooled, &lines("always")).await?,
+    ];
+    let names = ["pooled", "plain", "always"];
+    let ways = names.into_iter().zip(&proxies);
+    let ways = ways.map(|(name, proxy)| Way { name, port: proxy.primary() }).collect();
+    let crowd = Crowd { server: &server, ways };
+    crowd.prepare().await?;
+    for proxy in &proxies {
+        let conninfo = format!(
+            "host=127.0.0.1 port={} user=postgres password='{}' dbname=postgres",
+            proxy.primary(),
+            SUPERUSER_PASSWORD.replace('\'', "\\'")
+        );
+        proxy.ready(&conninfo, Duration::from_secs(15)).await;
+    }
+    let plan = Plan::from_environment(CONVERSATIONS_OF_MANY);
+    let began = Instant::now();
+    let outcome = crowd.run(plan).await;
+    println!(
+        "{} conversations of many clients, seed {}, in {:.1?}",
+        plan.conversations,
+        plan.seed,
+        began.elapsed()
+    );
+    if let Err(difference) = outcome {
+        anyhow::bail!("a client can tell that it is not alone:\n{difference}");
     }
     scratch.passed();
     Ok(())

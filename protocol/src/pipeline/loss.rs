@@ -34,7 +34,13 @@ pub(super) enum Judge {
     Idle,
     /// BEGIN is in flight and nothing behind it.
     Begun,
+    /// The same, and its batch ends there: if it fails, what follows stands alone.
+    Unheard,
     Open,
+    /// Open by a BEGIN whose batch is not answered.
+    Opened,
+    /// Behind the end of such a batch.
+    Doubted,
     Failed,
     Ended,
     Unknown,
@@ -56,12 +62,22 @@ impl Judge {
             // Autocommit: committed by the time its ReadyForQuery comes, or not.
             (Self::Idle, Fate::Stays | Fate::Revives) => Self::Unknown,
             (Self::Idle | Self::Begun, Fate::Begins) => Self::Begun,
+            (Self::Unheard | Self::Opened | Self::Doubted, Fate::Begins) => self,
+            // The BEGIN before may have failed, and this commits by itself then.
+            (Self::Unheard | Self::Doubted, Fate::Stays | Fate::Revives) => Self::Unknown,
             // Outside of a block they do nothing.
             (Self::Idle, Fate::RollsBack | Fate::Commits) => Self::Idle,
-            (Self::Begun | Self::Open, Fate::Stays | Fate::Revives) => Self::Open,
+            (Self::Begun | Self::Opened, Fate::Stays | Fate::Revives) => Self::Opened,
+            (Self::Open, Fate::Stays | Fate::Revives) => Self::Open,
             (Self::Open, Fate::Begins) => Self::Open,
-            (Self::Begun | Self::Open, Fate::RollsBack) => Self::Ended,
-            (Self::Begun | Self::Open, Fate::Commits) => Self::Unknown,
+            (
+                Self::Begun | Self::Unheard | Self::Open | Self::Opened | Self::Doubted,
+                Fate::RollsBack,
+            ) => Self::Ended,
+            (
+                Self::Begun | Self::Unheard | Self::Open | Self::Opened | Self::Doubted,
+                Fate::Commits,
+            ) => Self::Unknown,
             (Self::Failed, Fate::Stays | Fate::Begins) => Self::Failed,
             // Alive again from here on: a COMMIT behind it would commit.
             (Self::Failed, Fate::Revives) => Self::Open,
@@ -70,12 +86,21 @@ impl Judge {
         }
     }
 
+    /// A batch ends whose answer has not come.
+    pub(super) fn behind_batch(self) -> Self {
+        match self {
+            Self::Begun => Self::Unheard,
+            Self::Opened => Self::Doubted,
+            before => before,
+        }
+    }
+
     pub(super) fn loss(self, in_flight: bool) -> Loss {
         match self {
             Self::Idle if in_flight => Loss::Harmless,
             Self::Idle => Loss::Nothing,
-            Self::Begun => Loss::Harmless,
-            Self::Open => Loss::Retry,
+            Self::Begun | Self::Unheard => Loss::Harmless,
+            Self::Open | Self::Opened | Self::Doubted => Loss::Retry,
             Self::Failed => Loss::AlreadyFailed,
             Self::Ended => Loss::RolledBack,
             Self::Unknown => Loss::Unknown,

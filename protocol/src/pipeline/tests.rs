@@ -327,6 +327,19 @@ fn a_blurred_batch_fails_like_any_other() {
 
 /// Loss of a session in `status` that has `sent` in flight, of which the server has
 /// answered `answered`.
+#[test]
+fn nothing_is_asked_where_its_answer_could_not_be_told() {
+    let mut p = idle();
+    send(&mut p, &[Sent::Query(stays(1))]);
+    answer(&mut p, b"G").unwrap();
+    // A Sync that the COPY may have swallowed, and a request that may be taken for an error of it.
+    send(&mut p, &[Sent::CopyData, Sent::Sync, Sent::Query(stays(2)), Sent::Query(stays(3))]);
+    answer(&mut p, b"eIII").unwrap();
+    assert!(p.is_lost() && p.owed_len() == 0);
+    // The server may still owe an error of the client's, which would be taken for the marker's.
+    assert!(!p.is_doubtful());
+}
+
 fn loss(status: TransactionStatus, sent: &[Sent], answered: &[u8]) -> Loss {
     let mut p = Pipeline::new(status);
     send(&mut p, sent);
@@ -367,7 +380,25 @@ fn the_truth_about_lost_requests() {
             b"",
             Loss::Unknown,
         ),
-        ("begin and insert", Idle, &[q(Begins), q(Stays)], b"", Loss::Retry),
+        // BEGIN may fail, a time-out is enough, and the INSERT commits alone.
+        ("begin and insert", Idle, &[q(Begins), q(Stays)], b"", Loss::Unknown),
+        ("begin, answered, and insert", Idle, &[q(Begins), q(Stays)], b"CT", Loss::Retry),
+        (
+            "begin and insert in one batch",
+            Idle,
+            &[e(Begins), e(Stays), Sent::Sync],
+            b"",
+            Loss::Retry,
+        ),
+        (
+            "begin and insert in one batch, and another",
+            Idle,
+            &[e(Begins), e(Stays), Sent::Sync, e(Stays), Sent::Sync],
+            b"",
+            Loss::Unknown,
+        ),
+        ("begin twice", Idle, &[q(Begins), q(Begins)], b"", Loss::Harmless),
+        ("begin and rollback", Idle, &[q(Begins), q(RollsBack)], b"", Loss::RolledBack),
         ("begin, insert, commit", Idle, &[q(Begins), q(Stays), q(Commits)], b"", Loss::Unknown),
         ("insert in a block", InBlock, &[q(Stays)], b"", Loss::Retry),
         ("several inserts in a block", InBlock, &[q(Stays), q(Stays)], b"", Loss::Retry),

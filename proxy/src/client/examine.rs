@@ -5,12 +5,11 @@
 
 use bytes::BytesMut;
 use kornak_protocol::frontend::Target;
-use kornak_protocol::params::Parameters;
 use kornak_protocol::{backend, frontend};
 
 use super::pooled::tell;
 use super::{Client, End};
-use crate::forward::Link;
+use crate::sabotage::{self, Sabotage};
 use crate::session::journal::Examined;
 
 /// What a session may hold that keeps its connection from others, one row: advisory locks, temporary
@@ -142,7 +141,8 @@ impl Client {
             let name = String::from_utf8_lossy(name).replace('\'', "''");
             format!("E'{}'", name.replace('\\', "\\\\"))
         };
-        let names: Vec<String> = self.talk.session.custom().map(literal).collect();
+        let custom = self.talk.session.custom().filter(|_| !sabotage::is(Sabotage::Custom));
+        let names: Vec<String> = custom.map(literal).collect();
         let called = self.talk.session.must_be_asked();
         let of_functions = if called { OF_FUNCTIONS } else { "" };
         EXAMINE.replace("OF FUNCTIONS", of_functions).replace("OF ITS OWN", &names.join(", "))
@@ -165,7 +165,8 @@ impl Client {
         // Never closed.
         let _room = shared.asking.acquire().await;
         let mut link = self.talk.link.take()?;
-        let mut reported = self.reported(&link);
+        // What it was told of this connection, and what has changed on it since: the pool's own notes are of before.
+        let mut reported = self.talk.session.told().clone();
         let mut out = BytesMut::new();
         put_question(statement, &mut out);
         let limit = shared.settings.limits.connect_timeout;
@@ -179,13 +180,6 @@ impl Client {
         let row = answers.rows.first().and_then(|row| backend::data_row(row).ok());
         let owned = |value: Option<&[u8]>| value.map(<[u8]>::to_vec);
         Some(Heard::Row(row.unwrap_or_default().into_iter().map(owned).collect()))
-    }
-
-    fn reported(&self, link: &Link) -> Parameters {
-        match &link.lease {
-            Some(lease) => Parameters::clone(&lease.params),
-            None => self.talk.session.told().clone(),
-        }
     }
 }
 

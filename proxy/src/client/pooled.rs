@@ -39,7 +39,10 @@ impl Client {
             true => self.talk.session.put_base(&mut out),
             false => self.talk.session.put_fit(lease, &mut out),
         };
-        let mut reported = Parameters::clone(&lease.params);
+        let mut reported = match is_kept {
+            true => self.talk.session.told().clone(),
+            false => Parameters::clone(&lease.params),
+        };
         let limit = self.talk.shared.settings.limits.connect_timeout;
         let told = tell(&mut link, &out, owed, &mut reported, limit).await;
         match told {

@@ -15,6 +15,7 @@ use crate::pool::lender::Lease;
 use crate::reading::Source;
 use crate::registry::CancelTarget;
 use crate::route;
+use crate::sabotage::{self, Sabotage};
 use crate::shared::Shared;
 use crate::stream::Stream;
 
@@ -82,7 +83,7 @@ impl Link {
     /// Whether the server has neither closed an idle connection nor announced its end. What else it has
     /// said is for the next client.
     pub fn is_alive(&mut self) -> bool {
-        self.stream.is_alive(&mut self.tail)
+        self.stream.is_alive(&mut self.tail) || sabotage::is(Sabotage::Dead)
     }
 
     /// Whether it leads only to a leader for want of a standby, and there is one again, or it asks

@@ -9,6 +9,7 @@ use kornak_protocol::params::Parameters;
 
 use super::lender::Lease;
 use crate::forward::Link;
+use crate::sabotage::{self, Sabotage};
 use crate::session::Session;
 
 /// A server connection that stands between two messages in both directions, on which no transaction is
@@ -94,7 +95,9 @@ impl Returned {
     /// Judges the connection of a session that gives it up; `from_client` has followed what was
     /// forwarded. The session is detached from it, unless it is of no use.
     pub fn by(mut link: Box<Link>, session: &mut Session, from_client: &Scanner) -> Self {
-        let stands_still = session.is_quiet() && from_client.at_boundary() && link.stands_still();
+        let stands_still = session.is_quiet()
+            && (from_client.at_boundary() || sabotage::is(Sabotage::Boundary))
+            && link.stands_still();
         let (pinned, leaves) = (session.pinned(), session.must_keep());
         let may_clear = pinned.is_none() || session.may_be_discarded();
         match &mut link.lease {

@@ -41,6 +41,7 @@ use prepared::{Entry, Key};
 pub use sql::{Front, Rewritten};
 pub use texts::{Texts, content_of};
 
+use crate::sabotage::{self, Sabotage};
 use crate::session::journal::Statement;
 use wire::{name_of, put_parse, put_target};
 
@@ -72,10 +73,6 @@ pub struct Content {
     pub is_opaque: bool,
     /// It calls functions that may do the same.
     pub calls: bool,
-    /// Its execution is answered as DEALLOCATE.
-    pub retag: bool,
-    /// It has a name of this connection's in it, and means nothing on another.
-    pub is_local: bool,
 }
 
 /// What is done to one message on its way.
@@ -166,6 +163,9 @@ pub struct Statements {
     /// All statements are about to be dropped; those that were made since are not.
     dropping: bool,
     made_since: HashSet<Box<[u8]>>,
+    /// Numbers of statements that were made or dropped since nothing was in flight, and the client's names of
+    /// them: what an error says of one of them is about a name that may mean something else by now.
+    named: Vec<(u32, Box<[u8]>)>,
     /// What SQL's EXECUTE named last, and the number that it was given.
     executed: Option<(u32, Box<[u8]>)>,
     unnamed: Option<Arc<Content>>,
@@ -194,6 +194,7 @@ impl Statements {
             nobody: None,
             dropping: false,
             made_since: HashSet::new(),
+            named: Vec::new(),
             executed: None,
             unnamed: None,
             unnamed_there: false,
@@ -209,7 +210,7 @@ impl Statements {
     /// Takes the statements of a connection over.
     pub fn attach(&mut self, server: Box<Prepared>) {
         self.server = Some(server);
-        self.unnamed_there = false;
+        self.unnamed_there = sabotage::is(Sabotage::Unnamed);
     }
 
     /// Gives them back; nothing must be in flight.
@@ -219,6 +220,7 @@ impl Statements {
         self.batch = 0;
         self.ended = 0;
         self.last_mark = 0;
+        self.named.clear();
         self.server.take()
     }
 
@@ -287,6 +289,9 @@ impl Statements {
     pub fn ready(&mut self) {
         self.ended = self.ended.wrapping_add(1);
         self.undo_until(self.ended);
+        if self.ahead.is_empty() && self.named.capacity() > 0 {
+            self.named = Vec::new();
+        }
     }
 
     /// The answer to a marked message (`1` or `3`).
@@ -431,11 +436,17 @@ impl Statements {
 
     /// Sees to it that the connection has what the client means by a name.
     fn reach(&mut self, name: &[u8], injected: &mut Vec<Injected>, out: &mut Vec<u8>) -> Reached {
+        if name.is_empty() || self.has(name) {
+            if let Some(number) = self.in_place_of(name, injected, out) {
+                self.named.push((number, name.into()));
+                return Reached::Name(name_of(number));
+            }
+        }
         if name.is_empty() {
             if self.unnamed_there {
                 return Reached::AsIs;
             }
-            let Some(content) = self.unnamed.clone().filter(|content| !content.is_local) else {
+            let Some(content) = self.unnamed.clone() else {
                 // The connection may have somebody else's.
                 self.nobody = None;
                 return Reached::Name(NOBODY.into());
@@ -470,7 +481,9 @@ impl Statements {
             // Settings of the past are not made again for it.
             meaning.context = context;
         }
-        self.present_text(&key.1, injected, out)
+        let number = self.present_text(&key.1, injected, out);
+        self.named.push((number, name.into()));
+        number
     }
 
     fn present_text(

@@ -211,16 +211,15 @@ impl Session {
                 {
                     return (treatment, sent(counts));
                 }
-                let content = content.map(|content| {
-                    content_for(parse, content, &mut shared, texts, (&mut *injected, &mut *bytes))
-                });
+                let content = content.map(|content| content_for(parse, content, texts));
                 let (treatment, counts) =
                     shared.parse(parse.statement, content, len, injected, bytes);
                 (treatment, sent(counts))
             }),
             b'B' => Bind::parse(seen.body).map(|bind| {
                 let content = shared.get(bind.statement);
-                journal.bind_content(bind.portal, content);
+                let retag = content.is_some_and(|content| shared.is_retagged(content));
+                journal.bind_content(bind.portal, content, retag);
                 (shared.bind(bind, seen.len as usize - 4, injected, bytes), Sent::Bind(0))
             }),
             b'D' => Target::parse(seen.body)
@@ -406,18 +405,11 @@ fn sent(counts: Counts) -> Sent {
 }
 
 /// What a Parse stands for: kept once if others may share it.
-fn content_for(
-    parse: ParseMessage<'_>,
-    content: &[u8],
-    shared: &mut Statements,
-    texts: &Texts,
-    (injected, out): (&mut Vec<Injected>, &mut Vec<u8>),
-) -> Arc<Content> {
+fn content_for(parse: ParseMessage<'_>, content: &[u8], texts: &Texts) -> Arc<Content> {
     let make = |body: Bytes| Journal::content(parse, body);
-    match shared.rewritten(parse, content, injected, out) {
-        Some((body, retag)) => Arc::new(Content { retag, is_local: !retag, ..make(body) }),
-        None if parse.statement.is_empty() => Arc::new(make(Bytes::copy_from_slice(content))),
-        None => texts.find(content, make),
+    match parse.statement.is_empty() {
+        true => Arc::new(make(Bytes::copy_from_slice(content))),
+        false => texts.find(content, make),
     }
 }
 

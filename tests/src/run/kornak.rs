@@ -31,6 +31,9 @@ pub fn command<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
     if let Some(filter) = std::env::var_os("RUST_LOG") {
         command.env("RUST_LOG", filter);
     }
+    if let Some(defect) = std::env::var_os("KORNAK_SABOTAGE") {
+        command.env("KORNAK_SABOTAGE", defect);
+    }
     command
 }
 

@@ -22,19 +22,9 @@ impl Statements {
         out: &mut Vec<u8>,
     ) -> (Treatment, Counts) {
         if name.is_empty() {
-            let before = self.unnamed.take();
-            let is_edited =
-                content.as_ref().is_some_and(|content| content.retag || content.is_local);
-            let treatment = match &content {
-                Some(content) if is_edited => {
-                    put_unnamed(&content.body, out);
-                    Treatment::Head { skip: len }
-                }
-                _ => Treatment::AsIs,
-            };
-            self.unnamed = content;
+            let before = std::mem::replace(&mut self.unnamed, content);
             self.unnamed_there = true;
-            return (treatment, Counts::Parse(self.mark(0, Change::Unnamed { before })));
+            return (Treatment::AsIs, Counts::Parse(self.mark(0, Change::Unnamed { before })));
         }
         if self.by_sql.contains(name) || self.long.contains(name) {
             // The server has this very name, and refuses.
@@ -56,6 +46,7 @@ impl Statements {
         }
         self.make_room(injected, out);
         let sent = self.enter(&content.body);
+        self.named.push((sent.number, name.into()));
         put_parse(sent.number, &content.body, out);
         if self.dropping {
             self.made_since.insert(name.into());

@@ -5,12 +5,14 @@
 //! has failed), and is answered as DEALLOCATE.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use bytes::Bytes;
 use kornak_protocol::frontend::{self, StatementKind, statement_kind};
+use kornak_protocol::pipeline::Fate;
 
 use super::wire::name_of;
-use super::{Change, Injected, PREFIX, Statements};
+use super::{Change, Content, Injected, PREFIX, Statements};
+use crate::sabotage::{self, Sabotage};
 use crate::session::journal::{Named, executed, prepared};
 
 /// As short as the shortest DEALLOCATE, so that positions in what follows stay what they are.
@@ -84,33 +86,43 @@ impl Statements {
         Some(Rewritten { text: edited, mark: 0, retag: false })
     }
 
-    /// A Parse is forwarded whose text names another statement: its body without the name as the server
-    /// must have it, and whether it is answered as DEALLOCATE.
-    pub fn rewritten(
+    /// Whether executing a statement drops one of the protocol's, so that the server is told something that does
+    /// nothing, answered as DEALLOCATE. At each Bind anew: the next time the name may mean another or nothing.
+    pub fn is_retagged(&self, content: &Content) -> bool {
+        let statement = content.statement;
+        statement.kind == StatementKind::Deallocate
+            && statement.fate != Fate::Unknown
+            && self.is_ours(frontend::query_prefix(&content.body).0)
+    }
+
+    /// The number under which the connection has what stands in place of a statement that names another, as
+    /// long as that means one of the protocol's.
+    pub(super) fn in_place_of(
         &mut self,
-        parse: frontend::ParseMessage<'_>,
-        content: &[u8],
+        name: &[u8],
         injected: &mut Vec<Injected>,
         out: &mut Vec<u8>,
-    ) -> Option<(Bytes, bool)> {
-        let kind = statement_kind(parse.sql);
-        let types = content.get(parse.sql.len()..)?;
-        match kind {
-            StatementKind::Deallocate if parse.is_whole && self.is_ours(parse.sql) => {
-                Some(([&nothing(parse.sql), types].concat().into(), true))
+    ) -> Option<u32> {
+        let content = Arc::clone(self.get(name)?);
+        let statement = content.statement;
+        let sql = frontend::query_prefix(&content.body).0;
+        let types = content.body.get(sql.len()..)?;
+        let body = match statement.kind {
+            StatementKind::Deallocate if self.is_retagged(&content) => {
+                [&nothing(sql), types].concat()
             }
-            // A name of this connection's means nothing on another.
-            StatementKind::Execute if parse.is_whole && parse.statement.is_empty() => {
-                let told = self.by_sql(parse.sql, Front::Message, injected, out)?;
-                Some(([&told.text, types].concat().into(), false))
+            StatementKind::Execute if statement.fate != Fate::Unknown => {
+                [&self.by_sql(sql, Front::Message, injected, out)?.text, types].concat()
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        Some(self.present_text(&body.into(), injected, out))
     }
 
     /// Whether a DEALLOCATE names a statement that was prepared by the protocol, or one of ours.
     pub fn is_ours(&self, text: &[u8]) -> bool {
         match prepared(text) {
+            Some(_) if sabotage::is(Sabotage::Deallocate) => false,
             Some((Named::One(name), _)) => {
                 !self.by_sql.contains(&name)
                     && (self.names.contains_key(&name) || name.starts_with(PREFIX.as_bytes()))
@@ -170,7 +182,7 @@ impl Statements {
     /// An error or notice with the client's names in place of ours; `None` if there are none of ours in it.
     pub fn with_own_names(&self, body: &[u8]) -> Option<Vec<u8>> {
         let prefix = PREFIX.as_bytes();
-        memchr::memmem::find(body, prefix)?;
+        memchr::memmem::find(body, prefix).filter(|_| !sabotage::is(Sabotage::Names))?;
         let mut out = Vec::with_capacity(body.len());
         let mut rest = body;
         while let Some(at) = memchr::memmem::find(rest, prefix) {
@@ -218,13 +230,25 @@ impl Statements {
         {
             return Some(name.to_vec());
         }
+        if let Some((_, name)) = self.named.iter().rev().find(|(known, _)| *known == number) {
+            return Some(name.to_vec());
+        }
         let known = &self.server.as_ref()?.known;
         let (key, _) = known.iter().find(|(_, entry)| entry.number == number)?;
         let theirs = self
             .names
             .iter()
             .find(|(_, meaning)| meaning.content.body == key.1 && meaning.context == key.0);
-        theirs.map(|(name, _)| name.to_vec())
+        // A Close or DEALLOCATE of it may have been forwarded since.
+        let before = self.ahead.iter().find_map(|ahead| match &ahead.change {
+            Change::Name { name, before: Some(meaning), .. }
+                if meaning.content.body == key.1 && meaning.context == key.0 =>
+            {
+                Some(name)
+            }
+            _ => None,
+        });
+        before.or(theirs.map(|(name, _)| name)).map(|name| name.to_vec())
     }
 }
 

@@ -113,15 +113,8 @@ impl Client {
                 let parse = ParseMessage::parse(&frame.body).unwrap();
                 let body = Bytes::copy_from_slice(content_of(&frame.body).unwrap());
                 let statement = Statement { fate: Fate::Stays, kind: StatementKind::Select };
-                let content = Content {
-                    body,
-                    statement,
-                    note: None,
-                    is_opaque: false,
-                    calls: false,
-                    retag: false,
-                    is_local: false,
-                };
+                let content =
+                    Content { body, statement, note: None, is_opaque: false, calls: false };
                 let content = Some(Arc::new(content));
                 let done =
                     self.shared.parse(parse.statement, content, len, &mut injected, &mut out);
@@ -314,4 +307,29 @@ fn a_bind_behind_the_names_goes_as_it_came() {
     let tail = &theirs[5 + 1 + 2..];
     assert!(frame.body.ends_with(tail));
     assert_eq!(Bind::parse(&frame.body).unwrap().statement, b"_kornak:1");
+}
+
+#[test]
+fn deallocate_is_judged_at_each_bind() {
+    let content = |sql: &str| {
+        let kind = frontend::statement_kind(sql.as_bytes());
+        let statement = Statement { fate: Fate::Stays, kind };
+        let body = format!("{sql}\0\0\0").into_bytes().into();
+        Arc::new(Content { body, statement, note: None, is_opaque: false, calls: false })
+    };
+    let mut client = Statements::new(10);
+    client.attach(Box::default());
+    let (mut injected, mut out) = (Vec::new(), Vec::new());
+    let mut parse = |client: &mut Statements, name: &[u8], sql| {
+        client.parse(name, Some(content(sql)), 0, &mut injected, &mut out);
+    };
+    let is_ours = |client: &Statements| client.is_retagged(client.get(b"d").unwrap());
+    parse(&mut client, b"d", "DEALLOCATE s1");
+    assert!(!is_ours(&client), "the server says that there is no such statement");
+    parse(&mut client, b"s1", "SELECT 1");
+    assert!(is_ours(&client));
+    client.deallocate(b"DEALLOCATE s1");
+    assert!(!is_ours(&client), "the second time there is none");
+    parse(&mut client, b"s1", "SELECT 2");
+    assert!(is_ours(&client));
 }

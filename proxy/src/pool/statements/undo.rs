@@ -34,7 +34,12 @@ impl Statements {
         let gone: Vec<_> =
             self.names.keys().filter(|name| !names.contains(*name)).cloned().collect();
         for name in gone {
-            self.set(name, None);
+            let meaning = self.set(name.clone(), None);
+            let known = self.server.as_ref().map(|server| &server.known);
+            let entry = meaning.zip(known).and_then(|(meaning, known)| {
+                known.get(&(meaning.context, meaning.content.body.clone()))
+            });
+            self.named.extend(entry.map(|entry| (entry.number, name)));
         }
         self.long.clear();
         self.by_sql.clear();

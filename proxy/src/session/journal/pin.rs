@@ -1,5 +1,7 @@
 //! Why a session cannot be moved, nor its server connection be lent to others.
 
+use crate::sabotage::{self, Sabotage};
+
 /// Why a session cannot be moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -69,6 +71,19 @@ impl Pin {
         }
     }
 
+    /// Whether it is not noticed, on purpose.
+    fn is_sabotaged(self) -> bool {
+        let which = match self {
+            Self::Temporary => Sabotage::Temporary,
+            Self::Advisory => Sabotage::Locks,
+            Self::Listen => Sabotage::Channels,
+            Self::SqlPrepare => Sabotage::Prepared,
+            Self::HoldCursor => Sabotage::Cursors,
+            _ => return false,
+        };
+        sabotage::is(which)
+    }
+
     /// What a person can do about it.
     pub fn hint(self) -> &'static str {
         match self {
@@ -99,6 +114,9 @@ type Doubt = bool;
 impl Pins {
     /// Adds a reason.
     pub fn add(&mut self, pin: Pin) {
+        if pin.is_sabotaged() {
+            return;
+        }
         self.0 |= 1 << pin as u16;
         self.1 = true;
     }

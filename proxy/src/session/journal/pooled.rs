@@ -13,6 +13,7 @@ use super::context::Context;
 use super::settings::AUTHORIZATION;
 use super::{Bound, Journal, MAX_SETTINGS, Pin, Settings, Statement, custom, remembered};
 use crate::pool::statements::{Content, Statements};
+use crate::sabotage::{self, Sabotage};
 
 /// What a server says that a session holds.
 #[derive(Debug)]
@@ -62,16 +63,16 @@ impl Journal {
             note: remembered(statement, parse.sql, parse.is_whole),
             is_opaque,
             calls,
-            retag: false,
-            is_local: false,
         }
     }
 
-    /// A Bind of a shared statement is forwarded, or of one that the server will not know.
+    /// A Bind of a shared statement is forwarded, or of one that the server will not know. `retag`: its
+    /// execution is answered as DEALLOCATE.
     pub(in crate::session) fn bind_content(
         &mut self,
         portal: &[u8],
         content: Option<&Arc<Content>>,
+        retag: bool,
     ) {
         let bound = match content {
             None => {
@@ -88,8 +89,8 @@ impl Journal {
                 {
                     self.pins.add(Pin::Temporary);
                 }
-                let Content { statement, note, retag, .. } = &**content;
-                Bound { statement: *statement, note: note.clone(), retag: *retag }
+                let Content { statement, note, .. } = &**content;
+                Bound { statement: *statement, note: note.clone(), retag }
             }
         };
         self.bind_as(portal, bound);
@@ -120,7 +121,7 @@ impl Journal {
     /// Whether functions may have left something in the session of which the server was not asked.
     #[inline]
     pub fn must_be_asked(&self) -> bool {
-        self.called
+        self.called && !sabotage::is(Sabotage::Functions)
     }
 
     /// Whether something is in flight that drops all prepared statements.
@@ -179,13 +180,14 @@ impl Journal {
     #[inline]
     pub fn fits(&self, there: Option<&Settings>, left_by: Option<u64>) -> bool {
         left_by.is_none_or(|id| id == self.id) && there.is_some_and(|there| *there == self.settings)
+            || sabotage::is(Sabotage::Settings)
     }
 
     /// Whose functions may have left something on a connection that had this, now that the session
     /// gives it back, or has made it fit.
     pub fn left_by(&mut self, before: Option<u64>) -> Option<u64> {
         let mine = std::mem::take(&mut self.leftovers) || before == Some(self.id);
-        mine.then_some(self.id)
+        mine.then_some(self.id).filter(|_| !sabotage::is(Sabotage::Untraced))
     }
 
     /// Appends what makes a connection fit on which this is set, each as a query of its own, and
@@ -211,7 +213,7 @@ impl Journal {
             .filter(|there| there.iter().all(|(name, _)| wanted(name)))
             .filter(|there| !acts(there) && !acts(&self.settings))
             .filter(|_| left_by.is_none_or(|id| id == self.id));
-        if known.is_none() {
+        if known.is_none() && !sabotage::is(Sabotage::Leftovers) {
             for text in [&b"RESET SESSION AUTHORIZATION"[..], b"RESET ROLE", b"RESET ALL"] {
                 tell(text);
             }

@@ -4,6 +4,7 @@ use kornak_protocol::txn::TransactionStatus;
 
 use super::cursors::Cursors;
 use super::{Change, Journal, MAX_SETTINGS, MAX_SETTINGS_BYTES, Pin};
+use crate::sabotage::{self, Sabotage};
 
 impl Journal {
     pub(super) fn discard_all(&mut self) {
@@ -14,7 +15,9 @@ impl Journal {
         self.custom.clear();
         self.channels.clear();
         self.cursors = Cursors::default();
-        self.forget_all();
+        if !sabotage::is(Sabotage::Discard) {
+            self.forget_all();
+        }
         for pin in [
             Pin::Temporary,
             Pin::HoldCursor,

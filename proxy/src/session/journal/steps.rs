@@ -13,6 +13,7 @@ use super::cursors::Cursors;
 use super::text::{self, Name};
 use super::{Bound, Change, Journal, MAX_NOTES, Pin, Statement, channels, custom, remembered};
 use crate::pool::statements::{Front, Injected, Rewritten};
+use crate::sabotage::{self, Sabotage};
 
 /// What was sent and has to be remembered until its answer comes.
 #[derive(Debug)]
@@ -206,6 +207,9 @@ impl Journal {
     }
 
     pub(super) fn opaque(&mut self, sql: &[u8], is_whole: bool) {
+        if sabotage::is(Sabotage::Texts) {
+            return;
+        }
         self.pins.add(Pin::Opaque);
         self.unseen |= text::leaves_unseen(sql) || !is_whole;
         self.leftovers = true;
@@ -348,7 +352,9 @@ impl Journal {
         match tag.kind() {
             TagKind::Set => self.set(text, sight),
             TagKind::Reset => self.reset(text),
+            TagKind::Commit if sabotage::is(Sabotage::Chain) => {}
             TagKind::Commit | TagKind::PrepareTransaction => self.commit(),
+            TagKind::Rollback if sabotage::is(Sabotage::Rollback) => {}
             TagKind::Rollback => self.roll_back(text, sight),
             TagKind::Savepoint => {
                 if let Some(name) = text.and_then(|text| text::savepoint(text))
@@ -439,11 +445,17 @@ impl Journal {
             return;
         };
         self.makes_temporary |= memchr::memmem::find(text, b"pg_temp").is_some();
-        self.setting(text::set(text));
+        let is_unseen = sabotage::is(Sabotage::Comment) && !text.starts_with(b"SET")
+            || sabotage::is(Sabotage::Characteristics)
+                && memchr::memmem::find(text, b"CHARACTERISTICS").is_some();
+        if !is_unseen {
+            self.setting(text::set(text));
+        }
     }
 
     fn reset(&mut self, text: Option<&Bytes>) {
         match text {
+            Some(_) if sabotage::is(Sabotage::Reset) => {}
             Some(text) => self.setting(text::reset(text)),
             None => self.pins.add(Pin::Setting),
         }
@@ -483,6 +495,7 @@ impl Journal {
         self.cursors.rolled_back();
         let to = text.filter(|text| frontend::statement_kind(text) == StatementKind::RollbackTo);
         let is_followed = match to {
+            Some(_) if sabotage::is(Sabotage::Savepoint) => true,
             Some(text) => {
                 let name = text::savepoint(text);
                 name.is_some_and(|name| self.block.roll_back_to(&name))
