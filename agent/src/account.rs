@@ -115,6 +115,7 @@ pub(crate) fn view(shown: &Shown<'_>) -> NodeView {
         replication_state: status.filter(|_| in_recovery).map(|status| {
             if status.is_streaming() { "streaming" } else { "in archive recovery" }.to_owned()
         }),
+        detached: matches!(&snapshot.server, Server::Standby(facts) if facts.upstream.is_none()),
         latest_end_lsn: None,
         replication: status.map(replication).unwrap_or_default(),
         system_identifier: match &snapshot.data {
@@ -150,11 +151,21 @@ fn replication(status: &crate::postgres::ServerStatus) -> Vec<ReplicationView> {
     rows.collect()
 }
 
+/// Where clients of this node's server connect to.
+pub(crate) fn conn_url(settings: &kornak_config::agent::AgentSettings) -> String {
+    let postgresql = &settings.postgresql;
+    format!("postgres://{}/{}", postgresql.connect_address, database(settings))
+}
+
+fn database(settings: &kornak_config::agent::AgentSettings) -> &str {
+    let citus = settings.citus.as_ref();
+    citus.map_or(settings.postgresql.database.as_str(), CitusSettings::first_database)
+}
+
 /// What the store is told.
 pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
     let postgresql = &ctx.settings.postgresql;
-    let citus = ctx.settings.citus.as_ref();
-    let database = citus.map_or(postgresql.database.as_str(), CitusSettings::first_database);
+    let database = database(&ctx.settings);
     let running = view.state == MemberState::Running;
     let standby = running && view.role != MemberRole::Primary;
     let receive = view.xlog.received_location;
@@ -162,7 +173,7 @@ pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
     let config = view.cluster.config.clone().unwrap_or_default();
     let leads = view.leads || view.role == MemberRole::StandbyLeader;
     let member = Member {
-        conn_url: format!("postgres://{}/{database}", postgresql.connect_address),
+        conn_url: conn_url(&ctx.settings),
         api_url: format!("{}/patroni", ctx.settings.restapi.base_url()),
         state: view.state,
         role: view.role,
@@ -210,6 +221,7 @@ pub(crate) fn before_first_cycle(ctx: &Context) -> NodeView {
         xlog: XLog::default(),
         wal_known: false,
         replication_state: None,
+        detached: false,
         latest_end_lsn: None,
         replication: Vec::new(),
         system_identifier: None,

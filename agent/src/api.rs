@@ -441,8 +441,15 @@ impl Api {
             return text(StatusCode::BAD_REQUEST, "the leader's name is missing");
         };
         let leader = leader.to_owned();
-        let asked = body.get("kornak").and_then(|ours| ours.get("promise_ms")?.as_u64());
-        let asked = asked.map(Duration::from_millis);
+        let view = self.views.borrow().clone();
+        let ours = |key: &str| body.get("kornak").and_then(|ours| ours.get(key));
+        let differs = |key, mine: &str| {
+            ours(key).and_then(Value::as_str).is_some_and(|expected| expected != mine)
+        };
+        if differs("member", &view.name) || differs("scope", &view.scope.name) {
+            return text(StatusCode::MISDIRECTED_REQUEST, "another member is asked");
+        }
+        let asked = ours("promise_ms").and_then(Value::as_u64).map(Duration::from_millis);
         match self.ask(QUICK_LIMIT, |answer| Command::Failsafe { leader, asked, answer }).await {
             Ok(FailsafeAnswer::Accepted { lsn, promised }) => {
                 let promised = u64::try_from(promised.as_millis()).unwrap_or(u64::MAX);

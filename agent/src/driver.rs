@@ -59,8 +59,11 @@ pub(crate) struct Driver {
     race: Option<Race>,
     race_not_before: Option<kornak_cluster::Moment>,
     lost_since: Option<kornak_cluster::Moment>,
+    leaderless_since: Option<kornak_cluster::Moment>,
     dcs_last_seen: u64,
     told: Option<(Action, Why)>,
+    /// It was told, since somebody led, that the others are asked.
+    told_asking: bool,
     cycles: u64,
     config_applied: Option<ClusterConfig>,
     /// What the callbacks were last told.
@@ -100,8 +103,10 @@ impl Driver {
             race: None,
             race_not_before: None,
             lost_since: None,
+            leaderless_since: None,
             dcs_last_seen: 0,
             told: None,
+            told_asking: false,
             cycles: 0,
             config_applied: None,
             compared_at: None,
@@ -193,6 +198,10 @@ impl Driver {
         if cluster.leader.is_some() {
             self.race = None;
         }
+        let open = store == Store::Live
+            && cluster.leader.is_none()
+            && cluster.config.as_ref().is_some_and(|config| !config.pause);
+        self.leaderless_since = open.then(|| self.leaderless_since.unwrap_or(now));
         let observation = self.ctx.observed();
         self.tries.saw(&observation.server, &cluster, now);
         Snapshot {
@@ -208,6 +217,7 @@ impl Driver {
             job: self.job.as_ref().map(|(job, _)| *job),
             race: self.race.clone(),
             promise_until: self.ctx.promises.until(),
+            leaderless_since: self.leaderless_since,
             race_not_before: self.race_not_before,
             lacks_watchdog: !self.ctx.watchdog.is_able(),
             clones_alone: self.ctx.settings.postgresql.clones_alone(),
@@ -245,6 +255,12 @@ impl Driver {
     fn tell(&mut self, decision: &Decision, snapshot: &Snapshot) {
         self.cycles += 1;
         self.ctx.counters.decided(decision);
+        // In a race that nobody wins yet the members are asked again and again.
+        let asks = decision.action == Action::AskPeers;
+        self.told_asking &= snapshot.cluster.leader.is_none();
+        if asks && std::mem::replace(&mut self.told_asking, true) {
+            return;
+        }
         let now = (decision.action.clone(), decision.why);
         let same = self.told.as_ref().is_some_and(|(action, why)| {
             *action == now.0 && std::mem::discriminant(why) == std::mem::discriminant(&now.1)
@@ -277,6 +293,9 @@ impl Driver {
                 "the store knows this cluster, the data directory here is empty and nobody leads: start a \
                  member that has the data, or have the cluster forgotten (kornak remove) to begin a new one"
             );
+        } else if let Why::UnfencedUnheard { left } = decision.why {
+            let node = snapshot.cluster.unfenced.as_ref().map(|mark| mark.member.as_str());
+            warn!(node, left_ms = left.as_millis(), why = decision.why.as_str(), "no failover yet");
         } else if decision.action != Action::Refuse {
             let action = &decision.action;
             info!(action = ?action, why = decision.why.as_str(), leader, "decided");
@@ -473,7 +492,7 @@ impl Driver {
         self.run_errand(async move {
             let cluster = ctx.cluster();
             let sync_revision = cluster.sync_revision;
-            let mut members = cluster.members;
+            let mut members = cluster.members.clone();
             members.remove(&ctx.name);
             let data = ctx.observed().data.clone();
             let system_identifier = match &data {
@@ -483,11 +502,12 @@ impl Driver {
             let identity = Identity { scope: &ctx.settings.scope.name, system_identifier };
             let asked_at = boottime_now();
             // What this node itself has is looked at after the question as well.
-            let (peers, ()) = tokio::join!(
+            let (peers, stray, ()) = tokio::join!(
                 ctx.peers.ask_all(&members, identity, PEER_TIMEOUT),
+                jobs::look_at_stray(&ctx, &cluster, PEER_TIMEOUT),
                 ctx.fresh_look(PEER_TIMEOUT)
             );
-            Errand::Race(Race { asked_at, sync_revision, peers })
+            Errand::Race(Race { asked_at, sync_revision, peers, stray })
         });
     }
 

@@ -23,6 +23,7 @@ pub mod switchover;
 pub mod sync;
 #[cfg(test)]
 mod tests;
+mod unfenced;
 pub mod upstream;
 
 use std::time::Duration;
@@ -33,7 +34,7 @@ use candidate::{Standing, Verdict};
 pub use decision::{Action, Decision, Why};
 pub use snapshot::{
     Control, DataDir, Job, Lease, Peer, PrimaryFacts, Race, Server, SlotUse, Snapshot,
-    StandbyFacts, StandbyRow, Store,
+    StandbyFacts, StandbyRow, Store, Stray,
 };
 use upstream::Source;
 
@@ -311,6 +312,10 @@ fn standby(s: &Snapshot, facts: &StandbyFacts) -> Decision {
         return wait(s, Why::StoreLost);
     }
     let Some(leader) = &s.cluster.leader else {
+        if unfenced::is_left(s, facts) {
+            let upstream = Source::Archive;
+            return decision(Action::Follow { upstream }, Why::LeavesUnfenced, s);
+        }
         let standing = Standing {
             position: facts.position(),
             wal_known: facts.wal_known,

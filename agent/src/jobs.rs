@@ -5,6 +5,7 @@
 
 mod joining;
 mod making;
+mod stray;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,7 @@ const SCRIPT_LIMIT: Duration = Duration::from_secs(3600);
 
 pub use joining::{copy_slots, demote_cluster, follow, rejoin};
 pub use making::{bootstrap, clone, clone_without_leader, prove_copy, reinitialize};
+pub use stray::look_at_stray;
 
 /// Why a step failed; the next cycle decides anew from what is then observed.
 #[derive(Debug, thiserror::Error)]

@@ -24,7 +24,10 @@ use crate::ha::slots::{Found, GoneSince};
 use crate::ha::{DataDir, PrimaryFacts, Server, StandbyFacts};
 use crate::handover::json;
 use crate::lease::ClaimError;
-use crate::postgres::{ConfigureError, ControlDataError, RewindError, SqlError, slot_name_of};
+use crate::postgres::{
+    ConfigureError, ControlDataError, ReplayError, RewindError, ServerStatus, SqlError,
+    slot_name_of,
+};
 
 /// Between two rounds when nothing changes.
 const EVERY: Duration = Duration::from_secs(1);
@@ -34,6 +37,9 @@ const EVERY_WHILE_CHANGING: Duration = Duration::from_millis(150);
 
 /// Between two looks of a standby at its slots, at most.
 const SLOTS_EVERY: Duration = Duration::from_secs(10);
+
+/// Without a stream for so long, a standby whose replay somebody has paused goes on.
+const LOST_AFTER: Duration = Duration::from_secs(5);
 
 /// Before a lease of another length is asked for again that could not be had.
 const LEASE_PAUSE: Duration = Duration::from_secs(10);
@@ -117,6 +123,9 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         if let Err(error) = follows(&ctx, &mut done).await {
             debug!(error = &error as &dyn std::error::Error, "slots could not be looked after");
         }
+        if let Err(error) = replay(&ctx).await {
+            debug!(error = &error as &dyn std::error::Error, "replay may wait for parameters");
+        }
         let floor = Duration::from_millis(50).saturating_sub(began.elapsed());
         tokio::time::sleep(floor).await;
         tokio::select! {
@@ -126,6 +135,26 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// A standby that waits for greater parameters cannot be promoted, and replays nothing; one that somebody has paused
+/// looks for no new stream where its leader has changed.
+async fn replay(ctx: &Context) -> Result<(), ReplayError> {
+    let waits = |status: &ServerStatus| status.in_recovery && status.replay_paused;
+    let cluster = ctx.cluster();
+    let maintained = cluster.config.is_none_or(|config| config.pause);
+    let observed = ctx.observed();
+    if maintained || !observed.status.as_deref().is_some_and(waits) {
+        return Ok(());
+    }
+    let Server::Standby(facts) = &observed.server else { return Ok(()) };
+    let lost = facts.not_streaming_since.is_some_and(|since| observed.at.since(since) > LOST_AFTER);
+    let led = cluster.leader.as_ref().is_some_and(|leader| leader.name != ctx.name);
+    if !ctx.postgres.end_for_parameters().await? && lost && led {
+        warn!("replay is paused, and without it this standby cannot follow the leader: it goes on");
+        ctx.postgres.resume_replay().await?;
+    }
+    Ok(())
 }
 
 /// What this node leads, and when the look at its server began.

@@ -11,6 +11,7 @@
 //! Not here: what a leader does, and when it should claim or release.
 
 mod noted;
+mod releasing;
 mod taking_up;
 
 use std::path::PathBuf;
@@ -100,6 +101,9 @@ struct Inner {
     claiming: watch::Sender<bool>,
     /// Maintenance mode: the guard is not told deadlines. The store says so in `unfenced`.
     unfenced: AtomicBool,
+    /// The last move of the key that may have been done: from this lease to that one. Who lets go meanwhile knows
+    /// the first alone.
+    moved: parking_lot::Mutex<Option<(LeaseId, LeaseId)>>,
     /// A lease granted ahead of a take-over, with the moment its grant was sent.
     ahead: Mutex<Option<Ahead>>,
 }
@@ -135,6 +139,7 @@ impl Keeper {
             held: watch::Sender::new(None),
             claiming: watch::Sender::new(false),
             unfenced: AtomicBool::new(false),
+            moved: parking_lot::Mutex::default(),
             ahead: Mutex::new(None),
         };
         Self { inner: Arc::new(inner) }
@@ -396,6 +401,7 @@ impl Keeper {
             self.arm(until).await.map_err(ClaimError::Guard)?;
         }
         let noting = self.inner.noted.note(base.lease);
+        *self.inner.moved.lock() = Some((held.lease, base.lease));
         match self.move_key(held, base.lease, until.min(held.until)).await {
             Moved::Done => {
                 noting.done().await;
@@ -465,48 +471,6 @@ impl Keeper {
             self.inner.noted.forget();
         }
         held
-    }
-
-    /// Deletes the leader key if it is ours, together with `also` and only if `when` holds. Nothing
-    /// is held afterwards, whatever the answer: an unknown outcome counts as released. `Ok(false)`
-    /// means that the store refused.
-    pub async fn release(&self, when: Vec<Compare>, also: Vec<Op>) -> Result<bool, DcsError> {
-        match self.let_go() {
-            Some(held) => self.release_held(held, when, also).await,
-            None => Ok(true),
-        }
-    }
-
-    /// The second half of [`Keeper::release`], for what [`Keeper::let_go`] returned.
-    pub async fn release_held(
-        &self,
-        held: Held,
-        when: Vec<Compare>,
-        also: Vec<Op>,
-    ) -> Result<bool, DcsError> {
-        let _gate = self.inner.gate.lock().await;
-        let key = self.inner.keys.leader();
-        let mut txn = Txn::just(Op::delete(&key));
-        txn.compare = leader_checks(&key, held.lease, held.epoch);
-        txn.compare.extend(when);
-        let writes = also.iter().any(|op| matches!(op, Op::Put { .. }));
-        let again = self.inner.status.lock().clone().filter(|_| !writes);
-        txn.then.extend(again.map(|status| Op::put(self.inner.keys.status(), status)));
-        txn.then.extend(also);
-        let outcome = match self.inner.store.txn(txn).await {
-            Ok(outcome) => outcome,
-            Err(error @ DcsError::Full { .. }) => {
-                // Nothing was done, and a key that is gone could not be created by anybody.
-                self.take_back(held).await;
-                return Err(error);
-            }
-            Err(error) => return Err(error),
-        };
-        if outcome.succeeded {
-            self.drop_lease(held.lease);
-            info!("leader key released");
-        }
-        Ok(outcome.succeeded)
     }
 
     /// Ends a lease. It is forgotten first: the revocation may be done seconds later, and must not end

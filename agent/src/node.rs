@@ -36,6 +36,8 @@ pub struct NodeView {
     pub wal_known: bool,
     /// `streaming` or `in archive recovery`, on a standby.
     pub replication_state: Option<String>,
+    /// A standby that replicates from nobody.
+    pub detached: bool,
     /// Where the upstream's WAL ended when it last spoke to this standby.
     pub latest_end_lsn: Option<Lsn>,
     pub replication: Vec<ReplicationView>,

@@ -78,6 +78,8 @@ pub struct PeerStatus {
     pub watchdog_failed: bool,
     /// Its last attempt to lead has failed a moment ago. Kornak's own key.
     pub stands_back: bool,
+    /// A standby that replicates from nobody. Kornak's own key.
+    pub detached: bool,
 }
 
 impl PeerStatus {
@@ -111,6 +113,7 @@ impl PeerStatus {
             dcs_last_seen: json.get("dcs_last_seen").and_then(Value::as_u64).unwrap_or_default(),
             watchdog_failed: flag("watchdog_failed"),
             stands_back: flag("stands_back"),
+            detached: flag("detached"),
         }
     }
 
@@ -147,6 +150,7 @@ impl PeerStatus {
             position: self.position(),
             timeline: self.timeline,
             identified,
+            detached: self.detached,
             stands_back: self.watchdog_failed || self.stands_back,
             tags: self.tags,
         })

@@ -26,6 +26,7 @@ mod marker;
 mod os;
 mod place;
 mod process;
+mod replay;
 mod rewind;
 mod script;
 mod slots;
@@ -63,6 +64,7 @@ pub use files::ConfigureError;
 pub use initdb::BootstrapError;
 pub use os::OsUser;
 pub use process::{PendingRestart, PromoteError, Promoted, ServerProcess, StartAs, StartError};
+pub use replay::ReplayError;
 pub use rewind::{
     HistoryLine, LeaderPosition, LocalEnd, RewindError, RewindNeed, parse_history, rewind_need,
 };

@@ -55,13 +55,23 @@ async fn round(ctx: &Context, ttl: Duration) -> bool {
         "conn_url": me.map(|member| member.conn_url.as_str()).unwrap_or_default(),
         "api_url": me.map(|member| member.api_url.as_str()).unwrap_or_default(),
         "slots": {},
-        "kornak": {"promise_ms": u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)},
     });
+    let promise_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    let members = &cluster.members;
     let asked = list.iter().map(|(name, url)| {
-        let body = &body;
+        let mut body = body.clone();
+        // Another member may have the address by now, and its word binds nobody but itself.
+        body["kornak"] = json!({
+            "promise_ms": promise_ms, "scope": ctx.settings.scope.name, "member": name,
+        });
+        let tells = members.get(name).is_some_and(|member| member.kornak.is_some());
         async move {
             let base = url.strip_suffix("/patroni").unwrap_or(url);
-            match ctx.peers.post_failsafe(base, body, ROUND_TIMEOUT).await {
+            match ctx.peers.post_failsafe(base, &body, ROUND_TIMEOUT).await {
+                Ok(FailsafeReply::Accepted { promised: None, .. }) if tells => {
+                    warn!(node = %name, "who answers at a member's address makes no promise");
+                    None
+                }
                 Ok(FailsafeReply::Accepted { promised, .. }) => Some(promised),
                 Ok(reply) => {
                     warn!(node = %name, reply = ?reply, "a member does not confirm this leader");

@@ -29,12 +29,19 @@ fn guard_process() {
 }
 
 /// Answers the next transactions that write the leader key with these errors, without doing them.
-#[derive(Debug)]
 struct Failing {
     store: MemoryDcs,
     errors: Mutex<VecDeque<DcsError>>,
+    /// Is done with the next transaction that writes the leader key.
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     /// Renewals that are followed by an election.
     elections: Mutex<usize>,
+}
+
+impl std::fmt::Debug for Failing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Failing")
+    }
 }
 
 impl Dcs for Failing {
@@ -44,6 +51,9 @@ impl Dcs for Failing {
 
     fn txn(&self, txn: Txn) -> DcsFuture<'_, TxnOutcome> {
         let writes = txn.then.iter().any(|op| matches!(op, Op::Put { .. }));
+        if let Some(event) = self.meanwhile.lock().take_if(|_| writes) {
+            event();
+        }
         let error = if writes { self.errors.lock().pop_front() } else { None };
         match error {
             Some(error) => Box::pin(async move { Err(error) }),
@@ -92,6 +102,7 @@ impl Leader {
         let store = Arc::new(Failing {
             store: MemoryDcs::new(),
             errors: Mutex::default(),
+            meanwhile: Mutex::default(),
             elections: Mutex::default(),
         });
         let keys = Keys::new(&Scope::new("service", "demo", None));
@@ -170,6 +181,19 @@ async fn what_is_not_known_in_time_is_no_leadership() {
     assert_eq!(leader.keeper.held(), None);
     // Either lease may be the one that the key hangs on, so neither was ended.
     assert_ne!(leader.hangs_on().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lets_go_of_a_key_that_is_being_moved_releases_it_all_the_same() {
+    let leader = Leader::new().await;
+    let before = leader.keeper.held().unwrap();
+    let keeper = leader.keeper.clone();
+    *leader.store.meanwhile.lock() = Some(Box::new(move || drop(keeper.let_go())));
+    let moved = leader.keeper.move_to(SHORT).await;
+    assert!(matches!(moved, Err(ClaimError::Lost)), "{moved:?}");
+    assert_ne!(leader.hangs_on().await, before.lease, "it was moved");
+    assert!(leader.keeper.release_held(before, Vec::new(), Vec::new()).await.unwrap());
+    assert_eq!(leader.hangs_on().await, 0, "nobody could lead before the lease has ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]

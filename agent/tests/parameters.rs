@@ -5,7 +5,7 @@
 mod support;
 
 use kornak_agent::guard::Fencing;
-use kornak_agent::postgres::{StartAs, StopMode};
+use kornak_agent::postgres::{ServerProcess, StartAs, StopMode};
 use kornak_cluster::ClusterConfig;
 use kornak_config::agent::InitdbOption;
 use serde_json::json;
@@ -48,6 +48,36 @@ async fn a_misspelled_parameter_or_value_keeps_no_server_down() {
     // What is in force is not called waiting for a restart.
     let pending = a.postgres.reload().await.unwrap();
     assert!(pending.is_empty(), "{pending:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_started_anew_where_its_primary_has_greater_parameters() {
+    let mut field = Field::new();
+    let (a, b) = (field.node("a"), field.node("b"));
+    let given = |connections: u32| {
+        let text = json!({"postgresql": {"parameters": {"max_connections": connections}}});
+        ClusterConfig::parse(&text.to_string()).unwrap()
+    };
+    a.postgres.set_dynamic(&given(60));
+    b.postgres.set_dynamic(&given(60));
+    a.bootstrap().await;
+    stream(&a, &b).await;
+    b.execute("SELECT pg_wal_replay_pause()").await;
+    assert!(!b.postgres.end_for_parameters().await.unwrap(), "paused by somebody");
+    b.execute("SELECT pg_wal_replay_resume()").await;
+    a.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
+    a.postgres.set_dynamic(&given(70));
+    a.start_primary().await;
+    let version = a.postgres.status().await.unwrap().version;
+    until("b has ended, or was told to", async || match b.postgres.process().await.unwrap() {
+        ServerProcess::None => version < 140_000,
+        _ => b.postgres.end_for_parameters().await.unwrap_or(false),
+    })
+    .await;
+    until("b has ended", async || b.processes() == 0).await;
+    b.postgres.start(&StartAs::Standby(Some(a.upstream()))).await.unwrap();
+    b.postgres.wait_ready(LIMIT).await.unwrap();
+    assert_eq!(b.execute("SELECT current_setting('max_connections')").await.as_deref(), Some("70"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

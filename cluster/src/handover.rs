@@ -105,6 +105,16 @@ pub struct Unfenced {
     pub member: String,
     pub sysid: String,
     pub timeline: Timeline,
+    /// Where that server is asked whether it still runs: the member's own key ends with its agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conn_url: Option<String>,
+}
+
+impl Unfenced {
+    /// Host and port of `conn_url`.
+    pub fn conn_address(&self) -> Option<(String, u16)> {
+        crate::member::split_url(self.conn_url.as_deref()?, 5432)
+    }
 }
 
 #[cfg(test)]

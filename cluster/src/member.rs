@@ -303,7 +303,7 @@ impl Member {
     }
 }
 
-fn split_url(url: &str, default_port: u16) -> Option<(String, u16)> {
+pub(crate) fn split_url(url: &str, default_port: u16) -> Option<(String, u16)> {
     let (_, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;
     let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);

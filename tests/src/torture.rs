@@ -12,6 +12,7 @@ pub mod report;
 pub mod usage;
 pub mod world;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,9 @@ const RETURN: Duration = Duration::from_secs(240);
 
 /// How much may go on at once.
 const AT_ONCE: usize = 3;
+
+/// For clients to write before the next crash, at least.
+const WORK: Duration = Duration::from_secs(1);
 
 /// Between two looks at what processes use.
 const SAMPLE: Duration = Duration::from_secs(10);
@@ -63,6 +67,9 @@ pub struct Spec {
     pub mode: Mode,
     pub mutation: Option<Mutation>,
     pub clients: usize,
+    /// Instead of faults by chance: so often the leader's postmaster is killed, another member's receiver having
+    /// been stopped a moment before.
+    pub crashes: Option<usize>,
 }
 
 /// A fault that is not over.
@@ -82,44 +89,17 @@ pub async fn run(lan: Arc<Lan>, spec: &Spec) -> Result<Report> {
     let began = Instant::now();
     let clients = Clients::start(&client_spec(&world, spec), began);
     let watch = world.watch_writes();
-    let mut usage = Usage::default();
-    let mut counts = std::collections::BTreeMap::new();
-    let mut under_way: Vec<UnderWay> = Vec::new();
-    let mut next = began + faults::pause(&rng);
-    let mut sample = began;
-    while began.elapsed() < spec.length {
-        let now = Instant::now();
-        let over = under_way.extract_if(.., |one| one.until <= now).collect::<Vec<_>>();
-        for one in over {
-            println!("{:>8.1?}  healed: {}", began.elapsed(), one.fault);
-            world.heal(one.fault).await?;
-        }
-        world.keep_running()?;
-        if now >= sample {
-            usage.look(began.elapsed(), &world.watched());
-            sample = now + SAMPLE;
-        }
-        if now >= next && under_way.len() < AT_ONCE {
-            let busy: Vec<Fault> = under_way.iter().map(|one| one.fault).collect();
-            if let Some(fault) = faults::choose(&rng, world.targets().await, &busy) {
-                println!("{:>8.1?}  {fault}", began.elapsed());
-                *counts.entry(fault.kind()).or_insert(0) += 1;
-                world.inject(fault, &rng).await?;
-                let until = Instant::now() + faults::duration(&rng, fault);
-                under_way.push(UnderWay { fault, until });
-            }
-            next = now + faults::pause(&rng);
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
-    for one in under_way {
-        world.heal(one.fault).await?;
+    let mut run = Run { usage: Usage::default(), counts: BTreeMap::new(), began, rng };
+    match spec.crashes {
+        Some(count) => run.crash_the_leader(&mut world, count).await?,
+        None => run.break_things(&mut world, spec.length).await?,
     }
     println!("{:>8.1?}  everything is healed", began.elapsed());
     let healed = Instant::now();
     let returned = world.return_of_all(RETURN).await;
     let took = healed.elapsed();
     let seen = clients.stop().await;
+    let Run { mut usage, counts, .. } = run;
     usage.look(began.elapsed(), &world.watched());
     let writable = watch.finish().await;
     let lists = until(Duration::from_secs(60), "the lists", || async {
@@ -133,6 +113,73 @@ pub async fn run(lan: Arc<Lan>, spec: &Spec) -> Result<Report> {
         world.passed();
     }
     Ok(report)
+}
+
+/// What a run has come to so far.
+struct Run {
+    usage: Usage,
+    counts: BTreeMap<&'static str, usize>,
+    began: Instant,
+    rng: Rng,
+}
+
+#[expect(clippy::print_stdout, reason = "the story is what the command is for")]
+impl Run {
+    /// Faults by chance, for so long; in the end all are healed.
+    async fn break_things(&mut self, world: &mut World, length: Duration) -> Result<()> {
+        let began = self.began;
+        let mut under_way: Vec<UnderWay> = Vec::new();
+        let mut next = began + faults::pause(&self.rng);
+        let mut sample = began;
+        while began.elapsed() < length {
+            let now = Instant::now();
+            let over = under_way.extract_if(.., |one| one.until <= now).collect::<Vec<_>>();
+            for one in over {
+                println!("{:>8.1?}  healed: {}", began.elapsed(), one.fault);
+                world.heal(one.fault).await?;
+            }
+            world.keep_running()?;
+            if now >= sample {
+                self.usage.look(began.elapsed(), &world.watched());
+                sample = now + SAMPLE;
+            }
+            if now >= next && under_way.len() < AT_ONCE {
+                let busy: Vec<Fault> = under_way.iter().map(|one| one.fault).collect();
+                if let Some(fault) = faults::choose(&self.rng, world.targets().await, &busy) {
+                    println!("{:>8.1?}  {fault}", began.elapsed());
+                    *self.counts.entry(fault.kind()).or_insert(0) += 1;
+                    world.inject(fault, &self.rng).await?;
+                    let until = Instant::now() + faults::duration(&self.rng, fault);
+                    under_way.push(UnderWay { fault, until });
+                }
+                next = now + faults::pause(&self.rng);
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        for one in under_way {
+            world.heal(one.fault).await?;
+        }
+        Ok(())
+    }
+
+    /// The leader's server is killed again and again, each time with a receiver that has been stopped.
+    async fn crash_the_leader(&mut self, world: &mut World, count: usize) -> Result<()> {
+        for number in 1..=count {
+            let whole = world.return_of_all(RETURN).await;
+            whole.map_err(|seen| anyhow::anyhow!("before crash {number}: {seen}"))?;
+            self.usage.look(self.began.elapsed(), &world.watched());
+            // For clients to have something under way.
+            sleep(WORK + Duration::from_millis(50) * u32::try_from(self.rng.below(20))?).await;
+            let lead = Duration::from_millis(50) * u32::try_from(1 + self.rng.below(12))?;
+            let (leader, stopped) = world.crash_with_a_stopped_receiver(&self.rng, lead).await?;
+            println!(
+                "{:>8.1?}  crash {number}: {leader}, the receiver of {stopped} stopped {lead:?} before",
+                self.began.elapsed()
+            );
+            *self.counts.entry("kill postmaster").or_insert(0) += 1;
+        }
+        Ok(())
+    }
 }
 
 fn client_spec(world: &World, spec: &Spec) -> ClientSpec {

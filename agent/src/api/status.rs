@@ -97,6 +97,9 @@ fn running_server(view: &NodeView, out: &mut Map<String, Value>) {
     if let Some(state) = &view.replication_state {
         put(out, "replication_state", state.as_str());
     }
+    if view.detached {
+        put(out, "detached", true);
+    }
     match health::synchrony(view) {
         Synchrony::Sync => put(out, "sync_standby", true),
         Synchrony::Quorum => put(out, "quorum_standby", true),

@@ -80,6 +80,7 @@ pub(crate) fn primary() -> NodeView {
         xlog: XLog { location: Some(Lsn(68_540_456)), ..XLog::default() },
         wal_known: true,
         replication_state: None,
+        detached: false,
         latest_end_lsn: None,
         replication: vec![ReplicationView {
             usename: "replicator".to_owned(),

@@ -10,6 +10,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -28,32 +29,35 @@ const DELETED: &[u8] = b" (deleted)";
 
 /// Server processes whose working directory is `data_dir` (absolute, without symbolic links),
 /// whoever started them. Zombies have no working directory and are not among them.
-pub fn processes_in(data_dir: &Path) -> Vec<Process> {
-    find(data_dir, None)
+///
+/// # Errors
+/// `/proc` cannot be read, so nothing is known.
+pub fn processes_in(data_dir: &Path) -> io::Result<Vec<Process>> {
+    find(data_dir, &[])
 }
 
 /// The same, and server processes that the kernel has given to this process as the nearest that cares for
-/// orphans: the directory may have been renamed under them. Only for who starts no other servers.
-pub(super) fn processes_held(data_dir: &Path) -> Vec<Process> {
-    find(data_dir, Some(std::process::id()))
+/// orphans: the directory may have been renamed under them. Only for who starts no other servers. Children of
+/// `postmaster` count as well: where their programs have capabilities the kernel does not show their directory.
+pub(super) fn processes_held(data_dir: &Path, postmaster: Option<u32>) -> io::Result<Vec<Process>> {
+    let parents: Vec<u32> = [Some(std::process::id()), postmaster].into_iter().flatten().collect();
+    find(data_dir, &parents)
 }
 
-fn find(data_dir: &Path, parent: Option<u32>) -> Vec<Process> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
+fn find(data_dir: &Path, parents: &[u32]) -> io::Result<Vec<Process>> {
+    let entries = fs::read_dir("/proc")?;
     let mut found = Vec::new();
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         let proc = entry.path();
-        let is_ours = runs_in(&proc, data_dir) || parent.is_some_and(|it| is_child(&proc, it));
+        let is_ours = runs_in(&proc, data_dir) || is_child(&proc, parents);
         if is_ours && is_server(&proc) {
             found.push(Process { pid, logger: is_logger(&proc) });
         }
     }
-    found
+    Ok(found)
 }
 
 /// Whether this process is a server on `data_dir`.
@@ -67,12 +71,16 @@ fn runs_in(proc: &Path, data_dir: &Path) -> bool {
 }
 
 /// A living one: zombies are only waited for.
-fn is_child(proc: &Path, parent: u32) -> bool {
+fn is_child(proc: &Path, parents: &[u32]) -> bool {
+    if parents.is_empty() {
+        return false;
+    }
     let stat = fs::read_to_string(proc.join("stat")).unwrap_or_default();
     let mut fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
     let mut field = || fields.as_mut()?.next();
     let state = field();
-    state != Some("Z") && field().and_then(|field| field.parse().ok()) == Some(parent)
+    let parent = field().and_then(|field| field.parse().ok());
+    state != Some("Z") && parent.is_some_and(|parent| parents.contains(&parent))
 }
 
 /// By the name of its program; one that cannot be read counts, to be on the safe side.
@@ -99,13 +107,10 @@ fn alive_name(name: &OsStr) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes.strip_suffix(DELETED).unwrap_or(bytes)))
 }
 
-/// Kills what runs on the data directory: `first`, then the rest. Returns how many are still there,
-/// loggers not counted; a logger is only killed `with_loggers`.
-pub(super) fn kill_once(data_dir: &Path, first: Option<u32>, with_loggers: bool) -> usize {
-    if let Some(first) = first {
-        kill(first);
-    }
-    let found = processes_held(data_dir);
+/// Kills what runs on the data directory, the postmaster's children included. Returns how many are still there,
+/// loggers not counted; a logger is only killed `with_loggers`. What cannot be seen is not known to be gone.
+pub(super) fn kill_once(data_dir: &Path, postmaster: Option<u32>, with_loggers: bool) -> usize {
+    let Ok(found) = processes_held(data_dir, postmaster) else { return 1 };
     for process in &found {
         if !process.logger || with_loggers {
             kill(process.pid);
@@ -116,7 +121,7 @@ pub(super) fn kill_once(data_dir: &Path, first: Option<u32>, with_loggers: bool)
 
 /// Counts logging collectors on the data directory; kills them if their time has come.
 pub(super) fn kill_loggers(data_dir: &Path, now: bool) -> usize {
-    let mut found = processes_held(data_dir);
+    let Ok(mut found) = processes_held(data_dir, None) else { return 1 };
     found.retain(|process| process.logger);
     if now {
         for process in &found {

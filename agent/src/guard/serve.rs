@@ -255,6 +255,10 @@ impl Guard {
             }
             return;
         }
+        if first.is_some() {
+            // By its handle: its number may be another process's by now.
+            let _ = self.signal(Signal::KILL);
+        }
         let mut left = kill_once(&self.real_dir, first, loggers);
         if late && self.ending.is_none() && (left > 0 || first.is_some()) {
             self.ending = Some(Ending { since: now, said: false });
@@ -459,10 +463,11 @@ impl Guard {
             Some(fencing) => self.fence.may_write(fencing, boottime_now())?,
         }
         let failed = |error: io::Error| format!("start {}: {error}", request.program.display());
-        let child = spawn(request, &self.real_dir, &self.origin).map_err(failed)?;
+        let mut child = spawn(request, &self.real_dir, &self.origin).map_err(failed)?;
         let pid = child.id();
         let handle = open_handle(pid).map_err(|error| {
             // It cannot be watched, so it must not run.
+            let _ = child.kill();
             kill_once(&self.real_dir, Some(pid), true);
             failed(error)
         })?;
@@ -498,7 +503,10 @@ impl Guard {
 
     /// Server processes on the data directory, the logging collector not counted.
     fn left(&self) -> usize {
-        processes_held(&self.real_dir).iter().filter(|process| !process.logger).count()
+        let postmaster = self.postmaster.as_ref().map(|postmaster| postmaster.pid);
+        // What cannot be seen is not known to be gone.
+        processes_held(&self.real_dir, postmaster)
+            .map_or(1, |found| found.iter().filter(|process| !process.logger).count())
     }
 
     fn status(&self) -> GuardStatus {

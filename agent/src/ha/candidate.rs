@@ -11,6 +11,7 @@ use kornak_cluster::{
 
 use super::decision::Why;
 use super::snapshot::{Peer, Race, Snapshot};
+use super::unfenced;
 
 /// How long the answers of the other members count.
 pub const RACE_FRESH: Duration = Duration::from_millis(1500);
@@ -55,6 +56,9 @@ pub fn judge(s: &Snapshot, standing: Standing) -> Verdict {
         return Verdict::No(refusal);
     }
     let Some(race) = fresh(s) else { return Verdict::Ask };
+    if !forced && let Some(why) = unfenced::bars(s, standing, race) {
+        return Verdict::No(why);
+    }
     among_peers(s, standing, race, named)
 }
 
@@ -66,10 +70,7 @@ fn barred(s: &Snapshot) -> Option<Why> {
         Some(Why::NoWatchdog)
     } else if s.race_not_before.is_some_and(|moment| s.now < moment) {
         Some(Why::LostRecently)
-    } else if (s.cluster.is_unknown(SafetyKey::Unfenced)
-        || s.cluster.unfenced.as_ref().is_some_and(|unfenced| unfenced.member != s.me))
-        && !is_forced(s, &s.me)
-    {
+    } else if s.cluster.is_unknown(SafetyKey::Unfenced) && !is_forced(s, &s.me) {
         // Only an operator who names this member can know that the other is gone.
         Some(Why::UnfencedPrimary)
     } else {
@@ -98,6 +99,8 @@ fn planned(s: &Snapshot, standing: Standing) -> Option<Verdict> {
     }
     if record.candidate.as_deref() == Some(s.me.as_str()) {
         return Some(match record.wal_end {
+            // The leader takes its mark back with the key.
+            _ if unfenced::mark(s).is_some() => Verdict::No(Why::UnfencedPrimary),
             Some(needed) if standing.position < needed => {
                 Verdict::No(Why::CandidateLacksWal { needed })
             }
@@ -297,7 +300,7 @@ fn compare(timeline: Timeline, position: Lsn, mine: Standing) -> Log {
 }
 
 /// Whether the answer proves that a synchronous standby has no more than this node.
-fn is_vote(peer: &Peer, standing: Standing) -> bool {
+pub(super) fn is_vote(peer: &Peer, standing: Standing) -> bool {
     let has_no_more =
         |position| matches!(compare(peer.timeline, position, standing), Log::Same | Log::Behind);
     peer.identified && !peer.primary && peer.position.is_some_and(has_no_more)

@@ -123,6 +123,9 @@ pub enum Why {
     OtherIsCandidate,
     CandidateLacksWal { needed: Lsn },
     UnfencedPrimary,
+    UnfencedRuns,
+    UnfencedUnheard { left: Duration },
+    LeavesUnfenced,
     StoreLost,
 }
 
@@ -208,6 +211,16 @@ impl Why {
             Self::OtherIsCandidate => "another member is the candidate",
             Self::CandidateLacksWal { .. } => "not all of the former leader's WAL is here",
             Self::UnfencedPrimary => "a primary without a guard may be running",
+            Self::UnfencedRuns => {
+                "a primary without a guard runs: start its agent or stop its server, or name the member that \
+                 is to lead (failover)"
+            }
+            Self::UnfencedUnheard { .. } => {
+                "a primary without a guard may be running, its server is given time to be heard of"
+            }
+            Self::LeavesUnfenced => {
+                "leaving a primary without a guard, so that it can acknowledge nothing"
+            }
             Self::StoreLost => "the store is away",
         }
     }

@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub race: Option<Race>,
     /// A leader whose POST /failsafe this node has accepted keeps it from racing until then.
     pub promise_until: Option<Moment>,
+    /// Since when nobody leads and a failover is allowed, as far as this node has seen.
+    pub leaderless_since: Option<Moment>,
     /// No race before this moment: the last attempt to lead failed here.
     pub race_not_before: Option<Moment>,
     /// A copy can be made here without a running member (`no_leader`).
@@ -270,6 +272,22 @@ pub struct Race {
     pub sync_revision: u64,
     /// By name; a member without an answer is `None`.
     pub peers: BTreeMap<String, Option<Peer>>,
+    /// The server that `unfenced` names.
+    pub stray: Stray,
+}
+
+/// What is known of a server that maintenance mode has left without a guard, asked by SQL after nobody led.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stray {
+    /// It was not asked, or nothing came back.
+    #[default]
+    Unheard,
+    /// Its host answers that nobody listens there.
+    Refused,
+    /// It is in recovery, and accepts no writes.
+    Standby,
+    /// It answers, and is not known to be in recovery.
+    Runs,
 }
 
 /// One member's answer, given after the question.
@@ -285,6 +303,8 @@ pub struct Peer {
     /// The answer bears the name, scope and system identifier of the member that was asked.
     pub identified: bool,
     pub tags: Tags,
+    /// It runs as a standby and replicates from nobody: it acknowledges nothing to a former leader.
+    pub detached: bool,
     /// It would not take the key now, so nobody waits for it: its watchdog has failed, or its last
     /// attempt to lead.
     pub stands_back: bool,

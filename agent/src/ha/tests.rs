@@ -12,6 +12,7 @@ mod quorum;
 mod racing;
 mod serving;
 mod synchronous;
+mod unfenced;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -173,6 +174,7 @@ fn standby() -> Snapshot {
         job: None,
         race: None,
         promise_until: None,
+        leaderless_since: None,
         race_not_before: None,
         lacks_watchdog: false,
         clones_alone: false,
@@ -228,7 +230,7 @@ fn peer(position: u64) -> Peer {
 fn answers(peers: &[(&str, Option<Peer>)]) -> Race {
     let peers: BTreeMap<String, Option<Peer>> =
         peers.iter().map(|(name, peer)| ((*name).to_owned(), peer.clone())).collect();
-    Race { asked_at: now(), sync_revision: 60, peers }
+    Race { asked_at: now(), sync_revision: 60, peers, stray: Stray::Unheard }
 }
 
 /// `b` hands over to `candidate`, having released the key at position 1000 unless changed.
@@ -247,6 +249,12 @@ fn handover(candidate: &str, phase: HandoverPhase) -> Handover {
         switch_hold_ms: 5000,
         wal_end: released.then_some(Lsn(1000)),
     }
+}
+
+/// The mark of a primary that maintenance mode has left without a guard.
+fn unfenced(member: &str) -> Option<Unfenced> {
+    let (member, sysid) = (member.to_owned(), SYSID.to_owned());
+    Some(Unfenced { member, sysid, timeline: Timeline(3), conn_url: None })
 }
 
 fn rejoin(leader: Option<&str>) -> Action {

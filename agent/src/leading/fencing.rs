@@ -7,7 +7,7 @@
 
 use kornak_cluster::{ClusterState, SafetyKey, Unfenced};
 use kornak_dcs::{Compare, Op, Txn};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::LeadError;
 use crate::context::Context;
@@ -33,6 +33,7 @@ pub(super) async fn primary(
             member: ctx.name.clone(),
             sysid: cluster.initialize.clone().unwrap_or_default(),
             timeline: facts.timeline,
+            conn_url: Some(crate::account::conn_url(&ctx.settings)),
         };
         let outcome = ctx.store.txn(Txn::just(Op::put(&key, json(&mark))).when(mine)).await?;
         if outcome.succeeded && !ctx.keeper.is_unfenced() {
@@ -47,6 +48,14 @@ pub(super) async fn primary(
         let seen = Compare::Modified { key: key.clone(), revision: cluster.unfenced_revision };
         ctx.store.txn(Txn::just(Op::delete(&key)).when(mine).when(seen)).await?;
         info!("maintenance mode is over: the guard is back");
+    } else if let Some(mark) = cluster.unfenced.as_ref().filter(|_| own.is_none())
+        && facts.timeline > mark.timeline
+        && !cluster.doubts.contains_key(&SafetyKey::Unfenced)
+    {
+        // This node was promoted beside it, so it keeps nobody from anything any more.
+        let seen = Compare::Modified { key: key.clone(), revision: cluster.unfenced_revision };
+        ctx.store.txn(Txn::just(Op::delete(&key)).when(mine).when(seen)).await?;
+        warn!(node = %mark.member, "led past a server that no guard watched; if it runs, it is no member");
     }
     Ok(())
 }

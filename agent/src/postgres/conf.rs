@@ -211,14 +211,59 @@ pub(super) fn read_rendered(text: &str) -> Parameters {
         .collect()
 }
 
-/// `postgresql.auto.conf` without parameters of recovery. `None`: there are none.
-pub(super) fn without_recovery(text: &str) -> Option<String> {
-    let is_recovery = |line: &&str| {
+/// `postgresql.auto.conf` without parameters of recovery, without `synchronous_standby_names` if they are ours, and
+/// without lines that would keep the server from starting. `None`: there are none.
+pub(super) fn clean_auto_conf(text: &str, names_are_ours: bool) -> Option<String> {
+    let is_kept = |line: &&str| {
         let name = line.trim_start().split(['=', ' ', '\t']).next().unwrap_or_default();
-        RECOVERY.iter().any(|recovery| recovery.eq_ignore_ascii_case(name))
+        let is_recovery = RECOVERY.iter().any(|recovery| recovery.eq_ignore_ascii_case(name));
+        let is_sync = names_are_ours && name.eq_ignore_ascii_case("synchronous_standby_names");
+        !is_recovery && !is_sync && is_line(line)
     };
-    let kept: String = text.split_inclusive('\n').filter(|line| !is_recovery(line)).collect();
+    let kept: String = text.split_inclusive('\n').filter(is_kept).collect();
     (kept.len() != text.len()).then_some(kept)
+}
+
+/// Whether the server's parser takes this line of a configuration file.
+fn is_line(line: &str) -> bool {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return true;
+    }
+    let end = line.find(|c: char| c == '=' || c.is_whitespace()).unwrap_or(line.len());
+    let (name, rest) = line.split_at(end);
+    let rest = rest.trim_start();
+    let value = rest.strip_prefix('=').unwrap_or(rest).trim_start();
+    let parts = name.split('.').all(is_name);
+    let after = match value.strip_prefix('\'') {
+        Some(quoted) => after_quote(quoted),
+        None => {
+            let plain = |c: char| c.is_alphanumeric() || "_.+-:/".contains(c);
+            let end = value.find(|c: char| !plain(c)).unwrap_or(value.len());
+            (end > 0).then(|| &value[end..])
+        }
+    };
+    parts
+        && after.is_some_and(|after| matches!(after.trim_start().chars().next(), None | Some('#')))
+}
+
+/// What follows a quoted value.
+fn after_quote(quoted: &str) -> Option<&str> {
+    let mut chars = quoted.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' => {
+                chars.next();
+            }
+            '\'' if chars.peek().is_some_and(|(_, next)| *next == '\'') => {
+                chars.next();
+            }
+            '\'' => return Some(&quoted[at + 1..]),
+            '\0' => return None,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// Parameters of a standby: whom it follows, and `recovery_conf` of the operator. Recovery always

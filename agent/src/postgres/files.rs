@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kornak_config::agent::PostgresqlSettings;
 use secrecy::ExposeSecret;
+use tracing::info;
 
 use super::conf::{self, BASE_CONF, MAIN_CONF, Parameters};
 use super::os::{read_file, remove_file, write_file, write_if_changed};
@@ -149,7 +150,10 @@ impl Inner {
         }
         let main_mode = self.mode_of(&self.main_conf());
         write(self.main_conf(), &conf::render(Some(base), &parameters), main_mode)?;
-        if wanted.keeps_recovery { Ok(()) } else { self.clean_auto_conf() }
+        if wanted.keeps_recovery {
+            return Ok(());
+        }
+        self.clean_auto_conf(matches!(wanted.synchronous_standby_names, Some(Some(_))))
     }
 
     /// A copy of a server that has its rules elsewhere comes without any, and no server starts so.
@@ -207,11 +211,12 @@ impl Inner {
             .map_err(|source| ConfigureError::Write { path: base, source })
     }
 
-    fn clean_auto_conf(&self) -> Result<(), ConfigureError> {
+    fn clean_auto_conf(&self, names_are_ours: bool) -> Result<(), ConfigureError> {
         let path = self.settings.data_dir.join("postgresql.auto.conf");
         let text = characters(&read_file(&path, self.user.as_ref()).unwrap_or_default());
-        match conf::without_recovery(&text) {
+        match conf::clean_auto_conf(&text, names_are_ours) {
             Some(clean) => {
+                info!(path = %path.display(), "lines that are ours, or cannot be read, were removed");
                 write_file(&path, &bytes(&clean), self.mode_of(&path), self.user.as_ref())
                     .map_err(|source| ConfigureError::Write { path, source })
             }

@@ -24,11 +24,9 @@ const CONTROL_LOOK: Duration = Duration::from_millis(50);
 const IMMEDIATE_LIMIT: Duration = Duration::from_secs(2);
 /// For processes to end that were killed.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
-/// A standby that is sent the last of the log and has not confirmed it by then is not there: PostgreSQL's
-/// own `wal_sender_timeout` is the same.
-const SENDERS_LIMIT: Duration = Duration::from_secs(60);
-/// An archiver is waited for as long as it gets anything done within this.
-const ARCHIVER_PATIENCE: Duration = Duration::from_secs(5);
+/// An archiver, or a walsender, is waited for as long as it gets anything done within this. What a walsender has
+/// sent arrives without it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a server is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,21 +141,22 @@ impl Postgres {
     /// Lets what a stop in order has left behind do its work while it does, then ends it.
     pub async fn end_in_time(&self) -> Result<(), StopError> {
         let guard = self.guard().await?;
-        let began = Instant::now();
-        let mut waiting = self.segments_to_archive();
-        let mut progress = began;
+        let mut waiting = (self.segments_to_archive(), self.senders());
+        let mut progress = Instant::now();
         while !wait_until_gone(&guard, Instant::now() + CONTROL_LOOK * 4).await? {
             let now = Instant::now();
-            let left = self.segments_to_archive();
-            if left != std::mem::replace(&mut waiting, left) {
+            let left = (self.segments_to_archive(), self.senders());
+            if left != waiting {
                 progress = now;
+                waiting = left;
             }
-            let sends = self.senders() > 0 && now.duration_since(began) < SENDERS_LIMIT;
-            if !sends && now.duration_since(progress) >= ARCHIVER_PATIENCE {
+            if now.duration_since(progress) >= PATIENCE {
+                let (segments, senders) = (waiting.0, waiting.1.len());
                 warn!(
-                    segments = left,
-                    "the archiver of a server that has shut down makes no progress; it is ended, and \
-                     what it has not archived is left in pg_wal until this node is primary again"
+                    segments,
+                    senders,
+                    "neither the archiver nor a walsender of a server that has shut down makes progress; \
+                     it is ended, and what is not archived is left in pg_wal until this node is primary again"
                 );
                 return self.end_lingering().await;
             }
@@ -176,14 +175,14 @@ impl Postgres {
         }
     }
 
-    /// Walsenders that run, by their titles: a server that stops cannot be asked.
-    fn senders(&self) -> usize {
-        let Ok(dir) = fs::canonicalize(self.data_dir()) else { return 0 };
-        let sends = |pid: u32| {
-            let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            String::from_utf8_lossy(&title).contains(": walsender ")
-        };
-        processes_in(&dir).into_iter().filter(|process| sends(process.pid)).count()
+    /// The titles of the walsenders that run, which say how far each has sent: a server that stops cannot be
+    /// asked.
+    fn senders(&self) -> Vec<Vec<u8>> {
+        let Ok(dir) = fs::canonicalize(self.data_dir()) else { return Vec::new() };
+        let title = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let sends = |title: &Vec<u8>| String::from_utf8_lossy(title).contains(": walsender ");
+        let processes = processes_in(&dir).unwrap_or_default();
+        processes.into_iter().map(|process| title(process.pid)).filter(sends).collect()
     }
 
     fn segments_to_archive(&self) -> usize {

@@ -108,7 +108,7 @@ impl Field {
 impl Drop for Field {
     fn drop(&mut self) {
         for data_dir in &self.nodes {
-            for process in processes_in(data_dir) {
+            for process in processes_in(data_dir).unwrap() {
                 kill(process.pid, Signal::KILL);
             }
         }
@@ -162,7 +162,7 @@ impl Node {
 
     /// Processes of the server, the logging collector included.
     pub fn processes(&self) -> usize {
-        processes_in(&self.options.settings.data_dir).len()
+        processes_in(&self.options.settings.data_dir).unwrap().len()
     }
 
     /// A session that works and never looks up.

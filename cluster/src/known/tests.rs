@@ -125,7 +125,7 @@ fn single_values_that_make_no_sense_are_replaced_by_the_last_ones() {
 }
 
 fn mark() -> Unfenced {
-    Unfenced { member: "a".to_owned(), sysid: ID.to_owned(), timeline: Timeline(1) }
+    Unfenced { member: "a".to_owned(), sysid: ID.to_owned(), timeline: Timeline(1), conn_url: None }
 }
 
 #[test]

@@ -23,6 +23,10 @@ struct Arguments {
     /// Does something wrong on purpose; the check has to find it
     #[arg(long, value_enum)]
     mutation: Option<Mutation>,
+    /// Instead of faults by chance, kill the leader's postmaster so often, each time with another member's receiver
+    /// stopped a moment before
+    #[arg(long)]
+    crashes: Option<usize>,
     /// Clients
     #[arg(long, default_value_t = 12)]
     clients: usize,
@@ -44,6 +48,7 @@ fn main() -> Result<ExitCode> {
         mode: arguments.mode,
         mutation: arguments.mutation,
         clients: arguments.clients,
+        crashes: arguments.crashes,
     };
     println!("seed {seed}, mode {:?}, mutation {:?}", spec.mode, spec.mutation);
     let report = run_here(&spec)?;

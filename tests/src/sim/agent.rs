@@ -338,6 +338,8 @@ impl Agent {
             job,
             race,
             promise_until,
+            // There is no maintenance mode, and so no server without a guard.
+            leaderless_since: None,
             race_not_before: self.race_not_before.get(),
             lacks_watchdog: false,
             clones_alone: false,

@@ -290,6 +290,29 @@ impl World {
         Ok(())
     }
 
+    /// Stops the receiver of a standby, and `lead` later kills the leader's postmaster; what the receiver had not
+    /// read by then is lost. Returns the two names.
+    pub async fn crash_with_a_stopped_receiver(
+        &self,
+        rng: &Rng,
+        lead: Duration,
+    ) -> Result<(String, String)> {
+        let leader = self.leader().await.context("a leader")?;
+        let others: Vec<NodeNumber> = (0..NODES).filter(|node| *node != leader).collect();
+        let other = &self.nodes[others[rng.below(others.len())]].node;
+        let receiver = other.processes().into_iter().find(|pid| {
+            let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&title).contains(": walreceiver")
+        });
+        let receiver = receiver.with_context(|| format!("{} has no receiver", other.name()))?;
+        send(receiver, Signal::STOP)?;
+        tokio::time::sleep(lead).await;
+        self.signal_postmaster(leader, Signal::KILL);
+        let _ = send(receiver, Signal::TERM);
+        let _ = send(receiver, Signal::CONT);
+        Ok((self.nodes[leader].node.name().to_owned(), other.name().to_owned()))
+    }
+
     /// Breaks something. What is gone already cannot be broken, and that is no error.
     pub async fn inject(&mut self, fault: Fault, rng: &Rng) -> Result<()> {
         match fault {
@@ -475,6 +498,9 @@ fn agent_spec(spec: &Spec, etcd: &Etcd, index: usize, host: Arc<Host>) -> AgentS
         failsafe: true,
         parameters: parameters.map(str::to_owned).to_vec(),
         host: Some(host),
+        // A leader that is lost while a member rewinds itself leaves that member with nothing that could be
+        // used, and nobody is there to say so.
+        postgresql: vec!["remove_data_directory_on_rewind_failure: true".to_owned()],
         ..AgentSpec::default()
     }
 }

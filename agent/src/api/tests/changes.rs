@@ -118,6 +118,12 @@ async fn an_accepted_failsafe_request_tells_the_position() {
     let reply = node.post("/failsafe", &json!({"name": "pg2", "slots": {}})).await;
     assert_eq!(reply.headers["lsn"], "77");
     assert_eq!(reply.headers["x-kornak-promised-ms"], "30000");
+    let asked = json!({"name": "pg2", "kornak": {"scope": "demo", "member": "pg0"}});
+    let mistaken = json!({"name": "pg2", "kornak": {"scope": "demo", "member": "pg1"}});
+    let of_another = json!({"name": "pg2", "kornak": {"scope": "other", "member": "pg0"}});
+    for (body, status) in [(asked, 200), (mistaken, 421), (of_another, 421)] {
+        assert_eq!(node.post("/failsafe", &body).await.status, status, "{body}");
+    }
     let answers = [
         (FailsafeAnswer::Leading, 500),
         (FailsafeAnswer::Off, 502),

@@ -261,6 +261,7 @@ async fn a_standby_clusters_leader_and_an_unfenced_one_are_shown() {
     let view = within(standby(), |cluster| {
         cluster.config = config(section);
         cluster.unfenced = Some(kornak_cluster::Unfenced {
+            conn_url: None,
             member: "pg2".to_owned(),
             sysid: "1".to_owned(),
             timeline: Timeline(5),

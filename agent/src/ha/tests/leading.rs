@@ -240,8 +240,7 @@ fn after_maintenance_of_the_store_the_primary_takes_its_key_again() {
     // A4: it is writable for ever otherwise, with nobody who could prove it.
     let paused = with(led_by(None), |c| {
         c.config = Some(config(json!({"pause": true})));
-        c.unfenced =
-            Some(Unfenced { member: "a".into(), sysid: SYSID.into(), timeline: Timeline(3) });
+        c.unfenced = unfenced("a");
     });
     let race = Some(answers(&[("b", Some(peer(1000)))]));
     let s = Snapshot { cluster: paused, lease: Lease::None, race, ..primary() };

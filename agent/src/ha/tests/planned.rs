@@ -75,8 +75,7 @@ fn the_candidate_is_bound_by_its_tag_its_failure_and_an_unfenced_primary_only() 
     });
     check(&Snapshot { cluster, ..s.clone() }, TAKE_OVER, Why::NamedCandidate);
     let cluster = with((*s.cluster).clone(), |c| {
-        let (member, sysid) = ("b".to_owned(), SYSID.to_owned());
-        c.unfenced = Some(Unfenced { member, sysid, timeline: Timeline(3) });
+        c.unfenced = unfenced("b");
     });
     check(&Snapshot { cluster, ..s }, Action::Wait, Why::UnfencedPrimary);
 }

@@ -88,20 +88,6 @@ fn maintenance_mode_promotes_nobody_by_itself() {
 }
 
 #[test]
-fn nobody_is_promoted_beside_a_primary_without_a_guard() {
-    // A4
-    let unfenced = |member: &str| {
-        with(led_by(None), |c| {
-            let (member, sysid) = (member.to_owned(), SYSID.to_owned());
-            c.unfenced = Some(Unfenced { member, sysid, timeline: Timeline(3) });
-        })
-    };
-    let s = Snapshot { cluster: unfenced("b"), ..orphan() };
-    check(&s, Action::Wait, Why::UnfencedPrimary);
-    check(&Snapshot { cluster: unfenced("a"), ..orphan() }, CLAIM, Why::MostAdvanced);
-}
-
-#[test]
 fn a_promise_to_a_leader_without_the_store_is_kept() {
     // A3.1
     let s = Snapshot { promise_until: Some(now() + Duration::from_millis(1)), ..orphan() };

@@ -98,8 +98,23 @@ fn overrides_win_and_an_explicit_retry_interval_stays() {
 #[test]
 fn recovery_is_taken_out_of_the_automatic_file() {
     let text = "# x\nprimary_conninfo = 'a'\nwork_mem = '4MB'\n restore_command='b'\n";
-    assert_eq!(without_recovery(text).as_deref(), Some("# x\nwork_mem = '4MB'\n"));
-    assert_eq!(without_recovery("work_mem = '4MB'\n"), None);
+    assert_eq!(clean_auto_conf(text, false).as_deref(), Some("# x\nwork_mem = '4MB'\n"));
+    assert_eq!(clean_auto_conf("work_mem = '4MB'\n", true), None);
+}
+
+#[test]
+fn the_names_that_commits_wait_for_and_what_the_server_cannot_read_leave_the_automatic_file() {
+    let names = "synchronous_standby_names = 'nobody'\n";
+    assert_eq!(clean_auto_conf(names, true).as_deref(), Some(""));
+    assert_eq!(clean_auto_conf(names, false), None, "the operator's");
+    for good in ["a.b = 'x''y\\' z' # why\n", "  fsync off\n", "port=5\n", "\n", "x = '\u{e9}'\n"] {
+        assert_eq!(clean_auto_conf(good, true), None, "{good:?}");
+    }
+    for odd in ["\0\u{ff}{{{ = = 'x\n", "x = 'open\n", "x\n", "= 'y'\n", "x = 'a' b\n", "1x = 2\n"]
+    {
+        let text = format!("{odd}work_mem = '4MB'\n");
+        assert_eq!(clean_auto_conf(&text, true).as_deref(), Some("work_mem = '4MB'\n"), "{odd:?}");
+    }
 }
 
 #[test]

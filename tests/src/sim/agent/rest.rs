@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use kornak_agent::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, promise_length, whom_to_ask};
-use kornak_agent::ha::{Job, Peer, Race, Server};
+use kornak_agent::ha::{Job, Peer, Race, Server, Stray};
 use kornak_agent::peers::{Asked, Identity, PeerStatus};
 use kornak_cluster::{Lsn, MemberState, Timeline};
 use kornak_dcs::lease::fence_at;
@@ -62,7 +62,8 @@ pub async fn ask_all(agent: &Rc<Agent>) -> Race {
         (name.clone(), answer.await.and_then(|status| understand(agent, name, status)))
     });
     let peers = join_all(answers).await.into_iter().collect();
-    Race { asked_at, sync_revision: cluster.sync_revision, peers }
+    let (sync_revision, stray) = (cluster.sync_revision, Stray::Unheard);
+    Race { asked_at, sync_revision, peers, stray }
 }
 
 /// `GET /patroni` of this member.
