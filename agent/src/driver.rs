@@ -60,6 +60,8 @@ pub(crate) struct Driver {
     race_not_before: Option<kornak_cluster::Moment>,
     lost_since: Option<kornak_cluster::Moment>,
     leaderless_since: Option<kornak_cluster::Moment>,
+    /// A leader key that hangs on no lease: its revision, and since when it was seen.
+    foreign_key: Option<(u64, kornak_cluster::Moment)>,
     dcs_last_seen: u64,
     told: Option<(Action, Why)>,
     /// It was told, since somebody led, that the others are asked.
@@ -104,6 +106,7 @@ impl Driver {
             race_not_before: None,
             lost_since: None,
             leaderless_since: None,
+            foreign_key: None,
             dcs_last_seen: 0,
             told: None,
             told_asking: false,
@@ -150,6 +153,7 @@ impl Driver {
             self.hear_of_the_end().await;
             let snapshot = self.look();
             self.keep_adopted(&snapshot).await;
+            self.drop_foreign_key(&snapshot);
             self.apply_config(&snapshot.cluster);
             self.call_back(&snapshot.server, snapshot.job);
             let decision = decide(&snapshot);

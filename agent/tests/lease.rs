@@ -188,7 +188,9 @@ async fn who_lets_go_of_a_key_that_is_being_moved_releases_it_all_the_same() {
     let leader = Leader::new().await;
     let before = leader.keeper.held().unwrap();
     let keeper = leader.keeper.clone();
-    *leader.store.meanwhile.lock() = Some(Box::new(move || drop(keeper.let_go())));
+    *leader.store.meanwhile.lock() = Some(Box::new(move || {
+        keeper.let_go();
+    }));
     let moved = leader.keeper.move_to(SHORT).await;
     assert!(matches!(moved, Err(ClaimError::Lost)), "{moved:?}");
     assert_ne!(leader.hangs_on().await, before.lease, "it was moved");

@@ -9,7 +9,7 @@ use kornak_agent::postgres::{ServerProcess, StartAs, StopMode};
 use kornak_cluster::ClusterConfig;
 use kornak_config::agent::InitdbOption;
 use serde_json::json;
-use support::{Field, LIMIT, become_guard, stream};
+use support::{Field, LIMIT, become_guard, stream, until};
 
 #[test]
 fn guard_process() {

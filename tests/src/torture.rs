@@ -164,19 +164,22 @@ impl Run {
 
     /// The leader's server is killed again and again, each time with a receiver that has been stopped.
     async fn crash_the_leader(&mut self, world: &mut World, count: usize) -> Result<()> {
-        for number in 1..=count {
+        let mut number = 1;
+        while number <= count {
             let whole = world.return_of_all(RETURN).await;
             whole.map_err(|seen| anyhow::anyhow!("before crash {number}: {seen}"))?;
             self.usage.look(self.began.elapsed(), &world.watched());
             // For clients to have something under way.
             sleep(WORK + Duration::from_millis(50) * u32::try_from(self.rng.below(20))?).await;
             let lead = Duration::from_millis(50) * u32::try_from(1 + self.rng.below(12))?;
-            let (leader, stopped) = world.crash_with_a_stopped_receiver(&self.rng, lead).await?;
+            let crash = world.crash_with_a_stopped_receiver(&self.rng, lead).await?;
+            let Some((leader, stopped)) = crash else { continue };
             println!(
                 "{:>8.1?}  crash {number}: {leader}, the receiver of {stopped} stopped {lead:?} before",
                 self.began.elapsed()
             );
             *self.counts.entry("kill postmaster").or_insert(0) += 1;
+            number += 1;
         }
         Ok(())
     }

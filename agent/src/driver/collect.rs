@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, Leader, Timeline};
-use kornak_dcs::Reach;
+use kornak_cluster::{ClusterConfig, ClusterState, Leader, Timeline};
+use kornak_dcs::{Compare, Op, Reach, Txn};
 use tracing::{error, info, warn};
 
 use super::{BACK_OFF, Driver, Errand, LOOK_LIMIT};
 use crate::context::Context;
 use crate::guard::boottime_now;
-use crate::ha::{DataDir, Job, Server};
+use crate::ha::{DataDir, Job, Server, Snapshot, Store};
 use crate::jobs::JobError;
 use crate::lease::ClaimError;
 use crate::peers::Identity;
@@ -72,6 +72,36 @@ impl Driver {
                 Err(error) => error!(error = %error, "step ended unexpectedly"),
             }
         }
+    }
+
+    /// No member writes a leader key without a lease, so it would never end. Whoever led before has lost the key by
+    /// it, and proves nothing any more: after `ttl` it is deleted.
+    pub(super) fn drop_foreign_key(&mut self, s: &Snapshot) {
+        let config = s.cluster.config.as_ref();
+        let maintained = config.is_some_and(|config| config.pause);
+        let leader = s.cluster.leader.as_ref().filter(|leader| leader.lease == 0);
+        let Some(leader) = leader.filter(|_| s.store == Store::Live && !maintained) else {
+            self.foreign_key = None;
+            return;
+        };
+        let revision = leader.mod_revision;
+        let seen = self.foreign_key.filter(|(known, _)| *known == revision);
+        let (_, since) = *self.foreign_key.insert(seen.unwrap_or((revision, s.now)));
+        let ttl = config.map_or(ClusterConfig::default().ttl, |config| config.ttl);
+        if s.now.since(since) < ttl || self.errand.is_some() || !self.may_run_errand() {
+            return;
+        }
+        warn!(name = %leader.name, "somebody wrote a leader key that no lease would end: it is deleted");
+        let ctx = Arc::clone(&self.ctx);
+        self.run_errand(async move {
+            let key = ctx.keys.leader();
+            let unchanged = Compare::Modified { key: key.clone(), revision };
+            let deleted = ctx.store.txn(Txn::just(Op::delete(key)).when(unchanged)).await;
+            Errand::Done(
+                "delete a leader key without a lease",
+                deleted.map(drop).map_err(JobError::Store),
+            )
+        });
     }
 
     /// How long the race is left to others. What the operator's `pre_promote` has refused it would most

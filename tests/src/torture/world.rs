@@ -291,26 +291,27 @@ impl World {
     }
 
     /// Stops the receiver of a standby, and `lead` later kills the leader's postmaster; what the receiver had not
-    /// read by then is lost. Returns the two names.
+    /// read by then is lost. Returns the two names; `None`: nobody leads, or
+    /// the receiver has just ended.
     pub async fn crash_with_a_stopped_receiver(
         &self,
         rng: &Rng,
         lead: Duration,
-    ) -> Result<(String, String)> {
-        let leader = self.leader().await.context("a leader")?;
+    ) -> Result<Option<(String, String)>> {
+        let Some(leader) = self.leader().await else { return Ok(None) };
         let others: Vec<NodeNumber> = (0..NODES).filter(|node| *node != leader).collect();
         let other = &self.nodes[others[rng.below(others.len())]].node;
         let receiver = other.processes().into_iter().find(|pid| {
             let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&title).contains(": walreceiver")
         });
-        let receiver = receiver.with_context(|| format!("{} has no receiver", other.name()))?;
+        let Some(receiver) = receiver else { return Ok(None) };
         send(receiver, Signal::STOP)?;
         tokio::time::sleep(lead).await;
         self.signal_postmaster(leader, Signal::KILL);
         let _ = send(receiver, Signal::TERM);
         let _ = send(receiver, Signal::CONT);
-        Ok((self.nodes[leader].node.name().to_owned(), other.name().to_owned()))
+        Ok(Some((self.nodes[leader].node.name().to_owned(), other.name().to_owned())))
     }
 
     /// Breaks something. What is gone already cannot be broken, and that is no error.
