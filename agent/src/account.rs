@@ -44,6 +44,8 @@ fn state(snapshot: &Snapshot) -> MemberState {
         (_, Server::Starting { .. }) => MemberState::Starting,
         (_, Server::Stopping { .. }) => MemberState::Stopping,
         (_, Server::Leftovers) => MemberState::Crashed,
+        // In maintenance mode a server that is down is nobody's fault, whatever ended it.
+        (_, Server::Stopped) if crate::ha::paused(snapshot) => MemberState::Stopped,
         (_, Server::Stopped) => match &snapshot.data {
             DataDir::Initialized(control) if !control.clean => MemberState::Crashed,
             _ => MemberState::Stopped,

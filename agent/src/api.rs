@@ -40,7 +40,7 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER, WWW_AUTHENTICATE}
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use kornak_cluster::{GroupId, Member, Moment};
+use kornak_cluster::{GroupId, Lsn, Member, Moment};
 use kornak_config::agent::{AgentSettings, BasicAuth, ServerTokens, VerifyClient};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
@@ -63,6 +63,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(600);
 
 /// The longest a request waits for room in the driver's queue, and for an answer that needs no work.
 const QUICK_LIMIT: Duration = Duration::from_secs(5);
+/// Of a leader's slots as many as are taken: more than any server has.
+const MOST_SLOTS: usize = 1000;
 
 /// The longest a candidate may take to say that it is there. Patroni's constant.
 const PEER_LIMIT: Duration = Duration::from_secs(2);
@@ -450,7 +452,11 @@ impl Api {
             return text(StatusCode::MISDIRECTED_REQUEST, "another member is asked");
         }
         let asked = ours("promise_ms").and_then(Value::as_u64).map(Duration::from_millis);
-        match self.ask(QUICK_LIMIT, |answer| Command::Failsafe { leader, asked, answer }).await {
+        let said = body.get("slots").and_then(Value::as_object).into_iter().flatten();
+        let at = |(name, at): (&String, &Value)| Some((name.clone(), Lsn(at.as_u64()?)));
+        let slots = said.take(MOST_SLOTS).filter_map(at).collect();
+        let command = |answer| Command::Failsafe { leader, asked, slots, answer };
+        match self.ask(QUICK_LIMIT, command).await {
             Ok(FailsafeAnswer::Accepted { lsn, promised }) => {
                 let promised = u64::try_from(promised.as_millis()).unwrap_or(u64::MAX);
                 let headers =

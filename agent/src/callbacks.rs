@@ -17,6 +17,9 @@ pub struct Told {
     crashed: bool,
 }
 
+/// What a leader is whose server does not start, in Patroni's word.
+pub const DEMOTED: &str = "demoted";
+
 /// The role in Patroni's words. `leads`: this node has the leader key of a standby cluster.
 pub fn role(server: &Server, leads: bool) -> &'static str {
     match server {
@@ -30,6 +33,12 @@ impl Told {
     /// A restart that was asked for has succeeded.
     pub fn restarted(&mut self) {
         self.restarted = true;
+    }
+
+    /// The leader's server does not start and the leader key is given up: they have been told of the role
+    /// [`DEMOTED`].
+    pub fn demoted(&mut self) {
+        self.last = Some(DEMOTED);
     }
 
     /// What has changed since the last look. A server that is on its way up or does not answer has
@@ -120,6 +129,19 @@ mod tests {
         assert_eq!(see(&primary(), Some(Job::StartPrimary)), [(Start, "primary")]);
         assert_eq!(see(&Server::Stopped, None), []);
         assert_eq!(see(&standby(), None), [(RoleChange, "replica")], "another one took over");
+    }
+
+    #[test]
+    fn who_was_demoted_for_a_server_that_does_not_start_changes_its_role_with_the_next_start() {
+        use CallbackAction::{RoleChange, Start};
+        for (next, role) in [(standby(), "replica"), (primary(), "primary")] {
+            let mut told = Told::default();
+            assert_eq!(told.changes(&primary(), None, false), [(Start, "primary")]);
+            assert_eq!(told.changes(&Server::Stopped, None, false), []);
+            told.demoted();
+            assert_eq!(told.changes(&Server::Stopped, None, false), []);
+            assert_eq!(told.changes(&next, None, false), [(RoleChange, role)]);
+        }
     }
 
     #[test]

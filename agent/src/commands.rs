@@ -35,8 +35,12 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
         Command::Reload { answer } => {
             ctx.reread.notify_one();
             spawn_answer(answer, async move {
-                ctx.reload().await.map_err(|error| CommandError::Failed(error.to_string()))?;
-                Ok("reload scheduled".to_owned())
+                let runs = matches!(ctx.observed().server, Server::Primary(_) | Server::Standby(_));
+                match ctx.reload().await {
+                    // A server that is down reads it with its next start.
+                    Err(error) if runs => Err(CommandError::Failed(error.to_string())),
+                    Ok(()) | Err(_) => Ok("reload scheduled".to_owned()),
+                }
             });
         }
         Command::Reinitialize { force, from_leader, answer } => {
@@ -57,8 +61,11 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
                 Ok("scheduled".to_owned())
             });
         }
-        Command::Failsafe { leader, asked, answer } => {
+        Command::Failsafe { leader, asked, slots, answer } => {
             let said = failsafe(&ctx, &leader, asked);
+            if matches!(said, FailsafeAnswer::Accepted { .. }) {
+                *ctx.told_slots.lock() = slots;
+            }
             let _ = answer.send(said);
         }
         Command::Look => ctx.look.notify_one(),

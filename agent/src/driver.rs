@@ -240,6 +240,8 @@ impl Driver {
         }
         let first = self.config_applied.replace(config.clone()).is_none();
         self.ctx.postgres.set_dynamic(config);
+        let ctx = Arc::clone(&self.ctx);
+        tokio::task::spawn_blocking(move || ctx.postgres.show_dynamic());
         if first && !self.ctx.renewed {
             return;
         }
@@ -303,6 +305,9 @@ impl Driver {
         } else if decision.action != Action::Refuse {
             let action = &decision.action;
             info!(action = ?action, why = decision.why.as_str(), leader, "decided");
+        }
+        if let Some(text) = crate::ha::rival::in_patronis_words(snapshot, decision.why) {
+            info!("{text}");
         }
         self.told = Some(now);
     }

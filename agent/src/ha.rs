@@ -16,6 +16,7 @@
 pub mod candidate;
 pub mod decision;
 pub mod request;
+pub mod rival;
 mod serving;
 pub mod slots;
 pub mod snapshot;
@@ -458,7 +459,7 @@ fn is_synchronous(s: &Snapshot) -> bool {
     s.cluster.config.as_ref().is_some_and(|config| config.sync_mode() != SyncMode::Off)
 }
 
-fn paused(s: &Snapshot) -> bool {
+pub(crate) fn paused(s: &Snapshot) -> bool {
     s.cluster.config.as_ref().is_some_and(|config| config.pause)
 }
 

@@ -22,8 +22,9 @@ use crate::ha::{Server, Why};
 use crate::handover::{self, HandoverError, PROMOTE_LIMIT, SHORT_LEASE, json};
 use crate::lease::{ClaimError, Held};
 use crate::postgres::{
-    BootstrapError, CloneError, ConfigureError, ControlDataError, PromoteError, RewindError,
-    ScriptError, SourceError, SqlError, StartAs, StartError, StopError, StopMode, ToolError,
+    BootstrapError, CallbackAction, CloneError, ConfigureError, ControlDataError, PromoteError,
+    RewindError, ScriptError, SourceError, SqlError, StartAs, StartError, StopError, StopMode,
+    ToolError,
 };
 
 /// How long a server may take to stop in an orderly way before it is killed.
@@ -140,6 +141,7 @@ pub async fn start_primary(ctx: Arc<Context>) -> Result<(), JobError> {
     warn!(error = &error as &dyn std::error::Error, "the leader's server does not start");
     ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
     if let Some(held) = ctx.keeper.let_go() {
+        ctx.callbacks.call(CallbackAction::RoleChange, crate::callbacks::DEMOTED);
         delete_key(&ctx, held, Vec::new()).await?;
     }
     ctx.guard.disarm().await?;

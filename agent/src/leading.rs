@@ -212,7 +212,13 @@ async fn follows(ctx: &Context, done: &mut Done) -> Result<(), LeadError> {
     let due = done.slots_at.is_none_or(|at| at.elapsed() >= every);
     let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
     let led = cluster.leader.as_ref().is_some_and(|leader| leader.name != ctx.name);
-    if matches!(ctx.observed().server, Server::Standby(_)) && due && live && led {
+    let stands_by = matches!(ctx.observed().server, Server::Standby(_)) && due;
+    if stands_by && !live && ctx.promises.in_force(boottime_now()) {
+        done.slots_at = Some(Instant::now());
+        let told = ctx.told_slots.lock().clone();
+        crate::slots::advance_as_told(ctx, &cluster, told).await?;
+    }
+    if stands_by && live && led {
         done.slots_at = Some(Instant::now());
         crate::slots::keep(ctx, &cluster, false, &mut done.gone_since).await?;
         if !ctx.slots_to_copy.lock().is_empty() {
@@ -356,12 +362,7 @@ async fn status(
         return Ok(());
     }
     let own = slot_name_of(&ctx.name);
-    let mut slots: BTreeMap<String, Lsn> = existing
-        .iter()
-        // One that has lost its log is of no use to a standby that copies it.
-        .filter(|slot| !slot.temporary && (slot.physical || !slot.lost))
-        .filter_map(|slot| Some((slot.name.clone(), slot.position()?)))
-        .collect();
+    let mut slots: BTreeMap<String, Lsn> = crate::ha::slots::positions(existing).collect();
     slots.insert(own, lsn);
     let before = cluster.status.as_ref().map(|status| status.retain_slots.clone());
     let mut retain_slots: Vec<String> =
@@ -373,6 +374,10 @@ async fn status(
             .into_iter()
             .filter(|name| existing.iter().any(|slot| slot.name == *name)),
     );
+    // The operator's are kept without that.
+    let config = cluster.config.as_ref();
+    let permanent = config.map(|config| config.permanent_slots()).unwrap_or_default();
+    retain_slots.retain(|name| permanent.iter().all(|slot| slot.name != *name));
     retain_slots.sort_unstable();
     retain_slots.dedup();
     let wanted = Status { optime: lsn, slots, retain_slots };

@@ -83,7 +83,7 @@ pub enum RunError {
     #[error("prepare TLS of the REST API, or of asking other members")]
     Tls(#[from] tls::TlsError),
     #[error(
-        "can't start; there is already a node named {name:?} running at {base}: stop it, or give \
+        "Can't start; there is already a node named '{name}' running at {base}: stop it, or give \
          this one another name"
     )]
     Namesake { name: String, base: String },
@@ -344,7 +344,11 @@ impl Shown {
         reread: &Arc<Notify>,
     ) -> (Arc<dyn Dcs>, Self) {
         let (store, full) = full::Noticing::over(store);
-        let runtime_dir = GuardConfig::new(&settings.postgresql.data_dir).runtime_dir;
+        let data_dir = &settings.postgresql.data_dir;
+        let runtime_dir = GuardConfig::new(data_dir).runtime_dir;
+        let shown = data_dir.join(postgres::DYNAMIC);
+        let first = ClusterConfig::from_json(settings.bootstrap.dcs.clone());
+        let memory = memory::Memory::load(runtime_dir.join("dynamic.json"), &shown, first);
         let citus = settings.citus.as_ref();
         let shown = Self {
             renew: CancellationToken::new(),
@@ -352,7 +356,7 @@ impl Shown {
             restart_plan: api::RestartPlan::default(),
             citus: citus.map(|citus| Arc::new(citus::Desk::new(&citus.databases))),
             reread: Arc::clone(reread),
-            memory: Arc::new(memory::Memory::load(runtime_dir.join("dynamic.json"))),
+            memory: Arc::new(memory),
             full,
             renewed: false,
         };
@@ -444,6 +448,7 @@ impl Instance {
             asked_checkpoint: tokio::sync::Mutex::default(),
             sync_writes: parking_lot::Mutex::default(),
             unproven_failsafe: parking_lot::Mutex::new(None),
+            told_slots: parking_lot::Mutex::default(),
             failsafe_active: false.into(),
             callbacks,
             counters,

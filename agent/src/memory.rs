@@ -1,9 +1,9 @@
 //! What the agent remembers of the store, beside what the store shows: the last good values
 //! ([`kornak_cluster::Known`]), of which the configuration outlives the agent in a file beside the data
-//! directory, as Patroni's `patroni.dynamic.json` does.
+//! directory, as Patroni's `patroni.dynamic.json` does; and as long as that one is in the data directory.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kornak_cluster::{ClusterConfig, ClusterState, Doubt, GroupId, Known, SafetyKey};
@@ -39,18 +39,22 @@ struct Kept {
     /// Of the cluster whose configuration it is.
     system_identifier: String,
     config: Map<String, Value>,
+    /// Its counterpart is in the data directory; older versions of Kornak made none.
+    #[serde(default)]
+    shown: bool,
 }
 
 impl Memory {
-    /// Reads what an earlier agent has left; a file that cannot be read counts as none.
-    pub fn load(path: PathBuf) -> Self {
+    /// Reads what an earlier agent has left; a file that cannot be read counts as none. So does one whose
+    /// counterpart `shown` in the data directory was removed.
+    pub fn load(path: PathBuf, shown: &Path, first: ClusterConfig) -> Self {
         let read = || serde_json::from_slice::<Kept>(&std::fs::read(&path).ok()?).ok();
-        let kept = read();
+        let kept = read().filter(|kept| !kept.shown || shown.exists());
         let cached = kept.clone().and_then(|kept| {
             let text = Value::Object(kept.config).to_string();
             Some((kept.system_identifier, ClusterConfig::parse(&text)?))
         });
-        let known = Known::with_cached(cached);
+        let known = Known::with_cached(cached).beginning_with(first);
         let inner = Mutex::new(Inner { known, ..Inner::default() });
         Self { path, inner, kept: Mutex::new(kept) }
     }
@@ -93,7 +97,7 @@ impl Memory {
         let initialize = || cluster.initialize.clone().filter(|identifier| !identifier.is_empty());
         let identifier = own_identifier.map(str::to_owned).or_else(initialize);
         let (Some(config), Some(system_identifier)) = (&cluster.config, identifier) else { return };
-        let new = Kept { system_identifier, config: config.raw.clone() };
+        let new = Kept { system_identifier, config: config.raw.clone(), shown: true };
         {
             let mut kept = self.kept.lock();
             if kept.as_ref() == Some(&new) {
@@ -179,19 +183,31 @@ mod tests {
             store.txn(Txn::just(Op::put(key, value))).await.unwrap();
         }
         let view = follow.subscribe();
-        let memory = Arc::new(Memory::load(path.clone()));
+        let shown = dir.path().join("patroni.dynamic.json");
+        let first = ClusterConfig::parse(r#"{"ttl":77}"#).unwrap();
+        let load = || Memory::load(path.clone(), &shown, first.clone());
+        let memory = Arc::new(load());
         let state = memory.read(&view, &keys, None, Some("7"));
         memory.keep(&state, Some("7"));
         while !path.exists() {
             tokio::task::yield_now().await;
         }
         store.txn(Txn::just(Op::delete(keys.config()))).await.unwrap();
-        for memory in [&memory, &Arc::new(Memory::load(path.clone()))] {
+        std::fs::write(&shown, "{}").unwrap();
+        for memory in [&memory, &Arc::new(load())] {
             let state = memory.read(&view, &keys, None, Some("7"));
             assert!(state.config.as_ref().is_some_and(|config| config.pause));
             assert!(state.is_kept(SafetyKey::Config) && state.config_revision == 0);
         }
-        let other = Memory::load(path).read(&view, &keys, None, Some("8"));
+        let other = load().read(&view, &keys, None, Some("8"));
         assert_eq!(other.config, None, "another cluster's data lies here now");
+        std::fs::remove_file(&shown).unwrap();
+        let forgotten = load().read(&view, &keys, None, Some("7"));
+        assert_eq!(forgotten.config, None, "the operator has removed it");
+        store.txn(Txn::just(Op::delete(keys.initialize()))).await.unwrap();
+        let new = load().read(&view, &keys, None, Some("7"));
+        assert_eq!(new.config, Some(first.clone()), "a new cluster of this data");
+        assert!(!new.is_kept(SafetyKey::Config));
+        assert_eq!(load().read(&view, &keys, None, None).config, None, "there is no data");
     }
 }

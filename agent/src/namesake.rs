@@ -25,28 +25,18 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// There is one, or the files that members are asked with cannot be used.
 pub(crate) async fn refuse(settings: &AgentSettings, store: &dyn Dcs) -> Result<(), RunError> {
     let peers = Peers::new(&settings.ctl)?;
-    let own = settings.restapi.base_url();
-    match find(store, &peers, &settings.scope, &settings.name, &own).await {
+    match find(store, &peers, &settings.scope, &settings.name).await {
         Some(base) => Err(RunError::Namesake { name: settings.name.clone(), base }),
         None => Ok(()),
     }
 }
 
-/// The REST address of a node that answers to `name`, if there is one that is not at our own address,
-/// where it would be in the way of our listener.
-async fn find(
-    store: &dyn Dcs,
-    peers: &Peers,
-    scope: &Scope,
-    name: &str,
-    own_base: &str,
-) -> Option<String> {
+/// The REST address of a node that answers to `name`, if there is one. It may be the address that we
+/// will show: we do not listen yet.
+async fn find(store: &dyn Dcs, peers: &Peers, scope: &Scope, name: &str) -> Option<String> {
     let key = Keys::new(scope).member(name);
     let view = tokio::time::timeout(STORE_LIMIT, store.range(&key)).await.ok()?.ok()?;
     let member: Member = serde_json::from_str(&view.get(&key)?.value).ok()?;
-    if member.api_base() == own_base {
-        return None;
-    }
     let answer = peers.send(Method::GET, &member.api_url, None, ANSWER_LIMIT).await.ok()?;
     let said: Value = serde_json::from_slice(&answer.body).ok()?;
     let is = |key, ours: &str| said.pointer(key).and_then(Value::as_str) == Some(ours);
@@ -79,7 +69,7 @@ mod tests {
         format!("http://{address}")
     }
 
-    async fn found(base: &str, own_base: &str) -> Option<String> {
+    async fn found(base: &str) -> Option<String> {
         let (store, scope) = (MemoryDcs::new(), Scope::new("service", "demo", None));
         let member = format!(
             r#"{{"conn_url":"postgres://h:1/postgres","api_url":"{base}/patroni","state":"running","role":"replica"}}"#
@@ -87,24 +77,18 @@ mod tests {
         let put = Op::put(Keys::new(&scope).member("a"), member);
         store.txn(Txn::just(put)).await.unwrap();
         let peers = Peers::new(&CtlSettings::default()).unwrap();
-        assert_eq!(find(&store, &peers, &scope, "b", own_base).await, None, "nobody has that name");
-        find(&store, &peers, &scope, "a", own_base).await
+        assert_eq!(find(&store, &peers, &scope, "b").await, None, "nobody has that name");
+        find(&store, &peers, &scope, "a").await
     }
 
     #[tokio::test]
     async fn only_a_living_node_of_the_same_name_and_cluster_counts() {
         let living = node("a", "demo").await;
-        assert_eq!(found(&living, "http://127.0.0.1:1").await.as_deref(), Some(living.as_str()));
+        assert_eq!(found(&living).await.as_deref(), Some(living.as_str()));
         for (name, scope) in [("b", "demo"), ("a", "other")] {
             let other = node(name, scope).await;
-            assert_eq!(found(&other, "http://127.0.0.1:1").await, None, "{name} of {scope}");
+            assert_eq!(found(&other).await, None, "{name} of {scope}");
         }
-        assert_eq!(
-            found("http://127.0.0.1:1", "http://127.0.0.1:2").await,
-            None,
-            "nobody is there"
-        );
-        let own = node("a", "demo").await;
-        assert_eq!(found(&own, &own).await, None, "the address is our own");
+        assert_eq!(found("http://127.0.0.1:1").await, None, "nobody is there");
     }
 }

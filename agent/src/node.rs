@@ -2,6 +2,7 @@
 //! REST API. The API answers from the newest [`NodeView`] in memory and never touches the server or
 //! the store for a health check.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,6 +127,8 @@ pub enum Command {
         leader: String,
         /// For how long it asks the member to stay away; `None`: it does not say (Patroni).
         asked: Option<Duration>,
+        /// How far its slots are.
+        slots: BTreeMap<String, Lsn>,
         answer: oneshot::Sender<FailsafeAnswer>,
     },
     /// Look at the server now: somebody asks where it stands.

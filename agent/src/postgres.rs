@@ -61,6 +61,7 @@ pub use claim::Unfinished;
 pub use conf::{Parameters, join_conninfo, value_text as parameter_text};
 pub use controldata::{ControlData, ControlState, ParseControlDataError, shutdown_checkpoint_end};
 pub use files::ConfigureError;
+pub(crate) use files::DYNAMIC;
 pub use initdb::BootstrapError;
 pub use os::OsUser;
 pub use process::{PendingRestart, PromoteError, Promoted, ServerProcess, StartAs, StartError};
@@ -199,6 +200,8 @@ struct Inner {
 /// The part of the configuration that changes.
 #[derive(Debug, Clone, Default)]
 struct Wanted {
+    /// The store's configuration as it stands there.
+    raw: String,
     /// `postgresql.parameters` of the store.
     dynamic: Parameters,
     dynamic_hba: Option<Vec<String>>,
@@ -452,6 +455,7 @@ impl Postgres {
             Some(value.iter().filter_map(|line| line.as_str().map(str::to_owned)).collect())
         };
         let mut wanted = self.inner.wanted.lock();
+        wanted.raw = serde_json::Value::Object(config.raw.clone()).to_string();
         wanted.dynamic = conf::parameters(config.parameters());
         if self.inner.citus {
             let settings = &self.inner.settings;
@@ -465,6 +469,14 @@ impl Postgres {
         wanted.feedback = config.permanent_slots().iter().any(logical);
         wanted.dynamic_hba = lines("pg_hba");
         wanted.dynamic_ident = lines("pg_ident");
+    }
+
+    /// Puts the store's configuration into the data directory, if there is one.
+    pub fn show_dynamic(&self) {
+        let raw = self.inner.wanted.lock().raw.clone();
+        if self.holds_cluster() {
+            self.inner.show_dynamic(&raw);
+        }
     }
 
     /// When [`Postgres::set_synchronous_standby_names`] last ended, whatever came of it: a look that began before may

@@ -1,8 +1,10 @@
 //! The leader's failsafe rounds: while the store does not prove the lease, every member is asked.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kornak_cluster::Lsn;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -12,6 +14,7 @@ use crate::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, relied_on, whom_to_ask};
 use crate::guard::boottime_now;
 use crate::ha::Server;
 use crate::peers::FailsafeReply;
+use crate::postgres::slot_name_of;
 
 /// Asks once a second while the lease is held and not being proven, until `stop`.
 pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
@@ -43,6 +46,18 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
     }
 }
 
+/// How far the leader's slots are, which standbys read in the store otherwise. Empty if the server does not say.
+async fn slots(ctx: &Context) -> BTreeMap<String, Lsn> {
+    let Ok(Ok(found)) = tokio::time::timeout(ROUND_EVERY, ctx.postgres.slots()).await else {
+        return BTreeMap::new();
+    };
+    let own = match &ctx.observed().server {
+        Server::Primary(facts) => Some((slot_name_of(&ctx.name), facts.lsn)),
+        _ => None,
+    };
+    crate::ha::slots::positions(&found).chain(own).collect()
+}
+
 /// One round; true if all have accepted.
 async fn round(ctx: &Context, ttl: Duration) -> bool {
     let began = boottime_now();
@@ -54,7 +69,7 @@ async fn round(ctx: &Context, ttl: Duration) -> bool {
         "name": ctx.name,
         "conn_url": me.map(|member| member.conn_url.as_str()).unwrap_or_default(),
         "api_url": me.map(|member| member.api_url.as_str()).unwrap_or_default(),
-        "slots": {},
+        "slots": slots(ctx).await,
     });
     let promise_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
     let members = &cluster.members;
@@ -88,8 +103,10 @@ async fn round(ctx: &Context, ttl: Duration) -> bool {
     let promised: Option<Vec<_>> =
         futures_util::future::join_all(asked).await.into_iter().collect();
     let Some(promised) = promised else { return false };
-    let configured = cluster.config.as_ref().map_or(ttl, |config| config.ttl);
-    let length = relied_on(ttl, configured, &promised);
+    let config = cluster.config.clone().unwrap_or_default();
+    let length = relied_on(ttl, config.ttl, &promised);
+    // A leader that hears from its members no more retries for as long as it would ask the store.
+    let length = length.min(config.loop_wait + config.retry_timeout * 2);
     let margin = ctx.settings.kornak.guard.margin;
     let until = kornak_dcs::lease::fence_at(began, length, margin);
     ctx.keeper.extend_by_failsafe(until).await;

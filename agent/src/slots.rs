@@ -11,6 +11,9 @@ use crate::ha::Server;
 use crate::ha::slots::{Found, GoneSince, Here, Plan, plan, wanted};
 use crate::postgres::{SqlError, slot_name_of};
 
+/// From this version on (16) standbys decode changes.
+const DECODING_STANDBYS: u32 = 160_000;
+
 /// Makes the slots of this node what they should be. Returns those that there were.
 pub async fn keep(
     ctx: &Context,
@@ -24,11 +27,15 @@ pub async fn keep(
         return Ok(Vec::new());
     }
     let found = ctx.postgres.slots().await?;
-    let replayed = match &ctx.observed().server {
+    let observed = ctx.observed();
+    let replayed = match &observed.server {
         Server::Standby(facts) => Some(facts.replayed),
         _ => None,
     };
-    let here = Here { name: &ctx.name, tags: &ctx.settings.tags, leads, replayed };
+    let version = observed.status.as_deref().map_or(0, |status| status.version);
+    // The leader of a standby cluster is a standby, too.
+    let decodes = replayed.is_none() || version == 0 || version >= DECODING_STANDBYS;
+    let here = Here { name: &ctx.name, tags: &ctx.settings.tags, leads, decodes, replayed };
     let wanted = wanted(here, cluster, slot_name_of);
     warn_of_shared_names(ctx, cluster);
     let retained = cluster.status.as_ref().map(|status| status.retain_slots.clone());
@@ -48,6 +55,29 @@ pub async fn keep(
     carry_out(ctx, &plan, &found).await?;
     *ctx.slots_to_copy.lock() = plan.copy_logical;
     Ok(found)
+}
+
+/// Moves a standby's slots to where the leader has told that its own are, while the store is away. Nothing is created
+/// or dropped then.
+pub async fn advance_as_told(
+    ctx: &Context,
+    cluster: &ClusterState,
+    told: BTreeMap<String, Lsn>,
+) -> Result<(), SqlError> {
+    let mut cluster = cluster.clone();
+    let Some(config) = cluster.config.clone().filter(|_| !told.is_empty()) else { return Ok(()) };
+    cluster.status.get_or_insert_default().slots = told;
+    let found = ctx.postgres.slots().await?;
+    let replayed = match &ctx.observed().server {
+        Server::Standby(facts) => Some(facts.replayed),
+        _ => None,
+    };
+    let tags = &ctx.settings.tags;
+    let here = Here { name: &ctx.name, tags, leads: false, decodes: true, replayed };
+    let wanted = wanted(here, &cluster, slot_name_of);
+    let mut nothing_gone = GoneSince::default();
+    let whole = plan(here, &config, &wanted, &found, &[], boottime_now(), &mut nothing_gone);
+    carry_out(ctx, &Plan { advance: whole.advance, ..Plan::default() }, &found).await
 }
 
 /// Of members whose names differ only in what a slot's name cannot say, one never streams.

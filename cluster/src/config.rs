@@ -253,7 +253,8 @@ pub const MINIMUM_TTL: Duration = Duration::from_secs(4);
 /// Seconds, thirty years; more would only make sums overflow.
 const LONGEST: f64 = 1e9;
 
-/// Merges `patch` into `config` as Patroni's PATCH does: objects are merged, `null` deletes.
+/// Merges `patch` into `config` as Patroni's PATCH does: objects are merged, `null` deletes. An object that
+/// is new is taken as it is: in `slots` a `null` is a physical slot.
 pub fn merge_patch(config: &mut Map<String, Value>, patch: &Map<String, Value>) -> bool {
     let mut changed = false;
     for (key, value) in patch {
@@ -265,12 +266,6 @@ pub fn merge_patch(config: &mut Map<String, Value>, patch: &Map<String, Value>) 
             (None, Value::Null) => {}
             (Some(Value::Object(old)), Value::Object(new)) => changed |= merge_patch(old, new),
             (Some(old), new) if old == new => {}
-            (_, Value::Object(new)) => {
-                let mut fresh = Map::new();
-                merge_patch(&mut fresh, new);
-                config.insert(key.clone(), Value::Object(fresh));
-                changed = true;
-            }
             (_, new) => {
                 config.insert(key.clone(), new.clone());
                 changed = true;
@@ -389,6 +384,12 @@ mod tests {
             r#"{"postgresql":{"parameters":{"b":2,"c":3}}}"#
         );
         assert!(!merge_patch(&mut config, &read(r#"{"postgresql":{"parameters":{"b":2}}}"#).raw));
+        let slots = read(r#"{"slots":{"x":null,"y":null}}"#).raw;
+        assert!(merge_patch(&mut config, &slots));
+        assert_eq!(config.get("slots"), slots.get("slots"));
+        assert!(merge_patch(&mut config, &read(r#"{"slots":{"x":null,"z":null}}"#).raw));
+        let slots = ClusterConfig::from_json(config).permanent_slots();
+        assert!(matches!(&*slots, [only] if only.name == "y"), "{slots:?}");
     }
 
     #[test]

@@ -61,6 +61,10 @@ pub struct Known {
     config: Option<ClusterConfig>,
     /// From an earlier life of the agent: the system identifier of its cluster, and what was in force.
     cached: Option<(String, ClusterConfig)>,
+    /// What a new cluster begins with (`bootstrap.dcs`).
+    first: Option<ClusterConfig>,
+    /// The data at hand is a new cluster's, whose configuration is not in the store yet.
+    begins: bool,
     /// `Some` of an empty one: nobody was named, for sure.
     sync: Option<SyncState>,
     /// By the revision at which each was written.
@@ -86,6 +90,12 @@ impl Known {
     /// identifier.
     pub fn with_cached(cached: Option<(String, ClusterConfig)>) -> Self {
         Self { cached, ..Self::default() }
+    }
+
+    /// With what a cluster begins with that is made of data which is there already.
+    #[must_use]
+    pub fn beginning_with(self, first: ClusterConfig) -> Self {
+        Self { first: Some(first), ..self }
     }
 
     /// Takes a newer state in and fills in what it lacks. `own_identifier`: of the data directory, if
@@ -149,9 +159,16 @@ impl Known {
             let config = config.repaired(self.config.as_ref());
             self.config = Some(config.clone());
             state.config = Some(config);
+            self.begins = false;
             return;
         }
         let unreadable = state.doubts.contains_key(&SafetyKey::Config);
+        let new = state.initialize.is_none() && state.leader.is_none() && own_identifier.is_some();
+        if self.config.is_none() && !unreadable && (self.begins || new) {
+            state.config.clone_from(&self.first);
+            self.begins = true;
+            return;
+        }
         let doubt = match &self.config {
             Some(_) => Some(Doubt::Kept),
             None if unreadable => Some(Doubt::Unknown),

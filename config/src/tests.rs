@@ -113,7 +113,7 @@ fn the_rest_of_an_agents_file_is_read() {
 namespace: /prod/
 citus: {group: 2, databases: [app, b]}
 watchdog: {mode: off}
-tags: {nofailover: no, failover_priority: 3, zone: a}
+tags: {nofailover: no, failover_priority: -3, nosync: on, clonefrom: no, nostream: no, zone: a}
 log: {level: debug, type: json}
 kornak:
   os_user: pg
@@ -137,7 +137,15 @@ kornak:
 ",
     );
     let Loaded { settings, warnings } = agent(&text);
-    assert_eq!(warnings, Vec::<String>::new());
+    let conflict = "Conflicting configuration between nofailover: False and failover_priority: -3. \
+                    Defaulting to nofailover: False";
+    assert!(matches!(&*warnings, [only] if only.ends_with(conflict)), "{warnings:?}");
+    let tags = r#"{"nofailover":false,"failover_priority":-3,"nosync":true,"zone":"a"}"#;
+    assert_eq!(
+        serde_json::to_string(&settings.tags).unwrap(),
+        tags,
+        "what says nothing is left out"
+    );
     assert_eq!(settings.scope.base(), "/prod/demo/2/");
     assert_eq!(settings.scope.group, Some(GroupId(2)));
     assert_eq!(
@@ -145,7 +153,7 @@ kornak:
         Some(vec!["app".to_owned(), "b".to_owned()])
     );
     assert_eq!(settings.watchdog.mode, WatchdogMode::Off);
-    assert_eq!(settings.tags.failover_priority(), 3);
+    assert_eq!(settings.tags.failover_priority(), 1);
     assert_eq!((settings.log.level, settings.log.kind), (LogLevel::Debug, LogType::Json));
     assert_eq!(settings.kornak.os_user, "pg");
     assert_eq!(settings.kornak.guard.stop_budget, Duration::from_millis(500));

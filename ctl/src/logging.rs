@@ -34,6 +34,15 @@ const QUIET: &[&str] =
 /// Name of the file in `log.dir`, which is where people look for it.
 const FILE: &str = "patroni.log";
 
+/// Where the event comes from with which a program ends: Python's level CRITICAL.
+const LAST_WORDS: &str = "kornak_ctl::last_words";
+
+/// Says why the agent ends, for those who read its log and not what it writes to the terminal.
+pub fn last_words(error: &anyhow::Error) {
+    let error: &(dyn std::error::Error + 'static) = error.as_ref();
+    tracing::error!(target: LAST_WORDS, error, "the agent ends");
+}
+
 /// A logger at work.
 #[derive(Debug, Clone)]
 pub struct Logs {

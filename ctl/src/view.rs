@@ -131,7 +131,7 @@ impl GroupView {
             }),
             standby_cluster: is_standby_cluster(state),
             unfenced: state.unfenced.as_ref().map(|unfenced| unfenced.member.clone()),
-            synchronous: config.is_some_and(|config| config.synchronous_mode != SyncMode::Off),
+            synchronous: config.is_some_and(|config| config.sync_mode() != SyncMode::Off),
             sync_known: state.sync.as_ref().is_some_and(|sync| sync.leader.is_some()),
             config: config.map(|config| config.raw.clone()),
             config_revision: state.config_revision,
@@ -160,7 +160,7 @@ impl GroupView {
             scheduled,
             standby_cluster: members.iter().any(|member| member.role == "standby_leader"),
             unfenced: cluster.get("unfenced").and_then(Value::as_str).map(str::to_owned),
-            synchronous: parsed.is_some_and(|config| config.synchronous_mode != SyncMode::Off),
+            synchronous: parsed.is_some_and(|config| config.sync_mode() != SyncMode::Off),
             // Not told by REST: in synchronous mode there is somebody, or there was.
             sync_known: true,
             members,
@@ -181,7 +181,7 @@ fn is_standby_cluster(state: &ClusterState) -> bool {
 
 fn member_from_state(state: &ClusterState, name: &str, member: &Member) -> MemberView {
     let leads = state.leader.as_ref().is_some_and(|leader| leader.name == name);
-    let mode = state.config.as_ref().map_or(SyncMode::Off, |config| config.synchronous_mode);
+    let mode = state.config.as_ref().map_or(SyncMode::Off, |config| config.sync_mode());
     let in_sync = state.sync.as_ref().is_some_and(|sync| sync.matches(name));
     let role = match (leads, mode, in_sync) {
         (true, ..) if is_standby_cluster(state) => "standby_leader",

@@ -103,7 +103,7 @@ pub(super) fn eligible(request: &Request, cluster: &ClusterState) -> Result<Vec<
         return Err("leader name does not match".to_owned());
     }
     let priority_sync =
-        cluster.config.as_ref().is_some_and(|config| config.synchronous_mode == SyncMode::On);
+        cluster.config.as_ref().is_some_and(|config| config.sync_mode() == SyncMode::On);
     let is_sync = |name: &str| cluster.sync.as_ref().is_some_and(|sync| sync.matches(name));
     let word = request.kind.word();
     if let Some(candidate) = &request.candidate {

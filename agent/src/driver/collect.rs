@@ -35,6 +35,9 @@ impl Driver {
                 }
                 Ok(Err(error)) => {
                     self.ctx.counters.step_failed(job);
+                    if job == Job::StartPrimary && matches!(error, JobError::Start(_)) {
+                        self.told_callbacks.lock().demoted();
+                    }
                     if matches!(job, Job::Promote | Job::Bootstrap | Job::StartPrimary) {
                         self.race_not_before = Some(boottime_now() + self.back_off(&error));
                     }

@@ -188,7 +188,10 @@ impl Why {
             Self::PeersUnknown => "the other members have not been asked",
             Self::MostAdvanced => "no other member has more",
             Self::NamedCandidate => "named as the candidate",
-            Self::NoFailoverTag => "tagged nofailover",
+            // Patroni's words, and the reason.
+            Self::NoFailoverTag => {
+                "following a different leader because I am not allowed to promote (tagged nofailover)"
+            }
             Self::NoWatchdog => "the watchdog that is required is not there",
             Self::PromisedFailsafe => "a leader without the store was promised to stay",
             Self::NotInFailsafeList => {

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kornak_cluster::slots::{KeptIn, SlotKind};
 use kornak_cluster::{ClusterConfig, ClusterState, Lsn, Moment, Tags};
 
-use super::upstream::streams_from;
+use super::upstream::{feedback_reaches_the_leader, streams_from};
 
 /// A slot as it is found (`pg_replication_slots`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize)]
@@ -38,6 +38,13 @@ impl Found {
     pub fn position(&self) -> Option<Lsn> {
         self.confirmed.or(self.restart)
     }
+}
+
+/// How far slots are that others keep: not passing ones, and none that has lost its log, which is of no use to a
+/// standby that copies it.
+pub fn positions(found: &[Found]) -> impl Iterator<Item = (String, Lsn)> {
+    let lasting = found.iter().filter(|slot| !slot.temporary && (slot.physical || !slot.lost));
+    lasting.filter_map(|slot| Some((slot.name.clone(), slot.position()?)))
 }
 
 /// A slot that has to be there.
@@ -80,6 +87,10 @@ pub struct Here<'a> {
     pub tags: &'a Tags,
     /// It leads: its slots are the ones that are used, and what others keep follows them.
     pub leads: bool,
+    /// Its server may be where somebody decodes changes: a primary, or a standby of PostgreSQL 16 or later. A
+    /// logical slot that nobody has asked for on another standby is left over from when it led: useless there,
+    /// and wrong once it leads again, for the catalogs were vacuumed meanwhile.
+    pub decodes: bool,
     /// Where a standby has replayed to; no slot can be moved beyond.
     pub replayed: Option<Lsn>,
 }
@@ -124,11 +135,17 @@ pub fn wanted(
             KeptIn::Standby => standby_cluster,
         };
         let logical = slot.kind != SlotKind::Physical;
-        // In a standby cluster logical slots would have to come from the other cluster.
-        let possible = !(logical && (standby_cluster || here.tags.nostream()));
+        // In a standby cluster logical slots would have to come from the other cluster; and where no feedback
+        // reaches the primary it vacuums what they need.
+        let fed = feedback_reaches_the_leader(here.tags, cluster);
+        let possible = !logical || (!standby_cluster && fed);
         if kept && possible && slot.name != own && (here.leads || !here.tags.nofailover()) {
             let to = known(&slot.name);
-            wanted.insert(slot.name.clone(), Wanted { kind: slot.kind, to });
+            match wanted.get(&slot.name) {
+                // Also a member's, which moves with what that member says.
+                Some(members) if members.kind == slot.kind && here.leads => {}
+                _ => drop(wanted.insert(slot.name.clone(), Wanted { kind: slot.kind, to })),
+            }
         }
     }
     wanted
@@ -159,7 +176,8 @@ pub fn plan(
             None if is_somebody_elses(slot, config) => {}
             None => {
                 let is_members = retained.contains(&slot.name);
-                let is_unknown = !slot.physical && !gone_since.wanted.contains(&slot.name);
+                let is_unknown =
+                    !slot.physical && here.decodes && !gone_since.wanted.contains(&slot.name);
                 if is_unknown && !gone_since.since.contains_key(&slot.name) {
                     plan.unknown_logical.push(slot.name.clone());
                 }

@@ -257,8 +257,8 @@ fn without_sync(stored: &SyncState, facts: &PrimaryFacts) -> SyncStep {
     }
 }
 
-/// Who can be synchronous: those that answer first, of them current ones as long as they stream and keep up, then
-/// those that may take over, then by priority and by how much they have.
+/// Who can be synchronous: those that answer first, of them those that may take over, then by priority; of equals
+/// current ones as long as they stream and keep up, then by how much they have.
 fn able(
     cluster: &ClusterState,
     facts: &PrimaryFacts,
@@ -287,7 +287,7 @@ fn able(
                 let is_current = current.contains(&name.to_lowercase());
                 let answers = row.silent < SILENT_AFTER;
                 let rank =
-                    (answers, is_current, !tags.nofailover(), tags.sync_priority(), row.flush);
+                    (answers, !tags.nofailover(), tags.sync_priority(), is_current, row.flush);
                 (Reverse(rank), name.clone())
             })
         })

@@ -160,7 +160,7 @@ fn primary_facts() -> PrimaryFacts {
 }
 
 /// A standby of `b`, all well.
-fn standby() -> Snapshot {
+pub(super) fn standby() -> Snapshot {
     Snapshot {
         now: now(),
         observed_at: now(),

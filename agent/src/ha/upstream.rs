@@ -53,6 +53,22 @@ fn may_cascade(me: &str, from: &str, leader: &str, cluster: &ClusterState) -> bo
     false
 }
 
+/// Whether the primary hears what a server with these tags needs (`hot_standby_feedback`): nobody on the way
+/// there takes its log from the archive alone.
+pub fn feedback_reaches_the_leader(tags: &Tags, cluster: &ClusterState) -> bool {
+    let mut tags = tags;
+    for _ in 0..=cluster.members.len() {
+        if tags.nostream() {
+            return false;
+        }
+        match tags.replicatefrom().and_then(|name| cluster.members.get(name)) {
+            Some(member) => tags = &member.tags,
+            None => return true,
+        }
+    }
+    true
+}
+
 /// Members that offer themselves as the source of a copy (tag `clonefrom`) and run; the leader is not
 /// among them: it is the one to fall back on.
 pub fn clone_sources(me: &str, cluster: &ClusterState) -> Vec<String> {

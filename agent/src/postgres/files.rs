@@ -49,6 +49,10 @@ pub(super) const SYNC: &str = "synchronous_standby_names";
 const PASSFILE: &str = ".pgpass";
 
 /// The password file: where the settings say, or beside the data directory.
+/// The store's configuration in the data directory, under Patroni's name: a Patroni that takes the directory over
+/// finds it, and an operator who removes it makes a new cluster of the data begin with `bootstrap.dcs`.
+pub(crate) const DYNAMIC: &str = "patroni.dynamic.json";
+
 pub(super) fn passfile(settings: &PostgresqlSettings) -> PathBuf {
     settings.pgpass.clone().unwrap_or_else(|| {
         let mut path = settings.data_dir.as_os_str().to_owned();
@@ -150,10 +154,22 @@ impl Inner {
         }
         let main_mode = self.mode_of(&self.main_conf());
         write(self.main_conf(), &conf::render(Some(base), &parameters), main_mode)?;
+        self.show_dynamic(&wanted.raw);
         if wanted.keeps_recovery {
             return Ok(());
         }
         self.clean_auto_conf(matches!(wanted.synchronous_standby_names, Some(Some(_))))
+    }
+
+    /// See [`DYNAMIC`]. No server needs it.
+    pub(super) fn show_dynamic(&self, raw: &str) {
+        let path = self.settings.data_dir.join(DYNAMIC);
+        if raw.is_empty() {
+            return;
+        }
+        if let Err(error) = write_if_changed(&path, raw, self.mode_of(&path), self.user.as_ref()) {
+            tracing::warn!(error = %error, file = %path.display(), "the configuration is not shown");
+        }
     }
 
     /// A copy of a server that has its rules elsewhere comes without any, and no server starts so.

@@ -175,7 +175,9 @@ impl Postgres {
             self.prepare_files(start_as)?;
             self.vet(standby).await;
             self.inner.write_configuration(standby)?;
-            self.command_line(standby).await
+            // Whoever replays a log needs room for what it was written with.
+            let replays = standby || matches!(start_as, StartAs::PointInTime(..));
+            self.command_line(replays).await
         };
         self.sql().forget().await;
         let log = self.log_file();
@@ -227,7 +229,7 @@ impl Postgres {
     }
 
     /// Arguments of the postmaster.
-    async fn command_line(&self, standby: bool) -> Vec<String> {
+    async fn command_line(&self, replays: bool) -> Vec<String> {
         let settings = self.settings();
         let mut args = vec![
             "-D".to_owned(),
@@ -237,14 +239,15 @@ impl Postgres {
             format!("--port={}", settings.listen.port),
             format!("--cluster_name={}", self.inner.cluster_name),
         ];
-        let controlled = self.controlled(standby).await;
+        let controlled = self.controlled(replays).await;
         args.extend(controlled.iter().map(|(name, value)| format!("--{name}={value}")));
         args
     }
 
-    /// Parameters of the command line; a standby's are not below the primary's.
-    pub(super) async fn controlled(&self, standby: bool) -> Parameters {
-        let primary = if standby { self.controldata().await.ok() } else { None };
+    /// Parameters of the command line; those of a server that replays a log are not below the ones it was written
+    /// with.
+    pub(super) async fn controlled(&self, replays: bool) -> Parameters {
+        let primary = if replays { self.controldata().await.ok() } else { None };
         let dynamic = self.inner.wanted.lock().dynamic.clone();
         conf::controlled(&self.inner.accepted(dynamic), primary.as_ref())
     }

@@ -27,6 +27,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// An archiver, or a walsender, is waited for as long as it gets anything done within this. What a walsender has
 /// sent arrives without it.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The archiver's command may take so long for the file that it works on.
+const ARCHIVE_COMMAND_LIMIT: Duration = Duration::from_secs(2);
+const ARCHIVER_LOOK: Duration = Duration::from_millis(20);
 
 /// How a server is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,10 +167,19 @@ impl Postgres {
         Ok(())
     }
 
-    /// Ends what a stop in order has left behind.
+    /// Ends what a stop in order has left behind; between two files of the archiver, for many commands (`cp`) leave half
+    /// a file in the archive when they are killed.
     pub async fn end_lingering(&self) -> Result<(), StopError> {
         if !self.has_shut_down().await {
             return Err(StopError::NotShutDown);
+        }
+        let guard = self.guard().await?;
+        let deadline = Instant::now() + ARCHIVE_COMMAND_LIMIT;
+        while self.archives() && Instant::now() < deadline {
+            let look = (Instant::now() + ARCHIVER_LOOK).min(deadline);
+            if wait_until_gone(&guard, look).await? {
+                break;
+            }
         }
         match self.stop(StopMode::Immediate, IMMEDIATE_LIMIT).await {
             Err(StopError::StillRunning(_)) => self.stop(StopMode::Kill, KILL_LIMIT).await,
@@ -175,14 +187,27 @@ impl Postgres {
         }
     }
 
-    /// The titles of the walsenders that run, which say how far each has sent: a server that stops cannot be
-    /// asked.
+    /// The titles of the walsenders that run, which say how far each has sent.
     fn senders(&self) -> Vec<Vec<u8>> {
+        self.titled(": walsender ").into_iter().map(|(_, title)| title).collect()
+    }
+
+    /// Whether the archiver's command works on a file.
+    fn archives(&self) -> bool {
+        let works = |(pid, _): &(u32, Vec<u8>)| {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+            children.is_ok_and(|children| !children.trim().is_empty())
+        };
+        self.titled(": archiver").iter().any(works)
+    }
+
+    /// The server's processes with this in their titles: a server that stops cannot be asked.
+    fn titled(&self, part: &str) -> Vec<(u32, Vec<u8>)> {
         let Ok(dir) = fs::canonicalize(self.data_dir()) else { return Vec::new() };
         let title = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let sends = |title: &Vec<u8>| String::from_utf8_lossy(title).contains(": walsender ");
         let processes = processes_in(&dir).unwrap_or_default();
-        processes.into_iter().map(|process| title(process.pid)).filter(sends).collect()
+        let titled = processes.into_iter().map(|process| (process.pid, title(process.pid)));
+        titled.filter(|(_, title)| String::from_utf8_lossy(title).contains(part)).collect()
     }
 
     fn segments_to_archive(&self) -> usize {

@@ -64,15 +64,17 @@ impl fmt::Display for Told {
     }
 }
 
-/// A program that will run as `user`, in no directory of interest, speaking English, and that dies
-/// with whoever waits for it, as all that it has started.
+/// A program that will run as `user`, speaking English, and that dies with whoever waits for it, as all that
+/// it has started. It runs in the agent's own directory, so that a command's relative paths mean what they mean
+/// to Patroni; as another user, who may not be let into that directory, in no directory of interest.
 pub(super) fn command(program: impl AsRef<OsStr>, user: Option<&OsUser>) -> Command {
     let mut command = Command::new(program);
-    command.env("LC_ALL", "C").current_dir("/").stdin(Stdio::null()).kill_on_drop(true);
+    command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
     command.process_group(0);
     hide_settings(&mut command);
     if let Some(user) = user {
         command.uid(user.uid).gid(user.gid).env("HOME", &user.home).env("USER", &user.name);
+        command.current_dir("/");
     }
     command
 }

@@ -9,6 +9,18 @@ use super::Postgres;
 use super::process::StartError;
 use crate::guard::{Exit, Watched};
 
+/// Of lines that give a reason: as text, as CSV, and as JSON.
+const LEVELS: [&str; 9] = [
+    "PANIC:",
+    "FATAL:",
+    "ERROR:",
+    ",PANIC,",
+    ",FATAL,",
+    ",ERROR,",
+    "\"PANIC\"",
+    "\"FATAL\"",
+    "\"ERROR\"",
+];
 /// Of a log as much as is read from its end.
 const TAIL_BYTES: u64 = 64 * 1024;
 /// Of a line as much as is passed on.
@@ -63,9 +75,7 @@ impl Postgres {
     fn last_words(&self) -> String {
         let from = self.inner.begun.lock().log_from;
         let text = tail(&self.log_file(), from);
-        let collected = collector_dir(&text)
-            .and_then(|dir| newest(&self.data_dir().join(dir)))
-            .map(|file| tail(&file, 0));
+        let collected = collected(&text, self.data_dir()).map(|file| tail(&file, 0));
         let said = collected.as_deref().and_then(telling).or_else(|| telling(&text));
         said.unwrap_or_else(|| "nothing".to_owned())
     }
@@ -84,17 +94,13 @@ fn tail(file: &Path, from: u64) -> String {
     String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
 }
 
-/// Where a logging collector has taken over.
-fn collector_dir(text: &str) -> Option<&str> {
-    let (_, rest) = text.rsplit_once("will appear in directory \"")?;
-    rest.split_once('"').map(|(dir, _)| dir)
-}
-
-fn newest(dir: &Path) -> Option<PathBuf> {
-    let files = fs::read_dir(dir).ok()?.flatten();
-    let dated =
-        files.filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file.path())));
-    dated.max().map(|(_, file)| file)
+/// The file of a logging collector that has taken over: the first that the server names itself. Others' logs may
+/// be in the same directory.
+fn collected(text: &str, data_dir: &Path) -> Option<PathBuf> {
+    text.contains("will appear in directory \"").then_some(())?;
+    let named = fs::read_to_string(data_dir.join("current_logfiles")).ok()?;
+    let (_, file) = named.lines().next()?.split_once(' ')?;
+    Some(data_dir.join(file))
 }
 
 /// The last line with a reason in it, else the last line. What is said to clients that come too early is
@@ -102,8 +108,7 @@ fn newest(dir: &Path) -> Option<PathBuf> {
 fn telling(text: &str) -> Option<String> {
     let lines = || text.lines().rev().map(str::trim).filter(|line| !line.is_empty());
     let level = |line: &&str| {
-        ["PANIC:", "FATAL:", "ERROR:"].iter().any(|level| line.contains(level))
-            && !line.contains("the database system is ")
+        LEVELS.iter().any(|level| line.contains(level)) && !line.contains("the database system is ")
     };
     let line = lines().find(level).or_else(|| lines().next())?;
     Some(line.chars().take(LINE_CHARS).collect())
@@ -123,6 +128,10 @@ mod tests {
                 Some("12 [1] FATAL:  unrecognized configuration parameter \"x\""),
             ),
             (
+                "1,,0,FATAL,XX000,\"no\"\n1,,0,DEBUG,00000,\"logger\"\n",
+                Some("1,,0,FATAL,XX000,\"no\""),
+            ),
+            (
                 "PANIC:  could not locate a valid checkpoint record\nLOG:  aborting\n\
                  FATAL:  the database system is starting up\n",
                 Some("PANIC:  could not locate a valid checkpoint record"),
@@ -133,11 +142,15 @@ mod tests {
     }
 
     #[test]
-    fn a_collectors_directory_is_found() {
+    fn a_collectors_file_is_the_one_that_the_server_names() {
+        let dir = tempfile::tempdir().expect("a directory");
         let text = "LOG:  redirecting log output to logging collector process\n\
                     HINT:  Future log output will appear in directory \"log\".\n";
-        assert_eq!(collector_dir(text), Some("log"));
-        assert_eq!(collector_dir("LOG:  starting"), None);
+        assert_eq!(collected(text, dir.path()), None, "it has not begun");
+        let named = "stderr log/a.log\ncsvlog log/a.csv\n";
+        fs::write(dir.path().join("current_logfiles"), named).expect("written");
+        assert_eq!(collected(text, dir.path()), Some(dir.path().join("log/a.log")));
+        assert_eq!(collected("LOG:  starting", dir.path()), None, "it is not in use now");
     }
 
     #[test]

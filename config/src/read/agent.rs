@@ -298,6 +298,8 @@ fn watchdog(section: &Section<'_>) -> WatchdogSettings {
     }
 }
 
+/// What is off is left out, as Patroni's members leave it out: it says nothing, unless it wins over a
+/// priority.
 fn tags(section: &Section<'_>) -> Tags {
     let mut tags = Map::new();
     for (key, value) in section.entries() {
@@ -309,11 +311,29 @@ fn tags(section: &Section<'_>) -> Tags {
             value => drop(tags.insert(key.clone(), value.clone())),
         }
     }
-    for key in ["nofailover", "noloadbalance", "clonefrom", "nosync", "nostream"] {
-        section.flag(key);
+    for key in ["noloadbalance", "clonefrom", "nostream"] {
+        if section.flag(key) == Some(false) {
+            tags.shift_remove(key);
+        }
     }
-    for key in ["failover_priority", "sync_priority"] {
-        section.parsed(key, "a whole number", |text| text.trim().parse::<i64>().ok());
+    for (key, priority_key) in [("nofailover", "failover_priority"), ("nosync", "sync_priority")] {
+        let number = |text: &str| text.trim().parse::<i64>().ok();
+        let priority = section.parsed(priority_key, "a whole number", number);
+        match (section.flag(key), priority) {
+            (Some(never), Some(priority)) if never == (priority > 0) => {
+                let never = if never { "True" } else { "False" };
+                // Patroni's words: alerts look for them.
+                section.warn(
+                    key,
+                    &format!(
+                        "Conflicting configuration between {key}: {never} and {priority_key}: \
+                         {priority}. Defaulting to {key}: {never}"
+                    ),
+                );
+            }
+            (Some(false), None) => drop(tags.shift_remove(key)),
+            _ => {}
+        }
     }
     Tags(tags)
 }

@@ -38,7 +38,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     crate::store::install_tls();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let stop = signals::stop_token()?;
         let hangup = signal(SignalKind::hangup())?;
         let store = crate::store::connect(&settings.store)?;
@@ -52,7 +52,11 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
             Ok(ended) => Ok(ended?),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
-    })
+    });
+    if let Err(error) = &ended {
+        crate::logging::last_words(error);
+    }
+    ended
 }
 
 /// Reads the file again whenever somebody asks. Never returns.

@@ -60,8 +60,8 @@ impl PythonFormat {
             "asctime" => self.time(&record.now).into(),
             "created" => (record.now.timestamp().as_microsecond() as f64 / 1e6).into(),
             "msecs" => record.now.millisecond().into(),
-            "levelname" => level_name(record.level).into(),
-            "levelno" => level_number(record.level).into(),
+            "levelname" => record.level.name().into(),
+            "levelno" => record.level.number().into(),
             "message" | "msg" => record.message.clone().into(),
             "name" | "module" => record.module.into(),
             "process" => std::process::id().into(),
@@ -154,27 +154,52 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn level_name(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "ERROR",
-        Level::WARN => "WARNING",
-        Level::INFO => "INFO",
-        Level::DEBUG | Level::TRACE => "DEBUG",
-    }
+/// Python's levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PythonLevel {
+    Debug,
+    Info,
+    Warning,
+    Error,
+    /// The program ends with what is said.
+    Critical,
 }
 
-fn level_number(level: Level) -> u8 {
-    match level {
-        Level::ERROR => 40,
-        Level::WARN => 30,
-        Level::INFO => 20,
-        Level::DEBUG | Level::TRACE => 10,
+impl PythonLevel {
+    fn of(level: Level, target: &str) -> Self {
+        match level {
+            Level::ERROR if target == super::LAST_WORDS => Self::Critical,
+            Level::ERROR => Self::Error,
+            Level::WARN => Self::Warning,
+            Level::INFO => Self::Info,
+            Level::DEBUG | Level::TRACE => Self::Debug,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "DEBUG",
+            Self::Info => "INFO",
+            Self::Warning => "WARNING",
+            Self::Error => "ERROR",
+            Self::Critical => "CRITICAL",
+        }
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Debug => 10,
+            Self::Info => 20,
+            Self::Warning => 30,
+            Self::Error => 40,
+            Self::Critical => 50,
+        }
     }
 }
 
 struct Record<'a> {
     now: Zoned,
-    level: Level,
+    level: PythonLevel,
     message: String,
     module: &'a str,
     file: Option<&'a str>,
@@ -245,7 +270,7 @@ where
         let metadata = event.metadata();
         let mut record = Record {
             now: Zoned::now(),
-            level: *metadata.level(),
+            level: PythonLevel::of(*metadata.level(), metadata.target()),
             message: parts.message,
             module: metadata.target(),
             file: metadata.file(),
@@ -279,7 +304,7 @@ mod tests {
     fn record() -> Record<'static> {
         Record {
             now: "2026-11-22T22:05:56.167290123+00:00[UTC]".parse().expect("a time"),
-            level: Level::WARN,
+            level: PythonLevel::Warning,
             message: "server stopped mode=Fast".to_owned(),
             module: "kornak_agent::jobs",
             file: Some("jobs.rs"),
@@ -308,6 +333,19 @@ mod tests {
                 ..LogSettings::default()
             };
             assert_eq!(PythonFormat::new(&settings).text(&record()), expected, "{format}");
+        }
+    }
+
+    #[test]
+    fn what_a_program_ends_with_is_critical() {
+        use crate::logging::LAST_WORDS;
+        for (level, target, name, number) in [
+            (Level::ERROR, LAST_WORDS, "CRITICAL", 50),
+            (Level::ERROR, "kornak_agent", "ERROR", 40),
+            (Level::INFO, LAST_WORDS, "INFO", 20),
+        ] {
+            let level = PythonLevel::of(level, target);
+            assert_eq!((level.name(), level.number()), (name, number), "{target}");
         }
     }
 

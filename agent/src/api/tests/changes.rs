@@ -210,6 +210,10 @@ async fn what_the_cluster_does_not_allow_is_refused_in_patronis_words() {
     refused(with(&[]), "switchover", from("pg2"), 412, text).await;
     let text = "switchover is not possible: no good candidates have been found";
     refused(primary(), "switchover", to("pg0"), 412, text).await;
+    let none_synchronous = within(primary(), |cluster| {
+        cluster.config = config(r#"{"synchronous_mode":true,"standby_cluster":{"port":1}}"#);
+    });
+    refused(none_synchronous, "switchover", to("pg0"), 412, text).await;
     let text = "failover is not possible: no good candidates have been found";
     refused(with(&["pg0"]), "failover", json!({"candidate": "pg1"}), 412, text).await;
     let alone = within(primary(), |cluster| cluster.members.retain(|name, _| name == "pg2"));

@@ -31,7 +31,8 @@ fn cluster(config: Value, tags: &[(&str, Value)]) -> ClusterState {
 }
 
 fn here<'a>(name: &'a str, tags: &'a Tags) -> Here<'a> {
-    Here { name, tags, leads: name == "a", replayed: (name != "a").then_some(Lsn(890)) }
+    let leads = name == "a";
+    Here { name, tags, leads, decodes: leads, replayed: (!leads).then_some(Lsn(890)) }
 }
 
 /// Names of the slots that a node has to have, and where they are moved to.
@@ -76,7 +77,26 @@ fn permanent_slots_are_kept_everywhere() {
         &cluster(config.clone(), &[]),
         &[("b", None), ("c", None), ("cdc", None), ("keep", None)],
     );
-    check("b", &cluster(config, &[]), &[("cdc", Some(400)), ("keep", Some(500))]);
+    check("b", &cluster(config.clone(), &[]), &[("cdc", Some(400)), ("keep", Some(500))]);
+    let cascade = [("b", json!({"replicatefrom": "c"})), ("c", json!({"nostream": true}))];
+    for name in ["b", "c"] {
+        check(name, &cluster(config.clone(), &cascade), &[("keep", Some(500))]);
+    }
+}
+
+#[test]
+fn a_permanent_slot_of_a_members_name_moves_with_that_member_on_the_leader() {
+    let config = json!({"slots": {"c": 0}});
+    let cascade = cluster(config, &[("c", json!({"replicatefrom": "b"}))]);
+    check("a", &cascade, &[("b", None), ("c", Some(850))]);
+    check("b", &cascade, &[("a", Some(900)), ("c", Some(700)), ("old", Some(600))]);
+}
+
+#[test]
+fn a_logical_slot_left_over_on_a_standby_that_cannot_decode_is_dropped_at_once() {
+    let found = [slot("a", 890), slot("c", 700), slot("old", 600), logical("left", 20)];
+    let plan = planned("b", json!({}), &found);
+    assert_eq!((plan.drop, plan.unknown_logical), (names(&["left"]), vec![]));
 }
 
 fn slot(name: &str, position: u64) -> Found {

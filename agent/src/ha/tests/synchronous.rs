@@ -183,19 +183,24 @@ fn two_are_waited_for_both_when_two_are_asked_for() {
 }
 
 #[test]
-fn who_is_synchronous_stays_so_as_long_as_it_streams() {
-    let preferred = |c: &mut ClusterState| {
-        c.members.get_mut("c").unwrap().tags = tags(json!({"sync_priority": 5}));
-    };
-    let cluster = |stored: &[&str]| {
+fn who_is_synchronous_stays_so_as_long_as_it_streams_and_nobody_has_a_higher_priority() {
+    let cluster = |stored: &[&str], own: u32, others: u32| {
         with(led_by(Some("a")), |c| {
             synchronous(c, "a", stored);
-            preferred(c);
+            c.members.get_mut("b").unwrap().tags = tags(json!({"sync_priority": own}));
+            c.members.get_mut("c").unwrap().tags = tags(json!({"sync_priority": others}));
         })
     };
-    assert_eq!(plan("a", &cluster(&[]), &primary_facts()), wait_for(r#"1 ("c")"#));
-    let facts = PrimaryFacts { sync_names: r#"1 ("b")"#.into(), ..primary_facts() };
-    assert_eq!(plan("a", &cluster(&["b"]), &facts), SyncStep::Settled);
+    assert_eq!(plan("a", &cluster(&[], 1, 5), &primary_facts()), wait_for(r#"1 ("c")"#));
+    let named = PrimaryFacts { sync_names: r#"1 ("b")"#.into(), ..primary_facts() };
+    let further = |by: u64| {
+        let mut facts = named.clone();
+        facts.standbys[1].flush = Lsn(facts.standbys[0].flush.0 + by);
+        facts
+    };
+    assert_eq!(plan("a", &cluster(&["b"], 5, 5), &further(1)), SyncStep::Settled);
+    assert_eq!(plan("a", &cluster(&["b"], 6, 5), &further(1)), SyncStep::Settled);
+    assert_eq!(plan("a", &cluster(&["b"], 1, 5), &named), publish(&[]));
 }
 
 #[test]
