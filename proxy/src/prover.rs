@@ -254,22 +254,25 @@ impl GroupProver {
             }
         };
         let known = self.identifier.as_deref();
+        let cluster = self.shared.topology();
+        let group = cluster.groups.get(&self.group);
+        let initialized = group.and_then(|group| group.system_identifier.as_deref());
         let refused = if facts.in_recovery {
             Some(Why::ReadOnly)
-        } else if !facts.instance.may_follow(known, self.timeline) {
+        } else if !facts.instance.may_serve(known, self.timeline, initialized) {
             Some(Why::Foreign)
         } else {
             None
         };
         if let Some(why) = refused {
-            if why == Why::Foreign {
+            let trouble = (why == Why::Foreign).then(|| why.as_str().to_owned());
+            if trouble.is_some() && self.shared.set_trouble("leader", trouble) {
                 tracing::error!(node = %node.name, why = why.as_str(), "leader refused");
             }
             self.shared.change_standing(self.group, |s| s.withdraw(why, false));
             return false;
         }
         self.shared.set_trouble("leader", None);
-        let cluster = self.shared.topology();
         let mut unfinished = facts.prepared;
         unfinished.retain(|it| cluster.groups.len() > 1 && is_soon_ended(&cluster, it));
         self.identifier = facts.instance.system_identifier.clone().or(self.identifier.take());

@@ -137,6 +137,21 @@ impl Instance {
         };
         !other_cluster && !past
     }
+
+    /// The same where the store may say which cluster it is (`initialize`): one that was made anew under the
+    /// old name is followed, whether somebody removed the first one or its bootstrap was given up when its
+    /// server had already been seen. The store's word alone refuses nobody.
+    pub fn may_serve(
+        &self,
+        identifier: Option<&str>,
+        timeline: Option<Timeline>,
+        initialized: Option<&str>,
+    ) -> bool {
+        let is_anew = initialized.is_some()
+            && initialized != identifier
+            && self.system_identifier.as_deref() == initialized;
+        is_anew || self.may_follow(identifier, timeline)
+    }
 }
 
 /// All groups.
@@ -210,6 +225,32 @@ mod tests {
         assert_eq!(left(&standing), [""; 0]);
         standing.prove(with("t1", &["z"]));
         assert_eq!(left(&standing), ["z"], "another run");
+    }
+
+    #[test]
+    fn another_cluster_is_followed_only_if_the_store_has_it_under_this_name() {
+        let rows = [
+            // known before, the store's, the server's, its timeline
+            (None, None, "7", 1, true),
+            (Some("7"), None, "7", 5, true),
+            (Some("7"), None, "7", 4, false),
+            (Some("7"), Some("7"), "7", 4, false),
+            (Some("7"), Some("7"), "8", 9, false),
+            (Some("7"), None, "8", 9, false),
+            (Some("7"), Some("8"), "8", 1, true),
+            (Some("7"), Some("9"), "8", 9, false),
+            (Some("7"), Some("nonsense"), "7", 5, true),
+        ];
+        for (known, initialized, own, timeline, expected) in rows {
+            let instance = Instance {
+                system_identifier: Some(own.to_owned()),
+                timeline: Some(Timeline(timeline)),
+                started: None,
+            };
+            let last = known.map(|_| Timeline(5));
+            let found = instance.may_serve(known, last, initialized);
+            assert_eq!(found, expected, "{known:?} {initialized:?} {own} {timeline}");
+        }
     }
 
     #[test]

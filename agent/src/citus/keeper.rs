@@ -263,8 +263,8 @@ impl Keeper {
                 info!(database = %self.database, change = %Spoken(&step), "pg_dist_node");
                 let change = statement(&step, false, Duration::ZERO);
                 match self.say(&change).await {
-                    // A person has taken the row away here alone, and others still have it.
-                    Err(error) if error.code() == Some("23505") => {
+                    // A person may have taken the row away here alone, and others still have it.
+                    Err(error) if self.may_be_elsewhere(&step, &error) => {
                         self.say("SELECT start_metadata_sync_to_all_nodes()").await?;
                         self.say(&change).await?;
                     }
@@ -434,6 +434,11 @@ impl Keeper {
     async fn wait_for_locks(&mut self, limit: Duration) -> Result<(), SqlError> {
         let limit = limit.max(SHORTEST_LOCK_WAIT).as_millis();
         self.say(&format!("SET LOCAL lock_timeout = {limit}")).await.map(drop)
+    }
+
+    fn may_be_elsewhere(&self, step: &Step, error: &SqlError) -> bool {
+        let Step::Add { address, .. } = step else { return false };
+        error.code().is_some() && !self.refused.contains_key(address)
     }
 
     fn is_primary(&self, node: i32) -> bool {

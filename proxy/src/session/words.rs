@@ -53,6 +53,9 @@ const BROKEN: [&[u8]; 8] = [
     b"SSL error",
 ];
 
+/// What Citus says itself of a transaction that is over here, and whose part on another node is not known to be.
+const ENDED: [&[u8]; 1] = [b"could not commit transaction for shard"];
+
 /// What a FATAL or a PANIC is about.
 pub fn about(view: &ErrorView<'_>) -> About {
     let state = view.sqlstate();
@@ -95,12 +98,13 @@ pub fn is_orphans(view: &ErrorView<'_>) -> bool {
 fn is_of_a_lost_node(view: &ErrorView<'_>) -> bool {
     let said = view.message.unwrap_or_default();
     let says = |texts: &[&[u8]]| texts.iter().any(|text| contains(said, text));
-    view.routine == Some(REPORTED)
-        && match view.sqlstate() {
-            ADMIN_SHUTDOWN | CRASH_SHUTDOWN | CANNOT_CONNECT_NOW => true,
-            INTERNAL_ERROR => says(&ORPHANED) || says(&BROKEN),
-            _ => false,
-        }
+    let is_reported = view.routine == Some(REPORTED);
+    match view.sqlstate() {
+        ADMIN_SHUTDOWN | CRASH_SHUTDOWN | CANNOT_CONNECT_NOW => is_reported,
+        INTERNAL_ERROR if is_reported => says(&ORPHANED) || says(&BROKEN),
+        INTERNAL_ERROR => view.routine != Some(RAISED) && says(&ENDED),
+        _ => false,
+    }
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
@@ -216,6 +220,14 @@ mod tests {
             ("P0001", died, "exec_stmt_raise", false, false),
             ("XX000", died, "exec_stmt_raise", false, false),
             ("08006", closed, "ReportConnectionError", false, false),
+            (
+                "XX000",
+                "could not commit transaction for shard 1 on at least one active node",
+                "x",
+                false,
+                true,
+            ),
+            ("XX000", "could not commit transaction for shard 1", "exec_stmt_raise", false, false),
             ("XX000", closed, "dblink_res_error", false, false),
         ];
         for (code, text, routine, own, behind) in rows {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a run shows what it did")]
 
+mod certificates;
 mod changes;
 mod failovers;
 mod growth;
