@@ -5,7 +5,7 @@ export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
 CARGO ?= cargo
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
-.PHONY: help install demo test lint drivers bench gaps torture
+.PHONY: help install demo test lint drivers bench gaps torture matrix
 
 help:           ## Show this list
 	@sed -nE 's/^([a-z]+): *[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,11 @@ drivers:        ## Run drivers' own test suites directly and through the proxy
 	scripts/install.sh --tests --drivers
 	$(CARGO) build --locked --workspace --bin kornak
 	KORNAK_BIN=$(TARGET_DIR)/debug/kornak tests/drivers/run.sh $(ARGS)
+
+matrix:         ## Run real-process tests with PostgreSQL 13 to 18 (ARGS="17 18" ONLY="slots libpq")
+	scripts/install.sh --tests
+	$(CARGO) build --locked --workspace --bin kornak
+	tests/matrix/run.sh $(ARGS)
 
 bench:          ## Compare pgbench direct, through HAProxy, PgBouncer and Kornak
 	scripts/install.sh --tests

@@ -14,7 +14,7 @@ usage() {
   cat <<TEXT
 usage: scripts/install.sh [--tests] [--drivers]
 
-  --tests   also etcd, HAProxy, PgBouncer, curl, openssl, ip and Python's venv (for Patroni itself, from PyPI),
+  --tests   also etcd, HAProxy, PgBouncer, curl, openssl, patchelf, ip and Python's venv (for Patroni itself, from PyPI),
             which the tests and benchmarks start
   --drivers what `make drivers` needs on top of it to build drivers written in C
 
@@ -64,6 +64,7 @@ list_missing() {
     need haproxy has_command haproxy
     need iproute2 has_command ip
     need openssl has_command openssl
+    need patchelf has_command patchelf
     need pgbouncer has_command pgbouncer
     need python3-venv has_venv
   fi

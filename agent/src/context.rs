@@ -189,6 +189,15 @@ impl Context {
     /// Puts the wanted configuration in force and notes what waits for a restart.
     pub async fn reload(&self) -> Result<(), crate::postgres::ConfigureError> {
         let pending = self.postgres.reload().await?;
+        self.note_pending(pending);
+        let role = crate::callbacks::role(&self.observed().server, self.leads_standby_cluster());
+        self.callbacks.call(CallbackAction::Reload, role);
+        self.cycle.notify_one();
+        Ok(())
+    }
+
+    /// Notes which parameters wait for a restart.
+    pub fn note_pending(&self, pending: Vec<crate::postgres::PendingRestart>) {
         let reasons: serde_json::Map<String, serde_json::Value> = pending
             .into_iter()
             .map(|one| {
@@ -198,10 +207,6 @@ impl Context {
             .collect();
         *self.pending_restart.lock() =
             (!reasons.is_empty()).then_some(serde_json::Value::Object(reasons));
-        let role = crate::callbacks::role(&self.observed().server, self.leads_standby_cluster());
-        self.callbacks.call(CallbackAction::Reload, role);
-        self.cycle.notify_one();
-        Ok(())
     }
 
     /// Runs the operator's `before_stop`; what it answers changes nothing.

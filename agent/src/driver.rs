@@ -78,6 +78,8 @@ pub(crate) struct Driver {
     given_up: u32,
     /// When the guard was last told that a primary which somebody else started may stay.
     adopted_at: Option<kornak_cluster::Moment>,
+    /// Start of the server that was last asked which parameters wait for a restart.
+    asked_server: Option<String>,
     /// When a standby whose stream is broken was last compared with its leader.
     compared_at: Option<kornak_cluster::Moment>,
 }
@@ -117,6 +119,7 @@ impl Driver {
             errands_not_before: None,
             given_up: 0,
             adopted_at: None,
+            asked_server: None,
             told_callbacks,
         }
     }
@@ -155,6 +158,7 @@ impl Driver {
             self.keep_adopted(&snapshot).await;
             self.drop_foreign_key(&snapshot);
             self.apply_config(&snapshot.cluster);
+            self.ask_what_is_pending();
             self.call_back(&snapshot.server, snapshot.job);
             let decision = decide(&snapshot);
             self.tell(&decision, &snapshot);
@@ -255,6 +259,26 @@ impl Driver {
                 );
             }
             ctx.look.notify_one();
+        });
+    }
+
+    /// A server that was started again waits for other parameters than before, or for none.
+    fn ask_what_is_pending(&mut self) {
+        let Some(status) = self.ctx.observed().status.clone() else { return };
+        let started = Some(&status.postmaster_start_time);
+        if self.config_applied.is_none() || self.asked_server.as_ref() == started {
+            return;
+        }
+        self.asked_server = started.cloned();
+        let ctx = Arc::clone(&self.ctx);
+        tokio::spawn(async move {
+            match ctx.postgres.pending_restart().await {
+                Ok(pending) => ctx.note_pending(pending),
+                Err(error) => warn!(
+                    error = &error as &dyn std::error::Error,
+                    "it is not known which parameters wait for a restart"
+                ),
+            }
         });
     }
 

@@ -18,6 +18,7 @@
 //! No tokio here, except in `client`, which is the agent's side. Not here: who ought to be primary, and
 //! how long a lease lasts.
 
+mod account;
 mod client;
 mod clock;
 mod fence;
@@ -26,6 +27,7 @@ mod serve;
 mod spawn;
 pub mod wire;
 
+pub(crate) use account::run_as;
 pub(crate) use client::make_runtime_dir;
 pub use client::{GuardClient, GuardConfig, GuardError, Watched};
 pub use clock::boottime_now;

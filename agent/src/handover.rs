@@ -39,7 +39,7 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
 /// For the candidate to take the released key.
 const TAKE_OVER_LIMIT: Duration = Duration::from_secs(1);
 
-/// For the candidate to become writable, after which it gives up by itself.
+/// For the candidate to become writable, after which it gives up by itself. One that asks an archive first has longer.
 pub const PROMOTE_LIMIT: Duration = Duration::from_secs(5);
 
 /// For a look at the server that was asked for.

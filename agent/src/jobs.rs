@@ -209,7 +209,10 @@ pub async fn stand_alone(ctx: &Context) -> Result<(), JobError> {
 pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
     let began = boottime_now();
     let planned = planned_for(&ctx);
-    let limit = if planned { PROMOTE_LIMIT } else { Duration::from_secs(60) };
+    let limit = match planned && !ctx.postgres.asks_an_archive().await {
+        true => PROMOTE_LIMIT,
+        false => Duration::from_secs(60),
+    };
     if let Some(command) = &ctx.settings.postgresql.pre_promote
         && let Err(error) = ctx.postgres.run_script(command, &[], limit).await
     {

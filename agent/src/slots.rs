@@ -35,7 +35,10 @@ pub async fn keep(
     let version = observed.status.as_deref().map_or(0, |status| status.version);
     // The leader of a standby cluster is a standby, too.
     let decodes = replayed.is_none() || version == 0 || version >= DECODING_STANDBYS;
-    let here = Here { name: &ctx.name, tags: &ctx.settings.tags, leads, decodes, replayed };
+    let other_leads = cluster.leader.as_ref().is_some_and(|leader| leader.name != ctx.name);
+    let follows = !leads && other_leads && replayed.is_some();
+    let here =
+        Here { name: &ctx.name, tags: &ctx.settings.tags, leads, decodes, follows, replayed };
     let wanted = wanted(here, cluster, slot_name_of);
     warn_of_shared_names(ctx, cluster);
     let retained = cluster.status.as_ref().map(|status| status.retain_slots.clone());
@@ -73,7 +76,8 @@ pub async fn advance_as_told(
         _ => None,
     };
     let tags = &ctx.settings.tags;
-    let here = Here { name: &ctx.name, tags, leads: false, decodes: true, replayed };
+    let here =
+        Here { name: &ctx.name, tags, leads: false, decodes: true, follows: false, replayed };
     let wanted = wanted(here, &cluster, slot_name_of);
     let mut nothing_gone = GoneSince::default();
     let whole = plan(here, &config, &wanted, &found, &[], boottime_now(), &mut nothing_gone);

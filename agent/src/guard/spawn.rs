@@ -12,6 +12,7 @@ use rustix::process::{
     Gid, Signal, Uid, getpid, getppid, set_parent_process_death_signal, setpriority_process,
 };
 
+use super::account::run_as;
 use super::wire::StartRequest;
 
 /// Where a process says how willingly the kernel may kill it when memory is short.
@@ -51,11 +52,9 @@ pub(super) fn spawn(
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
-    if let Some(uid) = request.uid {
-        command.uid(uid);
-    }
-    if let Some(gid) = request.gid {
-        command.gid(gid);
+    // Before what follows: a change of the account would take back the signal that the server gets at our death.
+    if let (Some(uid), Some(gid)) = (request.uid, request.gid) {
+        run_as(&mut command, uid, gid, &request.groups);
     }
     // As Patroni: glibc's arenas of a server may be limited without limiting the agent's.
     if let Some(arenas) = std::env::var_os(ARENAS) {

@@ -60,6 +60,9 @@ pub struct StartRequest {
     pub uid: Option<u32>,
     #[serde(default)]
     pub gid: Option<u32>,
+    /// Other groups that the user is in.
+    #[serde(default)]
+    pub groups: Vec<u32>,
     /// `None`: a standby. The guard looks for `standby.signal` or `recovery.signal` and refuses
     /// otherwise. `Some`: the server will be writable.
     #[serde(default)]
@@ -313,6 +316,7 @@ mod tests {
             log: "/log".into(),
             uid: Some(1),
             gid: None,
+            groups: vec![2],
             writable: Some(Fencing::Armed),
         };
         let commands = [

@@ -29,6 +29,8 @@ pub struct Found {
     pub lost: bool,
     /// Kept on standbys by PostgreSQL itself (17 and later).
     pub failover: bool,
+    /// Made by PostgreSQL's slot synchronization from the primary's slot of this name.
+    pub synced: bool,
     pub restart: Option<Lsn>,
     pub confirmed: Option<Lsn>,
 }
@@ -91,6 +93,8 @@ pub struct Here<'a> {
     /// logical slot that nobody has asked for on another standby is left over from when it led: useless there,
     /// and wrong once it leads again, for the catalogs were vacuumed meanwhile.
     pub decodes: bool,
+    /// It is a standby, and another node leads.
+    pub follows: bool,
     /// Where a standby has replayed to; no slot can be moved beyond.
     pub replayed: Option<Lsn>,
 }
@@ -169,6 +173,10 @@ pub fn plan(
         .wanted
         .retain(|name| wanted.contains_key(name) || found.iter().any(|slot| slot.name == *name));
     for slot in found {
+        if here.follows && is_left_over(slot) {
+            plan.drop.push(slot.name.clone());
+            continue;
+        }
         match wanted.get(&slot.name) {
             Some(wish) if agrees(slot, &wish.kind) => keep(here, slot, wish, &mut plan),
             Some(_) if !slot.active => plan.drop.push(slot.name.clone()),
@@ -240,6 +248,12 @@ fn agrees(slot: &Found, kind: &SlotKind) -> bool {
                 && slot.plugin.as_ref() == Some(plugin)
         }
     }
+}
+
+/// Whether a standby's slot is a failover slot from when the server was the primary: PostgreSQL makes none like that on
+/// a standby, and does not synchronize the new primary's slot of this name while it is there.
+fn is_left_over(slot: &Found) -> bool {
+    !slot.physical && slot.failover && !slot.synced && !slot.active && !slot.temporary
 }
 
 /// In use, passing, PostgreSQL's own, or named by the operator as not ours.

@@ -10,19 +10,28 @@ use rustix::fs::{
 };
 use rustix::process::{Gid, Uid, geteuid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use tracing::info;
 
-/// An account of the operating system (`passwd(5)`).
+/// An account of the operating system (`passwd(5)`, `group(5)`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OsUser {
     pub name: String,
     pub uid: u32,
     pub gid: u32,
+    /// Other groups that it is in.
+    pub groups: Vec<u32>,
     pub home: PathBuf,
 }
 
 impl OsUser {
-    /// Finds an account in the text of `/etc/passwd`.
-    pub fn find(passwd: &str, name: &str) -> Option<Self> {
+    /// Finds an account in the texts of `/etc/passwd` and `/etc/group`.
+    pub fn find(passwd: &str, group: &str, name: &str) -> Option<Self> {
+        let is_in = |line: &str| {
+            let mut fields = line.split(':');
+            let gid = fields.nth(2)?.parse().ok()?;
+            fields.next()?.split(',').any(|member| member == name).then_some(gid)
+        };
+        let groups: Vec<u32> = group.lines().filter_map(is_in).collect();
         passwd.lines().find_map(|line| {
             let mut fields = line.split(':');
             if fields.next()? != name {
@@ -31,7 +40,7 @@ impl OsUser {
             let uid = fields.nth(1)?.parse().ok()?;
             let gid = fields.next()?.parse().ok()?;
             let home = PathBuf::from(fields.nth(1)?);
-            Some(Self { name: name.to_owned(), uid, gid, home })
+            Some(Self { name: name.to_owned(), uid, gid, groups: groups.clone(), home })
         })
     }
 
@@ -41,7 +50,9 @@ impl OsUser {
         if !geteuid().is_root() {
             return Ok(None);
         }
-        Self::find(&fs::read_to_string("/etc/passwd")?, name).map(Some).ok_or_else(|| {
+        let (passwd, group) =
+            (fs::read_to_string("/etc/passwd")?, fs::read_to_string("/etc/group")?);
+        Self::find(&passwd, &group, name).map(Some).ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, format!("no account named {name}"))
         })
     }
@@ -59,8 +70,10 @@ pub(super) fn as_user<T: Send>(
 ) -> io::Result<T> {
     let Some(user) = user else { return work() };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    let mut groups = vec![gid];
+    groups.extend(user.groups.iter().copied().map(Gid::from_raw));
     let other = move || {
-        set_thread_groups(&[gid])?;
+        set_thread_groups(&groups)?;
         set_thread_res_gid(gid, gid, gid)?;
         set_thread_res_uid(uid, uid, uid)?;
         work()
@@ -180,9 +193,24 @@ pub(super) fn make_private_dir(path: &Path, user: Option<&OsUser>) -> io::Result
     }
     // A directory that is not the account's may have the right mode by chance.
     match user {
-        Some(user) if fs::metadata(path)?.uid() != user.uid => give_empty_dir(path, user),
-        _ => Ok(()),
+        Some(user) if fs::metadata(path)?.uid() != user.uid => give_empty_dir(path, user)?,
+        _ => {}
     }
+    remove_lost_and_found(path, user)
+}
+
+/// Removes the empty `lost+found` of a file system's root if PostgreSQL may not read it: with it no base backup could be
+/// made of the server, and no rewind. e2fsck makes it again when it needs it.
+fn remove_lost_and_found(dir: &Path, user: Option<&OsUser>) -> io::Result<()> {
+    let path = dir.join("lost+found");
+    as_user(user, || match fs::read_dir(&path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            fs::remove_dir(&path)?;
+            info!(path = %path.display(), "removed: PostgreSQL could not read it, which ends every base backup");
+            Ok(())
+        }
+        _ => Ok(()),
+    })
 }
 
 /// Gives a directory of root's away, if it is an empty one that nobody else has put there.
@@ -258,10 +286,14 @@ mod tests {
     fn an_account_is_found_by_its_whole_name() {
         let passwd =
             "root:x:0:0:root:/root:/bin/sh\nbad\npostgres:x:105:110:a,,:/var/lib/p:/bin/sh\n";
-        let found = OsUser::find(passwd, "postgres").expect("it is there");
+        let group =
+            "ssl-cert:x:103:post,postgres\nbad\nold:x:7:\nx:x:104:post\nlast:x:9:postgres\n";
+        let find = |name| OsUser::find(passwd, group, name);
+        let found = find("postgres").expect("it is there");
         assert_eq!((found.uid, found.gid, found.home), (105, 110, "/var/lib/p".into()));
-        assert_eq!(OsUser::find(passwd, "post"), None);
-        assert_eq!(OsUser::find(passwd, "bad"), None);
+        assert_eq!(found.groups, [103, 9]);
+        assert_eq!(find("post"), None);
+        assert_eq!(find("bad"), None);
     }
 
     #[test]
@@ -311,6 +343,26 @@ mod tests {
         assert_eq!(fs::read_to_string(roots.join("x")).unwrap(), "root");
         write_file(&theirs.join("y"), "y", 0o640, Some(&user)).unwrap();
         assert_eq!(fs::metadata(theirs.join("y")).unwrap().uid(), user.uid);
+    }
+
+    /// As root: a mount point as mkfs leaves it.
+    #[test]
+    fn an_empty_lost_and_found_that_only_root_may_read_goes() {
+        let Ok(Some(user)) = OsUser::to_become("postgres") else { return };
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let (mount, lost) = (dir.path().join("mount"), dir.path().join("mount/lost+found"));
+        make_private_dir(&mount, Some(&user)).unwrap();
+        let make = |mode| fs::DirBuilder::new().mode(mode).create(&lost).unwrap();
+        make(0o755);
+        make_private_dir(&mount, Some(&user)).unwrap();
+        assert!(lost.exists(), "it can be read");
+        fs::set_permissions(&lost, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(lost.join("#12"), "found").unwrap();
+        assert!(make_private_dir(&mount, Some(&user)).is_err(), "it is not empty");
+        fs::remove_file(lost.join("#12")).unwrap();
+        make_private_dir(&mount, Some(&user)).unwrap();
+        assert!(!lost.exists());
     }
 
     #[test]

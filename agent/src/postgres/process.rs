@@ -195,6 +195,7 @@ impl Postgres {
             log,
             uid: user.map(|user| user.uid),
             gid: user.map(|user| user.gid),
+            groups: user.map(|user| user.groups.clone()).unwrap_or_default(),
             writable,
         };
         *self.inner.begun.lock() = Begun { log_from, ..Begun::default() };
@@ -306,6 +307,13 @@ impl Postgres {
         ["recovery.signal", "standby.signal"].iter().any(|name| self.data_dir().join(name).exists())
     }
 
+    /// Whether the server runs a `restore_command` before it is promoted, several times, and each may take seconds. To
+    /// kill it then would leave a timeline in the archive that nobody follows.
+    pub async fn asks_an_archive(&self) -> bool {
+        let answer = self.sql().value("read a setting", "SHOW restore_command").await;
+        !matches!(answer, Ok(Some(command)) if command.is_empty())
+    }
+
     /// Ends recovery and waits until the server is writable. Refused by the guard when the deadline
     /// has come. When this fails otherwise, the promotion may still be under way.
     pub async fn promote(
@@ -384,11 +392,11 @@ impl Postgres {
         self.sql().value("tell when it was configured", "SELECT pg_conf_load_time()").await
     }
 
-    /// Parameters that are written down otherwise than they are in force.
+    /// Parameters that are in force otherwise than they were asked for. A standby that was started with its primary's
+    /// larger values waits for a restart as well, as with Patroni.
     pub async fn pending_restart(&self) -> Result<Vec<PendingRestart>, ConfigureError> {
         const OPERATION: &str = "list its parameters";
-        let standby = self.inner.has_standby_signal();
-        let controlled = self.controlled(standby).await;
+        let controlled = self.controlled(false).await;
         let names: Vec<String> = controlled.keys().map(|name| literal(name)).collect();
         let statement = format!(
             "SELECT name, setting, pending_restart, vartype, unit FROM pg_settings \

@@ -20,6 +20,7 @@ SELECT coalesce(json_agg(json_build_object('name', slot_name, 'physical', slot_t
   'holds_xmin', coalesce(xmin::text, catalog_xmin::text) IS NOT NULL,
   'lost', coalesce(wal_status = 'lost', false),
   'failover', coalesce((to_jsonb(s)->>'failover')::bool OR (to_jsonb(s)->>'synced')::bool, false),
+  'synced', coalesce((to_jsonb(s)->>'synced')::bool, false),
   'restart', restart_lsn - '0/0', 'confirmed', confirmed_flush_lsn - '0/0')
   ORDER BY slot_name), '[]'::json)
 FROM pg_replication_slots AS s";
@@ -117,7 +118,7 @@ impl Postgres {
     }
 
     /// State files of the leader's logical slots: the only form in which a standby of PostgreSQL before
-    /// 17 can have them.
+    /// 17 can have them. Failover slots are PostgreSQL's own to copy.
     pub async fn logical_slot_states(
         &self,
         leader: &Upstream,
@@ -130,8 +131,9 @@ impl Postgres {
         let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
         let statement = format!(
             "SELECT slot_name, encode(pg_read_binary_file('pg_replslot/' || slot_name || '/state'), \
-             'hex') FROM pg_replication_slots WHERE NOT pg_is_in_recovery() \
-             AND slot_type = 'logical' AND NOT temporary AND slot_name IN ({})",
+             'hex') FROM pg_replication_slots AS s WHERE NOT pg_is_in_recovery() \
+             AND slot_type = 'logical' AND NOT temporary AND slot_name IN ({}) \
+             AND NOT coalesce((to_jsonb(s)->>'failover')::bool, false)",
             names.join(", ")
         );
         let rows = ask(&client, OPERATION, &statement).await?;

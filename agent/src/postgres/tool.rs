@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::claim::Claim;
 use super::os::OsUser;
+use crate::guard::run_as;
 
 /// Of what a failed program said, as much as a log line can take.
 const TOLD_BYTES: usize = 2000;
@@ -54,7 +55,10 @@ impl Told {
     fn from_output(output: &[u8]) -> Self {
         let from = output.len().saturating_sub(TOLD_BYTES);
         let tail = output.get(from..).unwrap_or_default();
-        Self(String::from_utf8_lossy(tail).trim().replace('\n', "; "))
+        let text = String::from_utf8_lossy(tail);
+        // initdb's server repeats the statement that failed, and that may be the one with the password.
+        let lines = text.trim().lines().filter(|line| !line.contains("STATEMENT:"));
+        Self(lines.collect::<Vec<_>>().join("; "))
     }
 }
 
@@ -73,7 +77,8 @@ pub(super) fn command(program: impl AsRef<OsStr>, user: Option<&OsUser>) -> Comm
     command.process_group(0);
     hide_settings(&mut command);
     if let Some(user) = user {
-        command.uid(user.uid).gid(user.gid).env("HOME", &user.home).env("USER", &user.name);
+        run_as(command.as_std_mut(), user.uid, user.gid, &user.groups);
+        command.env("HOME", &user.home).env("USER", &user.name);
         command.current_dir("/");
     }
     command
@@ -225,6 +230,32 @@ mod tests {
         ] {
             assert_eq!(split_words(text), words.map(|w| w.iter().map(|w| (*w).into()).collect()));
         }
+    }
+
+    /// As root: Debian's servers read their key as a member of ssl-cert.
+    #[tokio::test]
+    async fn a_program_has_all_groups_of_its_account() {
+        let Ok(Some(user)) = OsUser::to_become("postgres") else { return };
+        let of = |mut command: Command| async move {
+            let output = command.output().await.unwrap();
+            let groups: Vec<u32> = String::from_utf8(output.stdout)
+                .unwrap()
+                .split_whitespace()
+                .map(|group| group.parse().unwrap())
+                .collect();
+            groups.into_iter().collect::<std::collections::BTreeSet<_>>()
+        };
+        let (mut own, mut by_name) = (command("id", Some(&user)), command("id", None));
+        own.arg("-G");
+        by_name.args(["-G", "postgres"]);
+        assert_eq!(of(own).await, of(by_name).await);
+    }
+
+    #[test]
+    fn a_statement_that_failed_is_not_repeated() {
+        let said =
+            b"FATAL:  no\nSTATEMENT:  ALTER USER \"x\" WITH PASSWORD E'secret';\nchild exited";
+        assert_eq!(Told::from_output(said).0, "FATAL:  no; child exited");
     }
 
     #[tokio::test]

@@ -63,6 +63,14 @@ pub fn bin_dir() -> PathBuf {
     format!("/usr/lib/postgresql/{release}/bin").into()
 }
 
+/// Major version of the servers in [`bin_dir`].
+pub fn release() -> Result<u32> {
+    let output = program("postgres").arg("--version").output().context("run postgres")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let digits = text.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit);
+    digits.collect::<String>().parse().with_context(|| text.into_owned())
+}
+
 /// One of PostgreSQL's programs, run as [`server_user`].
 pub fn program(name: &str) -> Command {
     let mut command = Command::new(bin_dir().join(name));

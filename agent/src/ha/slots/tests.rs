@@ -32,7 +32,14 @@ fn cluster(config: Value, tags: &[(&str, Value)]) -> ClusterState {
 
 fn here<'a>(name: &'a str, tags: &'a Tags) -> Here<'a> {
     let leads = name == "a";
-    Here { name, tags, leads, decodes: leads, replayed: (!leads).then_some(Lsn(890)) }
+    Here {
+        name,
+        tags,
+        leads,
+        decodes: leads,
+        follows: !leads,
+        replayed: (!leads).then_some(Lsn(890)),
+    }
 }
 
 /// Names of the slots that a node has to have, and where they are moved to.
@@ -239,8 +246,27 @@ fn a_logical_slot_is_created_by_the_leader_and_copied_by_the_others() {
         [("cdc".to_owned(), Lsn(400))]
     );
     // PostgreSQL 17 moves it itself.
-    let failover = Found { failover: true, ..logical("cdc", 390) };
+    let failover = Found { failover: true, synced: true, ..logical("cdc", 390) };
     assert!(planned("b", config(), &[failover]).advance.is_empty());
     let other = Found { plugin: Some("y".into()), ..logical("cdc", 390) };
     assert_eq!(planned("b", config(), &[other]).drop, names(&["cdc"]));
+}
+
+#[test]
+fn a_failover_slot_of_a_former_primary_makes_room_for_the_new_primarys() {
+    let old = Found { failover: true, ..logical("fo", 390) };
+    let synced = Found { synced: true, ..old.clone() };
+    let active = Found { active: true, ..old.clone() };
+    let drop = |node, found: &Found| planned(node, json!({}), std::slice::from_ref(found)).drop;
+    assert_eq!(drop("b", &old), names(&["fo"]));
+    for (node, kept) in [("a", &old), ("b", &synced), ("b", &active)] {
+        assert!(drop(node, kept).is_empty(), "{node} {kept:?}");
+    }
+    // Nobody else leads yet: it may be the only one that knows where its user is.
+    let (tags, cluster) = (Tags::default(), cluster(json!({}), &[]));
+    let alone = Here { follows: false, ..here("b", &tags) };
+    let config = cluster.config.unwrap();
+    let now = Moment::at_millis(1000);
+    let plan = plan(alone, &config, &BTreeMap::new(), &[old], &[], now, &mut GoneSince::default());
+    assert!(plan.drop.is_empty());
 }

@@ -1,0 +1,147 @@
+//! Backup tools themselves by their recipes for Patroni (docs/backups.md). Skipped, aloud, where a tool is not installed.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kornak_tests::run::agent::{AgentSpec, Node, Program};
+use kornak_tests::run::cluster::run;
+use kornak_tests::run::etcd::Etcd;
+use kornak_tests::run::postgres::{SUPERUSER_PASSWORD, describe, server_user};
+use kornak_tests::run::scratch::Scratch;
+use kornak_tests::run::wait::until;
+use serde_json::json;
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Where pgBackRest has its repository.
+struct Depot {
+    file: PathBuf,
+}
+
+impl Depot {
+    fn new(home: &Path) -> Result<Self> {
+        let file = home.join("pgbackrest.conf");
+        let home = home.display();
+        let text = format!(
+            "[global]\nrepo1-path={home}/repo\nlog-path={home}\nlock-path={home}\nspool-path={home}\n\
+             start-fast=y\nlog-level-console=warn\n[demo]\npg1-path=/nonexistent\n"
+        );
+        fs::write(&file, text).context("write pgBackRest's file")?;
+        Ok(Self { file })
+    }
+
+    /// The command for the server in this directory.
+    fn tool(&self, data: &str) -> String {
+        format!("pgbackrest --config={} --stanza=demo --pg1-path={data}", self.file.display())
+    }
+
+    async fn run(&self, node: &Node, words: &[&str]) -> Result<()> {
+        let mut command = Command::new("pgbackrest");
+        command.arg(format!("--config={}", self.file.display())).arg("--stanza=demo");
+        let server = node.data_dir();
+        let server = server.parent().context("it is below the server's directory")?;
+        command.arg(format!("--pg1-path={}/data", server.display()));
+        command.arg(format!("--pg1-socket-path={}", server.display()));
+        command.arg(format!("--pg1-port={}", node.port()));
+        command.args(words).env("PGPASSWORD", SUPERUSER_PASSWORD).current_dir("/");
+        if let Some(user) = server_user() {
+            command.uid(user.uid).gid(user.gid);
+        }
+        let output = run(command).await?;
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "pgbackrest {words:?}: {said}");
+        Ok(())
+    }
+}
+
+async fn ask(node: &Node, sql: &str) -> Result<String, String> {
+    let client = node.connect().await.map_err(|error| describe(&error))?;
+    let row = client.query_one(sql, &[]).await.map_err(|error| describe(&error))?;
+    Ok(row.get::<_, Option<String>>(0).unwrap_or_default())
+}
+
+async fn is(node: &Node, wanted: &str, sql: &str) {
+    until(LIMIT, &format!("{}: {sql} = {wanted}", node.name()), || async {
+        let found = ask(node, sql).await?;
+        if found == wanted { Ok(()) } else { Err(found) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pgbackrest_makes_copies_archives_through_a_switchover_and_restores() -> Result<()> {
+    if Command::new("pgbackrest").arg("version").output().is_err() {
+        println!("skipped: pgbackrest is not installed");
+        return Ok(());
+    }
+    let mut scratch = Scratch::new("pgbackrest");
+    let depot = Depot::new(&scratch.server_dir("depot"))?;
+    let etcd = Etcd::start(1).await?;
+    let spec = |scope: &str, name: &str| {
+        let tool = depot.tool(&format!("{}/data", scratch.server_dir(name).display()));
+        AgentSpec {
+            scope: scope.to_owned(),
+            name: name.to_owned(),
+            etcd: etcd.endpoints(),
+            ttl: 8,
+            failsafe: true,
+            parameters: vec!["archive_mode: \"on\"".to_owned(), "archive_timeout: 5s".to_owned()],
+            postgresql: vec![
+                "create_replica_methods: [pgbackrest]".to_owned(),
+                "pgbackrest:".to_owned(),
+                format!("  command: {tool} --delta restore"),
+                "  keep_data: true".to_owned(),
+                "  no_params: true".to_owned(),
+                "recovery_conf:".to_owned(),
+                format!("  restore_command: {tool} archive-get %f %p"),
+            ],
+            ..AgentSpec::default()
+        }
+    };
+    let start = |spec: &AgentSpec| Node::start(&scratch, spec, Program::Kornak);
+    let first = start(&spec("demo", "a"))?;
+    is(&first, "false", "SELECT pg_is_in_recovery()::text").await;
+    depot.run(&first, &["stanza-create"]).await?;
+    let client = first.connect().await?;
+    client.batch_execute("CREATE TABLE t AS SELECT 1 AS i").await?;
+    depot.run(&first, &["backup", "--type=full"]).await?;
+    client.batch_execute("INSERT INTO t VALUES (2)").await?;
+    let target = ask(&first, "SELECT clock_timestamp()::text").await.map_err(anyhow::Error::msg)?;
+    client.batch_execute("INSERT INTO t VALUES (3)").await?;
+
+    // A copy from the backup and the archive, without the leader.
+    let second = start(&spec("demo", "b"))?;
+    is(&second, "1,2,3", "SELECT string_agg(i::text, ',' ORDER BY i) FROM t").await;
+    is(&first, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
+
+    let body = json!({"leader": "a", "candidate": "b"});
+    let answer = first.rest().post("/switchover", &body).await?;
+    ensure!(answer.code == 200, "{} {}", answer.code, answer.text);
+    is(&second, "false", "SELECT pg_is_in_recovery()::text").await;
+    is(&second, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
+    // It writes a file of the log and waits until that is in the archive.
+    depot.run(&second, &["check"]).await?;
+
+    let mut again = spec("again", "c");
+    again.bootstrap = vec![
+        "method: pgbackrest".to_owned(),
+        "pgbackrest:".to_owned(),
+        format!(
+            "  command: {} --type=time --target=\"{target}\" --target-action=promote restore",
+            depot.tool(&format!("{}/data", scratch.server_dir("c").display()))
+        ),
+        "  keep_existing_recovery_conf: true".to_owned(),
+        "  no_params: true".to_owned(),
+    ];
+    let third = start(&again)?;
+    is(&third, "false", "SELECT pg_is_in_recovery()::text").await;
+    is(&third, "1,2", "SELECT string_agg(i::text, ',' ORDER BY i) FROM t").await;
+    drop((first, second, third));
+    scratch.passed();
+    Ok(())
+}
