@@ -39,26 +39,23 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use kornak_cluster::{ClusterState, Lsn, Member, Moment};
+    use kornak_cluster::{ClusterState, HandoverPhase, Lsn, Member};
     use serde_json::json;
 
     use super::*;
-    use crate::ha::snapshot::{Peer, Race};
+    use crate::ha::snapshot::Peer;
 
     fn snapshot() -> Snapshot {
         let tags: Tags = serde_json::from_value(json!({"failover_priority": 2})).unwrap();
-        let handover = json!({"v": 1, "id": "x", "attempt": 1, "phase": "switch", "leader": "a",
-            "candidate": "b", "epoch": "1:2", "max_hold_ms": 1, "switch_hold_ms": 1});
         let member = json!({"state": "running", "role": "replica", "tags": tags});
         let member: Member = serde_json::from_value(member).unwrap();
         let cluster = ClusterState {
-            handover: serde_json::from_value(handover).ok(),
+            handover: Some(crate::ha::tests::handover("b", HandoverPhase::Switch)),
             members: BTreeMap::from([("b".to_owned(), member)]),
             ..ClusterState::default()
         };
         let peer = Peer { tags, position: Some(Lsn(7)), ..Peer::default() };
-        let peers = BTreeMap::from([("b".to_owned(), Some(peer)), ("d".to_owned(), None)]);
-        let race = Race { asked_at: Moment::default(), sync_revision: 0, peers };
+        let race = crate::ha::tests::answers(&[("b", Some(peer)), ("d", None)]);
         Snapshot { race: Some(race), cluster: Arc::new(cluster), ..crate::ha::tests::standby() }
     }
 

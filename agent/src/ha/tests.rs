@@ -227,14 +227,14 @@ fn peer(position: u64) -> Peer {
     }
 }
 
-fn answers(peers: &[(&str, Option<Peer>)]) -> Race {
+pub(super) fn answers(peers: &[(&str, Option<Peer>)]) -> Race {
     let peers: BTreeMap<String, Option<Peer>> =
         peers.iter().map(|(name, peer)| ((*name).to_owned(), peer.clone())).collect();
     Race { asked_at: now(), sync_revision: 60, peers, stray: Stray::Unheard }
 }
 
 /// `b` hands over to `candidate`, having released the key at position 1000 unless changed.
-fn handover(candidate: &str, phase: HandoverPhase) -> Handover {
+pub(super) fn handover(candidate: &str, phase: HandoverPhase) -> Handover {
     let released = matches!(phase, HandoverPhase::Switch | HandoverPhase::Promote);
     Handover {
         v: 1,
