@@ -138,7 +138,7 @@ impl Instance {
         !other_cluster && !past
     }
 
-    /// The same where the store may say which cluster it is (`initialize`): one that was made anew under the
+    /// [`Instance::may_follow`] where the store may say which cluster it is (`initialize`): one made anew under the
     /// old name is followed, whether somebody removed the first one or its bootstrap was given up when its
     /// server had already been seen. The store's word alone refuses nobody.
     pub fn may_serve(

@@ -34,7 +34,7 @@ const SYNC_PAUSE: Duration = Duration::from_millis(100);
 /// The same while clients are held for it.
 const SYNC_PAUSE_IN_HANDOVER: Duration = Duration::from_millis(10);
 
-/// The same when nodes have been behind for [`SYNC_SOON`]: one of them is away, or somebody wants it so.
+/// Between two looks when nodes have been behind for [`SYNC_SOON`]: one of them is away, or somebody wants it so.
 const SYNC_PAUSE_OF_OLD: Duration = Duration::from_secs(1);
 const SYNC_SOON: Duration = Duration::from_secs(5);
 

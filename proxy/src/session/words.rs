@@ -67,7 +67,7 @@ pub fn about(view: &ErrorView<'_>) -> About {
     about_state(state)
 }
 
-/// The same where only the SQLSTATE is known.
+/// [`about`] where only the SQLSTATE is known.
 pub fn about_state(state: SqlState) -> About {
     match state {
         CRASH_SHUTDOWN => About::Server,
@@ -131,7 +131,7 @@ impl Session {
     }
 }
 
-/// The same error with another SQLSTATE.
+/// An error with another SQLSTATE in its place.
 fn with_state(body: &[u8], state: SqlState) -> Option<Vec<u8>> {
     let mut left = body;
     while left.has_remaining() {
