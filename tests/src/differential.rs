@@ -496,11 +496,13 @@ fn difference(
     let mut text = format!("the first {same} messages are equal, then:\n");
     for (side, heard, end) in [("direct", direct, left), ("proxied", proxied, right)] {
         let _ = writeln!(text, "  {side}:");
-        for frame in heard.iter().skip(same.saturating_sub(3)).take(12) {
-            let mut line = show(frame);
-            line.truncate(150);
+        let around = heard.iter().enumerate().skip(same.saturating_sub(3)).take(12);
+        for (at, frame) in around {
+            let most = if at == same { 2000 } else { 150 };
+            let line = show(frame);
+            let line = line.get(..line.len().min(most)).unwrap_or(&line);
             let body = frame.body.escape_ascii().to_string();
-            let body = body.get(..body.len().min(150)).unwrap_or_default();
+            let body = body.get(..body.len().min(most)).unwrap_or_default();
             let _ = writeln!(text, "    {line}    [{body}]");
         }
         if let Err(error) = end {

@@ -21,7 +21,7 @@ const SETTINGS: [&str; 9] = [
     "full_page_writes=off",
     "autovacuum=off",
     "shared_buffers=32MB",
-    "max_connections=60",
+    "max_connections=150",
     "jit=off",
     "log_min_messages=panic",
     "log_min_error_statement=panic",
@@ -64,7 +64,7 @@ async fn a_client_is_told_the_same_bytes_as_by_the_server() -> Result<()> {
 }
 
 /// Conversations of many clients at once that one run of the tests has time for.
-const CONVERSATIONS_OF_MANY: u64 = 10_000;
+const CONVERSATIONS_OF_MANY: u64 = 5_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_clients_see_only_what_is_theirs() -> Result<()> {

@@ -153,6 +153,9 @@ pub struct Journal {
     called: bool,
     /// Functions may have left parameters of their own on the connection.
     leftovers: bool,
+    /// Something that may leave anything was forwarded behind the last DISCARD ALL, whose answer may be still to
+    /// come.
+    suspected: bool,
     /// A statement is in flight that drops all prepared statements.
     drops_all: bool,
     /// Tells the session from others.
@@ -427,6 +430,7 @@ fn remembered(statement: Statement, sql: &[u8], is_whole: bool) -> Option<Bytes>
             | K::SetLocal
             | K::Reset
             | K::Deallocate
+            | K::Discard
             | K::Declare
             | K::Close
             | K::Listen

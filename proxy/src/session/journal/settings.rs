@@ -12,7 +12,6 @@ impl Journal {
         self.unfit = true;
         self.block.roll_back();
         self.context.settle(&self.settings);
-        self.custom.clear();
         self.channels.clear();
         self.cursors = Cursors::default();
         if !sabotage::is(Sabotage::Discard) {
@@ -23,14 +22,18 @@ impl Journal {
             Pin::HoldCursor,
             Pin::Listen,
             Pin::Setting,
-            Pin::Opaque,
             Pin::Advisory,
             Pin::LongStatement,
         ] {
             self.pins.remove(pin);
         }
-        self.unseen = false;
-        self.called = false;
+        // What was forwarded behind it is still to be asked for.
+        if !self.suspected {
+            self.pins.remove(Pin::Opaque);
+            self.custom.clear();
+            self.unseen = false;
+            self.called = false;
+        }
         self.makes_temporary = false;
     }
 
@@ -104,7 +107,6 @@ impl Journal {
                 let stays = |name: &[u8]| name == b"role" || name == AUTHORIZATION;
                 self.settings.retain(|(name, _)| stays(name));
                 self.settings.extend(self.base.iter().cloned());
-                self.custom.clear();
             }
         }
     }

@@ -135,17 +135,20 @@ impl Journal {
     /// Something is forwarded that changes how later texts are read.
     fn speak(&mut self, statement: Statement, note: Option<&Bytes>, text: &[u8]) {
         use StatementKind as K;
-        if self.statements.is_none() {
-            return;
-        }
         let drops_all = match statement.kind {
-            K::Discard => true,
+            K::Discard => text.is_empty() || text::discards_all(text),
             K::Deallocate => matches!(text::prepared(text), Some((text::Named::All, _))),
             _ => false,
         };
+        if statement.kind == K::Discard && drops_all {
+            self.suspected = false;
+        }
         if drops_all && let Some(shared) = &mut self.statements {
             self.drops_all = true;
             shared.drop_all();
+        }
+        if self.statements.is_none() {
+            return;
         }
         match (statement.kind, note) {
             (K::Set | K::SetLocal | K::Reset, Some(text)) => self.context.say(text),
@@ -210,6 +213,7 @@ impl Journal {
         if sabotage::is(Sabotage::Texts) {
             return;
         }
+        self.suspected = true;
         self.pins.add(Pin::Opaque);
         self.unseen |= text::leaves_unseen(sql) || !is_whole;
         self.leftovers = true;
@@ -222,6 +226,7 @@ impl Journal {
     /// Functions of an application's own making are called: the server is asked what they left before
     /// the connection changes hands.
     pub(super) fn calls(&mut self) {
+        self.suspected = true;
         self.called = true;
         self.leftovers = true;
     }
@@ -264,6 +269,7 @@ impl Journal {
             // Large objects: what they open is closed with the transaction.
             715 | 764 | 952..=958 | 964..=965 | 1004 | 3170..=3172 => {}
             SET_CONFIG => {
+                self.suspected = true;
                 self.pins.add(Pin::Opaque);
                 match custom::argument(body) {
                     Some(name) => self.note_name(&name),
@@ -275,7 +281,10 @@ impl Journal {
                 }
             }
             // PostgreSQL's own: locks, for example.
-            1..16384 => self.pins.add(Pin::Opaque),
+            1..16384 => {
+                self.suspected = true;
+                self.pins.add(Pin::Opaque);
+            }
             _ => self.calls(),
         }
     }

@@ -54,6 +54,11 @@ fn tokens(text: &[u8]) -> Option<Vec<Token<'_>>> {
     (tokens.last() != Some(&Token::Doubt)).then_some(tokens)
 }
 
+/// Whether a DISCARD takes prepared statements away; they stay behind DISCARD PLANS, TEMP and SEQUENCES.
+pub(super) fn discards_all(text: &[u8]) -> bool {
+    tokens(text).is_none_or(|all| all.get(1).is_none_or(|what| what.is(b"all")))
+}
+
 /// What a single SET statement changes.
 pub(super) fn set(text: &Bytes) -> Setting {
     let Some(all) = tokens(text) else { return Setting::Unknown(None) };

@@ -331,3 +331,19 @@ fn what_a_server_says_is_taken_over_from_it() {
     play.0.examined(&journal::Examined { temporary: true, ..found });
     assert_eq!(play.0.pinned(), Some(Pin::Temporary));
 }
+
+#[test]
+fn what_follows_a_discard_is_not_taken_for_discarded() {
+    let mut play = Play::new();
+    play.query("DISCARD ALL");
+    play.query("SELECT pg_advisory_lock(1)");
+    play.complete("DISCARD ALL");
+    play.ready(Idle);
+    play.complete("SELECT 1");
+    play.ready(Idle);
+    assert_eq!(play.session.pinned(), Some(Pin::Opaque));
+    play.query("DISCARD ALL");
+    play.complete("DISCARD ALL");
+    play.ready(Idle);
+    assert_eq!(play.session.pinned(), None);
+}
