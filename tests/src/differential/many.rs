@@ -423,7 +423,14 @@ fn comparable(frame: Frame) -> Frame {
         b'E' | b'N' => {
             let fields = frame.body.split(|byte| *byte == 0);
             let kept = fields.filter(|field| field.first().is_some_and(|it| !b"FLR".contains(it)));
-            kept.collect::<Vec<_>>().join(&0)
+            let mut body = kept.collect::<Vec<_>>().join(&0);
+            // Of two names for one text an error may say the other.
+            for at in 1..body.len().saturating_sub(3) {
+                if body[at - 1..].starts_with(b"\"s") && body[at + 2] == b'"' {
+                    body[at + 1] = b'*';
+                }
+            }
+            body
         }
         b'T' => without_tables(&frame.body).unwrap_or_else(|| frame.body.to_vec()),
         _ => return frame,
