@@ -27,7 +27,7 @@ impl Depot {
         let file = home.join("pgbackrest.conf");
         let home = home.display();
         let text = format!(
-            "[global]\nrepo1-path={home}/repo\nlog-path={home}\nlock-path={home}\nspool-path={home}\n\
+            "[global]\nrepo1-path={home}/repo\nrepo1-retention-full=2\nlog-path={home}\nlock-path={home}\nspool-path={home}\n\
              start-fast=y\nlog-level-console=warn\n[demo]\npg1-path=/nonexistent\n"
         );
         fs::write(&file, text).context("write pgBackRest's file")?;
@@ -90,7 +90,12 @@ async fn pgbackrest_makes_copies_archives_through_a_switchover_and_restores() ->
             etcd: etcd.endpoints(),
             ttl: 8,
             failsafe: true,
-            parameters: vec!["archive_mode: \"on\"".to_owned(), "archive_timeout: 5s".to_owned()],
+            parameters: vec![
+                "archive_mode: \"on\"".to_owned(),
+                "archive_timeout: 5s".to_owned(),
+                // The same for all nodes: it runs in the data directory.
+                format!("archive_command: {} archive-push %p", depot.tool("$PWD")),
+            ],
             postgresql: vec![
                 "create_replica_methods: [pgbackrest]".to_owned(),
                 "pgbackrest:".to_owned(),
