@@ -242,7 +242,7 @@ impl Keeper {
         when: Vec<Compare>,
         also: impl FnOnce(LeaseId) -> Vec<Op>,
     ) -> Result<Epoch, ClaimError> {
-        let generation = self.generation();
+        let (_, generation) = self.shown();
         let ahead = self.inner.ahead.lock().await.take();
         let usable = ahead.filter(|a| leaves_time(boottime_now().since(a.sent), a.ttl));
         let base = match usable {
@@ -280,7 +280,7 @@ impl Keeper {
             self.arm_and_publish(held, generation).await?;
         } else {
             // Another raft leader may count the lease from its own election: prove it anew.
-            self.prove(held).await?;
+            self.prove(held, generation).await?;
         }
         if self.held().is_none() {
             return Err(ClaimError::TooLate);
@@ -299,6 +299,23 @@ impl Keeper {
 
     fn generation(&self) -> u64 {
         self.inner.generation.load(Ordering::SeqCst)
+    }
+
+    /// What is held, and in which generation.
+    fn shown(&self) -> (Option<Held>, u64) {
+        // Both change behind the lock of the one.
+        let held = self.inner.held.borrow();
+        (*held, self.generation())
+    }
+
+    /// Nothing is held from now on, and what began before does not bring it back.
+    fn hold_nothing(&self) -> Option<Held> {
+        let mut held = None;
+        self.inner.held.send_modify(|shown| {
+            self.inner.generation.fetch_add(1, Ordering::SeqCst);
+            held = shown.take();
+        });
+        held
     }
 
     /// Arms the guard; one that has fired is put into service again, which it allows only with no
@@ -332,9 +349,13 @@ impl Keeper {
     }
 
     /// Renewals until one of them is a proof: an election between a renewal and its proof asks for another.
-    async fn prove(&self, held: Held) -> Result<(), ClaimError> {
+    /// `generation`: the one in which `held` was seen; what was let go meanwhile is not proven any further.
+    async fn prove(&self, held: Held, generation: u64) -> Result<(), ClaimError> {
         for _ in 0..PROOFS {
-            match self.prove_once(held).await {
+            if self.generation() != generation {
+                return Err(ClaimError::Lost);
+            }
+            match self.prove_once(held, generation).await {
                 Err(ClaimError::Unproven) => {}
                 answer => return answer,
             }
@@ -342,8 +363,7 @@ impl Keeper {
         Err(ClaimError::Unproven)
     }
 
-    async fn prove_once(&self, held: Held) -> Result<(), ClaimError> {
-        let generation = self.generation();
+    async fn prove_once(&self, held: Held, generation: u64) -> Result<(), ClaimError> {
         let sent = boottime_now();
         let renewed = match self.inner.store.keep_alive(held.lease).await {
             Ok(renewed) => renewed,
@@ -369,8 +389,7 @@ impl Keeper {
     }
 
     fn lost(&self, why: &'static str) -> ClaimError {
-        self.inner.generation.fetch_add(1, Ordering::SeqCst);
-        if self.inner.held.send_replace(None).is_some() {
+        if self.hold_nothing().is_some() {
             warn!(why, "leadership lost");
         }
         ClaimError::Lost
@@ -379,9 +398,9 @@ impl Keeper {
     /// Renews and proves once, now.
     pub async fn renew(&self) -> Result<(), ClaimError> {
         let _gate = self.inner.gate.lock().await;
-        match self.held() {
-            Some(held) => self.prove(held).await,
-            None => Err(ClaimError::Lost),
+        match self.shown() {
+            (Some(held), generation) => self.prove(held, generation).await,
+            (None, _) => Err(ClaimError::Lost),
         }
     }
 
@@ -389,8 +408,7 @@ impl Keeper {
     /// before a planned stop, so that dying in the middle costs seconds; the regular one after it.
     pub async fn move_to(&self, ttl: Duration) -> Result<(), ClaimError> {
         let _gate = self.inner.gate.lock().await;
-        let generation = self.generation();
-        let Some(held) = self.held() else { return Err(ClaimError::Lost) };
+        let (Some(held), generation) = self.shown() else { return Err(ClaimError::Lost) };
         if held.ttl == ttl {
             return Ok(());
         }
@@ -465,8 +483,7 @@ impl Keeper {
     /// Holds nothing from this moment on, before the store is told: nothing may be started or proven
     /// on the strength of a leadership that is being given away.
     pub fn let_go(&self) -> Option<Held> {
-        self.inner.generation.fetch_add(1, Ordering::SeqCst);
-        let held = self.inner.held.send_replace(None);
+        let held = self.hold_nothing();
         if held.is_some() {
             self.inner.noted.forget();
         }

@@ -36,6 +36,8 @@ struct Failing {
     meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     /// Renewals that are followed by an election.
     elections: Mutex<usize>,
+    /// Lets its leadership go after the next of these.
+    lets_go: Mutex<Option<Keeper>>,
 }
 
 impl std::fmt::Debug for Failing {
@@ -72,6 +74,9 @@ impl Dcs for Failing {
             if *elections > 0 {
                 *elections -= 1;
                 self.store.elect();
+                if let Some(keeper) = self.lets_go.lock().take() {
+                    keeper.let_go();
+                }
             }
             renewed
         })
@@ -104,6 +109,7 @@ impl Leader {
             errors: Mutex::default(),
             meanwhile: Mutex::default(),
             elections: Mutex::default(),
+            lets_go: Mutex::default(),
         });
         let keys = Keys::new(&Scope::new("service", "demo", None));
         let file = field.path().join("lease");
@@ -219,6 +225,17 @@ async fn an_election_between_renewal_and_proof_proves_nothing() {
     *leader.store.elections.lock() = 1;
     leader.leads(LONG).await;
     assert!(leader.keeper.held().unwrap().proven_at > before.proven_at);
+}
+
+/// A leader whose server has just been stopped would start it again while its key is being deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_that_is_repeated_does_not_bring_back_what_was_let_go() {
+    let leader = Leader::new().await;
+    *leader.store.elections.lock() = 1;
+    *leader.store.lets_go.lock() = Some(leader.keeper.clone());
+    let renewed = leader.keeper.renew().await;
+    assert!(matches!(renewed, Err(ClaimError::Lost)), "{renewed:?}");
+    assert_eq!(leader.keeper.held(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,8 +16,8 @@ impl Keeper {
     /// Without the gate, which a renewal may hold for as long as the store does not answer. The guard is armed
     /// first; then the deadline of what is held *now* is moved, if that is the same leadership on the same lease.
     pub async fn extend_by_failsafe(&self, until: Moment) {
-        let Some(held) = self.held().filter(|held| until > held.until) else { return };
-        let generation = self.generation();
+        let (held, generation) = self.shown();
+        let Some(held) = held.filter(|held| until > held.until) else { return };
         if !self.is_unfenced()
             && let Err(error) = self.arm(until).await
         {
@@ -42,12 +42,13 @@ impl Keeper {
     pub async fn take_up_again(&self, lease: LeaseId, epoch: Epoch) -> Result<(), ClaimError> {
         let _gate = self.inner.gate.lock().await;
         // It may have been given up, or taken up, since the look that led here.
-        if self.held().is_some() || self.inner.noted.lease() != Some(lease) {
+        let (known, generation) = self.shown();
+        if known.is_some() || self.inner.noted.lease() != Some(lease) {
             return Err(ClaimError::Lost);
         }
         let start = Moment::default();
         let held = Held { lease, ttl: Duration::ZERO, epoch, until: start, proven_at: start };
-        self.prove(held).await?;
+        self.prove(held, generation).await?;
         info!(epoch = epoch.revision, "leadership taken up again");
         Ok(())
     }
@@ -104,7 +105,7 @@ impl Keeper {
     /// A release that was certainly not done is undone here as well. Behind the gate.
     pub(super) async fn take_back(&self, held: Held) {
         self.inner.noted.note(held.lease).done().await;
-        if let Err(error) = self.prove(held).await {
+        if let Err(error) = self.prove(held, self.generation()).await {
             warn!(error = &error as &dyn std::error::Error, "the leader key is left to its lease");
         }
     }

@@ -436,11 +436,11 @@ impl Statements {
 
     /// Sees to it that the connection has what the client means by a name.
     fn reach(&mut self, name: &[u8], injected: &mut Vec<Injected>, out: &mut Vec<u8>) -> Reached {
-        if name.is_empty() || self.has(name) {
-            if let Some(number) = self.in_place_of(name, injected, out) {
-                self.named.push((number, name.into()));
-                return Reached::Name(name_of(number));
-            }
+        if (name.is_empty() || self.has(name))
+            && let Some(number) = self.in_place_of(name, injected, out)
+        {
+            self.named.push((number, name.into()));
+            return Reached::Name(name_of(number));
         }
         if name.is_empty() {
             if self.unnamed_there {
