@@ -210,7 +210,11 @@ async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Res
                 return Ok(());
             }
             // Time mends these: nothing was tried yet, and nothing is thrown away for them.
-            Err(source @ (RewindError::NoCheckpoint(_) | RewindError::Leader(_))) => {
+            Err(
+                source @ (RewindError::NoCheckpoint(_)
+                | RewindError::Leader(_)
+                | RewindError::Untouched(_)),
+            ) => {
                 return Err(source.into());
             }
             Err(source)

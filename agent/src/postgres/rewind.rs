@@ -62,6 +62,9 @@ pub enum RewindError {
     /// The data directory may be half changed: only another rewind or a new copy helps.
     #[error("rewind the data directory")]
     Rewind(#[source] ToolError),
+    /// pg_rewind has ended before it changed anything.
+    #[error("compare the data directory with the leader's")]
+    Untouched(#[source] ToolError),
     /// An earlier rewind was interrupted: nobody knows any more what differs. Only a new copy helps.
     #[error("an earlier rewind of the data directory was not finished: reinitialize this member")]
     Unfinished,
@@ -427,7 +430,16 @@ impl Postgres {
         self.keep_own_files()?;
         self.inner.begin_rewind().map_err(noted)?;
         let log = self.inner.rewind_log();
-        let outcome = tool::run_outliving(&mut self.rewind_command(source), &claim, &log).await;
+        let mut command = self.rewind_command(source);
+        let outcome = tool::run_outliving(command.arg("--progress"), &claim, &log).await;
+        if let Err(error @ ToolError::Failed { .. }) = outcome {
+            // It says how much there is to copy before it changes anything.
+            if String::from_utf8_lossy(&fs::read(&log).map_err(noted)?).contains("need to copy") {
+                return Err(RewindError::Rewind(error));
+            }
+            self.inner.finish_rewind().map_err(noted)?;
+            return Err(RewindError::Untouched(error));
+        }
         outcome.map_err(RewindError::Rewind)?;
         self.complete_rewind(&claim).await?;
         info!("rewound");
