@@ -341,9 +341,9 @@ fn what_follows_a_discard_is_not_taken_for_discarded() {
     play.ready(Idle);
     play.complete("SELECT 1");
     play.ready(Idle);
-    assert_eq!(play.session.pinned(), Some(Pin::Opaque));
+    assert_eq!(play.0.pinned(), Some(Pin::Opaque));
     play.query("DISCARD ALL");
     play.complete("DISCARD ALL");
     play.ready(Idle);
-    assert_eq!(play.session.pinned(), None);
+    assert_eq!(play.0.pinned(), None);
 }
