@@ -160,7 +160,7 @@ impl Pipeline {
             self.owed.push_back(owner);
             return;
         }
-        let unknown = owner.executes() && unit.fate != Fate::Stays;
+        let unknown = owner.executes() && !matches!(unit.fate, Fate::Stays | Fate::OfSession);
         let fate = if unknown { Fate::Unknown } else { Fate::Stays };
         match self.owed.back_mut() {
             Some(last) if last.kind == Kind::Blur => {

@@ -446,11 +446,11 @@ impl Session {
         let answer = match pipeline.loss() {
             Loss::Nothing => return Aftermath::Lives,
             Loss::Retry if !in_flight => {
-                self.mode = Mode::Dead(DeadTransaction::new(false, false));
+                self.mode = Mode::Dead(DeadTransaction::new(false, false, Verdict::Retry));
                 return Aftermath::Lives;
             }
             Loss::Harmless => answer(Verdict::NotDone, Verdict::NotDone, Idle),
-            Loss::Retry => answer(Verdict::Retry, Verdict::Dead, Failed),
+            Loss::Retry => answer(Verdict::Retry, Verdict::Retry, Failed),
             Loss::AlreadyFailed => answer(Verdict::Dead, Verdict::Dead, Failed),
             Loss::RolledBack => answer(Verdict::Retry, Verdict::NotDone, Idle),
             Loss::Unknown => answer(Verdict::Unknown, Verdict::Unknown, Idle),
@@ -459,7 +459,7 @@ impl Session {
         self.mode = match (answer.status, open) {
             (Idle, false) => Mode::Open,
             (Idle, true) => Mode::Skipping(Idle),
-            (_, open) => Mode::Dead(DeadTransaction::new(true, open)),
+            (_, open) => Mode::Dead(DeadTransaction::new(true, open, answer.others)),
         };
         Aftermath::Lives
     }

@@ -166,7 +166,8 @@ pub fn is_single_statement(sql: &[u8]) -> bool {
 /// Whether executing `sql` may end the transaction it runs in: anything but a single statement
 /// whose first keyword cannot (docs/safety.md A10).
 pub fn may_end_transaction(sql: &[u8]) -> bool {
-    !matches!(fate_of(sql), Fate::Stays | Fate::Begins | Fate::Revives | Fate::Nothing)
+    use Fate::{Begins, Nothing, OfSession, Revives, Stays};
+    !matches!(fate_of(sql), Stays | OfSession | Begins | Revives | Nothing)
 }
 
 /// Effect that `sql` can have on the transaction it runs in. `sql` must be whole; the fate of an
@@ -184,6 +185,16 @@ pub fn fate_of(sql: &[u8]) -> Fate {
         K::Commit if is_plain_end(sql) => Fate::Commits,
         K::Rollback if is_plain_end(sql) => Fate::RollsBack,
         K::Commit | K::Rollback | K::PrepareTransaction | K::Call | K::Do => Fate::Unknown,
+        K::Set
+        | K::SetLocal
+        | K::Reset
+        | K::Show
+        | K::Deallocate
+        | K::Prepare
+        | K::Discard
+        | K::Listen
+        | K::Unlisten
+        | K::Close => Fate::OfSession,
         _ => Fate::Stays,
     }
 }

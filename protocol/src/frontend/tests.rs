@@ -266,17 +266,21 @@ fn several_statements_never_pass_for_one() {
 
 #[test]
 fn what_may_end_a_transaction_is_never_missed() {
-    use Fate::{Begins, Commits, Nothing, Revives, RollsBack, Stays, Unknown};
+    use Fate::{Begins, Commits, Nothing, OfSession, Revives, RollsBack, Stays, Unknown};
     let rows = [
         ("select 1", Stays),
         ("insert into t values (1);", Stays),
         ("", Nothing),
         (" ; -- nothing", Nothing),
-        ("prepare p as select 1", Stays),
+        ("prepare p as insert into t values (1)", OfSession),
         ("execute p", Stays),
         ("savepoint a", Stays),
         ("release a", Stays),
-        ("set local x = 1", Stays),
+        ("set local x = 1", OfSession),
+        ("/* x */ deallocate p;", OfSession),
+        ("discard all", OfSession),
+        ("show x; select 1", Unknown),
+        ("declare c cursor with hold for select f()", Stays),
         ("begin", Begins),
         ("begin isolation level serializable;", Begins),
         ("rollback to a", Revives),

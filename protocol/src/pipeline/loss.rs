@@ -11,12 +11,11 @@ use crate::txn::TransactionStatus;
 pub enum Loss {
     /// Nothing was in flight and no transaction open: nobody needs to be told.
     Nothing,
-    /// The requests in flight cannot have changed anything (Parse, Describe, Sync, BEGIN) and count as
-    /// not executed: 57P03, or they are forwarded again.
+    /// The requests in flight cannot have changed anything but their session (Parse, Describe, Sync, BEGIN,
+    /// SET) and count as not executed: 57P03, or they are forwarded again.
     Harmless,
     /// A transaction was open and nothing forwarded can have ended it: it is rolled back. 40001
-    /// to the oldest request in flight, or to the next one if there is none; then the dead
-    /// transaction answers 25P02 until the client ends it.
+    /// to each request in flight, and to each one until the client ends the transaction.
     Retry,
     /// The transaction had failed before; the client knows. No new error.
     AlreadyFailed,
@@ -59,6 +58,8 @@ impl Judge {
         match (self, fate) {
             (before, Fate::Nothing) => before,
             (Self::Unknown | Self::Ended, _) | (_, Fate::Unknown) => Self::Unknown,
+            // Lost with its session, whether it was done or not.
+            (before, Fate::OfSession) => before,
             // Autocommit: committed by the time its ReadyForQuery comes, or not.
             (Self::Idle, Fate::Stays | Fate::Revives) => Self::Unknown,
             (Self::Idle | Self::Begun, Fate::Begins) => Self::Begun,

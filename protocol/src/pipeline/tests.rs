@@ -349,7 +349,7 @@ fn loss(status: TransactionStatus, sent: &[Sent], answered: &[u8]) -> Loss {
 
 #[test]
 fn the_truth_about_lost_requests() {
-    use Fate::{Begins, Commits, Revives, RollsBack, Stays, Unknown};
+    use Fate::{Begins, Commits, OfSession, Revives, RollsBack, Stays, Unknown};
     use TransactionStatus::{Failed, Idle, InBlock};
     let q = |fate| Sent::Query(unit(fate));
     let e = |fate| Sent::Execute(unit(fate));
@@ -380,6 +380,15 @@ fn the_truth_about_lost_requests() {
             b"",
             Loss::Unknown,
         ),
+        ("set", Idle, &[q(OfSession)], b"", Loss::Harmless),
+        ("set, answered", Idle, &[q(OfSession)], b"C", Loss::Harmless),
+        ("set and insert", Idle, &[e(OfSession), e(Stays), Sent::Sync], b"", Loss::Unknown),
+        ("insert and set", Idle, &[q(Stays), q(OfSession)], b"", Loss::Unknown),
+        ("begin and set", Idle, &[q(Begins), q(OfSession)], b"", Loss::Harmless),
+        ("begin, set, insert", Idle, &[q(Begins), q(OfSession), q(Stays)], b"", Loss::Unknown),
+        ("set in a block", InBlock, &[q(OfSession)], b"", Loss::Retry),
+        ("set behind a commit", InBlock, &[q(Commits), q(OfSession)], b"", Loss::Unknown),
+        ("set when failed", Failed, &[q(OfSession)], b"", Loss::AlreadyFailed),
         // BEGIN may fail, a time-out is enough, and the INSERT commits alone.
         ("begin and insert", Idle, &[q(Begins), q(Stays)], b"", Loss::Unknown),
         ("begin, answered, and insert", Idle, &[q(Begins), q(Stays)], b"CT", Loss::Retry),

@@ -8,6 +8,9 @@ use crate::txn::TransactionStatus;
 pub enum Fate {
     /// A single statement that cannot end a transaction block.
     Stays,
+    /// A single statement that changes its session at most, and nothing that outlives it: `SET`,
+    /// `SHOW`, `DEALLOCATE`, …
+    OfSession,
     /// `BEGIN` alone.
     Begins,
     /// `ROLLBACK TO SAVEPOINT` alone: it can bring a failed transaction back to life.

@@ -4,8 +4,10 @@
 //! Untold ── any request: 40001 ──► Told ── ROLLBACK, COMMIT ──► over
 //!    └───── ROLLBACK: tag ROLLBACK, no error needed ─────────────┘
 //! ```
-//! As PostgreSQL does in a failed block, everything else gets 25P02; ROLLBACK TO and AND CHAIN must
-//! not revive it (docs/safety.md A10), and ROLLBACK TO is told 40001 once more.
+//! Every statement until then gets 40001: drivers swallow errors of statements of their own (a
+//! DEALLOCATE, a RELEASE), and a caller has to see that the whole is to be run again. A transaction that had
+//! failed by its client's own fault gets 25P02, as from PostgreSQL. ROLLBACK TO and AND CHAIN must not
+//! revive it (docs/safety.md A10).
 
 use bytes::BytesMut;
 use kornak_protocol::backend;
@@ -21,6 +23,8 @@ use super::journal::Journal;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadTransaction {
     told: bool,
+    /// What every statement is told.
+    again: Verdict,
     /// An error was answered in this batch: everything is ignored until its Sync.
     skipping: bool,
     /// The batch has executed the transaction's end.
@@ -39,9 +43,9 @@ pub enum After {
 }
 
 impl DeadTransaction {
-    /// `told`: the client has had its error already.
-    pub fn new(told: bool, skipping: bool) -> Self {
-        Self { told, skipping, ended: false, portal: Fate::Unknown }
+    /// `told`: the client has had its error already; `again` is what its next statements are told.
+    pub fn new(told: bool, skipping: bool, again: Verdict) -> Self {
+        Self { told, again, skipping, ended: false, portal: Fate::Unknown }
     }
 
     /// Answers one message. The second value counts errors.
@@ -61,7 +65,7 @@ impl DeadTransaction {
             _ if self.skipping => (After::Stay, None),
             b'Q' => self.query(seen, out),
             b'F' => {
-                let error = self.refuse(Verdict::Dead, out);
+                let error = self.refuse(self.again, out);
                 backend::put_ready_for_query(Failed, out);
                 (After::Stay, Some(error))
             }
@@ -89,7 +93,7 @@ impl DeadTransaction {
             backend::put_ready_for_query(Idle, out);
             return (After::Over, Some(error));
         }
-        let error = self.refuse(dead(fate), out);
+        let error = self.refuse(self.dead(fate), out);
         backend::put_ready_for_query(Failed, out);
         (After::Stay, Some(error))
     }
@@ -106,7 +110,7 @@ impl DeadTransaction {
                 let fate =
                     if parse.is_whole { frontend::fate_of(parse.sql) } else { Fate::Unknown };
                 if !self.may_end(fate) {
-                    return Some(self.skip(dead(fate), out));
+                    return Some(self.skip(self.dead(fate), out));
                 }
                 journal.parse_unforwarded(parse, seen.is_whole().then_some(seen.body));
                 backend::put_parse_complete(out);
@@ -115,14 +119,14 @@ impl DeadTransaction {
                 let bind = frontend::Bind::parse(seen.body).ok()?;
                 let fate = journal.kind_of(bind.statement).map_or(Fate::Unknown, |s| s.fate);
                 if !self.may_end(fate) || !bind.portal.is_empty() {
-                    return Some(self.skip(dead(fate), out));
+                    return Some(self.skip(self.dead(fate), out));
                 }
                 self.portal = fate;
                 backend::put_bind_complete(out);
             }
             b'D' => match Target::parse(seen.body) {
                 Ok(Target::Portal(_)) => backend::put_no_data(out),
-                _ => return Some(self.skip(Verdict::Dead, out)),
+                _ => return Some(self.skip(self.again, out)),
             },
             b'C' => {
                 if let Ok(Target::Statement(name)) = Target::parse(seen.body) {
@@ -140,7 +144,7 @@ impl DeadTransaction {
                 let _ = backend::put_command_complete("ROLLBACK", out);
                 self.ended = true;
             }
-            b'E' => return Some(self.skip(Verdict::Dead, out)),
+            b'E' => return Some(self.skip(self.again, out)),
             _ => {}
         }
         None
@@ -148,6 +152,12 @@ impl DeadTransaction {
 
     fn may_end(&self, fate: Fate) -> bool {
         matches!(fate, Fate::RollsBack | Fate::Commits)
+    }
+
+    /// What a request gets. A framework that goes back to a savepoint shows its caller what that is
+    /// answered with, and there is none to go back to.
+    fn dead(&self, fate: Fate) -> Verdict {
+        if fate == Fate::Revives { Verdict::Retry } else { self.again }
     }
 
     fn skip(&mut self, verdict: Verdict, out: &mut BytesMut) -> Verdict {
@@ -162,10 +172,4 @@ impl DeadTransaction {
         verdict.put(out);
         verdict
     }
-}
-
-/// What a request gets behind the first error. A framework that goes back to a savepoint shows its
-/// caller what that is answered with, and must see that the whole is to be run again.
-fn dead(fate: Fate) -> Verdict {
-    if fate == Fate::Revives { Verdict::Retry } else { Verdict::Dead }
 }
