@@ -5,7 +5,7 @@ export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
 CARGO ?= cargo
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
-.PHONY: help install demo test lint drivers bench gaps torture matrix
+.PHONY: help install demo test lint drivers clients pgbench bench gaps torture matrix
 
 help:           ## Show this list
 	@sed -nE 's/^([a-z]+): *[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -44,6 +44,18 @@ matrix:         ## Run real-process tests with PostgreSQL 13 to 18 (ARGS="17 18"
 	scripts/install.sh --tests
 	$(CARGO) build --locked --workspace --bin kornak
 	tests/matrix/run.sh $(ARGS)
+
+clients:        ## Run client stacks of many languages through switchovers and a crash (ARGS="java psqlodbc")
+	scripts/install.sh --tests --clients
+	tests/clients/setup.sh $(TARGET_DIR)/clients
+	$(CARGO) build --locked -p kornak-ctl -p kornak-tests --bins
+	$(TARGET_DIR)/debug/kornak-clients --built $(TARGET_DIR)/clients $(ARGS)
+
+pgbench:        ## Run pgbench -M prepared, 200 clients over a pool of 8, each answer checked (MINUTES=10)
+	scripts/install.sh --tests
+	mkdir -p $(TARGET_DIR)/clients
+	$(CARGO) build --locked -p kornak-ctl -p kornak-tests --bins
+	$(TARGET_DIR)/debug/kornak-clients --built $(TARGET_DIR)/clients --crowd $(if $(MINUTES),$(MINUTES),10) $(ARGS)
 
 bench:          ## Compare pgbench direct, through HAProxy, PgBouncer and Kornak
 	scripts/install.sh --tests

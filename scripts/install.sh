@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a bare Debian machine lacks to build and run Kornak; with --tests also what
-# `make test` and `make bench` start, and with --drivers what `make drivers` builds with. Safe to run again: nothing missing means nothing done.
+# `make test` and `make bench` start, with --drivers what `make drivers` builds with, and with --clients
+# what `make clients` runs. Safe to run again: nothing missing means nothing done.
 #
 # No service is started and no database cluster is created by it: the demo and the tests start
 # their own servers on free ports, and a Debian default on 5432 or 2379 would be in their way.
@@ -9,14 +10,16 @@ set -euo pipefail
 rust_wanted=1.95
 tests=no
 drivers=no
+clients=no
 
 usage() {
   cat <<TEXT
-usage: scripts/install.sh [--tests] [--drivers]
+usage: scripts/install.sh [--tests] [--drivers] [--clients]
 
   --tests   also etcd, HAProxy, PgBouncer, curl, openssl, patchelf, ip and Python's venv (for Patroni itself, from PyPI),
             which the tests and benchmarks start
   --drivers what `make drivers` needs on top of it to build drivers written in C
+  --clients languages and drivers of `make clients`, as far as this Debian has them
 
 Needs root or sudo only if a package is missing. Rust $rust_wanted or newer is required as well; if there
 is none it is installed by rustup, and rustup from https://rustup.rs, for the user who runs this.
@@ -30,6 +33,7 @@ for argument in "$@"; do
   case $argument in
     --tests) tests=yes ;;
     --drivers) drivers=yes ;;
+    --clients) clients=yes ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
   esac
@@ -138,6 +142,28 @@ list_missing
 if [ ${#missing[@]} -gt 0 ]; then install_packages; fi
 
 PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
+# What `make clients` cannot run for want of a package it leaves out, and says so; so this fails nothing.
+client_stacks() {
+  local wanted=() package
+  for package in default-jdk-headless golang-github-jackc-pgx-v4-dev golang-github-lib-pq-dev golang-go \
+    libdbd-pg-perl libhikaricp-java libpostgresql-jdbc-java npm odbc-postgresql php-cli php-pgsql \
+    python3-venv ruby ruby-activerecord ruby-pg unixodbc odbcinst; do
+    case $package in
+      npm) if has_command npm; then continue; fi ;;
+      default-jdk-headless) if has_command javac; then continue; fi ;;
+    esac
+    dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok installed' || wanted+=("$package")
+  done
+  [ ${#wanted[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null 2>&1 || { say "not Debian: install the equivalents of ${wanted[*]}"; return 0; }
+  say "installing ${wanted[*]}"
+  apt update || true
+  for package in "${wanted[@]}"; do
+    apt install --no-install-recommends "$package" || say "SKIPPED $package: it cannot be had here"
+  done
+}
+if [ "$clients" = yes ]; then client_stacks; fi
+
 rust_is_new_enough() {
   local have
   have=$(rustc --version 2>/dev/null | sed -E 's/^rustc ([0-9]+\.[0-9]+).*/\1/') || return 1

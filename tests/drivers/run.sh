@@ -2,7 +2,10 @@
 # Runs drivers' own test suites against a server directly and through the proxy, and shows the
 # difference: whatever passes directly has to pass through the proxy.
 #
-#   tests/drivers/run.sh [psycopg2] [asyncpg] [pg8000] [tokio-postgres]      (default: all)
+#   tests/drivers/run.sh [--pooled] [psycopg2] [asyncpg] [pg8000] [tokio-postgres]      (default: all)
+#
+# --pooled: through a listener with pool_mode: transaction, for which pooled-exceptions.txt says what
+# needs a session by nature.
 #
 # Fetches each suite from its public registry (source distributions of PyPI, the crate), starts one
 # server and one proxy, runs each suite against both, and prints a table. Ends with 1 if a test
@@ -21,6 +24,11 @@ kornak=$(realpath -m "${KORNAK_BIN:-$root/target/debug/kornak}")
 bin=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)
 export PATH="$bin:$PATH"
 password=pw
+pool= exceptions=$here/exceptions.txt
+if [ "${1:-}" = --pooled ]; then
+  shift
+  pool=', pool_mode: transaction, pool_size: 20' exceptions=$here/pooled-exceptions.txt
+fi
 [ -x "$kornak" ] || { echo "no $kornak: build it with cargo build --workspace --bin kornak"; exit 1; }
 [ $# -gt 0 ] || set -- psycopg2 asyncpg pg8000 tokio-postgres
 
@@ -83,7 +91,7 @@ scope: drivers
 static: {members: [{name: a, host: 127.0.0.1, port: $direct}]}
 proxy:
   listeners:
-    - {name: primary, listen: "127.0.0.1:$proxied", target: primary}
+    - {name: primary, listen: "127.0.0.1:$proxied", target: primary$pool}
   status: false
   tls:
     client: {cert: server.crt, key: server.key}
@@ -112,7 +120,7 @@ venv/bin/pip -q install --disable-pip-version-check pytest
 
 # The source distribution of a package, unpacked into src-PACKAGE.
 fetch() {
-  venv/bin/pip -q download --disable-pip-version-check --no-deps --no-binary :all: -d sdist "$1" >&2
+  venv/bin/pip -q download --disable-pip-version-check --no-deps --no-binary "$1" -d sdist "$1" >&2
   mkdir -p "src-$1" && tar -xf sdist/"${1//-/[-_]}"-*.tar.gz -C "src-$1" --strip-components 1
 }
 
@@ -132,7 +140,7 @@ psycopg2() {
 }
 
 asyncpg() {
-  [ -d src-asyncpg ] || { fetch asyncpg; venv/bin/pip -q install --disable-pip-version-check ./src-asyncpg pytest-timeout distro uvloop >&2; mkdir run-asyncpg; mv src-asyncpg/tests run-asyncpg/tests; }
+  [ -d src-asyncpg ] || { fetch asyncpg; venv/bin/pip -q install --disable-pip-version-check asyncpg pytest-timeout distro uvloop >&2; mkdir run-asyncpg; mv src-asyncpg/tests run-asyncpg/tests; }
   sql -c 'DROP DATABASE IF EXISTS asyncpg_test WITH (FORCE)' -c 'CREATE DATABASE asyncpg_test'
   # With PGHOST the suite takes the server there; tests that start servers of their own, or read the
   # server's log, skip themselves.
@@ -196,7 +204,7 @@ for suite in "$@"; do
   fi
   count() { wc -l < "$1" | tr -d ' '; }
   printf '%-16s %16s %16s %14s\n' "$suite" "$(count "$suite.direct")" "$(count "$suite.proxied")" "$(count "$suite.only")"
-  grep -vxFf <(sed -n "s/^$suite //p" "$here/exceptions.txt" | sed 's/ *#.*//') "$suite.only" \
+  grep -vxFf <(sed -n "s/^$suite //p" "$exceptions" | sed 's/ *#.*//') "$suite.only" \
     > "$suite.bad" || true
   sed 's/^/    passes directly only: /' "$suite.bad"
   [ ! -s "$suite.bad" ] || bad=1

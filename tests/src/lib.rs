@@ -7,6 +7,7 @@
 
 #![expect(clippy::panic, reason = "a test ends in a panic, and these are its hands")]
 
+pub mod clients;
 pub mod differential;
 pub mod load;
 pub mod run;

@@ -18,7 +18,7 @@ use super::etcd::Etcd;
 use super::kornak;
 use super::lan::{CENTRE, Lan};
 use super::patroni::Patroni;
-use super::port::host_of;
+use super::port::{Port, host_of};
 use super::postgres::{SUPERUSER_PASSWORD, connect, describe};
 use super::proxy::Proxy;
 use super::scratch::Scratch;
@@ -206,6 +206,22 @@ impl Cluster {
             format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
         let pool = format!(", pool_mode: transaction, pool_size: {size}");
         Proxy::start_as(&self.scratch, "pooled", &head, &pool, &auth).await
+    }
+
+    /// One more proxy with two listeners for the primary, a plain and a pooled one, and the port of
+    /// the latter.
+    pub async fn proxy_with_a_pool(&self, size: usize) -> Result<(Proxy, Port)> {
+        let head = format!("scope: demo\netcd3:\n  hosts: [{}]", self.etcd.endpoints().join(", "));
+        let auth =
+            format!("auth: {{method: scram, user: postgres, password: \"{SUPERUSER_PASSWORD}\"}}");
+        let [port] = Port::several();
+        let pooled = format!(
+            "}}\n    - {{name: pooled, listen: \"{}\", target: primary, pool_mode: transaction, \
+             pool_size: {size}",
+            port.address()
+        );
+        let proxy = Proxy::start_as(&self.scratch, "both", &head, &pooled, &auth).await?;
+        Ok((proxy, port))
     }
 
     /// An application's login through a listener, message by message.
