@@ -376,7 +376,7 @@ async fn status(
     );
     // The operator's are kept without that.
     let config = cluster.config.as_ref();
-    let permanent = config.map(|config| config.permanent_slots()).unwrap_or_default();
+    let permanent = config.map(kornak_cluster::ClusterConfig::permanent_slots).unwrap_or_default();
     retain_slots.retain(|name| permanent.iter().all(|slot| slot.name != *name));
     retain_slots.sort_unstable();
     retain_slots.dedup();

@@ -41,7 +41,7 @@ mod tries;
 pub mod watchdog;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -364,6 +364,13 @@ impl Shown {
     }
 }
 
+/// The promises to leaders without the store that this boot's agents have given.
+fn promises_in(dir: &Path) -> Result<Promises, RunError> {
+    const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+    let boot_id = std::fs::read_to_string(BOOT_ID).map_err(RunError::BootId)?;
+    Ok(Promises::load(dir.join("promise"), boot_id.trim().to_owned(), boottime_now()))
+}
+
 /// One life of an agent: from finding its guard to losing it, or to other settings.
 struct Instance {
     ctx: Arc<Context>,
@@ -421,13 +428,7 @@ impl Instance {
             settings.kornak.guard.margin,
             config.runtime_dir.join("leader-lease"),
         );
-        let boot_id =
-            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(RunError::BootId)?;
-        let promises = Promises::load(
-            config.runtime_dir.join("promise"),
-            boot_id.trim().to_owned(),
-            boottime_now(),
-        );
+        let promises = promises_in(&config.runtime_dir)?;
         let (observation, observed) = watch::channel(Arc::new(Observation::none()));
         let ctx = Arc::new(Context {
             name: settings.name.clone(),

@@ -181,7 +181,8 @@ fn is_standby_cluster(state: &ClusterState) -> bool {
 
 fn member_from_state(state: &ClusterState, name: &str, member: &Member) -> MemberView {
     let leads = state.leader.as_ref().is_some_and(|leader| leader.name == name);
-    let mode = state.config.as_ref().map_or(SyncMode::Off, |config| config.sync_mode());
+    let mode =
+        state.config.as_ref().map_or(SyncMode::Off, kornak_cluster::ClusterConfig::sync_mode);
     let in_sync = state.sync.as_ref().is_some_and(|sync| sync.matches(name));
     let role = match (leads, mode, in_sync) {
         (true, ..) if is_standby_cluster(state) => "standby_leader",

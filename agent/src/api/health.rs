@@ -94,7 +94,7 @@ pub(super) fn synchrony_of(cluster: &ClusterState, name: &str) -> Synchrony {
     let named = cluster.sync.as_ref().is_some_and(|sync| {
         sync.standbys().iter().any(|standby| standby.eq_ignore_ascii_case(name))
     });
-    match cluster.config.as_ref().map(|config| config.sync_mode()) {
+    match cluster.config.as_ref().map(kornak_cluster::ClusterConfig::sync_mode) {
         Some(SyncMode::On) if named => Synchrony::Sync,
         Some(SyncMode::Quorum) if named => Synchrony::Quorum,
         _ => Synchrony::None,

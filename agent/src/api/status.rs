@@ -236,7 +236,7 @@ pub(super) fn operator(view: &NodeView, now: Moment) -> Map<String, Value> {
     put(
         &mut out,
         "synchronous_mode",
-        match config.map(|config| config.sync_mode()) {
+        match config.map(kornak_cluster::ClusterConfig::sync_mode) {
             Some(SyncMode::On) => "on",
             Some(SyncMode::Quorum) => "quorum",
             Some(SyncMode::Off) | None => "off",

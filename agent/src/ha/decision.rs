@@ -213,7 +213,17 @@ impl Why {
             Self::PeerPreferred => "another member has the same and a higher priority",
             Self::OtherIsCandidate => "another member is the candidate",
             Self::CandidateLacksWal { .. } => "not all of the former leader's WAL is here",
-            Self::UnfencedPrimary => "a primary without a guard may be running",
+            Self::UnfencedPrimary
+            | Self::UnfencedRuns
+            | Self::UnfencedUnheard { .. }
+            | Self::LeavesUnfenced => self.of_unfenced(),
+            Self::StoreLost => "the store is away",
+        }
+    }
+
+    /// What a primary without a guard has others do.
+    const fn of_unfenced(self) -> &'static str {
+        match self {
             Self::UnfencedRuns => {
                 "a primary without a guard runs: start its agent or stop its server, or name the member that \
                  is to lead (failover)"
@@ -224,7 +234,7 @@ impl Why {
             Self::LeavesUnfenced => {
                 "leaving a primary without a guard, so that it can acknowledge nothing"
             }
-            Self::StoreLost => "the store is away",
+            _ => "a primary without a guard may be running",
         }
     }
 }

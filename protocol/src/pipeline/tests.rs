@@ -348,8 +348,31 @@ fn loss(status: TransactionStatus, sent: &[Sent], answered: &[u8]) -> Loss {
 }
 
 #[test]
+fn a_lost_statement_that_changes_its_session_alone_may_be_sent_again() {
+    use Fate::{Begins, Commits, OfSession, Stays};
+    use TransactionStatus::{Failed, Idle, InBlock};
+    let q = |fate| Sent::Query(unit(fate));
+    let e = |fate| Sent::Execute(unit(fate));
+    type Row<'a> = (&'a str, TransactionStatus, &'a [Sent], &'a [u8], Loss);
+    let rows: &[Row<'_>] = &[
+        ("set", Idle, &[q(OfSession)], b"", Loss::Harmless),
+        ("set, answered", Idle, &[q(OfSession)], b"C", Loss::Harmless),
+        ("set and insert", Idle, &[e(OfSession), e(Stays), Sent::Sync], b"", Loss::Unknown),
+        ("insert and set", Idle, &[q(Stays), q(OfSession)], b"", Loss::Unknown),
+        ("begin and set", Idle, &[q(Begins), q(OfSession)], b"", Loss::Harmless),
+        ("begin, set, insert", Idle, &[q(Begins), q(OfSession), q(Stays)], b"", Loss::Unknown),
+        ("set in a block", InBlock, &[q(OfSession)], b"", Loss::Retry),
+        ("set behind a commit", InBlock, &[q(Commits), q(OfSession)], b"", Loss::Unknown),
+        ("set when failed", Failed, &[q(OfSession)], b"", Loss::AlreadyFailed),
+    ];
+    for (what, status, sent, answered, truth) in rows {
+        assert_eq!(loss(*status, sent, answered), *truth, "{what}");
+    }
+}
+
+#[test]
 fn the_truth_about_lost_requests() {
-    use Fate::{Begins, Commits, OfSession, Revives, RollsBack, Stays, Unknown};
+    use Fate::{Begins, Commits, Revives, RollsBack, Stays, Unknown};
     use TransactionStatus::{Failed, Idle, InBlock};
     let q = |fate| Sent::Query(unit(fate));
     let e = |fate| Sent::Execute(unit(fate));
@@ -380,15 +403,6 @@ fn the_truth_about_lost_requests() {
             b"",
             Loss::Unknown,
         ),
-        ("set", Idle, &[q(OfSession)], b"", Loss::Harmless),
-        ("set, answered", Idle, &[q(OfSession)], b"C", Loss::Harmless),
-        ("set and insert", Idle, &[e(OfSession), e(Stays), Sent::Sync], b"", Loss::Unknown),
-        ("insert and set", Idle, &[q(Stays), q(OfSession)], b"", Loss::Unknown),
-        ("begin and set", Idle, &[q(Begins), q(OfSession)], b"", Loss::Harmless),
-        ("begin, set, insert", Idle, &[q(Begins), q(OfSession), q(Stays)], b"", Loss::Unknown),
-        ("set in a block", InBlock, &[q(OfSession)], b"", Loss::Retry),
-        ("set behind a commit", InBlock, &[q(Commits), q(OfSession)], b"", Loss::Unknown),
-        ("set when failed", Failed, &[q(OfSession)], b"", Loss::AlreadyFailed),
         // BEGIN may fail, a time-out is enough, and the INSERT commits alone.
         ("begin and insert", Idle, &[q(Begins), q(Stays)], b"", Loss::Unknown),
         ("begin, answered, and insert", Idle, &[q(Begins), q(Stays)], b"CT", Loss::Retry),

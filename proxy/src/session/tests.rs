@@ -418,7 +418,8 @@ fn an_error_of_a_server_whose_postmaster_is_gone_is_its_last_word() {
 #[test]
 fn what_citus_reports_of_a_lost_node_has_the_sqlstate_that_is_true_of_the_statement() {
     let closed = "server closed the connection unexpectedly";
-    let rows: [(&[&str], &str, &[u8], &str, &str); 6] = [
+    type Row<'a> = (&'a [&'a str], &'a str, &'a [u8], &'a str, &'a str);
+    let rows: [Row<'_>; 6] = [
         (&["BEGIN"], "UPDATE t SET a = 1", b"XX000", closed, "E 40001"),
         (&["BEGIN"], "COMMIT", b"XX000", closed, "E 08007"),
         (&[], "UPDATE t SET a = 1", b"XX000", "postmaster was shut down, exiting", "E 08007"),
