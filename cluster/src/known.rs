@@ -61,7 +61,7 @@ pub struct Known {
     config: Option<ClusterConfig>,
     /// From an earlier life of the agent: the system identifier of its cluster, and what was in force.
     cached: Option<(String, ClusterConfig)>,
-    /// What a new cluster begins with (`bootstrap.dcs`).
+    /// Configuration that a new cluster begins with (`bootstrap.dcs`).
     first: Option<ClusterConfig>,
     /// The data at hand is a new cluster's, whose configuration is not in the store yet.
     begins: bool,

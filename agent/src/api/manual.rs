@@ -8,6 +8,7 @@
 //! leader notices a key in the store.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -20,6 +21,10 @@ use super::{ANSWER_LIMIT, Api, PEER_LIMIT, text};
 use crate::ha::Peer;
 use crate::node::{Command, CommandError, CommandResult, NodeView};
 use crate::peers::{Identity, PeerError};
+
+/// How long a success may take to show in this node's own view of the cluster, which follows the store
+/// by some milliseconds.
+const SHOW_LIMIT: Duration = Duration::from_millis(500);
 
 /// Which of the two is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,11 +181,12 @@ pub(super) async fn run(
         let why = format!("{} is not possible: no good candidates have been found", kind.word());
         return text(StatusCode::PRECONDITION_FAILED, why);
     }
-    here(api, request).await
+    let former = cluster.leader.as_ref().map(|leader| leader.name.clone());
+    here(api, request, former.as_deref()).await
 }
 
-/// Lets the driver carry the request out.
-async fn here(api: &Api, request: Request) -> Response {
+/// Lets the driver carry the request out; `former` is the leader so far.
+async fn here(api: &Api, request: Request, former: Option<&str>) -> Response {
     let kind = request.kind;
     let result = match (kind, request.candidate) {
         (Kind::Failover, Some(candidate)) => {
@@ -191,12 +197,27 @@ async fn here(api: &Api, request: Request) -> Response {
         }
     };
     match result {
-        Ok(result) => report(kind, result),
+        Ok(result) => {
+            if result.is_ok() {
+                another_leader_shows(api, former).await;
+            }
+            report(kind, result)
+        }
         Err(unanswered) if unanswered.may_happen() => {
             text(StatusCode::SERVICE_UNAVAILABLE, format!("{} status unknown", kind.title()))
         }
         Err(unanswered) => unanswered.response(),
     }
+}
+
+/// Waits until this API shows the new leader: whoever reads of the success may look at once.
+async fn another_leader_shows(api: &Api, former: Option<&str>) {
+    let mut views = api.views.clone();
+    let shows = views.wait_for(|view| {
+        view.cluster.leader.as_ref().is_some_and(|leader| Some(leader.name.as_str()) != former)
+    });
+    // The success is one whether it shows by then or not.
+    drop(tokio::time::timeout(SHOW_LIMIT, shows).await);
 }
 
 /// `DELETE /switchover`.

@@ -298,8 +298,8 @@ fn watchdog(section: &Section<'_>) -> WatchdogSettings {
     }
 }
 
-/// What is off is left out, as Patroni's members leave it out: it says nothing, unless it wins over a
-/// priority.
+/// Reads the tags. A tag that is off is left out, as Patroni's members leave it out, unless it wins over
+/// a priority.
 fn tags(section: &Section<'_>) -> Tags {
     let mut tags = Map::new();
     for (key, value) in section.entries() {

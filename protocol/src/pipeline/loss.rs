@@ -33,7 +33,7 @@ pub(super) enum Judge {
     Idle,
     /// BEGIN is in flight and nothing behind it.
     Begun,
-    /// The same, and its batch ends there: if it fails, what follows stands alone.
+    /// BEGIN is in flight and ends its batch: if it fails, what follows stands alone.
     Unheard,
     Open,
     /// Open by a BEGIN whose batch is not answered.

@@ -375,8 +375,12 @@ impl Cluster {
         let began = Instant::now();
         self.switchover(&leader, &candidate).await?;
         let took = began.elapsed();
-        let leads = self.leader().await?;
-        ensure!(leads == candidate, "{leads} leads after a switchover to {candidate}");
+        // The former leader's REST API shows a change of the store some milliseconds later.
+        until(Duration::from_secs(5), &format!("{candidate} leads"), || async {
+            let leads = self.leader().await.map_err(|error| format!("{error:#}"))?;
+            if leads == candidate { Ok(()) } else { Err(format!("{leads} leads")) }
+        })
+        .await;
         Ok(format!("{leader} -> {candidate}, the command took {took:.2?}"))
     }
 

@@ -104,3 +104,19 @@ async fn a_failover_needs_no_leader_that_answers() {
     let refusal = "Switchover failed: the leader's REST API cannot be reached";
     assert_eq!((status, text.as_str()), (503, refusal));
 }
+
+#[tokio::test]
+async fn a_switchover_is_answered_when_the_new_leader_shows() {
+    let leader = leader().await;
+    let follower = served(standby(), guarded(), |command| panic!("{command:?}")).await;
+    let view = at(primary(), &[("pg0", follower.address)]);
+    leader.views.send_replace(Arc::new(view.clone()));
+    let body = json!({"leader": "pg2", "candidate": "pg0"});
+    let mut answer = std::pin::pin!(post(&leader, "/switchover", &body));
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut answer).await;
+    assert!(early.is_err(), "{early:?} while this node still shows the former leader");
+    leader.views.send_replace(Arc::new(within(view, |cluster| {
+        cluster.leader.as_mut().unwrap().name = "pg0".to_owned();
+    })));
+    assert_eq!(answer.await.0, 200);
+}
