@@ -4,7 +4,7 @@
 //!
 //! A round is played in segments. In each, every client says its part at the same time as the others; between
 //! two segments somebody else changes tables that all read. Clients leave in the middle of messages, and
-//! others take their place. At most [`KEEPERS`] clients keep a connection from the rest at a time, so that
+//! others take their place. At most `KEEPERS` clients keep a connection from the rest at a time, so that
 //! nobody waits for ever.
 //!
 //! When answers differ, clients, segments, parts and steps are left out as long as they still do.
@@ -34,7 +34,7 @@ use words::Speaker;
 /// Clients at once.
 const CLIENTS: usize = 6;
 
-/// Server connections that a pool needs for them at least, one more than [`KEEPERS`].
+/// Server connections that a pool needs for them at least, one more than `KEEPERS`.
 pub const POOL_SIZE: usize = 3;
 
 /// Clients that may keep a connection from one segment to the next.
