@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -28,16 +29,18 @@ pub(super) async fn run(ctx: Arc<Context>, databases: Vec<String>, stop: Cancell
     let mut observed = ctx.observation.clone();
     let mut done: Option<Due> = None;
     let mut complained: Option<String> = None;
+    // What wakes this task every second must not put the next look off.
+    let mut again = Instant::now() + EVERY;
     loop {
         let seen = Seen::read(&scope, &view.borrow_and_update().clone());
         observed.borrow_and_update();
         let due = due(&seen).filter(|_| ctx.leads_primary());
-        let mut pause = EVERY;
         if due.is_some() && due != done {
             match write(&ctx, &databases, due.as_ref()).await {
                 Ok(()) => {
                     complained = None;
                     done = due;
+                    again = Instant::now() + EVERY;
                     // What the store says may have changed meanwhile.
                     continue;
                 }
@@ -48,7 +51,7 @@ pub(super) async fn run(ctx: Arc<Context>, databases: Vec<String>, stop: Cancell
                         warn!(error, "pg_dist_poolinfo cannot be kept");
                         complained = Some(text);
                     }
-                    pause = SOON;
+                    again = Instant::now() + SOON;
                 }
             }
         }
@@ -56,7 +59,10 @@ pub(super) async fn run(ctx: Arc<Context>, databases: Vec<String>, stop: Cancell
             () = stop.cancelled() => return,
             _ = view.changed() => {}
             _ = observed.changed() => {}
-            () = tokio::time::sleep(pause) => done = None,
+            () = tokio::time::sleep_until(again) => {
+                done = None;
+                again = Instant::now() + EVERY;
+            }
         }
     }
 }
