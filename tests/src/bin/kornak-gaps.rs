@@ -114,7 +114,8 @@ impl Bench {
         load.flows(20, RECOVERY_LIMIT).await;
         let leader = self.cluster.leader().await?;
         self.happen(event, &leader).await?;
-        if event != Event::AgentFrozen {
+        // After a crash Patroni's leader starts its server again in place.
+        if matches!(event, Event::HostLost | Event::HostFrozen) {
             self.cluster.new_leader(&leader, RECOVERY_LIMIT).await;
         }
         load.flows(20, RECOVERY_LIMIT).await;
