@@ -63,7 +63,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(600);
 
 /// The longest a request waits for room in the driver's queue, and for an answer that needs no work.
 const QUICK_LIMIT: Duration = Duration::from_secs(5);
-/// Of a leader's slots as many as are taken: more than any server has.
+/// Bound on the slots that a leader's failsafe request may name; no server has as many.
 const MOST_SLOTS: usize = 1000;
 
 /// The longest a candidate may take to say that it is there. Patroni's constant.

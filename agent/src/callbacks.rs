@@ -17,7 +17,7 @@ pub struct Told {
     crashed: bool,
 }
 
-/// What a leader is whose server does not start, in Patroni's word.
+/// Patroni's word for the role of a leader whose server does not start.
 pub const DEMOTED: &str = "demoted";
 
 /// The role in Patroni's words. `leads`: this node has the leader key of a standby cluster.

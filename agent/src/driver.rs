@@ -64,7 +64,7 @@ pub(crate) struct Driver {
     foreign_key: Option<(u64, kornak_cluster::Moment)>,
     dcs_last_seen: u64,
     told: Option<(Action, Why)>,
-    /// It was told, since somebody led, that the others are asked.
+    /// Whether the log has said, since the last leader was gone, that the other members are asked.
     told_asking: bool,
     cycles: u64,
     config_applied: Option<ClusterConfig>,

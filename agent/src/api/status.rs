@@ -1,4 +1,4 @@
-//! What the node and its cluster look like, in Patroni's JSON (its documentation, *REST API*,
+//! State of the node and of its cluster, in Patroni's JSON (its documentation, *REST API*,
 //! monitoring endpoint), and in Kornak's own for operators. Pure.
 
 use kornak_cluster::{

@@ -48,7 +48,7 @@ pub async fn ensure(postgres: &Postgres, database: &str) -> Result<(), SqlError>
     authenticate(&client, &postgres.settings().superuser).await
 }
 
-/// What a person may have taken away since; nothing where there is no such database or extension any more.
+/// Restores the rows that a person may have removed. Does nothing where the database or the extension is gone.
 pub async fn look_after(postgres: &Postgres, database: &str) -> Result<(), SqlError> {
     let client = match postgres.connect_to_database(database, APPLICATION).await {
         Err(error) if error.code() == Some("3D000") => return Ok(()),

@@ -31,11 +31,13 @@ pub(super) async fn run(ctx: Arc<Context>, databases: Vec<String>, stop: Cancell
     let mut complained: Option<String> = None;
     // What wakes this task every second must not put the next look off.
     let mut again = Instant::now() + EVERY;
+    let mut rest_until = None;
     loop {
         let seen = Seen::read(&scope, &view.borrow_and_update().clone());
         observed.borrow_and_update();
         let due = due(&seen).filter(|_| ctx.leads_primary());
-        if due.is_some() && due != done {
+        let rests = rest_until.is_some_and(|until| Instant::now() < until);
+        if due.is_some() && due != done && !rests {
             match write(&ctx, &databases, due.as_ref()).await {
                 Ok(()) => {
                     complained = None;
@@ -52,6 +54,7 @@ pub(super) async fn run(ctx: Arc<Context>, databases: Vec<String>, stop: Cancell
                         complained = Some(text);
                     }
                     again = Instant::now() + SOON;
+                    rest_until = Some(again);
                 }
             }
         }
@@ -67,7 +70,7 @@ pub(super) async fn run(ctx: Arc<Context>, databases: Vec<String>, stop: Cancell
     }
 }
 
-/// What is to be written, and of whose rows: written again when one of them has changed.
+/// The statement to run, with the facts that make it due again when one of them changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Due {
     statement: String,

@@ -221,7 +221,7 @@ impl Why {
         }
     }
 
-    /// What a primary without a guard has others do.
+    /// Sentence for the reasons that concern a primary without a guard.
     const fn of_unfenced(self) -> &'static str {
         match self {
             Self::UnfencedRuns => {

@@ -1,4 +1,4 @@
-//! Who keeps this node from leading, in the words that Patroni's users look for in a log.
+//! The member that keeps this node from leading, in the words that Patroni's users look for in a log.
 
 use kornak_cluster::Tags;
 
