@@ -115,6 +115,21 @@ async fn failover_slots_are_there_after_a_switchover_and_a_crash() -> Result<()>
     Ok(())
 }
 
+/// Waits until the standby has replayed what the leader has written so far.
+async fn replayed(leader: &Node, standby: &Node) -> Result<()> {
+    let written = value(leader, "postgres", "SELECT pg_current_wal_lsn()::text").await;
+    let written = written.map_err(anyhow::Error::msg)?.context("a position")?;
+    let sql = format!("SELECT (pg_last_wal_replay_lsn() >= '{written}')::text");
+    until(LIMIT, &format!("{} has replayed {written}", standby.name()), || async {
+        match value(standby, "postgres", &sql).await? {
+            Some(answer) if answer == "true" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    Ok(())
+}
+
 /// Whether a member says that it waits for a restart.
 async fn is_pending(node: &Node) -> Result<bool, String> {
     let answer = node.rest().get("/patroni").await.map_err(|error| format!("{error:#}"))?;
@@ -143,6 +158,8 @@ async fn a_parameter_that_needs_a_restart_is_raised_and_lowered() -> Result<()> 
             let answer = node.rest().post("/restart", &json!({"restart_pending": true})).await?;
             ensure!(answer.code == 200, "{}: {} {}", node.name(), answer.code, answer.text);
             cluster.healthy(LIMIT).await;
+            // A standby cannot start with fewer connections than the last record that it replayed demands.
+            replayed(leader, standby).await?;
         }
         for node in order {
             until(LIMIT, &format!("{} has {wanted} and is content", node.name()), || async {
