@@ -4,6 +4,7 @@
 //! ([`crate::forward`]).
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +17,10 @@ use kornak_protocol::error::ErrorView;
 use kornak_protocol::frame::{Frame, FrameError, take_frame};
 use kornak_protocol::frontend;
 use kornak_protocol::params::Parameters;
-use kornak_protocol::sqlstate::SqlState;
+use kornak_protocol::sqlstate::{INVALID_PASSWORD, SqlState};
 use kornak_protocol::startup::{self, ProtocolVersion};
 use kornak_protocol::{DecodeError, EncodeError};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::descriptors;
 use crate::stream::{self, Leg, Stream, read_more, write_all};
@@ -100,6 +101,17 @@ impl DialError {
             Self::Timeout => true,
             Self::Refused { sqlstate, .. } => sqlstate.class() == *b"57",
             Self::Auth(_) | Self::Protocol { .. } | Self::Tls { .. } => false,
+        }
+    }
+
+    /// Whether what we have of the role's password is not, or not any more, its password.
+    pub fn is_about_password(&self) -> bool {
+        match self {
+            Self::Auth(error) => {
+                matches!(error, LoginError::OtherVerifier | LoginError::NoCredentials { .. })
+            }
+            Self::Refused { sqlstate, .. } => *sqlstate == INVALID_PASSWORD,
+            _ => false,
         }
     }
 
@@ -205,6 +217,12 @@ pub async fn connect(
         log_in(stream, account, allowed).await
     });
     tokio::time::timeout(limit, login).await.map_err(|_| DialError::Timeout)?
+}
+
+/// Logs in over a server's Unix socket.
+pub async fn connect_locally(socket: &Path, account: Account<'_>) -> Result<Connected, DialError> {
+    let stream = Stream::local(UnixStream::connect(socket).await?)?;
+    log_in(stream, account, Allowed::USUAL).await
 }
 
 /// Tries what `sslmode` allows, as libpq does: after a failed handshake, or a refusal before the

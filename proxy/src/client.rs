@@ -13,6 +13,7 @@ mod dial;
 pub mod examine;
 mod identity;
 mod listening;
+mod nearby;
 mod obtain;
 mod pooled;
 mod secondary;

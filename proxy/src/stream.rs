@@ -1,8 +1,8 @@
-//! A TCP connection, in the clear or under TLS, of either leg.
+//! A TCP connection, in the clear or under TLS, of either leg; or a server's Unix socket.
 
 use std::io;
 use std::ops::Deref;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
 /// Either kind of connection.
@@ -93,6 +93,13 @@ impl io::Read for Kernel<'_> {
 }
 
 impl Stream {
+    /// A server's Unix socket. Everything that is done with a stream is done with sockets of any kind;
+    /// only the times that TCP knows are refused, and nobody looks.
+    pub fn local(socket: UnixStream) -> io::Result<Self> {
+        let socket = std::net::TcpStream::from(OwnedFd::from(socket.into_std()?));
+        Ok(Self::Plain(TcpStream::from_std(socket)?))
+    }
+
     /// A client that takes nothing is there all the same: the kernel would take its full window for death.
     pub fn be_patient(&self, patient: bool) {
         let limit = (!patient).then_some(CLIENT_USER_TIMEOUT);

@@ -1,6 +1,7 @@
 //! What one client of a pool leaves behind reaches nobody else, and is still there for itself: a pool of one
 //! connection, so that every client gets what the last one had.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -57,6 +58,7 @@ async fn what_clients_leave_behind() -> Result<()> {
     what_functions_leave_is_their_clients_own(&pool).await.context("functions")?;
     sql_may_name_statements_of_the_protocol(&pool).await.context("sql")?;
     statements_are_shared_under_equal_settings_only(&pool).await.context("settings")?;
+    a_password_set_again_ends_nobody(&pool, &server).await.context("password")?;
     let pool = Pool::start(&scratch, &server, "always").await?;
     a_reset_of_everything_leaves_nothing_of_a_trigger(&pool).await.context("always")?;
     scratch.passed();
@@ -144,6 +146,29 @@ async fn statements_are_shared_under_equal_settings_only(pool: &Pool) -> Result<
         let at_b: i64 = b.query_one(&time_b, &[]).await?.get(0);
         assert_eq!(at_a - at_b, 9 * 3600);
     }
+    Ok(())
+}
+
+async fn a_password_set_again_ends_nobody(pool: &Pool, server: &Postgres) -> Result<()> {
+    let hba = server.data_dir().join("pg_hba.conf");
+    let before = fs::read_to_string(&hba)?;
+    fs::write(&hba, format!("local all app trust\n{before}"))?;
+    pool.admin.batch_execute("SELECT pg_reload_conf()").await?;
+    let client = pool.client().await?;
+    client.batch_execute("SET work_mem = '7MB'").await?;
+    for password in ["right", "another", "right"] {
+        pool.admin.batch_execute(&format!("ALTER ROLE app PASSWORD '{password}'")).await?;
+        pool.admin
+            .batch_execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'",
+            )
+            .await?;
+        assert_eq!(text(&client, "SHOW work_mem").await?, "7MB", "{password}");
+        let wrong = pool.conninfo().replace("password=right", "password=wrong");
+        assert_eq!(sqlstate(connect(&wrong).await), "28P01");
+    }
+    fs::write(&hba, before)?;
+    pool.admin.batch_execute("SELECT pg_reload_conf()").await?;
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! One login at one server, in its turn.
 
-use kornak_protocol::auth::LoginError;
+use kornak_protocol::auth::Credentials;
 
-use super::{Candidate, Identity, RETRY_PAUSE, secondary};
+use super::{Candidate, Identity, RETRY_PAUSE, nearby, secondary};
 use crate::backend::{self, Account, Address, Connected, DialError};
 use crate::metrics::count;
 use crate::reading::Source;
@@ -28,17 +28,25 @@ pub(super) async fn dial(
     if source == Some(Source::Standbys) {
         return secondary::connect(shared, address, identity, limit).await;
     }
-    match backend::connect(address, tls, identity.account(), limit).await {
-        // The password was set again since. Whoever has logged in with it after that has other keys.
-        Err(DialError::Auth(LoginError::OtherVerifier)) => {
-            let known = shared.verifiers.newest_keys(&identity.user);
-            let Some(newest) = known.filter(|newest| *newest != identity.credentials) else {
-                return Err(LoginError::OtherVerifier.into());
-            };
-            let account = Account { credentials: &newest, ..identity.account() };
-            backend::connect(address, tls, account, limit).await
+    let refused = match backend::connect(address, tls, identity.account(), limit).await {
+        Err(error) if error.is_about_password() => error,
+        connected => return connected,
+    };
+    // The password was set again since. Whoever has logged in with it after that has other keys.
+    let known = shared.verifiers.newest_keys(&identity.user);
+    if let Some(newest) = known.filter(|newest| *newest != identity.credentials) {
+        let account = Account { credentials: &newest, ..identity.account() };
+        match backend::connect(address, tls, account, limit).await {
+            Err(error) if error.is_about_password() => {}
+            connected => return connected,
         }
-        connected => connected,
+    }
+    // A login has to prove itself by the password of now; a session has done so by that of its time.
+    let goes_on = identity.was_taken && identity.credentials != Credentials::None;
+    let account = identity.account();
+    match goes_on {
+        true => nearby::connect(shared, address, account, limit).await.ok_or(refused),
+        false => Err(refused),
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Identity {
     /// The startup packet for servers.
     pub startup: Bytes,
     pub credentials: Credentials,
+    /// A server has taken these credentials: what logs in is a session that goes on, or its pool.
+    pub was_taken: bool,
 }
 
 impl Identity {

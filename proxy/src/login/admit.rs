@@ -43,7 +43,7 @@ impl Visitor<'_> {
         }
         let stream = self.take_server(stream, entry).await?;
         let (user, startup) = (self.user.clone(), self.startup.clone());
-        let identity = Identity { user, startup, credentials };
+        let identity = Identity { user, startup, credentials, was_taken: false };
         let welcome = self.shared.welcome(&self.plain);
         let opened = match &welcome {
             None => self.open(Some(&identity)).await.map(Some),
@@ -162,7 +162,8 @@ impl Visitor<'_> {
         if self.replication {
             session.pin(Pin::Replication);
         }
-        let identity = self.shared.same_identity(identity);
+        let identity =
+            self.shared.same_identity(Identity { was_taken: opened.is_some(), ..identity });
         Ok(Admitted { stream, read, identity, session, opened, member: None })
     }
 

@@ -90,7 +90,8 @@ impl Visitor<'_> {
         let mut session = Session::new(params);
         session.pin(if self.replication { Pin::Replication } else { Pin::Relay });
         let (user, startup) = (self.user.clone(), self.startup.clone());
-        let identity = Arc::new(Identity { user, startup, credentials: Credentials::None });
+        let credentials = Credentials::None;
+        let identity = Arc::new(Identity { user, startup, credentials, was_taken: false });
         let opened = Some(opened);
         Ok(Admitted { stream, read: buf, identity, session, opened, member: None })
     }

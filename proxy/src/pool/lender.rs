@@ -55,6 +55,8 @@ pub struct Kind {
     /// Of the client that logged in last: the newest password. All of its clients have proven
     /// themselves in one way, or a login that proves nothing would take the proof from the others.
     credentials: Mutex<Credentials>,
+    /// A server has taken them.
+    taken: AtomicBool,
     proof: Proof,
     /// What a server reported at the last login.
     welcome: Mutex<Option<(Instant, Arc<Parameters>)>>,
@@ -69,7 +71,12 @@ impl Kind {
     /// What a server is told to log in.
     pub fn identity(&self) -> Identity {
         let credentials = self.credentials.lock().clone();
-        Identity { user: self.user.clone(), startup: self.startup.clone(), credentials }
+        Identity {
+            user: self.user.clone(),
+            startup: self.startup.clone(),
+            credentials,
+            was_taken: self.taken.load(Relaxed),
+        }
     }
 
     /// What a server reported, and how long ago it let one of these clients in.
@@ -81,6 +88,7 @@ impl Kind {
 
     /// A server has let one of them in.
     pub fn welcomed(&self, params: &Arc<Parameters>) {
+        self.taken.store(true, Relaxed);
         *self.welcome.lock() = Some((Instant::now(), Arc::clone(params)));
     }
 
@@ -215,7 +223,12 @@ impl Lender {
         let known = inner.by_startup.get(&(listener, startup.clone(), proof)).copied();
         let kind = match known.and_then(|id| inner.kinds.get(&id).cloned()) {
             Some(kind) => {
-                *kind.credentials.lock() = credentials;
+                let mut known = kind.credentials.lock();
+                if *known != credentials {
+                    *known = credentials;
+                    kind.taken.store(false, Relaxed);
+                }
+                drop(known);
                 kind
             }
             None => {
@@ -230,6 +243,7 @@ impl Lender {
                     user: user.clone(),
                     startup: startup.clone(),
                     credentials: Credentials::None,
+                    was_taken: false,
                 };
                 let kind = Arc::new(Kind {
                     id,
@@ -240,6 +254,7 @@ impl Lender {
                     database,
                     startup: startup.clone(),
                     credentials: Mutex::new(credentials),
+                    taken: AtomicBool::new(false),
                     proof,
                     welcome: Mutex::new(None),
                     checking: AtomicBool::new(false),

@@ -39,7 +39,13 @@ fn logins_of_different_proofs_share_no_credentials() {
     assert_ne!(proven.kind.id, trusted.kind.id);
     assert_eq!(proven.kind.pool, trusted.kind.pool, "they share the pool's bound");
     assert_eq!(proven.kind.identity().credentials, password("first"));
+    proven.kind.welcomed(&Arc::default());
+    assert!(join(password("first")).kind.identity().was_taken, "by a server");
     let newer = join(password("second"));
+    assert!(
+        !proven.kind.identity().was_taken,
+        "a login has to prove itself by the password of now"
+    );
     assert_eq!(proven.kind.id, newer.kind.id);
     assert_eq!(proven.kind.identity().credentials, password("second"), "the newest counts");
     assert_eq!(trusted.kind.identity().credentials, Credentials::None);
