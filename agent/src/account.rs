@@ -238,7 +238,7 @@ pub(crate) fn before_first_cycle(ctx: &Context) -> NodeView {
         action: Action::Wait,
         why: Why::StoreNeverRead,
         observed_at: kornak_cluster::Moment::default(),
-        cycle_at: crate::guard::boottime_now(),
+        cycle_at: ctx.machine.now(),
         lease_until: None,
         cycles: 0,
     }

@@ -35,12 +35,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::{Query, Request, State};
+use axum::extract::{Query, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode};
+
 use axum::response::{IntoResponse, Response};
-use kornak_cluster::{GroupId, Lsn, Member, Moment};
+use bytes::Bytes;
+use kornak_cluster::{GroupId, Lsn, Member};
 use kornak_config::agent::{AgentSettings, BasicAuth, ServerTokens, VerifyClient};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
@@ -50,11 +52,12 @@ use self::manual::Kind;
 use self::schedule::RestartRequest;
 pub use self::schedule::{RestartPlan, version_number};
 pub use self::serve::serve;
+use crate::machine::Machine;
 use crate::metrics::{self, Counters};
 use crate::node::{
     Command, CommandError, Commands, ConfigureError, FailsafeAnswer, NodeView, NodeViews,
 };
-use crate::peers::{FORWARDED, Peers};
+use crate::peers::{Answer, FORWARDED, Peers};
 use crate::tls::RestTls;
 
 /// The longest a request waits for the driver's answer. A switchover may drain for a minute and
@@ -98,8 +101,8 @@ pub struct ApiSettings {
     /// Of a node of a Citus cluster.
     pub citus: Option<Arc<crate::citus::Desk>>,
     pub counters: Arc<Counters>,
-    /// The clock of [`NodeView::cycle_at`].
-    pub clock: fn() -> Moment,
+    /// Its clock is the one of [`NodeView::cycle_at`].
+    pub machine: Machine,
 }
 
 impl ApiSettings {
@@ -108,7 +111,7 @@ impl ApiSettings {
         settings: &AgentSettings,
         peers: Peers,
         tls: Option<Arc<RestTls>>,
-        clock: fn() -> Moment,
+        machine: Machine,
     ) -> Self {
         let rest = &settings.restapi;
         let header = |(name, value): (&String, &String)| {
@@ -141,7 +144,7 @@ impl ApiSettings {
             restart_plan: RestartPlan::default(),
             citus: None,
             counters: Arc::default(),
-            clock,
+            machine,
         }
     }
 }
@@ -156,7 +159,7 @@ pub struct Api {
     restart_plan: RestartPlan,
     citus: Option<Arc<crate::citus::Desk>>,
     counters: Arc<Counters>,
-    clock: fn() -> Moment,
+    machine: Machine,
     looks: look::Looks,
 }
 
@@ -190,15 +193,26 @@ impl Api {
     /// Over what the agent shows, and what it takes orders through.
     pub fn new(views: NodeViews, commands: Commands, settings: ApiSettings) -> Self {
         let rules = ArcSwap::from_pointee(Rules::new(&settings));
-        let ApiSettings { tls, restart_plan, citus, counters, clock, .. } = settings;
+        let ApiSettings { tls, restart_plan, citus, counters, machine, .. } = settings;
         let looks = look::Looks::default();
-        Self { views, commands, rules, tls, restart_plan, citus, counters, clock, looks }
+        Self { views, commands, rules, tls, restart_plan, citus, counters, machine, looks }
     }
 
     /// Puts other rules in force for the requests that come from now on: passwords, lists, headers
     /// and the client's certificates.
     pub fn reload(&self, settings: &ApiSettings) {
         self.rules.store(Arc::new(Rules::new(settings)));
+    }
+
+    /// Answers a request that came by no connection: whoever brings it vouches for its sender's address.
+    pub async fn answer(self: &Arc<Self>, request: Request<Bytes>) -> Answer {
+        let (mut head, body) = request.into_parts();
+        head.headers.insert(CONTENT_LENGTH, body.len().into());
+        let request = Request::from_parts(head, Body::from(body));
+        let (head, body) = dispatch(State(Arc::clone(self)), request).await.into_parts();
+        // It is in memory already.
+        let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+        Answer { status: head.status.as_u16(), headers: head.headers, body }
     }
 
     fn peers(&self) -> Peers {
@@ -210,7 +224,7 @@ fn router(api: Arc<Api>) -> Router {
     Router::new().fallback(dispatch).with_state(api)
 }
 
-async fn dispatch(State(api): State<Arc<Api>>, request: Request) -> Response {
+async fn dispatch(State(api): State<Arc<Api>>, request: Request<Body>) -> Response {
     let view = Arc::clone(&api.views.borrow());
     let (head, body) = request.into_parts();
     let mut response = match head.method {
@@ -257,15 +271,15 @@ impl Api {
                 _ => text(StatusCode::BAD_GATEWAY, "failsafe mode is off"),
             },
             "metrics" => {
-                let mut page = metrics::render(view, &self.counters, (self.clock)());
+                let mut page = metrics::render(view, &self.counters, self.machine.now());
                 page.extend(self.citus.as_deref().map(|desk| metrics::citus(view, desk)));
                 let kind = HeaderValue::from_static("text/plain; version=0.0.4");
                 ([(CONTENT_TYPE, kind)], page).into_response()
             }
-            "liveness" => status_only(health::is_live(view, (self.clock)())),
-            "readiness" => status_only(health::is_ready(view, &query(head), (self.clock)())),
+            "liveness" => status_only(health::is_live(view, self.machine.now())),
+            "readiness" => status_only(health::is_ready(view, &query(head), self.machine.now())),
             "kornak" if head.uri.path() == "/kornak/node" => {
-                json(StatusCode::OK, status::operator(view, (self.clock)()))
+                json(StatusCode::OK, status::operator(view, self.machine.now()))
             }
             _ => {
                 let (status, body) = self.health(view, head);
@@ -275,7 +289,8 @@ impl Api {
     }
 
     fn health(&self, view: &NodeView, head: &Parts) -> (StatusCode, Map<String, Value>) {
-        let status = if health::is_healthy(view, head.uri.path(), &query(head), (self.clock)()) {
+        let status = if health::is_healthy(view, head.uri.path(), &query(head), self.machine.now())
+        {
             StatusCode::OK
         } else {
             StatusCode::SERVICE_UNAVAILABLE
@@ -324,27 +339,34 @@ impl Api {
         let forwarded = head.headers.contains_key(FORWARDED);
         let response = match (method, endpoint) {
             (method @ ("PATCH" | "PUT"), _) => {
-                self.configure(object(head, body).await?, method == "PUT").await
+                self.configure(object(&self.machine, head, body).await?, method == "PUT").await
             }
             ("DELETE", "switchover") => manual::unschedule(self, view).await,
             ("DELETE", _) => self.unschedule_restart(),
             (_, "switchover") => {
-                let body = object(head, body).await?;
+                let body = object(&self.machine, head, body).await?;
                 manual::run(self, view, Kind::Switchover, body, forwarded).await
             }
             (_, "failover") => {
-                let body = object(head, body).await?;
+                let body = object(&self.machine, head, body).await?;
                 manual::run(self, view, Kind::Failover, body, forwarded).await
             }
-            (_, "restart") => self.restart(view, &optional_object(head, body).await?).await,
-            (_, "reinitialize") => {
-                self.reinitialize(view, &optional_object(head, body).await?).await
+            (_, "restart") => {
+                self.restart(view, &optional_object(&self.machine, head, body).await?).await
             }
-            (_, "failsafe") => self.failsafe(&object(head, body).await?).await,
+            (_, "reinitialize") => {
+                self.reinitialize(view, &optional_object(&self.machine, head, body).await?).await
+            }
+            (_, "failsafe") => self.failsafe(&object(&self.machine, head, body).await?).await,
             // Patroni stops at it on Windows, for its tests; everywhere else it only answers.
             (_, "sigterm") => text(StatusCode::ACCEPTED, "shutdown scheduled"),
             (_, "citus" | "mpp") => {
-                citus::told(self.citus.as_deref(), &object(head, body).await?, (self.clock)()).await
+                citus::told(
+                    self.citus.as_deref(),
+                    &object(&self.machine, head, body).await?,
+                    self.machine.now(),
+                )
+                .await
             }
             (_, "reload") => {
                 let reload = |answer| Command::Reload { answer };
@@ -496,10 +518,10 @@ impl Api {
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, Unanswered> {
         let (answer, answered) = oneshot::channel();
-        let room = tokio::time::timeout(QUICK_LIMIT, self.commands.reserve()).await;
+        let room = self.machine.timeout(QUICK_LIMIT, self.commands.reserve()).await;
         let room = room.map_err(|_| Unanswered::Busy)?.map_err(|_| Unanswered::Stopping)?;
         room.send(command(answer));
-        match tokio::time::timeout(limit, answered).await {
+        match self.machine.timeout(limit, answered).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(Unanswered::Dropped),
             Err(_) => Err(Unanswered::Late),
@@ -549,19 +571,27 @@ fn refuse(denied: Denied, from: Option<IpAddr>) -> Response {
 }
 
 /// The body as a JSON object that says something. The error is an answer.
-async fn object(head: &Parts, body: Body) -> Result<Map<String, Value>, Response> {
-    let found = any_object(head, body).await?;
+async fn object(
+    machine: &Machine,
+    head: &Parts,
+    body: Body,
+) -> Result<Map<String, Value>, Response> {
+    let found = any_object(machine, head, body).await?;
     if found.is_empty() {
         return Err(text(StatusCode::BAD_REQUEST, "the body is an empty JSON object"));
     }
     Ok(found)
 }
 
-async fn any_object(head: &Parts, body: Body) -> Result<Map<String, Value>, Response> {
+async fn any_object(
+    machine: &Machine,
+    head: &Parts,
+    body: Body,
+) -> Result<Map<String, Value>, Response> {
     if !head.headers.contains_key(CONTENT_LENGTH) {
         return Err(text(StatusCode::LENGTH_REQUIRED, "Content-Length is missing"));
     }
-    let bytes = tokio::time::timeout(BODY_TIME, to_bytes(body, BODY_LIMIT)).await;
+    let bytes = machine.timeout(BODY_TIME, to_bytes(body, BODY_LIMIT)).await;
     let bytes = bytes
         .map_err(|_| text(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"))?
         .map_err(|_| text(StatusCode::PAYLOAD_TOO_LARGE, "the body cannot be read"))?;
@@ -569,10 +599,14 @@ async fn any_object(head: &Parts, body: Body) -> Result<Map<String, Value>, Resp
     serde_json::from_slice(&bytes).map_err(|_| not_an_object())
 }
 
-async fn optional_object(head: &Parts, body: Body) -> Result<Map<String, Value>, Response> {
+async fn optional_object(
+    machine: &Machine,
+    head: &Parts,
+    body: Body,
+) -> Result<Map<String, Value>, Response> {
     match head.headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes) {
         None | Some(b"0") => Ok(Map::new()),
-        Some(_) => any_object(head, body).await,
+        Some(_) => any_object(machine, head, body).await,
     }
 }
 

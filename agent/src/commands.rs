@@ -12,16 +12,17 @@ use tracing::{info, warn};
 use crate::context::Context;
 use crate::driver::{Asked, Driver};
 use crate::failsafe::{is_from_leader, promise_length};
-use crate::guard::boottime_now;
 use crate::ha::{Job, Server};
 use crate::handover::{HandoverError, Stragglers, json};
 use crate::jobs::{self, JobError};
+use crate::machine::Machine;
 use crate::node::{Command, CommandError, CommandResult, ConfigureError, FailsafeAnswer};
 use crate::postgres::StartError;
 
 /// Carries one command out. Anything that takes time goes on by itself; its answer follows.
 pub(crate) async fn obey(driver: &mut Driver, command: Command) {
     let ctx = Arc::clone(&driver.ctx);
+    let machine = ctx.machine.clone();
     match command {
         Command::Switchover { candidate, answer } => {
             let limit = ctx.settings.kornak.handover.drain_timeout;
@@ -34,7 +35,7 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
         }
         Command::Reload { answer } => {
             ctx.reread.notify_one();
-            spawn_answer(answer, async move {
+            spawn_answer(&machine, answer, async move {
                 let runs = matches!(ctx.observed().server, Server::Primary(_) | Server::Standby(_));
                 match ctx.reload().await {
                     // A server that is down reads it with its next start.
@@ -47,13 +48,13 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
             reinitialize(driver, force, from_leader, answer);
         }
         Command::Configure { change, replace, answer } => {
-            tokio::spawn(async move {
+            machine.spawn(async move {
                 // Who asked may have gone.
                 let _ = answer.send(configure(&ctx, change, replace).await);
             });
         }
         Command::Schedule { request, answer } => {
-            spawn_answer(answer, async move {
+            spawn_answer(&machine, answer, async move {
                 let request = request.unwrap_or_default();
                 let put = Op::put(ctx.keys.failover(), json(&request));
                 let written = ctx.store.txn(Txn::just(put)).await;
@@ -71,7 +72,7 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
         Command::Look => ctx.look.notify_one(),
         Command::Checkpoint { answer } => {
             let epoch_ttl = crate::handover::SHORT_LEASE;
-            spawn_answer(answer, async move {
+            spawn_answer(&machine, answer, async move {
                 // Asked by a leader that is about to hand over to this node.
                 ctx.keeper.grant_ahead(epoch_ttl).await;
                 checkpoint(&ctx).await?;
@@ -87,21 +88,22 @@ const CHECKPOINT_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 /// One at a time, however many ask.
 async fn checkpoint(ctx: &Context) -> Result<(), CommandError> {
     let mut last = ctx.asked_checkpoint.lock().await;
-    let now = boottime_now();
+    let now = ctx.machine.now();
     if last.is_some_and(|began| now.since(began) < CHECKPOINT_PAUSE) {
         return Ok(());
     }
-    let done = ctx.postgres.checkpoint().await;
+    let done = ctx.server.checkpoint().await;
     done.map_err(|error| CommandError::Failed(error.to_string()))?;
     *last = Some(now);
     Ok(())
 }
 
 fn spawn_answer(
+    machine: &Machine,
     answer: oneshot::Sender<CommandResult>,
     work: impl Future<Output = CommandResult> + Send + 'static,
 ) {
-    tokio::spawn(async move {
+    machine.spawn(async move {
         let _ = answer.send(work.await);
     });
 }
@@ -145,12 +147,13 @@ fn restart_failure(error: &JobError) -> String {
 /// written and the candidate reads it.
 fn failover(driver: &mut Driver, candidate: String, answer: oneshot::Sender<CommandResult>) {
     let ctx = Arc::clone(&driver.ctx);
+    let machine = ctx.machine.clone();
     if ctx.keeper.held().is_some() {
         let limit = ctx.settings.kornak.handover.drain_timeout;
         driver.hand_over(Some(candidate), limit, Stragglers::Terminate, Asked::Rest(answer));
         return;
     }
-    spawn_answer(answer, async move {
+    spawn_answer(&machine, answer, async move {
         let cluster = ctx.cluster();
         if !cluster.members.contains_key(&candidate) {
             return Err(CommandError::NotPossible("candidate does not exists".to_owned()));
@@ -180,7 +183,7 @@ async fn wait_for_leader(ctx: &Context, candidate: &str) -> CommandResult {
             }
         }
     };
-    match tokio::time::timeout(limit, named).await {
+    match ctx.machine.timeout(limit, named).await {
         Ok(new) if new == candidate => Ok(format!("Successfully failed over to \"{new}\"")),
         Ok(new) => Ok(format!("Failed over to \"{new}\" instead of \"{candidate}\"")),
         Err(_) => Err(CommandError::Failed("Failover failed".to_owned())),
@@ -287,7 +290,7 @@ fn failsafe(ctx: &Context, leader: &str, asked: Option<std::time::Duration>) -> 
     };
     let ttl = cluster.config.as_ref().map(|config| config.ttl).unwrap_or_default();
     let promised = promise_length(ttl, asked);
-    match ctx.promises.give(leader, boottime_now(), promised) {
+    match ctx.promises.give(leader, ctx.machine.now(), promised) {
         Ok(()) => FailsafeAnswer::Accepted { lsn, promised },
         Err(error) => {
             warn!(error = %error, "a promise could not be made durable and is not given");

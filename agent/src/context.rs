@@ -15,16 +15,18 @@ use tracing::{debug, warn};
 
 use crate::api::RestartPlan;
 use crate::failsafe::Promises;
-use crate::guard::GuardClient;
+use crate::guard::Guard;
 use crate::ha::DataDir;
 use crate::ha::switchover::Busy;
 use crate::ha::sync::Writes;
 use crate::lease::Keeper;
+use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::metrics::Counters;
 use crate::observe::Observation;
 use crate::peers::Peers;
 use crate::postgres::{CallbackAction, Callbacks, Postgres, ServerProcess, StopError, Stopped};
+use crate::server::Server;
 use crate::watchdog::Watchdog;
 
 /// A script that hangs must not keep a server from being stopped for ever.
@@ -37,13 +39,18 @@ const AS_LONG_AS_IT_TAKES: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug)]
 pub struct Context {
     pub name: String,
+    /// The clock, tasks and files of this host.
+    pub machine: Machine,
     pub settings: Arc<AgentSettings>,
     pub store: Arc<dyn Dcs>,
     pub keys: Keys,
     /// Everything below the cluster's root.
     pub view: watch::Receiver<Arc<View>>,
+    /// The local server and its data directory.
+    pub server: Arc<dyn Server>,
+    /// The same, for making a data directory, for slots and for Citus.
     pub postgres: Postgres,
-    pub guard: GuardClient,
+    pub guard: Arc<dyn Guard>,
     pub keeper: Keeper,
     pub peers: Peers,
     pub promises: Promises,
@@ -143,16 +150,16 @@ impl Context {
     /// Waits for a look at the server that begins after this call. One that hangs shows as an old observation, which
     /// is what it is.
     pub async fn fresh_look(&self, limit: Duration) {
-        let asked = crate::guard::boottime_now();
+        let asked = self.machine.now();
         let mut observed = self.observation.clone();
         self.look.notify_one();
         let seen = observed.wait_for(|observation| observation.at >= asked);
-        let _ = tokio::time::timeout(limit, seen).await;
+        let _ = self.machine.timeout(limit, seen).await;
     }
 
     /// Who works on the server now. A server that does not answer counts as busy.
     pub async fn busy(&self) -> Busy {
-        match self.postgres.activity().await {
+        match self.server.activity().await {
             // Transactions that are prepared move with the log; they need not end.
             Ok(activity) => Busy {
                 backends: u32::try_from(activity.busy.len()).unwrap_or(u32::MAX),
@@ -188,7 +195,7 @@ impl Context {
 
     /// Puts the wanted configuration in force and notes what waits for a restart.
     pub async fn reload(&self) -> Result<(), crate::postgres::ConfigureError> {
-        let pending = self.postgres.reload().await?;
+        let pending = self.server.reload().await?;
         self.note_pending(pending);
         let role = crate::callbacks::role(&self.observed().server, self.leads_standby_cluster());
         self.callbacks.call(CallbackAction::Reload, role);
@@ -222,15 +229,15 @@ impl Context {
     /// that has to be quick. Standbys get the end of the log; nobody else is waited for, and an archiver
     /// only while it works.
     pub async fn stop_in_order(&self, limit: Duration) -> Result<(), StopError> {
-        let runs = matches!(self.postgres.process().await, Ok(ServerProcess::Running { .. }));
+        let runs = matches!(self.server.process().await, Ok(ServerProcess::Running { .. }));
         // After a handover it may have shut down already, and linger.
-        if runs && !self.postgres.has_shut_down().await {
+        if runs && !self.server.has_shut_down().await {
             self.before_stop().await;
             self.send_strangers_away().await;
         }
-        match self.postgres.stop_writing(limit).await? {
+        match self.server.stop_writing(limit).await? {
             Stopped::Gone => Ok(()),
-            Stopped::Lingers => self.postgres.end_in_time().await,
+            Stopped::Lingers => self.server.end_in_time().await,
         }
     }
 
@@ -238,7 +245,7 @@ impl Context {
     async fn send_strangers_away(&self) {
         let cluster = self.cluster();
         let members: Vec<&str> = cluster.members.keys().map(String::as_str).collect();
-        if let Err(error) = self.postgres.terminate_walsenders_except(&members).await {
+        if let Err(error) = self.server.terminate_walsenders_except(&members).await {
             // The server may be in any state.
             debug!(error = &error as &dyn std::error::Error, "receivers could not be sent away");
         }

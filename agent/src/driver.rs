@@ -13,17 +13,17 @@ use std::time::Duration;
 use kornak_cluster::{ClusterConfig, ClusterState};
 use kornak_dcs::Reach;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, warn};
 
 use crate::callbacks;
 use crate::context::Context;
-use crate::guard::{Watched, boottime_now};
+use crate::guard::Watched;
 use crate::ha::{
     Action, DataDir, Decision, Job, Lease, Race, Server, Snapshot, Store, Why, decide,
 };
 use crate::jobs::{self, JobError};
+use crate::machine::Task;
 use crate::node::{Command, NodeView};
 use crate::peers::Identity;
 use crate::publish::Account;
@@ -54,8 +54,8 @@ pub(crate) struct Driver {
     pub(crate) ctx: Arc<Context>,
     views: watch::Sender<Arc<NodeView>>,
     account: watch::Sender<Option<Account>>,
-    job: Option<(Job, JoinHandle<Result<(), JobError>>)>,
-    errand: Option<JoinHandle<Errand>>,
+    job: Option<(Job, Task<Result<(), JobError>>)>,
+    errand: Option<Task<Errand>>,
     race: Option<Race>,
     race_not_before: Option<kornak_cluster::Moment>,
     lost_since: Option<kornak_cluster::Moment>,
@@ -136,6 +136,7 @@ impl Driver {
         let mut process = self.ctx.guard.watch();
         // Nothing may be decided about a data directory that has not been looked at.
         tokio::select! {
+            biased;
             () = stop.cancelled() => return End::Stopped,
             _ = observed.wait_for(|seen| seen.at > kornak_cluster::Moment::default()) => {}
         }
@@ -166,6 +167,7 @@ impl Driver {
             self.apply(&decision, &snapshot.cluster);
             let pause = self.requested(&snapshot, &decision);
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return self.shut_down().await,
                 Some(command) = commands.recv() => self.obey(command).await,
                 _ = view.changed() => {}
@@ -174,7 +176,7 @@ impl Driver {
                 _ = process.changed() => {}
                 () = self.ctx.renew.cancelled(), if !self.ctx.renew.is_cancelled() => {}
                 () = self.ctx.cycle.notified() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = self.ctx.machine.sleep(pause) => {}
             }
         }
     }
@@ -189,7 +191,7 @@ impl Driver {
     }
 
     fn look(&mut self) -> Snapshot {
-        let now = boottime_now();
+        let now = self.ctx.machine.now();
         let view = Arc::clone(&self.ctx.view.borrow());
         let store = match view.reach {
             Reach::Never => Store::Never,
@@ -243,15 +245,15 @@ impl Driver {
             return;
         }
         let first = self.config_applied.replace(config.clone()).is_none();
-        self.ctx.postgres.set_dynamic(config);
-        let ctx = Arc::clone(&self.ctx);
-        tokio::task::spawn_blocking(move || ctx.postgres.show_dynamic());
+        self.ctx.server.set_dynamic(config);
+        let server = Arc::clone(&self.ctx.server);
+        self.ctx.machine.spawn_blocking(move || server.show_dynamic());
         if first && !self.ctx.renewed {
             return;
         }
         info!("dynamic configuration changed");
         let ctx = Arc::clone(&self.ctx);
-        tokio::spawn(async move {
+        self.ctx.machine.spawn(async move {
             if let Err(error) = ctx.reload().await {
                 warn!(
                     error = &error as &dyn std::error::Error,
@@ -271,8 +273,8 @@ impl Driver {
         }
         self.asked_server = started.cloned();
         let ctx = Arc::clone(&self.ctx);
-        tokio::spawn(async move {
-            match ctx.postgres.pending_restart().await {
+        self.ctx.machine.spawn(async move {
+            match ctx.server.pending_restart().await {
                 Ok(pending) => ctx.note_pending(pending),
                 Err(error) => warn!(
                     error = &error as &dyn std::error::Error,
@@ -423,15 +425,15 @@ impl Driver {
     fn leave_to_others(&mut self) {
         let pause = BACK_OFF * (1 << self.given_up.min(4));
         self.given_up = self.given_up.saturating_add(1);
-        let not_before = Some(boottime_now() + pause.min(LONGEST_BACK_OFF));
+        let not_before = Some(self.ctx.machine.now() + pause.min(LONGEST_BACK_OFF));
         self.race_not_before = self.race_not_before.max(not_before);
     }
 
     /// Says why a server has ended that nobody told to, and when it is started again.
     async fn hear_of_the_end(&mut self) {
-        let Some(ended) = self.ctx.postgres.ended_by_itself().await else { return };
+        let Some(ended) = self.ctx.server.ended_by_itself().await else { return };
         let (exit, log, said) = (ended.exit, ended.log.display(), &ended.said);
-        match self.tries.ended(boottime_now()) {
+        match self.tries.ended(self.ctx.machine.now()) {
             None => warn!(pid = ended.pid, %exit, %log, said, "the server has ended by itself"),
             Some(pause) => {
                 warn!(
@@ -448,11 +450,11 @@ impl Driver {
     /// key under this node's name nobody else can take it, so it may wait for the key to be proven, or to
     /// end and be claimed.
     async fn keep_adopted(&mut self, s: &Snapshot) {
-        if !self.ctx.postgres.has_adopted_a_primary() {
+        if !self.ctx.server.has_adopted_a_primary() {
             return;
         }
         if s.lease != Lease::None || matches!(s.server, Server::Stopped | Server::Standby(_)) {
-            return self.ctx.postgres.forget_adoption();
+            return self.ctx.server.forget_adoption();
         }
         let ours = s.cluster.leader.as_ref().is_some_and(|leader| leader.name == s.me);
         let due = self.adopted_at.is_none_or(|at| s.now.since(at) >= ADOPTED_EVERY);
@@ -471,7 +473,7 @@ impl Driver {
         if why != Why::ReplicationBroken {
             return true;
         }
-        let now = boottime_now();
+        let now = self.ctx.machine.now();
         let due = self.compared_at.is_none_or(|at| now.since(at) >= COMPARE_EVERY);
         if due && self.job.is_none() {
             self.compared_at = Some(now);
@@ -485,11 +487,11 @@ impl Driver {
         work: impl Future<Output = Result<(), JobError>> + Send + 'static,
     ) {
         let can_wait = matches!(job, Job::Bootstrap | Job::Clone | Job::Rejoin | Job::StartPrimary);
-        if self.job.is_some() || (can_wait && !self.tries.may(boottime_now())) {
+        if self.job.is_some() || (can_wait && !self.tries.may(self.ctx.machine.now())) {
             return;
         }
         let ctx = Arc::clone(&self.ctx);
-        let handle = tokio::spawn(
+        let handle = self.ctx.machine.spawn(
             async move {
                 let result = work.await;
                 ctx.look.notify_one();
@@ -509,15 +511,17 @@ impl Driver {
             return;
         }
         let ctx = Arc::clone(&self.ctx);
-        self.errand = Some(tokio::spawn(
-            async move {
-                let result = work.await;
-                ctx.look.notify_one();
-                ctx.cycle.notify_one();
-                result
-            }
-            .in_current_span(),
-        ));
+        self.errand = Some(
+            self.ctx.machine.spawn(
+                async move {
+                    let result = work.await;
+                    ctx.look.notify_one();
+                    ctx.cycle.notify_one();
+                    result
+                }
+                .in_current_span(),
+            ),
+        );
     }
 
     fn ask_peers(&mut self) {
@@ -533,7 +537,7 @@ impl Driver {
                 DataDir::Empty | DataDir::Begun { .. } | DataDir::Foreign { .. } => None,
             };
             let identity = Identity { scope: &ctx.settings.scope.name, system_identifier };
-            let asked_at = boottime_now();
+            let asked_at = ctx.machine.now();
             // What this node itself has is looked at after the question as well.
             let (peers, stray, ()) = tokio::join!(
                 ctx.peers.ask_all(&members, identity, PEER_TIMEOUT),

@@ -14,6 +14,8 @@ use kornak_cluster::{ClusterState, Moment};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Machine;
+
 /// Between two rounds.
 pub const ROUND_EVERY: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,7 @@ pub struct Promise {
 /// meanwhile may be the one of the leader that it was given to.
 #[derive(Debug, Clone)]
 pub struct Promises {
+    machine: Machine,
     path: PathBuf,
     boot_id: String,
     current: Arc<Mutex<Option<Promise>>>,
@@ -47,9 +50,9 @@ pub struct Promises {
 
 impl Promises {
     /// Reads what was promised before. A promise of an earlier boot counts from `now` in full.
-    pub fn load(path: PathBuf, boot_id: String, now: Moment) -> Self {
+    pub fn load(machine: Machine, path: PathBuf, boot_id: String, now: Moment) -> Self {
         let read = || -> Option<Promise> {
-            let promise: Promise = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+            let promise: Promise = serde_json::from_slice(&machine.read(&path)?).ok()?;
             if promise.boot_id == boot_id {
                 return Some(promise);
             }
@@ -57,7 +60,7 @@ impl Promises {
             Some(Promise { boot_id: boot_id.clone(), until_ms: millis(until), ..promise })
         };
         let current = Arc::new(Mutex::new(read()));
-        Self { path, boot_id, current }
+        Self { machine, path, boot_id, current }
     }
 
     /// Promises `leader` not to race for `length` from `now`, on disk before it returns. What was promised
@@ -75,7 +78,7 @@ impl Promises {
             until_ms: millis(until),
             length_ms: millis(Moment::new(until.since(now))),
         };
-        crate::durable::write(&self.path, &serde_json::to_vec(&promise)?)?;
+        self.machine.write(&self.path, &serde_json::to_vec(&promise)?)?;
         *current = Some(promise);
         Ok(())
     }
@@ -149,12 +152,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("promise");
         let at = Moment::at_millis;
-        let promises = Promises::load(path.clone(), "boot-1".into(), at(0));
+        let promises = Promises::load(Machine::real(), path.clone(), "boot-1".into(), at(0));
         assert!(!promises.in_force(at(0)));
         promises.give("p", at(1_000), Duration::from_secs(20)).unwrap();
-        let restarted = Promises::load(path.clone(), "boot-1".into(), at(2_000));
+        let restarted = Promises::load(Machine::real(), path.clone(), "boot-1".into(), at(2_000));
         assert!(restarted.in_force(at(20_999)) && !restarted.in_force(at(21_000)));
-        let rebooted = Promises::load(path.clone(), "boot-2".into(), at(500));
+        let rebooted = Promises::load(Machine::real(), path.clone(), "boot-2".into(), at(500));
         assert!(rebooted.in_force(at(20_499)) && !rebooted.in_force(at(20_500)));
     }
 
@@ -163,11 +166,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = Moment::at_millis;
         let seconds = Duration::from_secs;
-        let promises = Promises::load(dir.path().join("promise"), "boot-1".into(), at(0));
+        let promises =
+            Promises::load(Machine::real(), dir.path().join("promise"), "boot-1".into(), at(0));
         promises.give("p", at(1_000), seconds(60)).unwrap();
         promises.give("p", at(2_000), seconds(20)).unwrap();
         assert_eq!(promises.until(), Some(at(61_000)));
-        let rebooted = Promises::load(dir.path().join("promise"), "boot-2".into(), at(0));
+        let rebooted =
+            Promises::load(Machine::real(), dir.path().join("promise"), "boot-2".into(), at(0));
         assert_eq!(rebooted.until(), Some(at(59_000)), "what was left of it");
 
         assert_eq!(promise_length(seconds(20), Some(seconds(60))), seconds(60));

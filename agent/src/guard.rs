@@ -21,7 +21,7 @@
 mod account;
 mod client;
 mod clock;
-mod fence;
+pub mod fence;
 mod kill;
 mod serve;
 mod spawn;
@@ -35,3 +35,36 @@ pub(crate) use fence::HAS_FIRED;
 pub use kill::{Process, processes_in};
 pub use serve::main;
 pub use wire::{Exit, Fencing, GuardStatus, ServerSignal, StartRequest};
+
+use std::fmt;
+use std::pin::Pin;
+
+use kornak_cluster::Moment;
+use tokio::sync::watch;
+
+/// The guard's answer.
+pub type Answered<'a> = Pin<Box<dyn Future<Output = Result<(), GuardError>> + Send + 'a>>;
+
+/// What the shell asks of the guard of its data directory.
+pub trait Guard: Send + Sync + fmt::Debug {
+    /// See [`GuardClient::arm`].
+    fn arm(&self, deadline: Moment) -> Answered<'_>;
+    /// See [`GuardClient::disarm`].
+    fn disarm(&self) -> Answered<'_>;
+    /// See [`GuardClient::watch`].
+    fn watch(&self) -> watch::Receiver<Watched>;
+}
+
+impl Guard for GuardClient {
+    fn arm(&self, deadline: Moment) -> Answered<'_> {
+        Box::pin(Self::arm(self, deadline))
+    }
+
+    fn disarm(&self) -> Answered<'_> {
+        Box::pin(Self::disarm(self))
+    }
+
+    fn watch(&self) -> watch::Receiver<Watched> {
+        Self::watch(self)
+    }
+}

@@ -23,7 +23,6 @@ pub use error::HandoverError;
 
 use crate::citus::notify::Paused;
 use crate::context::Context;
-use crate::guard::boottime_now;
 use crate::ha::switchover::{self, Busy, Gate, Refusal};
 use crate::ha::{PrimaryFacts, Server, StandbyRow};
 use crate::lease::ClaimError;
@@ -109,13 +108,13 @@ async fn choose(
     asked: Option<&str>,
     standing: impl Fn(&Context) -> Option<(Vec<StandbyRow>, Lsn)>,
 ) -> Result<(ClusterState, String), HandoverError> {
-    let began = boottime_now();
+    let began = ctx.machine.now();
     loop {
-        let looked = boottime_now();
+        let looked = ctx.machine.now();
         let mut observed = ctx.observation.clone();
         ctx.look.notify_one();
         let fresh = observed.wait_for(|seen| seen.at >= looked);
-        if tokio::time::timeout(LOOK_LIMIT, fresh).await.is_err() {
+        if ctx.machine.timeout(LOOK_LIMIT, fresh).await.is_err() {
             warn!("the server gives no fresh answer about its standbys");
         }
         let cluster = ctx.cluster();
@@ -135,10 +134,10 @@ async fn choose(
         let others_run = cluster.members.iter().any(|(name, member)| {
             *name != ctx.name && member.state == kornak_cluster::MemberState::Running
         });
-        if !may_pass || !others_run || boottime_now().since(began) >= PATIENCE {
+        if !may_pass || !others_run || ctx.machine.now().since(began) >= PATIENCE {
             return Err(refusal.into());
         }
-        tokio::time::sleep(PATIENCE / 15).await;
+        ctx.machine.sleep(PATIENCE / 15).await;
     }
 }
 
@@ -157,9 +156,9 @@ pub async fn restart_in_place(
     match stop_cleanly(ctx, Duration::from_millis(run.record.switch_hold_ms)).await {
         Some((Stopped::Gone, _)) => {}
         // It archives the rest as soon as it is up again.
-        Some((Stopped::Lingers, _)) => ctx.postgres.end_lingering().await.map_err(stuck)?,
+        Some((Stopped::Lingers, _)) => ctx.server.end_lingering().await.map_err(stuck)?,
         None => {
-            ctx.postgres.stop(StopMode::Kill, Duration::from_secs(5)).await.map_err(stuck)?;
+            ctx.server.stop(StopMode::Kill, Duration::from_secs(5)).await.map_err(stuck)?;
         }
     }
     let started = start_again(ctx, limit).await;
@@ -188,7 +187,7 @@ async fn begin<'a>(
     let settings = &ctx.settings.kornak.handover;
     let record = Handover {
         v: kornak_cluster::member::KORNAK_RECORDS_VERSION,
-        id: format!("{:016x}", rand::random::<u64>()),
+        id: format!("{:016x}", ctx.machine.random()),
         attempt: 1,
         phase: HandoverPhase::Prepare,
         group: ctx.settings.scope.group,
@@ -209,15 +208,16 @@ async fn begin<'a>(
     }
     let keep_alive = CancellationToken::new();
     let (store, token) = (Arc::clone(&ctx.store), keep_alive.clone());
+    let machine = ctx.machine.clone();
     let renewals = async move {
         let every = SHORT_LEASE / 5;
-        while tokio::time::timeout(every, token.cancelled()).await.is_err() {
+        while machine.timeout(every, token.cancelled()).await.is_err() {
             if let Err(error) = store.keep_alive(granted.lease).await {
                 warn!(error = %error, "lease of the handover record not renewed");
             }
         }
     };
-    tokio::spawn(renewals.in_current_span());
+    ctx.machine.spawn(renewals.in_current_span());
     let otherwise = Otherwise::StartInPlace;
     Ok(Run { ctx, otherwise, record, lease: granted.lease, revision: outcome.revision, keep_alive })
 }
@@ -254,7 +254,7 @@ impl Run<'_> {
                 warn!(error = %error, candidate, "the candidate made no checkpoint");
             }
         };
-        let (here, ()) = tokio::join!(ctx.postgres.checkpoint(), there);
+        let (here, ()) = tokio::join!(ctx.server.checkpoint(), there);
         here.map_err(HandoverError::Checkpoint)?;
         // Not in `switch`: nobody should be held for a script.
         ctx.before_stop().await;
@@ -267,17 +267,17 @@ impl Run<'_> {
         limit: Duration,
         stragglers: Stragglers,
     ) -> Result<(), HandoverError> {
-        let began = boottime_now();
+        let began = self.ctx.machine.now();
         let max_hold = Duration::from_millis(self.record.max_hold_ms);
         loop {
             let busy = self.wait_for_short_transactions(began, limit, max_hold).await;
-            let out_of_time = boottime_now().since(began) >= limit;
+            let out_of_time = self.ctx.machine.now().since(began) >= limit;
             if out_of_time && stragglers == Stragglers::Abort {
                 return Err(HandoverError::NeverDrained(limit));
             }
             if out_of_time && busy.backends > 0 {
                 warn!(backends = busy.backends, "ending transactions that outlast every drain");
-                self.ctx.postgres.terminate_busy().await.map_err(HandoverError::Stragglers)?;
+                self.ctx.server.terminate_busy().await.map_err(HandoverError::Stragglers)?;
             }
             self.ctx.keeper.renew().await.map_err(HandoverError::Lease)?;
             if self.try_drain(max_hold).await? {
@@ -289,7 +289,7 @@ impl Run<'_> {
             self.record.attempt += 1;
             self.record.phase = HandoverPhase::Prepare;
             self.write(Vec::new(), Vec::new()).await?;
-            tokio::time::sleep(pause).await;
+            self.ctx.machine.sleep(pause).await;
         }
     }
 
@@ -301,10 +301,11 @@ impl Run<'_> {
     ) -> Busy {
         loop {
             let busy = self.ctx.busy_anywhere().await;
-            if switchover::may_drain(busy, max_hold) || boottime_now().since(began) >= limit {
+            if switchover::may_drain(busy, max_hold) || self.ctx.machine.now().since(began) >= limit
+            {
                 return busy;
             }
-            tokio::time::sleep(max_hold / 10).await;
+            self.ctx.machine.sleep(max_hold / 10).await;
         }
     }
 
@@ -313,7 +314,7 @@ impl Run<'_> {
         let ctx = self.ctx;
         let listing = ctx.store.range(&ctx.keys.proxies()).await.map_err(HandoverError::Store)?;
         let proxies = registrations(&listing, &ctx.keys.proxies());
-        let began = boottime_now();
+        let began = ctx.machine.now();
         self.record.phase = HandoverPhase::Drain;
         self.write(Vec::new(), Vec::new()).await?;
         let mut view = ctx.view.clone();
@@ -323,7 +324,7 @@ impl Run<'_> {
             let busy = ctx.busy().await;
             let attempt = (self.record.id.as_str(), self.record.attempt);
             match switchover::gate(
-                boottime_now(),
+                ctx.machine.now(),
                 began,
                 max_hold,
                 attempt,
@@ -336,18 +337,19 @@ impl Run<'_> {
                 Gate::Waiting => {}
             }
             tokio::select! {
+                biased;
                 _ = view.changed() => {}
-                () = tokio::time::sleep(POLL) => {}
+                () = ctx.machine.sleep(POLL) => {}
             }
         }
         self.judge_again()?;
         let Some(held) = ctx.keeper.held() else {
             return Err(HandoverError::Lease(ClaimError::Lost));
         };
-        if boottime_now().since(held.proven_at) > held.ttl / 2 {
+        if ctx.machine.now().since(held.proven_at) > held.ttl / 2 {
             return Ok(false);
         }
-        let left = (began + max_hold).since(boottime_now());
+        let left = (began + max_hold).since(ctx.machine.now());
         if crate::citus::notify::pause(ctx, self.revision, left).await == Paused::No {
             return Ok(false);
         }
@@ -365,7 +367,7 @@ impl Run<'_> {
             }
             Err(error) => return Err(error),
         }
-        if boottime_now().since(began) >= max_hold {
+        if ctx.machine.now().since(began) >= max_hold {
             // The answer came too late: the proxies have let their clients go.
             return Ok(false);
         }
@@ -428,14 +430,14 @@ impl Run<'_> {
 
 /// Stops the server and reads where its log ends; `None` if it did not stop in time, or not cleanly.
 async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<(Stopped, Lsn)> {
-    let stopped = match ctx.postgres.stop_writing(limit).await {
+    let stopped = match ctx.server.stop_writing(limit).await {
         Ok(stopped) => stopped,
         Err(error) => {
             warn!(error = &error as &dyn std::error::Error, "the server did not stop in time");
             return None;
         }
     };
-    match ctx.postgres.controldata().await {
+    match ctx.server.controldata().await {
         Ok(control) => {
             let end = control.shutdown_end();
             if end.is_none() {

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::citus::notify::{self, Known};
 use crate::context::Context;
-use crate::guard::{Fencing, boottime_now};
+use crate::guard::Fencing;
 use crate::ha::{Server, Why};
 use crate::handover::{self, HandoverError, PROMOTE_LIMIT, SHORT_LEASE, json};
 use crate::lease::{ClaimError, Held};
@@ -129,7 +129,7 @@ pub async fn start_primary(ctx: Arc<Context>) -> Result<(), JobError> {
         && !crate::ha::candidate::somebody_may_take_over(&ctx.name, &ctx.cluster())
     {
         // Giving the key up would help nobody: recovery goes on.
-        started = ctx.postgres.wait_ready(limit.max(Duration::from_secs(1))).await;
+        started = ctx.server.wait_ready(limit.max(Duration::from_secs(1))).await;
     }
     let Err(error) = started else { return Ok(()) };
     if matches!(error, StartError::Sql(_)) || matches!(ctx.observed().server, Server::Closed { .. })
@@ -139,7 +139,7 @@ pub async fn start_primary(ctx: Arc<Context>) -> Result<(), JobError> {
         return Ok(());
     }
     warn!(error = &error as &dyn std::error::Error, "the leader's server does not start");
-    ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+    ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
     if let Some(held) = ctx.keeper.let_go() {
         ctx.callbacks.call(CallbackAction::RoleChange, crate::callbacks::DEMOTED);
         delete_key(&ctx, held, Vec::new()).await?;
@@ -161,7 +161,7 @@ async fn delete_key(ctx: &Context, held: Held, also: Vec<Op>) -> Result<(), JobE
                 warn!(error = %error, "the leader key could not be deleted, it ends with its lease");
                 return Err(error.into());
             }
-            Err(_) => tokio::time::sleep(RELEASE_PAUSE).await,
+            Err(_) => ctx.machine.sleep(RELEASE_PAUSE).await,
         }
     }
     Ok(())
@@ -169,8 +169,8 @@ async fn delete_key(ctx: &Context, held: Held, also: Vec<Op>) -> Result<(), JobE
 
 /// Starts the server as primary, after [`stand_alone`], and waits until it takes connections.
 pub async fn start_in_place(ctx: &Context, limit: Duration) -> Result<(), StartError> {
-    ctx.postgres.start(&StartAs::Primary(Fencing::Armed)).await?;
-    ctx.postgres.wait_ready(limit).await
+    ctx.server.start(&StartAs::Primary(Fencing::Armed)).await?;
+    ctx.server.wait_ready(limit).await
 }
 
 /// A server that starts again shows commits that no standby may have and nobody was told of. A
@@ -207,9 +207,9 @@ pub async fn stand_alone(ctx: &Context) -> Result<(), JobError> {
 
 /// The key is ours and proven: make the server primary.
 pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
-    let began = boottime_now();
+    let began = ctx.machine.now();
     let planned = planned_for(&ctx);
-    let limit = match planned && !ctx.postgres.asks_an_archive().await {
+    let limit = match planned && !ctx.server.asks_an_archive().await {
         true => PROMOTE_LIMIT,
         false => Duration::from_secs(60),
     };
@@ -235,12 +235,12 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
     if config.sync_mode() != SyncMode::Off && config.synchronous_mode_strict {
         // No commit before a standby is there to wait for.
         let names = crate::ha::sync::names_at_promotion(&config);
-        ctx.postgres.set_synchronous_standby_names(Some(&names), NAMES_LIMIT).await?;
+        ctx.server.set_synchronous_standby_names(Some(&names), NAMES_LIMIT).await?;
     }
     info!(planned, "promoting");
-    match ctx.postgres.promote(Fencing::Armed, limit).await {
+    match ctx.server.promote(Fencing::Armed, limit).await {
         Ok(promoted) => {
-            info!(timeline = %promoted.timeline, elapsed_ms = elapsed_ms(began), "promoted");
+            info!(timeline = %promoted.timeline, elapsed_ms = elapsed_ms(&ctx, began), "promoted");
             ctx.look.notify_one();
             finish_handover(&ctx, planned).await;
             Ok(())
@@ -263,7 +263,8 @@ async fn finish_handover(ctx: &Arc<Context>, planned: bool) {
     if !planned {
         let ctx = Arc::clone(ctx);
         // Nobody is held for it.
-        tokio::spawn(async move { notify::resume(&ctx).await });
+        let machine = ctx.machine.clone();
+        machine.spawn(async move { notify::resume(&ctx).await });
         return;
     }
     let cluster = ctx.cluster();
@@ -306,7 +307,7 @@ async fn settle(ctx: &Context, cluster: &ClusterState) -> u64 {
 
 /// The server could not be made writable: nobody may think that it was, then somebody else may try.
 async fn give_up(ctx: &Context, planned: bool) -> Result<(), JobError> {
-    ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+    ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
     let also = left_by_candidate(ctx, planned).await;
     if let Some(held) = ctx.keeper.let_go() {
         delete_key(ctx, held, also).await?;
@@ -324,7 +325,7 @@ async fn left_by_candidate(ctx: &Context, planned: bool) -> Vec<Op> {
         cluster.config.as_ref().is_some_and(|config| config.sync_mode() != SyncMode::Off);
     // Once the control file says so, the server may have taken a commit that nobody else has.
     let never_writable =
-        ctx.postgres.controldata().await.is_ok_and(|control| control.state.is_recovery());
+        ctx.server.controldata().await.is_ok_and(|control| control.state.is_recovery());
     if synchronous && never_writable {
         let sync = SyncState::new(&record.leader, std::slice::from_ref(&ctx.name));
         also.push(Op::put(ctx.keys.sync(), json(&sync)));
@@ -345,9 +346,9 @@ pub async fn demote(ctx: Arc<Context>, immediate: bool, why: Why) -> Result<(), 
         (false, true) => (StopMode::Immediate, IMMEDIATE_LIMIT),
         (_, false) => (StopMode::Fast, ctx.settings.kornak.guard.stop_budget),
     };
-    if let Err(error) = ctx.postgres.stop(mode, limit).await {
+    if let Err(error) = ctx.server.stop(mode, limit).await {
         warn!(error = %error, "the server is killed");
-        if let Err(error) = ctx.postgres.stop(StopMode::Kill, KILL_LIMIT).await {
+        if let Err(error) = ctx.server.stop(StopMode::Kill, KILL_LIMIT).await {
             // On a disk that hangs a killed process ends when the disk answers. It runs no further, and the
             // guard goes on killing; the key may end.
             if matches!(error, StopError::StillRunning(_)) && ctx.keeper.let_go().is_some() {
@@ -359,7 +360,8 @@ pub async fn demote(ctx: Arc<Context>, immediate: bool, why: Why) -> Result<(), 
     ctx.guard.disarm().await?;
     if let Some(held) = ctx.keeper.let_go() {
         // Unproven: the store may well be away, and must not hold the rest up.
-        tokio::spawn(async move { delete_key(&ctx, held, Vec::new()).await });
+        let machine = ctx.machine.clone();
+        machine.spawn(async move { delete_key(&ctx, held, Vec::new()).await });
     }
     Ok(())
 }
@@ -369,9 +371,9 @@ async fn end_what_lingers(ctx: &Context) -> Result<(), JobError> {
     let config = ctx.cluster().config.unwrap_or_default();
     if config.sync_mode() != SyncMode::Off && config.synchronous_mode_strict {
         // Commits on the new primary may wait for this node to follow.
-        ctx.postgres.end_lingering().await?;
+        ctx.server.end_lingering().await?;
     } else {
-        ctx.postgres.end_in_time().await?;
+        ctx.server.end_in_time().await?;
     }
     if ctx.keeper.held().is_none() {
         ctx.guard.disarm().await?;
@@ -454,13 +456,13 @@ pub async fn restart(ctx: Arc<Context>, limit: Option<Duration>) -> Result<(), J
     } else {
         ctx.stop_in_order(STOP_LIMIT).await?;
         let upstream = joining::own_upstream(&ctx, &ctx.cluster())?;
-        ctx.postgres.start(&StartAs::Standby(upstream)).await?;
-        ctx.postgres.wait_ready(limit).await?;
+        ctx.server.start(&StartAs::Standby(upstream)).await?;
+        ctx.server.wait_ready(limit).await?;
     }
     ctx.pending_restart.lock().take();
     Ok(())
 }
 
-fn elapsed_ms(began: kornak_cluster::Moment) -> u64 {
-    u64::try_from(boottime_now().since(began).as_millis()).unwrap_or(u64::MAX)
+fn elapsed_ms(ctx: &Context, began: kornak_cluster::Moment) -> u64 {
+    u64::try_from(ctx.machine.now().since(began).as_millis()).unwrap_or(u64::MAX)
 }

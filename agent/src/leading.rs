@@ -13,17 +13,16 @@ use std::time::Duration;
 
 use kornak_cluster::{ClusterState, HandoverPhase, Lsn, Moment, SafetyKey, Status, Timeline};
 use kornak_dcs::{Compare, DcsError, Op, Txn};
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
 use crate::context::Context;
-use crate::guard::{GuardError, boottime_now};
+use crate::guard::GuardError;
 use crate::ha::slots::{Found, GoneSince};
 use crate::ha::{DataDir, PrimaryFacts, Server, StandbyFacts};
 use crate::handover::json;
 use crate::lease::ClaimError;
+use crate::machine::Task;
 use crate::postgres::{
     ConfigureError, ControlDataError, ReplayError, RewindError, ServerStatus, SqlError,
     slot_name_of,
@@ -73,14 +72,14 @@ struct Done {
     /// Leadership (its key's creation) after which the checkpoint was begun.
     checkpointed: Option<u64>,
     /// The last restartpoint that a standby cluster's leader asked for, and when.
-    restartpoint: Option<(Instant, JoinHandle<()>)>,
+    restartpoint: Option<(Moment, Task<()>)>,
     /// `status` changes with every commit, and is written once in [`EVERY`].
-    status_at: Option<Instant>,
+    status_at: Option<Moment>,
     gone_since: GoneSince,
     /// When a standby last looked at its slots.
-    slots_at: Option<Instant>,
+    slots_at: Option<Moment>,
     /// The length of lease that was asked for last, and when.
-    lease: Option<(Duration, Instant)>,
+    lease: Option<(Duration, Moment)>,
 }
 
 /// Works for as long as the node leads, until `stop`.
@@ -92,7 +91,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
     loop {
         observed.borrow_and_update();
         view.borrow_and_update();
-        let began = Instant::now();
+        let began = ctx.machine.now();
         let mut pause = EVERY;
         if let Some((looked_at, facts, cluster)) = leads(&ctx) {
             match round(&ctx, looked_at, &facts, &cluster, &mut done).await {
@@ -126,13 +125,14 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         if let Err(error) = replay(&ctx).await {
             debug!(error = &error as &dyn std::error::Error, "replay may wait for parameters");
         }
-        let floor = Duration::from_millis(50).saturating_sub(began.elapsed());
-        tokio::time::sleep(floor).await;
+        let floor = Duration::from_millis(50).saturating_sub(ctx.machine.since(began));
+        ctx.machine.sleep(floor).await;
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             _ = observed.changed() => {}
             _ = view.changed() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = ctx.machine.sleep(pause) => {}
         }
     }
 }
@@ -150,16 +150,16 @@ async fn replay(ctx: &Context) -> Result<(), ReplayError> {
     let Server::Standby(facts) = &observed.server else { return Ok(()) };
     let lost = facts.not_streaming_since.is_some_and(|since| observed.at.since(since) > LOST_AFTER);
     let led = cluster.leader.as_ref().is_some_and(|leader| leader.name != ctx.name);
-    if !ctx.postgres.end_for_parameters().await? && lost && led {
+    if !ctx.server.end_for_parameters().await? && lost && led {
         warn!("replay is paused, and without it this standby cannot follow the leader: it goes on");
-        ctx.postgres.resume_replay().await?;
+        ctx.server.resume_replay().await?;
     }
     Ok(())
 }
 
 /// What this node leads, and when the look at its server began.
 fn leads(ctx: &Context) -> Option<(Moment, PrimaryFacts, ClusterState)> {
-    let held = ctx.keeper.held().filter(|held| boottime_now() < held.until)?;
+    let held = ctx.keeper.held().filter(|held| ctx.machine.now() < held.until)?;
     let observed = ctx.observed();
     let Server::Primary(facts) = observed.server.clone() else { return None };
     let cluster = ctx.cluster();
@@ -195,10 +195,10 @@ async fn standby_round(
     restartpoint(ctx, &mut done.restartpoint);
     identity(ctx, cluster).await?;
     failsafe(ctx, cluster).await?;
-    if done.status_at.is_none_or(|at| at.elapsed() >= EVERY) {
+    if done.status_at.is_none_or(|at| ctx.machine.since(at) >= EVERY) {
         let existing = crate::slots::keep(ctx, cluster, true, &mut done.gone_since).await?;
         status(ctx, facts.position(), cluster, &existing).await?;
-        done.status_at = Some(Instant::now());
+        done.status_at = Some(ctx.machine.now());
     }
     Ok(())
 }
@@ -209,17 +209,17 @@ async fn follows(ctx: &Context, done: &mut Done) -> Result<(), LeadError> {
     fencing::not_primary(ctx, &cluster).await?;
     let every = cluster.config.as_ref().map_or(SLOTS_EVERY, |config| config.loop_wait);
     let every = every.min(SLOTS_EVERY);
-    let due = done.slots_at.is_none_or(|at| at.elapsed() >= every);
+    let due = done.slots_at.is_none_or(|at| ctx.machine.since(at) >= every);
     let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
     let led = cluster.leader.as_ref().is_some_and(|leader| leader.name != ctx.name);
     let stands_by = matches!(ctx.observed().server, Server::Standby(_)) && due;
-    if stands_by && !live && ctx.promises.in_force(boottime_now()) {
-        done.slots_at = Some(Instant::now());
+    if stands_by && !live && ctx.promises.in_force(ctx.machine.now()) {
+        done.slots_at = Some(ctx.machine.now());
         let told = ctx.told_slots.lock().clone();
         crate::slots::advance_as_told(ctx, &cluster, told).await?;
     }
     if stands_by && live && led {
-        done.slots_at = Some(Instant::now());
+        done.slots_at = Some(ctx.machine.now());
         crate::slots::keep(ctx, &cluster, false, &mut done.gone_since).await?;
         if !ctx.slots_to_copy.lock().is_empty() {
             ctx.cycle.notify_one();
@@ -244,9 +244,9 @@ async fn round(
     record(ctx, cluster).await?;
     history::keep(ctx, facts, cluster, &mut done.history).await?;
     failsafe(ctx, cluster).await?;
-    if done.status_at.is_none_or(|at| at.elapsed() >= EVERY) {
+    if done.status_at.is_none_or(|at| ctx.machine.since(at) >= EVERY) {
         status(ctx, facts.lsn, cluster, &existing).await?;
-        done.status_at = Some(Instant::now());
+        done.status_at = Some(ctx.machine.now());
     }
     checkpoint(ctx, cluster, &mut done.checkpointed);
     Ok(settled)
@@ -257,15 +257,15 @@ async fn round(
 async fn lease(
     ctx: &Context,
     cluster: &ClusterState,
-    asked: &mut Option<(Duration, Instant)>,
+    asked: &mut Option<(Duration, Moment)>,
 ) -> Result<(), LeadError> {
     let Some(ttl) = cluster.config.as_ref().map(|config| config.ttl) else { return Ok(()) };
     let is_right = ctx.keeper.held().is_none_or(|held| held.ttl == ttl);
-    let again = asked.is_none_or(|(last, at)| last != ttl || at.elapsed() >= LEASE_PAUSE);
+    let again = asked.is_none_or(|(last, at)| last != ttl || ctx.machine.since(at) >= LEASE_PAUSE);
     if keeps_its_lease(&ctx.name, cluster) || is_right || !again {
         return Ok(());
     }
-    *asked = Some((ttl, Instant::now()));
+    *asked = Some((ttl, ctx.machine.now()));
     ctx.keeper.move_to(ttl).await.map_err(|error| LeadError::Lease(ttl, error))?;
     tracing::info!(?ttl, "the leader key is on a lease of the configured length");
     Ok(())
@@ -286,7 +286,7 @@ async fn identity(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
     // A cluster that is being made has its identifier when it is complete.
     let complete = matches!(ctx.observed().data, DataDir::Initialized(_));
     if (!known || odd) && complete && !ctx.creating.load(Ordering::Relaxed) {
-        let identifier = ctx.postgres.controldata().await?.system_identifier.to_string();
+        let identifier = ctx.server.controldata().await?.system_identifier.to_string();
         if !known || cluster.initialize.as_ref() == Some(&identifier) {
             let key = ctx.keys.initialize();
             let revision = cluster.initialize_revision;
@@ -399,9 +399,9 @@ fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<u64>
     }
     *done = Some(leader.epoch.revision);
     ctx.checkpoint_pending.store(true, Ordering::Relaxed);
-    let ctx = Arc::clone(ctx);
+    let (ctx, machine) = (Arc::clone(ctx), ctx.machine.clone());
     let work = async move {
-        if let Err(error) = ctx.postgres.checkpoint().await {
+        if let Err(error) = ctx.server.checkpoint().await {
             warn!(
                 error = &error as &dyn std::error::Error,
                 "checkpoint after the promotion failed"
@@ -410,14 +410,14 @@ fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<u64>
         ctx.checkpoint_pending.store(false, Ordering::Relaxed);
         ctx.cycle.notify_one();
     };
-    tokio::spawn(work.in_current_span());
+    machine.spawn(work.in_current_span());
 }
 
 /// The leader of a standby cluster that has come onto another timeline, by a rewind or because its
 /// primary was promoted: its members can be rewound from here once its control file says so. A
 /// restartpoint may come to nothing as long as no checkpoint of that timeline is replayed, so it is
 /// asked for again.
-fn restartpoint(ctx: &Arc<Context>, asked: &mut Option<(Instant, JoinHandle<()>)>) {
+fn restartpoint(ctx: &Arc<Context>, asked: &mut Option<(Moment, Task<()>)>) {
     let observed = ctx.observed();
     let Some(status) = &observed.status else { return };
     let behind = status.checkpoint_timeline < status.timeline;
@@ -425,18 +425,18 @@ fn restartpoint(ctx: &Arc<Context>, asked: &mut Option<(Instant, JoinHandle<()>)
         ctx.cycle.notify_one();
     }
     let under_way =
-        |(at, work): &(Instant, JoinHandle<()>)| at.elapsed() < EVERY || !work.is_finished();
+        |(at, work): &(Moment, Task<()>)| ctx.machine.since(*at) < EVERY || !work.is_finished();
     if !behind || asked.as_ref().is_some_and(under_way) {
         return;
     }
-    let ctx = Arc::clone(ctx);
+    let (ctx, machine) = (Arc::clone(ctx), ctx.machine.clone());
     let work = async move {
-        if let Err(error) = ctx.postgres.checkpoint().await {
+        if let Err(error) = ctx.server.checkpoint().await {
             debug!(error = &error as &dyn std::error::Error, "no restartpoint on the new timeline");
         }
         ctx.look.notify_one();
     };
-    *asked = Some((Instant::now(), tokio::spawn(work.in_current_span())));
+    *asked = Some((machine.now(), machine.spawn(work.in_current_span())));
 }
 
 #[cfg(test)]

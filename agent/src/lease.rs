@@ -27,8 +27,9 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::guard::{GuardClient, GuardError, boottime_now};
+use crate::guard::{Guard, GuardError};
 use crate::ha::Lease;
+use crate::machine::Machine;
 
 /// Renewals in a row, each with its own proof, before an election that does not end counts as a failure.
 const PROOFS: usize = 3;
@@ -83,9 +84,10 @@ pub struct Keeper {
 #[derive(Debug)]
 struct Inner {
     me: String,
+    machine: Machine,
     store: Arc<dyn Dcs>,
     keys: Keys,
-    guard: GuardClient,
+    guard: Arc<dyn Guard>,
     margin: Duration,
     /// Remembers the lease over a restart of the agent.
     noted: noted::Noted,
@@ -120,9 +122,10 @@ impl Keeper {
     /// `file` lies beside the data directory: only who has this data may take the lease up again.
     pub fn new(
         me: &str,
+        machine: Machine,
         store: Arc<dyn Dcs>,
         keys: Keys,
-        guard: GuardClient,
+        guard: Arc<dyn Guard>,
         margin: Duration,
         file: PathBuf,
     ) -> Self {
@@ -132,8 +135,9 @@ impl Keeper {
             keys,
             guard,
             margin,
-            noted: noted::Noted::new(file),
+            noted: noted::Noted::new(file, machine.clone()),
             status: parking_lot::Mutex::default(),
+            machine,
             gate: Mutex::new(()),
             generation: AtomicU64::new(0),
             held: watch::Sender::new(None),
@@ -191,10 +195,10 @@ impl Keeper {
     /// Grants a lease that a later [`Keeper::claim`] uses, so that a take-over saves a round trip.
     pub async fn grant_ahead(&self, ttl: Duration) {
         let mut ahead = self.inner.ahead.lock().await;
-        if ahead.is_some_and(|ahead| boottime_now().since(ahead.sent) < ahead.ttl / 3) {
+        if ahead.is_some_and(|ahead| self.inner.machine.now().since(ahead.sent) < ahead.ttl / 3) {
             return;
         }
-        let sent = boottime_now();
+        let sent = self.inner.machine.now();
         let renewed = match *ahead {
             Some(old) => match self.inner.store.keep_alive(old.lease).await {
                 Ok(renewed) => {
@@ -214,7 +218,7 @@ impl Keeper {
     }
 
     async fn grant(&self, ttl: Duration) -> Result<Ahead, DcsError> {
-        let sent = boottime_now();
+        let sent = self.inner.machine.now();
         let granted = self.inner.store.grant(ttl).await?;
         Ok(Ahead { lease: granted.lease, ttl: granted.ttl, sent, raft_term: granted.raft_term })
     }
@@ -244,7 +248,7 @@ impl Keeper {
     ) -> Result<Epoch, ClaimError> {
         let (_, generation) = self.shown();
         let ahead = self.inner.ahead.lock().await.take();
-        let usable = ahead.filter(|a| leaves_time(boottime_now().since(a.sent), a.ttl));
+        let usable = ahead.filter(|a| leaves_time(self.inner.machine.now().since(a.sent), a.ttl));
         let base = match usable {
             Some(ahead) => ahead,
             None => self.grant(ttl).await.map_err(ClaimError::Store)?,
@@ -332,7 +336,7 @@ impl Keeper {
     }
 
     async fn arm_and_publish(&self, held: Held, generation: u64) -> Result<(), ClaimError> {
-        if boottime_now() >= held.until {
+        if self.inner.machine.now() >= held.until {
             return Err(ClaimError::TooLate);
         }
         if !self.is_unfenced() {
@@ -364,7 +368,7 @@ impl Keeper {
     }
 
     async fn prove_once(&self, held: Held, generation: u64) -> Result<(), ClaimError> {
-        let sent = boottime_now();
+        let sent = self.inner.machine.now();
         let renewed = match self.inner.store.keep_alive(held.lease).await {
             Ok(renewed) => renewed,
             Err(DcsError::LeaseLost) => return Err(self.lost("the lease has ended")),
@@ -473,10 +477,10 @@ impl Keeper {
                 Ok(None) if refused => return Moved::KeyGone,
                 Ok(None) | Err(_) => {}
             }
-            if boottime_now() + RETRY >= deadline {
+            if self.inner.machine.now() + RETRY >= deadline {
                 return Moved::Unknown;
             }
-            tokio::time::sleep(RETRY).await;
+            self.inner.machine.sleep(RETRY).await;
         }
     }
 
@@ -498,7 +502,7 @@ impl Keeper {
         }
         let store = Arc::clone(&self.inner.store);
         // Nobody waits for it: a lease that is not revoked expires by itself.
-        tokio::spawn(async move {
+        self.inner.machine.spawn(async move {
             let _ = store.revoke(lease).await;
         });
     }
@@ -511,15 +515,17 @@ impl Keeper {
             let pause = match held {
                 None => {
                     tokio::select! {
+                        biased;
                         () = stop.cancelled() => return,
                         _ = changes.changed() => continue,
                     }
                 }
-                Some(held) => renewal_pause(held, boottime_now()),
+                Some(held) => renewal_pause(held, self.inner.machine.now()),
             };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
+                () = self.inner.machine.sleep(pause) => {}
                 changed = changes.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return,
@@ -530,8 +536,9 @@ impl Keeper {
             {
                 warn!(error = &error as &dyn std::error::Error, "lease not renewed");
                 tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
-                    () = tokio::time::sleep(RETRY) => {}
+                    () = self.inner.machine.sleep(RETRY) => {}
                 }
             }
         }

@@ -23,9 +23,11 @@ mod full;
 pub mod guard;
 pub mod ha;
 pub mod handover;
+mod instance;
 pub mod jobs;
 pub mod leading;
 pub mod lease;
+pub mod machine;
 pub mod memory;
 pub mod metrics;
 mod namesake;
@@ -35,35 +37,31 @@ pub mod peers;
 pub mod postgres;
 pub mod publish;
 pub mod rounds;
+pub mod server;
 pub mod slots;
 pub mod tls;
 mod tries;
 pub mod watchdog;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use kornak_cluster::ClusterConfig;
 use kornak_config::agent::AgentSettings;
 use kornak_dcs::Dcs;
-use kornak_dcs::keys::Keys;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, warn};
 
-use context::Context;
-use driver::{Driver, End};
-use failsafe::Promises;
-use guard::{GuardConfig, boottime_now};
-use lease::Keeper;
-use node::{COMMAND_QUEUE, NodeView, NodeViews};
-use observe::Observation;
-use postgres::{Options, Postgres};
+use driver::End;
+use instance::{Instance, Shown};
+pub use instance::{Node, Ports};
+use machine::Machine;
+use node::{COMMAND_QUEUE, NodeViews};
 
 /// Why an agent could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +134,7 @@ pub async fn start(
     namesake::refuse(&settings, &*store).await?;
     let (listener, api) = listen(&settings).await?;
     let (commands_in, mut commands) = mpsc::channel(COMMAND_QUEUE);
-    let (store, all) = Shown::first(&settings, store, &reread);
+    let (store, all) = Shown::first(&Machine::real(), &settings, store, &reread);
     let make = {
         let current = Arc::clone(&current);
         let all = all.clone();
@@ -169,7 +167,7 @@ pub async fn start(
             // The server goes on when the agent begins anew: its callbacks have heard of it.
             let told = Arc::default();
             loop {
-                let guard = instance.ctx.guard.pid();
+                let guard = instance.guard;
                 let end = instance.live(views_in.clone(), &mut commands, &stop, &told).await;
                 let before = Arc::clone(&instance.ctx.settings);
                 // The guard serves one agent at a time.
@@ -259,7 +257,7 @@ fn rest_api(
 ) -> Result<(Arc<api::Api>, Option<Arc<tls::RestTls>>), tls::TlsError> {
     warn_if_open(settings);
     let rest_tls = settings.restapi.tls.as_ref().map(tls::RestTls::new).transpose()?.map(Arc::new);
-    let made = api::ApiSettings::new(settings, peers, rest_tls.clone(), boottime_now);
+    let made = api::ApiSettings::new(settings, peers, rest_tls.clone(), Machine::real());
     let settings = api::ApiSettings { counters, restart_plan, citus, ..made };
     Ok((Arc::new(api::Api::new(views, commands, settings)), rest_tls))
 }
@@ -292,7 +290,8 @@ impl Reloader {
         if let (Some(tls), Some(settings)) = (&self.rest_tls, &merged.restapi.tls) {
             tls.reload(settings)?;
         }
-        let settings = api::ApiSettings::new(&merged, peers, self.rest_tls.clone(), boottime_now);
+        let settings =
+            api::ApiSettings::new(&merged, peers, self.rest_tls.clone(), Machine::real());
         self.rest.reload(&settings);
         // Files of certificates may have changed where the settings have not.
         if merged.ctl.certfile.is_some() || !kornak_config::reload::is_same(&old, &merged) {
@@ -319,217 +318,6 @@ async fn wait_for_end(process: u32) {
     };
     if tokio::time::timeout(GUARD_LINGER + Duration::from_secs(5), gone).await.is_err() {
         warn!(guard = process, "the guard is still there; it ends when its server does");
-    }
-}
-
-/// What an instance shares with those before and after it.
-#[derive(Clone)]
-struct Shown {
-    /// Ends the instance when the settings have changed.
-    renew: CancellationToken,
-    counters: Arc<metrics::Counters>,
-    restart_plan: api::RestartPlan,
-    citus: Option<Arc<citus::Desk>>,
-    reread: Arc<Notify>,
-    memory: Arc<memory::Memory>,
-    full: Arc<std::sync::atomic::AtomicBool>,
-    renewed: bool,
-}
-
-impl Shown {
-    /// For the first instance; with the store as all of them see it.
-    fn first(
-        settings: &AgentSettings,
-        store: Arc<dyn Dcs>,
-        reread: &Arc<Notify>,
-    ) -> (Arc<dyn Dcs>, Self) {
-        let (store, full) = full::Noticing::over(store);
-        let data_dir = &settings.postgresql.data_dir;
-        let runtime_dir = GuardConfig::new(data_dir).runtime_dir;
-        let shown = data_dir.join(postgres::DYNAMIC);
-        let first = ClusterConfig::from_json(settings.bootstrap.dcs.clone());
-        let memory = memory::Memory::load(runtime_dir.join("dynamic.json"), &shown, first);
-        let citus = settings.citus.as_ref();
-        let shown = Self {
-            renew: CancellationToken::new(),
-            counters: Arc::default(),
-            restart_plan: api::RestartPlan::default(),
-            citus: citus.map(|citus| Arc::new(citus::Desk::new(&citus.databases))),
-            reread: Arc::clone(reread),
-            memory: Arc::new(memory),
-            full,
-            renewed: false,
-        };
-        (store, shown)
-    }
-}
-
-/// The promises to leaders without the store that this boot's agents have given.
-fn promises_in(dir: &Path) -> Result<Promises, RunError> {
-    const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-    let boot_id = std::fs::read_to_string(BOOT_ID).map_err(RunError::BootId)?;
-    Ok(Promises::load(dir.join("promise"), boot_id.trim().to_owned(), boottime_now()))
-}
-
-/// One life of an agent: from finding its guard to losing it, or to other settings.
-struct Instance {
-    ctx: Arc<Context>,
-    observation: watch::Sender<Arc<Observation>>,
-    /// Feeds `ctx.view`.
-    _follow: kornak_dcs::Follow,
-}
-
-impl Instance {
-    async fn new(
-        settings: &Arc<AgentSettings>,
-        store: &Arc<dyn Dcs>,
-        guard_program: Option<PathBuf>,
-        shown: Shown,
-    ) -> Result<Self, RunError> {
-        let Shown { renew, counters, restart_plan, citus, reread, memory, full, renewed } = shown;
-        let mut config = GuardConfig::new(&settings.postgresql.data_dir);
-        config.stop_budget = settings.kornak.guard.stop_budget;
-        config.linger = GUARD_LINGER;
-        if let Some(dir) = &settings.kornak.state_dir {
-            config.runtime_dir = dir.join("guard");
-        }
-        if let Some(program) = guard_program {
-            config.program = program;
-        }
-        let postgres = Postgres::new(Options {
-            name: settings.name.clone(),
-            cluster_name: settings.scope.name.clone(),
-            settings: settings.postgresql.clone(),
-            citus: settings.citus.is_some(),
-            os_user: settings.kornak.os_user.clone(),
-            guard: config.clone(),
-            first_ttl: ClusterConfig::from_json(settings.bootstrap.dcs.clone()).ttl,
-        })?;
-        let guard = postgres.guard().await?;
-        postgres.settle().await;
-        if guard.locked_kib() == Some(0) {
-            warn!(
-                "the guard's memory could not be locked: a disk that hangs might keep it from \
-                 stopping the server; raise the limit (LimitMEMLOCK=infinity in the unit)"
-            );
-        }
-        let callbacks = postgres::Callbacks::new(
-            settings.postgresql.callbacks.clone(),
-            &settings.scope.name,
-            postgres.os_user().cloned(),
-        );
-        let keys = Keys::new(&settings.scope);
-        let follow = store.follow(keys.root());
-        let keeper = Keeper::new(
-            &settings.name,
-            Arc::clone(store),
-            keys.clone(),
-            guard.clone(),
-            settings.kornak.guard.margin,
-            config.runtime_dir.join("leader-lease"),
-        );
-        let promises = promises_in(&config.runtime_dir)?;
-        let (observation, observed) = watch::channel(Arc::new(Observation::none()));
-        let ctx = Arc::new(Context {
-            name: settings.name.clone(),
-            settings: Arc::clone(settings),
-            store: Arc::clone(store),
-            keys,
-            view: follow.subscribe(),
-            postgres,
-            guard,
-            keeper,
-            peers: peers::Peers::new(&settings.ctl)?,
-            promises,
-            observation: observed,
-            memory,
-            full,
-            rewound: 0.into(),
-            creating: false.into(),
-            asked_checkpoint: tokio::sync::Mutex::default(),
-            sync_writes: parking_lot::Mutex::default(),
-            unproven_failsafe: parking_lot::Mutex::new(None),
-            told_slots: parking_lot::Mutex::default(),
-            failsafe_active: false.into(),
-            callbacks,
-            counters,
-            restart_plan,
-            checkpoint_pending: false.into(),
-            watchdog: watchdog::Watchdog::new(settings.watchdog.clone()),
-            slots_to_copy: parking_lot::Mutex::default(),
-            slot_complaint: parking_lot::Mutex::default(),
-            shared_slot: parking_lot::Mutex::default(),
-            pending_restart: parking_lot::Mutex::new(None),
-            citus,
-            look: Arc::new(Notify::new()),
-            cycle: Arc::new(Notify::new()),
-            reread,
-            renew,
-            renewed,
-        });
-        info!(guard = ctx.guard.pid(), "agent started");
-        Ok(Self { ctx, observation, _follow: follow })
-    }
-
-    /// What is shown before the first cycle.
-    fn first_view(&self) -> NodeView {
-        account::before_first_cycle(&self.ctx)
-    }
-
-    async fn live(
-        &self,
-        views: watch::Sender<Arc<NodeView>>,
-        commands: &mut mpsc::Receiver<node::Command>,
-        stop: &CancellationToken,
-        told: &Arc<parking_lot::Mutex<callbacks::Told>>,
-    ) -> End {
-        let ctx = &self.ctx;
-        let (account_in, account) = watch::channel(None);
-        let over = CancellationToken::new();
-        let keeper = ctx.keeper.clone();
-        let keeper_over = over.clone();
-        let mut tasks = tokio::task::JoinSet::new();
-        let span = tracing::Span::current();
-        tasks.spawn(async move { keeper.run(keeper_over).await }.instrument(span.clone()));
-        tasks.spawn(
-            observe::run(
-                ctx.postgres.clone(),
-                ctx.guard.clone(),
-                Arc::clone(&ctx.look),
-                self.observation.clone(),
-                over.clone(),
-            )
-            .instrument(span.clone()),
-        );
-        tasks.spawn(
-            publish::run(
-                Arc::clone(&ctx.store),
-                ctx.keys.clone(),
-                ctx.name.clone(),
-                account,
-                ctx.view.clone(),
-                over.clone(),
-            )
-            .instrument(span.clone()),
-        );
-        let (postgres, bounded) = (ctx.postgres.clone(), over.clone());
-        tasks.spawn(
-            async move { postgres.keep_log_bounded(bounded).await }.instrument(span.clone()),
-        );
-        tasks.spawn(watchdog::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
-        tasks.spawn(leading::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
-        tasks.spawn(rounds::run(Arc::clone(ctx), over.clone()).instrument(span.clone()));
-        tasks.spawn(citus::run(Arc::clone(ctx), over.clone()).instrument(span));
-        let driver = Driver::new(Arc::clone(ctx), views, account_in, Arc::clone(told));
-        let end = driver.drive(commands, stop.clone()).await;
-        over.cancel();
-        let ends = async { while tasks.join_next().await.is_some() {} };
-        if end != End::Stopped {
-            ends.await;
-        } else if tokio::time::timeout(FAREWELL, ends).await.is_err() {
-            warn!("the store does not answer, this node's keys are left to their leases");
-        }
-        end
     }
 }
 

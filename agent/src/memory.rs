@@ -15,9 +15,12 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::machine::Machine;
+
 /// See the module. One for each data directory; it outlives an instance of the agent.
 #[derive(Debug)]
 pub struct Memory {
+    machine: Machine,
     path: PathBuf,
     inner: Mutex<Inner>,
     /// What the file holds, or is about to hold.
@@ -47,16 +50,16 @@ struct Kept {
 impl Memory {
     /// Reads what an earlier agent has left; a file that cannot be read counts as none. So does one whose
     /// counterpart `shown` in the data directory was removed.
-    pub fn load(path: PathBuf, shown: &Path, first: ClusterConfig) -> Self {
-        let read = || serde_json::from_slice::<Kept>(&std::fs::read(&path).ok()?).ok();
-        let kept = read().filter(|kept| !kept.shown || shown.exists());
+    pub fn load(machine: Machine, path: PathBuf, shown: &Path, first: ClusterConfig) -> Self {
+        let read = || serde_json::from_slice::<Kept>(&machine.read(&path)?).ok();
+        let kept = read().filter(|kept| !kept.shown || machine.exists(shown));
         let cached = kept.clone().and_then(|kept| {
             let text = Value::Object(kept.config).to_string();
             Some((kept.system_identifier, ClusterConfig::parse(&text)?))
         });
         let known = Known::with_cached(cached).beginning_with(first);
         let inner = Mutex::new(Inner { known, ..Inner::default() });
-        Self { path, inner, kept: Mutex::new(kept) }
+        Self { machine, path, inner, kept: Mutex::new(kept) }
     }
 
     /// The group's state by the newest view, with what is remembered. `own_identifier`: of the data
@@ -106,7 +109,7 @@ impl Memory {
             *kept = Some(new);
         }
         let memory = Arc::clone(self);
-        tokio::task::spawn_blocking(move || memory.write());
+        self.machine.spawn_blocking(move || memory.write());
     }
 
     fn write(&self) {
@@ -115,7 +118,7 @@ impl Memory {
         let Some(text) = kept.as_ref().and_then(|kept| serde_json::to_vec(kept).ok()) else {
             return;
         };
-        if let Err(error) = crate::durable::write(&self.path, &text) {
+        if let Err(error) = self.machine.write(&self.path, &text) {
             warn!(
                 error = &error as &dyn std::error::Error,
                 file = %self.path.display(),
@@ -185,7 +188,7 @@ mod tests {
         let view = follow.subscribe();
         let shown = dir.path().join("patroni.dynamic.json");
         let first = ClusterConfig::parse(r#"{"ttl":77}"#).unwrap();
-        let load = || Memory::load(path.clone(), &shown, first.clone());
+        let load = || Memory::load(Machine::real(), path.clone(), &shown, first.clone());
         let memory = Arc::new(load());
         let state = memory.read(&view, &keys, None, Some("7"));
         memory.keep(&state, Some("7"));

@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use kornak_cluster::{Lsn, Moment};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::guard::{GuardClient, Watched, boottime_now};
+use crate::guard::{Guard, Watched};
 use crate::ha::sync::{InForce, Sample, Walsender};
 use crate::ha::{Control, DataDir, PrimaryFacts, Server, SlotUse, StandbyFacts, StandbyRow};
+use crate::machine::{Machine, Task};
 use crate::postgres::{
-    DataDirState, Postgres, ReplicationRow, ServerProcess, ServerStatus, SqlError, slot_name_of,
+    DataDirState, ReplicationRow, ServerProcess, ServerStatus, SqlError, slot_name_of,
 };
+use crate::server::Server as LocalServer;
 
 /// Between two looks when nothing happens.
 const EVERY: Duration = Duration::from_secs(1);
@@ -90,8 +91,9 @@ impl Observation {
 
 /// Looks until `stop`.
 pub async fn run(
-    postgres: Postgres,
-    guard: GuardClient,
+    machine: Machine,
+    server: Arc<dyn LocalServer>,
+    guard: Arc<dyn Guard>,
     look: Arc<Notify>,
     seen: watch::Sender<Arc<Observation>>,
     stop: CancellationToken,
@@ -105,9 +107,9 @@ pub async fn run(
         if let Some(read) = reading.take_if(|reading| reading.end.is_finished()) {
             read.note(&mut before).await;
         }
-        let now = observe(&postgres, &before, &mut disk).await;
+        let now = observe(&machine, &server, &before, &mut disk).await;
         if reading.is_none() {
-            reading = Reading::begin(&postgres, &now);
+            reading = Reading::begin(&machine, &server, &now);
         }
         let pause = match &now.server {
             Server::Standby(facts) if !facts.wal_known => EVERY_WHILE_CHANGING,
@@ -118,6 +120,7 @@ pub async fn run(
         };
         seen.send_replace(Arc::new(now));
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = look.notified() => {}
             changed = process.changed() => if changed.is_err() || *process.borrow() == Watched::Lost {
@@ -125,7 +128,7 @@ pub async fn run(
                 stop.cancelled().await;
                 return;
             },
-            () = tokio::time::sleep(pause) => {}
+            () = machine.sleep(pause) => {}
         }
     }
 }
@@ -133,19 +136,23 @@ pub async fn run(
 /// The end of a standby's own log, being read from its files.
 struct Reading {
     startup: (u32, String),
-    end: JoinHandle<std::io::Result<Option<Lsn>>>,
+    end: Task<std::io::Result<Option<Lsn>>>,
 }
 
 impl Reading {
     /// If the standby takes its time. Once for each start: the end is where it was.
-    fn begin(postgres: &Postgres, now: &Observation) -> Option<Self> {
+    fn begin(
+        machine: &Machine,
+        postgres: &Arc<dyn LocalServer>,
+        now: &Observation,
+    ) -> Option<Self> {
         let Server::Standby(facts) = &now.server else { return None };
         let recovery = now.recovery.as_ref().filter(|recovery| !recovery.is_over())?;
         if now.at.since(recovery.since) < READ_AFTER {
             return None;
         }
-        let (postgres, from) = (postgres.clone(), facts.replayed);
-        let end = tokio::spawn(async move { postgres.wal_end(from).await });
+        let (postgres, from) = (Arc::clone(postgres), facts.replayed);
+        let end = machine.spawn(async move { postgres.wal_end(from).await });
         Some(Self { startup: recovery.startup.clone(), end })
     }
 
@@ -166,13 +173,18 @@ impl Reading {
     }
 }
 
-async fn observe(postgres: &Postgres, before: &Observation, disk: &mut Disk) -> Observation {
-    let at = boottime_now();
+async fn observe(
+    machine: &Machine,
+    postgres: &Arc<dyn LocalServer>,
+    before: &Observation,
+    disk: &mut Disk,
+) -> Observation {
+    let at = machine.now();
     let (server, status) = look(postgres, before, at).await;
     let data = match (&server, &before.data) {
         // The control file of a running server tells nothing that the server does not.
         (Server::Standby(_) | Server::Primary(_), known @ DataDir::Initialized(_)) => known.clone(),
-        _ => match (data_dir(postgres, disk).await, &status) {
+        _ => match (data_dir(machine, postgres, disk).await, &status) {
             // A server that answers has read it.
             (DataDir::Foreign { .. }, Some(status)) => told_by(status),
             (seen, _) => seen,
@@ -229,7 +241,7 @@ fn sample(status: &ServerStatus, changed_at: Moment, at: Moment) -> Sample<'_> {
 }
 
 async fn look(
-    postgres: &Postgres,
+    postgres: &Arc<dyn LocalServer>,
     before: &Observation,
     now: Moment,
 ) -> (Server, Option<Arc<ServerStatus>>) {
@@ -287,25 +299,29 @@ const DISK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A look at a disk that may hang. It has a thread of its own; while one hangs, no other is begun.
 #[derive(Debug, Default)]
-struct Disk(Option<JoinHandle<std::io::Result<DataDirState>>>);
+struct Disk(Option<Task<std::io::Result<DataDirState>>>);
 
 impl Disk {
     /// `None`: it has not answered in time.
-    async fn look(&mut self, postgres: &Postgres) -> Option<std::io::Result<DataDirState>> {
+    async fn look(
+        &mut self,
+        machine: &Machine,
+        postgres: &Arc<dyn LocalServer>,
+    ) -> Option<std::io::Result<DataDirState>> {
         let begin = || {
-            let postgres = postgres.clone();
-            tokio::task::spawn_blocking(move || postgres.data_dir_state())
+            let postgres = Arc::clone(postgres);
+            machine.spawn_blocking(move || postgres.data_dir_state())
         };
         let look = self.0.get_or_insert_with(begin);
-        let outcome = tokio::time::timeout(DISK_LIMIT, look).await.ok()?;
+        let outcome = machine.timeout(DISK_LIMIT, look).await.ok()?;
         self.0 = None;
         Some(outcome.unwrap_or_else(|panic| Err(std::io::Error::other(panic))))
     }
 }
 
-async fn data_dir(postgres: &Postgres, disk: &mut Disk) -> DataDir {
+async fn data_dir(machine: &Machine, postgres: &Arc<dyn LocalServer>, disk: &mut Disk) -> DataDir {
     let unusable = |error: &dyn std::error::Error| DataDir::Foreign { reason: chain(error) };
-    match disk.look(postgres).await {
+    match disk.look(machine, postgres).await {
         None => DataDir::Foreign { reason: "the disk does not answer".to_owned() },
         Some(Ok(DataDirState::Missing | DataDirState::Empty)) => DataDir::Empty,
         Some(Ok(DataDirState::Foreign { why })) => DataDir::Foreign { reason: why },

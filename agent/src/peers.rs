@@ -9,6 +9,8 @@
 //! answer ([`crate::ha`]); certificates ([`crate::tls`]).
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -27,6 +29,7 @@ use secrecy::ExposeSecret;
 use serde_json::Value;
 
 use crate::ha::Peer;
+use crate::machine::Boxed;
 use crate::tls::TlsError;
 
 /// Longest answer that is read. A status is about one kilobyte; ten thousand replication rows fit.
@@ -200,10 +203,21 @@ impl Answer {
     }
 }
 
+/// Carries a request to a member, and the answer back.
+pub trait Carrier: Send + Sync + fmt::Debug {
+    /// Gives up after `timeout`.
+    fn carry(&self, request: Request<Bytes>, timeout: Duration)
+    -> Boxed<Result<Answer, PeerError>>;
+}
+
+/// The carrier of the product.
+#[derive(Debug)]
+struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
 /// The client. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Peers {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    carrier: Arc<dyn Carrier>,
     authorization: Option<HeaderValue>,
 }
 
@@ -226,7 +240,12 @@ impl Peers {
             .retry_canceled_requests(false)
             .build(connector);
         let authorization = settings.authentication.as_ref().and_then(basic_authorization);
-        Ok(Self { client, authorization })
+        Ok(Self { carrier: Arc::new(Http(client)), authorization })
+    }
+
+    /// Over another carrier than HTTP.
+    pub fn over(carrier: impl Carrier + 'static) -> Self {
+        Self { carrier: Arc::new(carrier), authorization: None }
     }
 
     /// Asks a member where it stands. `api_url` as published, ending in `/patroni`.
@@ -345,13 +364,13 @@ impl Peers {
         method: Method,
         url: &str,
         json: Option<&Value>,
-    ) -> Result<Request<Full<Bytes>>, PeerError> {
+    ) -> Result<Request<Bytes>, PeerError> {
         let uri: Uri = url.parse().map_err(|_| PeerError::Address(url.to_owned()))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.authority().is_none() {
             return Err(PeerError::Address(url.to_owned()));
         }
         let body = json.map(|json| Bytes::from(json.to_string())).unwrap_or_default();
-        let mut request = Request::new(Full::new(body));
+        let mut request = Request::new(body);
         let headers = request.headers_mut();
         if json.is_some() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -366,11 +385,22 @@ impl Peers {
 
     async fn exchange(
         &self,
-        request: Request<Full<Bytes>>,
+        request: Request<Bytes>,
         timeout: Duration,
     ) -> Result<Answer, PeerError> {
-        let exchange = async {
-            let response = self.client.request(request).await.map_err(|error| {
+        self.carrier.carry(request, timeout).await
+    }
+}
+
+impl Carrier for Http {
+    fn carry(
+        &self,
+        request: Request<Bytes>,
+        timeout: Duration,
+    ) -> Boxed<Result<Answer, PeerError>> {
+        let asked = self.0.request(request.map(Full::new));
+        let exchange = async move {
+            let response = asked.await.map_err(|error| {
                 if error.is_connect() {
                     PeerError::Connect(error)
                 } else {
@@ -382,10 +412,12 @@ impl Peers {
             let body = body.map_err(PeerError::Broken)?.to_bytes();
             Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
         };
-        match tokio::time::timeout(timeout, exchange).await {
-            Ok(answer) => answer,
-            Err(_) => Err(PeerError::Timeout(timeout)),
-        }
+        Box::pin(async move {
+            match tokio::time::timeout(timeout, exchange).await {
+                Ok(answer) => answer,
+                Err(_) => Err(PeerError::Timeout(timeout)),
+            }
+        })
     }
 }
 

@@ -429,6 +429,21 @@ impl Postgres {
         sql::remote_login(host, port, database, superuser, application).connect().await
     }
 
+    /// Asks any server whether it is in recovery, and for its system identifier.
+    pub async fn recovery_of(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<(Option<bool>, Option<String>), SqlError> {
+        let database = &self.inner.settings.database;
+        let client = self.connect_to(host, port, database, "look").await?;
+        let statement = "SELECT pg_is_in_recovery(), system_identifier FROM pg_control_system()";
+        let rows = ask(&client, "say whether it is a primary", statement).await?;
+        let mut row = rows.into_iter().next().unwrap_or_default().into_iter();
+        let in_recovery = row.next().flatten().map(|recovers| recovers == "t");
+        Ok((in_recovery, row.next().flatten()))
+    }
+
     /// Logs in to a database of the local server as the superuser, for what may take as long as it
     /// wants.
     pub async fn connect_to_database(

@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::Member;
+use kornak_cluster::{Member, Moment};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Dcs, DcsError, LeaseId, Op, Txn, View};
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+use crate::machine::Machine;
 
 /// What is to be published; the driver replaces it after every look.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,11 +24,12 @@ pub struct Account {
 }
 
 struct Publisher {
+    machine: Machine,
     store: Arc<dyn Dcs>,
     key: String,
     lease: Option<LeaseId>,
     ttl: Duration,
-    renewed_at: Instant,
+    renewed_at: Moment,
     written: Option<String>,
     /// Revision of the last write.
     written_at: u64,
@@ -38,6 +40,7 @@ struct Publisher {
 /// Keeps the member key equal to `account` until `stop`, then takes it away if `account` says that
 /// the server is stopped.
 pub async fn run(
+    machine: Machine,
     store: Arc<dyn Dcs>,
     keys: Keys,
     name: String,
@@ -50,7 +53,8 @@ pub async fn run(
         key: keys.member(&name),
         lease: None,
         ttl: Duration::ZERO,
-        renewed_at: Instant::now(),
+        renewed_at: machine.now(),
+        machine: machine.clone(),
         written: None,
         written_at: 0,
         seen: (0, 0),
@@ -73,14 +77,15 @@ pub async fn run(
             }
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => break,
             changed = account.changed() => if changed.is_err() { break },
             changed = view.changed(), if !failing => if changed.is_err() { break },
-            () = tokio::time::sleep(pause) => {}
+            () = machine.sleep(pause) => {}
         }
         if failing {
             // A store that refuses is not asked in a tight loop.
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            machine.sleep(Duration::from_millis(200)).await;
         }
     }
     let last = account.borrow().clone();
@@ -104,13 +109,13 @@ impl Publisher {
             let granted = self.store.grant(wanted.ttl).await?;
             self.lease = Some(granted.lease);
             self.ttl = wanted.ttl;
-            self.renewed_at = Instant::now();
+            self.renewed_at = self.machine.now();
             self.written = None;
         }
         let Some(lease) = self.lease else { return Ok(()) };
-        if self.renewed_at.elapsed() >= self.pause() {
+        if self.machine.since(self.renewed_at) >= self.pause() {
             match self.store.keep_alive(lease).await {
-                Ok(_) => self.renewed_at = Instant::now(),
+                Ok(_) => self.renewed_at = self.machine.now(),
                 Err(DcsError::LeaseLost) => {
                     debug!("the member key's lease has ended, another is made");
                     self.lease = None;
@@ -145,6 +150,6 @@ impl Publisher {
         };
         let put = self.store.txn(Txn::just(Op::put_leased(&self.key, text, lease)));
         // A store that is away must not hold the shutdown up.
-        let _ = tokio::time::timeout(Duration::from_secs(2), put).await;
+        let _ = self.machine.timeout(Duration::from_secs(2), put).await;
     }
 }

@@ -11,7 +11,6 @@ use tracing::{info, warn};
 
 use crate::context::Context;
 use crate::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, relied_on, whom_to_ask};
-use crate::guard::boottime_now;
 use crate::ha::Server;
 use crate::peers::FailsafeReply;
 use crate::postgres::slot_name_of;
@@ -21,8 +20,9 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
     let mut active = false;
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(ROUND_EVERY) => {}
+            () = ctx.machine.sleep(ROUND_EVERY) => {}
         }
         let Some(held) = ctx.keeper.held() else {
             active = false;
@@ -30,7 +30,8 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             continue;
         };
         let leads = matches!(ctx.observed().server, Server::Primary(_));
-        let unproven = boottime_now().since(held.proven_at) > (held.ttl / 3).max(ROUND_EVERY * 2);
+        let unproven =
+            ctx.machine.now().since(held.proven_at) > (held.ttl / 3).max(ROUND_EVERY * 2);
         if !leads || !unproven {
             if std::mem::replace(&mut active, false) {
                 info!("the store proves the lease again");
@@ -48,7 +49,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
 
 /// How far the leader's slots are, which standbys read in the store otherwise. Empty if the server does not say.
 async fn slots(ctx: &Context) -> BTreeMap<String, Lsn> {
-    let Ok(Ok(found)) = tokio::time::timeout(ROUND_EVERY, ctx.postgres.slots()).await else {
+    let Ok(Ok(found)) = ctx.machine.timeout(ROUND_EVERY, ctx.server.slots()).await else {
         return BTreeMap::new();
     };
     let own = match &ctx.observed().server {
@@ -60,7 +61,7 @@ async fn slots(ctx: &Context) -> BTreeMap<String, Lsn> {
 
 /// One round; true if all have accepted.
 async fn round(ctx: &Context, ttl: Duration) -> bool {
-    let began = boottime_now();
+    let began = ctx.machine.now();
     let cluster = ctx.cluster();
     let unproven = ctx.unproven_failsafe.lock().clone();
     let Some(list) = whom_to_ask(&ctx.name, &cluster, unproven.as_ref()) else { return false };

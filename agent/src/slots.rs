@@ -6,7 +6,6 @@ use kornak_cluster::{ClusterState, Lsn};
 use tracing::{info, warn};
 
 use crate::context::Context;
-use crate::guard::boottime_now;
 use crate::ha::Server;
 use crate::ha::slots::{Found, GoneSince, Here, Plan, plan, wanted};
 use crate::postgres::{SqlError, slot_name_of};
@@ -22,11 +21,11 @@ pub async fn keep(
     gone_since: &mut GoneSince,
 ) -> Result<Vec<Found>, SqlError> {
     // Without a configuration it is not known which slots are wanted.
-    let Some(config) = cluster.config.clone() else { return ctx.postgres.slots().await };
+    let Some(config) = cluster.config.clone() else { return ctx.server.slots().await };
     if !ctx.settings.postgresql.use_slots.unwrap_or_else(|| config.use_slots()) {
         return Ok(Vec::new());
     }
-    let found = ctx.postgres.slots().await?;
+    let found = ctx.server.slots().await?;
     let observed = ctx.observed();
     let replayed = match &observed.server {
         Server::Standby(facts) => Some(facts.replayed),
@@ -43,7 +42,7 @@ pub async fn keep(
     warn_of_shared_names(ctx, cluster);
     let retained = cluster.status.as_ref().map(|status| status.retain_slots.clone());
     let retained = retained.unwrap_or_default();
-    let mut plan = plan(here, &config, &wanted, &found, &retained, boottime_now(), gone_since);
+    let mut plan = plan(here, &config, &wanted, &found, &retained, ctx.machine.now(), gone_since);
     if config.pause {
         plan.drop.clear();
     }
@@ -70,7 +69,7 @@ pub async fn advance_as_told(
     let mut cluster = cluster.clone();
     let Some(config) = cluster.config.clone().filter(|_| !told.is_empty()) else { return Ok(()) };
     cluster.status.get_or_insert_default().slots = told;
-    let found = ctx.postgres.slots().await?;
+    let found = ctx.server.slots().await?;
     let replayed = match &ctx.observed().server {
         Server::Standby(facts) => Some(facts.replayed),
         _ => None,
@@ -80,7 +79,7 @@ pub async fn advance_as_told(
         Here { name: &ctx.name, tags, leads: false, decodes: true, follows: false, replayed };
     let wanted = wanted(here, &cluster, slot_name_of);
     let mut nothing_gone = GoneSince::default();
-    let whole = plan(here, &config, &wanted, &found, &[], boottime_now(), &mut nothing_gone);
+    let whole = plan(here, &config, &wanted, &found, &[], ctx.machine.now(), &mut nothing_gone);
     carry_out(ctx, &Plan { advance: whole.advance, ..Plan::default() }, &found).await
 }
 
@@ -101,16 +100,16 @@ fn warn_of_shared_names(ctx: &Context, cluster: &ClusterState) {
 
 async fn carry_out(ctx: &Context, plan: &Plan, found: &[Found]) -> Result<(), SqlError> {
     for name in &plan.drop {
-        if ctx.postgres.drop_slot(name).await? {
+        if ctx.server.drop_slot(name).await? {
             info!(slot = %name, "slot that nobody needs was dropped");
         }
     }
     for name in &plan.create_physical {
-        ctx.postgres.create_physical_slot(name).await?;
+        ctx.server.create_physical_slot(name).await?;
         info!(slot = %name, "slot created");
     }
     for (name, database, plugin) in &plan.create_logical {
-        match ctx.postgres.create_logical_slot(name, database, plugin).await {
+        match ctx.server.create_logical_slot(name, database, plugin).await {
             Ok(()) => info!(slot = %name, database = %database, "logical slot created"),
             // The database may come later; the other slots must not wait for it.
             Err(error) => complain(ctx, name, &error, "logical slot could not be created"),
@@ -127,8 +126,8 @@ async fn carry_out(ctx: &Context, plan: &Plan, found: &[Found]) -> Result<(), Sq
 async fn advance(ctx: &Context, found: &[Found], name: &str, to: Lsn) -> Result<(), SqlError> {
     let database = found.iter().find(|slot| slot.name == name).and_then(|it| it.database.clone());
     match database {
-        Some(database) => ctx.postgres.advance_logical_slot(name, &database, to).await,
-        None => ctx.postgres.advance_slot(name, to).await,
+        Some(database) => ctx.server.advance_logical_slot(name, &database, to).await,
+        None => ctx.server.advance_slot(name, to).await,
     }
 }
 

@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::context::Context;
-use crate::guard::boottime_now;
 use crate::ha::Server;
 use crate::lease::renewed_every;
 
@@ -261,7 +260,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         let needed = !config.pause && config.standby_cluster.is_none();
         let server = ctx.observed().server.clone();
         let maybe_primary = !matches!(server, Server::Stopped | Server::Standby(_));
-        match word(proof, told, boottime_now(), needed, maybe_primary) {
+        match word(proof, told, ctx.machine.now(), needed, maybe_primary) {
             Word::Well => {
                 told = proof;
                 // A leader that has come back into service, or found its server running.
@@ -274,6 +273,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             Word::Off => ctx.watchdog.disable(),
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => {
                 // An agent that has stopped its server leaves no host behind that is about to be reset.
                 if matches!(ctx.observed().server, Server::Stopped | Server::Standby(_)) {
@@ -282,7 +282,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
                 return;
             }
             _ = held.changed() => {}
-            () = tokio::time::sleep(EVERY) => {}
+            () = ctx.machine.sleep(EVERY) => {}
         }
     }
 }

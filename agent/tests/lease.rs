@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_agent::lease::{ClaimError, Keeper};
+use kornak_agent::machine::Machine;
 use kornak_cluster::Scope;
 use kornak_dcs::keys::Keys;
 use kornak_dcs::memory::{Lost, MemoryDcs};
@@ -114,7 +115,8 @@ impl Leader {
         let keys = Keys::new(&Scope::new("service", "demo", None));
         let file = field.path().join("lease");
         let dcs: Arc<dyn Dcs> = Arc::clone(&store) as Arc<dyn Dcs>;
-        let keeper = Keeper::new("a", dcs, keys.clone(), guard, MARGIN, file);
+        let keeper =
+            Keeper::new("a", Machine::real(), dcs, keys.clone(), Arc::new(guard), MARGIN, file);
         keeper.claim(1, LONG, Vec::new(), |_| Vec::new()).await.unwrap();
         Self { keeper, store, keys, _field: field }
     }

@@ -42,7 +42,7 @@ impl Api {
     /// The node as of a look that began after this call. A server that does not answer in time is shown without
     /// anything that only a running server has.
     pub(super) async fn look(&self, known: Arc<NodeView>) -> Arc<NodeView> {
-        let asked = (self.clock)();
+        let asked = self.machine.now();
         // Of a server that does not run nothing is shown that could count.
         if known.state != MemberState::Running || known.observed_at >= asked {
             return known;
@@ -51,14 +51,15 @@ impl Api {
         if let Some(delay) = self.looks.delay(asked) {
             let commands = self.commands.clone();
             // Others may wait for the same look after this client has gone.
-            tokio::spawn(async move {
-                tokio::time::sleep(delay).await;
+            let machine = self.machine.clone();
+            self.machine.spawn(async move {
+                machine.sleep(delay).await;
                 // A queue that is full means a busy driver, and no answer in time.
                 let _ = commands.try_send(Command::Look);
             });
         }
         let fresh = views.wait_for(|view| view.observed_at >= asked);
-        match tokio::time::timeout(LIMIT, fresh).await {
+        match self.machine.timeout(LIMIT, fresh).await {
             Ok(Ok(view)) => Arc::clone(&view),
             Ok(Err(_)) | Err(_) => Arc::new(status::unanswered(&known)),
         }

@@ -217,7 +217,7 @@ async fn another_leader_shows(api: &Api, former: Option<&str>) {
         view.cluster.leader.as_ref().is_some_and(|leader| Some(leader.name.as_str()) != former)
     });
     // The success is one whether it shows by then or not.
-    drop(tokio::time::timeout(SHOW_LIMIT, shows).await);
+    drop(api.machine.timeout(SHOW_LIMIT, shows).await);
 }
 
 /// `DELETE /switchover`.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use axum::http::HeaderMap;
 use kornak_cluster::{
     ClusterConfig, ClusterState, Epoch, FailoverRequest, Leader, Lsn, Member, MemberRole,
-    MemberState, Scope, Status, SyncState, Tags, Timeline, XLog,
+    MemberState, Moment, Scope, Status, SyncState, Tags, Timeline, XLog,
 };
 use kornak_config::agent::CtlSettings;
 use serde_json::json;
@@ -161,7 +161,7 @@ fn settings() -> ApiSettings {
         restart_plan: RestartPlan::default(),
         citus: None,
         counters: Arc::default(),
-        clock: || Moment::at_millis(100_000),
+        machine: Machine::standing_at(Moment::at_millis(100_000)),
     }
 }
 
@@ -205,7 +205,7 @@ impl Reply {
 }
 
 impl Node {
-    async fn send(&self, request: axum::http::Request<Body>) -> Reply {
+    async fn send(&self, request: Request<Body>) -> Reply {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = to_bytes(body, BODY_LIMIT).await.unwrap();
@@ -229,8 +229,8 @@ impl Node {
     }
 }
 
-fn request(method: &str, path: &str, body: Option<String>) -> axum::http::Request<Body> {
-    let request = axum::http::Request::builder().method(method).uri(path);
+fn request(method: &str, path: &str, body: Option<String>) -> Request<Body> {
+    let request = Request::builder().method(method).uri(path);
     match body {
         Some(body) => request.header(CONTENT_LENGTH, body.len()).body(Body::from(body)).unwrap(),
         None => request.body(Body::empty()).unwrap(),

@@ -9,7 +9,6 @@ use tracing::{error, info, warn};
 
 use super::{BACK_OFF, Driver, Errand, LOOK_LIMIT};
 use crate::context::Context;
-use crate::guard::boottime_now;
 use crate::ha::{DataDir, Job, Server, Snapshot, Store};
 use crate::jobs::JobError;
 use crate::lease::ClaimError;
@@ -30,7 +29,7 @@ impl Driver {
                     info!(job = job.as_str(), "another node was faster");
                 }
                 Ok(Err(JobError::NotYet)) => {
-                    self.tries.wait(boottime_now(), PAUSE);
+                    self.tries.wait(self.ctx.machine.now(), PAUSE);
                     self.wake_after(PAUSE);
                 }
                 Ok(Err(error)) => {
@@ -39,9 +38,9 @@ impl Driver {
                         self.told_callbacks.lock().demoted();
                     }
                     if matches!(job, Job::Promote | Job::Bootstrap | Job::StartPrimary) {
-                        self.race_not_before = Some(boottime_now() + self.back_off(&error));
+                        self.race_not_before = Some(self.ctx.machine.now() + self.back_off(&error));
                     }
-                    let pause = self.tries.failed(boottime_now());
+                    let pause = self.tries.failed(self.ctx.machine.now());
                     warn!(
                         job = job.as_str(),
                         error = &error as &dyn std::error::Error,
@@ -68,7 +67,7 @@ impl Driver {
                 }
                 Ok(Errand::Done(what, Err(error))) => {
                     warn!(what, error = &error as &dyn std::error::Error, "step failed");
-                    self.errands_not_before = Some(boottime_now() + PAUSE);
+                    self.errands_not_before = Some(self.ctx.machine.now() + PAUSE);
                     self.wake_after(PAUSE);
                 }
                 Ok(Errand::Done(_, Ok(()))) => self.ctx.fresh_look(LOOK_LIMIT).await,
@@ -122,7 +121,7 @@ impl Driver {
             Err(JobError::Claim(ClaimError::Lost)) => info!("another node was faster"),
             Err(error) => {
                 warn!(error = &error as &dyn std::error::Error, "could not claim the leader key");
-                self.race_not_before = Some(boottime_now() + Duration::from_secs(1));
+                self.race_not_before = Some(self.ctx.machine.now() + Duration::from_secs(1));
             }
         }
     }
@@ -130,8 +129,8 @@ impl Driver {
     /// Wakes the driver after `pause`, so that a step that failed is decided on again.
     pub(super) fn wake_after(&self, pause: Duration) {
         let ctx = Arc::clone(&self.ctx);
-        tokio::spawn(async move {
-            tokio::time::sleep(pause).await;
+        self.ctx.machine.spawn(async move {
+            ctx.machine.sleep(pause).await;
             ctx.cycle.notify_one();
         });
     }
@@ -157,7 +156,7 @@ impl Driver {
     }
 
     pub(super) fn may_run_errand(&self) -> bool {
-        self.errands_not_before.is_none_or(|moment| boottime_now() >= moment)
+        self.errands_not_before.is_none_or(|moment| self.ctx.machine.now() >= moment)
     }
 
     /// After a restart of the agent: the key bears our name, and its lease is noted on our disk. Only the
@@ -208,7 +207,7 @@ impl Driver {
             match taken {
                 // Not ours: it expires, and is raced for as any other.
                 Err(ClaimError::Lost) => {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    ctx.machine.sleep(Duration::from_millis(500)).await;
                     Errand::Done("take the leadership up again", Ok(()))
                 }
                 taken => {
@@ -228,7 +227,7 @@ impl Driver {
         self.run_errand(async move {
             let given = ctx.keeper.give_back(leader.lease, leader.epoch).await;
             // What is deleted has to be seen before it is done once more.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            ctx.machine.sleep(Duration::from_millis(100)).await;
             Errand::Done("give the leader key back", given.map_err(JobError::Store))
         });
     }

@@ -142,10 +142,12 @@ impl Driver {
         match self.ctx.observed().server {
             Server::Standby(_) => paused(),
             Server::Primary(_) => {
-                let began = tokio::time::Instant::now();
-                while paused() && !self.ctx.keeper.is_unfenced() && began.elapsed() < UNFENCE_LIMIT
+                let began = self.ctx.machine.now();
+                while paused()
+                    && !self.ctx.keeper.is_unfenced()
+                    && self.ctx.machine.since(began) < UNFENCE_LIMIT
                 {
-                    tokio::time::sleep(UNFENCE_LIMIT / 30).await;
+                    self.ctx.machine.sleep(UNFENCE_LIMIT / 30).await;
                 }
                 paused() && self.ctx.keeper.is_unfenced()
             }
@@ -156,13 +158,13 @@ impl Driver {
     /// Without it nobody can be handed anything, and each try would take `retry_timeout`.
     async fn store_answers(&self) -> bool {
         let asked = self.ctx.store.range(&self.ctx.keys.leader());
-        matches!(tokio::time::timeout(FAREWELL, asked).await, Ok(Ok(_)))
+        matches!(self.ctx.machine.timeout(FAREWELL, asked).await, Ok(Ok(_)))
     }
 
     /// What a copy that was broken off has left is of no use to anybody. What stays is known for what it is.
     async fn clear_up(&self) {
         let cleared = self.ctx.postgres.clear_leftovers();
-        match tokio::time::timeout(CLEAR_LIMIT, cleared).await {
+        match self.ctx.machine.timeout(CLEAR_LIMIT, cleared).await {
             Ok(Ok(())) | Err(_) => {}
             Ok(Err(error)) => warn!(error = %error, "what was begun is left for the next start"),
         }
@@ -170,10 +172,10 @@ impl Driver {
 
     /// Hands over if this node leads and somebody can take over, then stops the server.
     pub(super) async fn shut_down(mut self) -> End {
-        if self.ctx.postgres.is_rewinding() {
+        if self.ctx.server.is_rewinding() {
             info!("waiting for pg_rewind, which would leave nothing of use if it were interrupted");
-            while self.ctx.postgres.is_rewinding() {
-                tokio::time::sleep(REWIND_LOOK).await;
+            while self.ctx.server.is_rewinding() {
+                self.ctx.machine.sleep(REWIND_LOOK).await;
             }
         }
         if let Some((job, _)) = self.job.as_ref().filter(|(job, _)| *job != Job::Handover) {
@@ -203,9 +205,10 @@ impl Driver {
             let running = handle.abort_handle();
             let mut view = self.ctx.view.clone();
             tokio::select! {
+                biased;
                 // It has said itself what came of it.
                 _ = handle => {}
-                () = tokio::time::sleep(limit) => {
+                () = self.ctx.machine.sleep(limit) => {
                     warn!("the handover takes too long, stopping without it");
                 }
                 Ok(_) = view.wait_for(|view| view.reach == Reach::Lost) => {
@@ -217,7 +220,7 @@ impl Driver {
         let stopped = self.ctx.stop_in_order(self.ctx.stop_limit()).await;
         if let Err(error) = stopped {
             warn!(error = &error as &dyn std::error::Error, "the server does not stop, killing it");
-            let killed = self.ctx.postgres.stop(StopMode::Kill, Duration::from_secs(10)).await;
+            let killed = self.ctx.server.stop(StopMode::Kill, Duration::from_secs(10)).await;
             if let Err(error) = killed {
                 error!(error = &error as &dyn std::error::Error, "the server could not be stopped");
                 return End::Stopped;
@@ -235,7 +238,7 @@ impl Driver {
             self.ctx.keeper.leave_to_next(held).await;
         } else if let Some(held) = held {
             let released = self.ctx.keeper.release_held(held, Vec::new(), Vec::new());
-            if !matches!(tokio::time::timeout(FAREWELL, released).await, Ok(Ok(_))) {
+            if !matches!(self.ctx.machine.timeout(FAREWELL, released).await, Ok(Ok(_))) {
                 warn!("the leader key is left to its lease");
             }
         }

@@ -7,7 +7,7 @@ use kornak_cluster::Moment;
 use super::wire::Fencing;
 
 /// Why a guard that stops or has stopped a server takes no new deadline.
-pub(crate) const HAS_FIRED: &str = "the deadline has come: disarm when nothing is left";
+pub const HAS_FIRED: &str = "the deadline has come: disarm when nothing is left";
 
 /// The deadline and what has come of it.
 ///
@@ -19,8 +19,9 @@ pub(crate) const HAS_FIRED: &str = "the deadline has come: disarm when nothing i
 ///
 /// The first half of the budget is for a fast stop, in which a primary hands its standbys the last
 /// of its WAL; the second half is for killing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fence {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fence {
+    #[default]
     Disarmed,
     Armed {
         /// As the agent gave it.
@@ -31,15 +32,12 @@ pub(super) enum Fence {
         kill_at: Moment,
     },
     /// Stopping, killing, or guarding what has been killed. Only a proof that nothing runs ends it.
-    Fired {
-        deadline: Moment,
-        kill_at: Moment,
-    },
+    Fired { deadline: Moment, kill_at: Moment },
 }
 
 impl Fence {
     /// Takes a new deadline, later or earlier. The server is stopped `budget` before it.
-    pub(super) fn arm(
+    pub fn arm(
         &mut self,
         deadline: Moment,
         now: Moment,
@@ -57,7 +55,7 @@ impl Fence {
     }
 
     /// The client says that this node is no primary. Once late, only the absence of processes proves it.
-    pub(super) fn disarm(&mut self, now: Moment, left: usize) -> Result<(), &'static str> {
+    pub fn disarm(&mut self, now: Moment, left: usize) -> Result<(), &'static str> {
         if self.late(now) && left > 0 {
             return Err("the deadline has come and processes are left");
         }
@@ -66,7 +64,7 @@ impl Fence {
     }
 
     /// The moment for stopping has come.
-    pub(super) fn late(&self, now: Moment) -> bool {
+    pub fn late(&self, now: Moment) -> bool {
         match self {
             Self::Disarmed => false,
             Self::Armed { fire_at, .. } => now >= *fire_at,
@@ -75,7 +73,7 @@ impl Fence {
     }
 
     /// The moment for killing has come.
-    pub(super) fn kills(&self, now: Moment) -> bool {
+    pub fn kills(&self, now: Moment) -> bool {
         match self {
             Self::Disarmed => false,
             Self::Armed { kill_at, .. } | Self::Fired { kill_at, .. } => now >= *kill_at,
@@ -83,7 +81,7 @@ impl Fence {
     }
 
     /// Remembers that stopping has begun. True the first time.
-    pub(super) fn fire(&mut self) -> bool {
+    pub fn fire(&mut self) -> bool {
         match *self {
             Self::Armed { deadline, kill_at, .. } => {
                 *self = Self::Fired { deadline, kill_at };
@@ -94,7 +92,7 @@ impl Fence {
     }
 
     /// The host may have stood still: the lease must be proven again within `grace`.
-    pub(super) fn jumped(&mut self, now: Moment, grace: Duration) {
+    pub fn jumped(&mut self, now: Moment, grace: Duration) {
         if let Self::Armed { fire_at, kill_at, .. } = self {
             *fire_at = (*fire_at).min(now + grace);
             *kill_at = (*kill_at).min(now + grace);
@@ -102,7 +100,7 @@ impl Fence {
     }
 
     /// Whether a server may become or start writable.
-    pub(super) fn may_write(&self, fencing: Fencing, now: Moment) -> Result<(), &'static str> {
+    pub fn may_write(&self, fencing: Fencing, now: Moment) -> Result<(), &'static str> {
         match (self, fencing) {
             _ if self.late(now) => Err("the deadline has come"),
             (Self::Disarmed, Fencing::Armed) => Err("not armed"),
@@ -111,7 +109,7 @@ impl Fence {
     }
 
     /// When to wake up for stopping.
-    pub(super) fn fire_at(&self) -> Option<Moment> {
+    pub fn fire_at(&self) -> Option<Moment> {
         match self {
             Self::Armed { fire_at, .. } => Some(*fire_at),
             Self::Disarmed | Self::Fired { .. } => None,
@@ -119,7 +117,7 @@ impl Fence {
     }
 
     /// As the agent gave it.
-    pub(super) fn deadline(&self) -> Option<Moment> {
+    pub fn deadline(&self) -> Option<Moment> {
         match self {
             Self::Armed { deadline, .. } | Self::Fired { deadline, .. } => Some(*deadline),
             Self::Disarmed => None,

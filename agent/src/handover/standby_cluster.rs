@@ -76,5 +76,5 @@ async fn leads(ctx: &Context, candidate: &str) -> bool {
             }
         }
     };
-    tokio::time::timeout(TAKE_LIMIT, somebody).await.unwrap_or(false)
+    ctx.machine.timeout(TAKE_LIMIT, somebody).await.unwrap_or(false)
 }

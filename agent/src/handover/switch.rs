@@ -11,23 +11,22 @@ use super::{
     HandoverError, Otherwise, Run, SHORT_LEASE, TAKE_OVER_LIMIT, cluster_failover_cleared, json,
     millis, start_again, stop_cleanly,
 };
-use crate::guard::boottime_now;
 use crate::postgres::{StartAs, StopMode, Stopped, Upstream};
 
 impl Run<'_> {
     /// Stops the server, releases the key, and waits until the candidate has it.
     pub(super) async fn switch(&mut self, cluster: &ClusterState) -> Result<(), HandoverError> {
         let ctx = self.ctx;
-        let began = boottime_now();
+        let began = ctx.machine.now();
         let limit = Duration::from_millis(self.record.switch_hold_ms);
         let candidate = self.record.candidate.clone().unwrap_or_default();
-        if let Err(error) = ctx.postgres.terminate_walsenders_except(&[&candidate]).await {
+        if let Err(error) = ctx.server.terminate_walsenders_except(&[&candidate]).await {
             warn!(error = %error, "other standbys could not be sent away, the stop may take longer");
         }
         let Some((stopped, wal_end)) = stop_cleanly(ctx, limit).await else {
             return self.go_back(HandoverError::NotStopped).await;
         };
-        info!(elapsed_ms = millis(boottime_now().since(began)), lsn = %wal_end, "server stopped");
+        info!(elapsed_ms = millis(ctx.machine.now().since(began)), lsn = %wal_end, "server stopped");
         if !self.release(cluster, wal_end).await? {
             return self.go_back(HandoverError::RecordChanged).await;
         }
@@ -40,7 +39,7 @@ impl Run<'_> {
         }
         info!(
             candidate = %candidate,
-            elapsed_ms = millis(boottime_now().since(began)),
+            elapsed_ms = millis(ctx.machine.now().since(began)),
             "leader key handed over"
         );
         let finishes = cluster.members.get(&candidate).is_some_and(|it| it.kornak.is_some());
@@ -53,7 +52,7 @@ impl Run<'_> {
             Stopped::Gone => self.rejoin(cluster, &candidate).await,
             // Nobody waits for it: the next cycles let the archiver finish, and bring the server back.
             Stopped::Lingers if !is_paused(cluster) => {}
-            Stopped::Lingers => match ctx.postgres.end_lingering().await {
+            Stopped::Lingers => match ctx.server.end_lingering().await {
                 Ok(()) => self.rejoin(cluster, &candidate).await,
                 Err(error) => {
                     warn!(error = &error as &dyn std::error::Error, "the old server does not end");
@@ -114,7 +113,7 @@ impl Run<'_> {
                 }
             }
         };
-        tokio::time::timeout(TAKE_OVER_LIMIT, wait).await.is_ok()
+        self.ctx.machine.timeout(TAKE_OVER_LIMIT, wait).await.is_ok()
     }
 
     /// The old leader becomes a standby of the new one, while that one promotes.
@@ -124,8 +123,8 @@ impl Run<'_> {
             return;
         };
         let upstream = Upstream::new(host, port, self.ctx.slot_name(cluster));
-        self.ctx.postgres.prepare_synchronous_standby_names(Some(""));
-        if let Err(error) = self.ctx.postgres.start(&StartAs::Standby(Some(upstream))).await {
+        self.ctx.server.prepare_synchronous_standby_names(Some(""));
+        if let Err(error) = self.ctx.server.start(&StartAs::Standby(Some(upstream))).await {
             // The next cycle sees a stopped server and tries again.
             warn!(error = &error as &dyn std::error::Error, "could not start as a standby yet");
         }
@@ -155,7 +154,7 @@ impl Run<'_> {
                 return Err(HandoverError::Stuck { why: error.to_string() });
             }
         }
-        if let Err(error) = ctx.postgres.stop(StopMode::Kill, Duration::from_secs(5)).await {
+        if let Err(error) = ctx.server.stop(StopMode::Kill, Duration::from_secs(5)).await {
             return Err(HandoverError::Stuck { why: error.to_string() });
         }
         let limit = ctx.cluster().config.unwrap_or_default().primary_start_timeout;

@@ -78,7 +78,7 @@ pub(super) fn own_upstream(
 pub async fn rejoin(ctx: Arc<Context>, leader: Option<String>) -> Result<(), JobError> {
     let cluster = ctx.cluster();
     let Some(leader) = leader else { return rejoin_without_leader(&ctx, &cluster).await };
-    let running = matches!(ctx.postgres.process().await?, ServerProcess::Running { .. });
+    let running = matches!(ctx.server.process().await?, ServerProcess::Running { .. });
     if !running && is_standbys(&ctx).await {
         return restart_standby(&ctx, &cluster, &leader).await;
     }
@@ -90,7 +90,7 @@ pub async fn rejoin(ctx: Arc<Context>, leader: Option<String>) -> Result<(), Job
     }
     ctx.stop_in_order(STOP_LIMIT).await?;
     ctx.guard.disarm().await?;
-    let need = ctx.postgres.rewind_needed(&leaders).await?;
+    let need = ctx.server.rewind_needed(&leaders).await?;
     join(&ctx, &cluster, (&leader, &leaders), need, upstream).await
 }
 
@@ -102,9 +102,9 @@ async fn join(
     need: RewindNeed,
     upstream: Option<Upstream>,
 ) -> Result<(), JobError> {
-    ctx.postgres.prepare_synchronous_standby_names(Some(""));
+    ctx.server.prepare_synchronous_standby_names(Some(""));
     if need == RewindNeed::No {
-        ctx.postgres.start(&StartAs::Standby(upstream)).await?;
+        ctx.server.start(&StartAs::Standby(upstream)).await?;
         return Ok(());
     }
     let still_settling = cluster
@@ -118,13 +118,13 @@ async fn join(
         return Err(JobError::NotYet);
     }
     mend(ctx, cluster, leaders).await?;
-    ctx.postgres.start(&StartAs::Standby(upstream)).await?;
+    ctx.server.start(&StartAs::Standby(upstream)).await?;
     Ok(())
 }
 
 /// The server was certainly a standby when it last ran.
 async fn is_standbys(ctx: &Context) -> bool {
-    ctx.postgres.controldata().await.is_ok_and(|control| control.state.is_recovery())
+    ctx.server.controldata().await.is_ok_and(|control| control.state.is_recovery())
 }
 
 /// A standby that ended is started whether or not the leader can be asked: it is compared with it again
@@ -142,11 +142,11 @@ async fn restart_standby(
         Ok(leaders) => leaders,
         Err(error) => {
             unasked(&error);
-            ctx.postgres.start(&StartAs::Standby(None)).await?;
+            ctx.server.start(&StartAs::Standby(None)).await?;
             return Ok(());
         }
     };
-    let asked = tokio::time::timeout(ASK_LIMIT, ctx.postgres.rewind_needed(&leaders)).await;
+    let asked = ctx.machine.timeout(ASK_LIMIT, ctx.server.rewind_needed(&leaders)).await;
     let need = match asked {
         Ok(Ok(need)) => need,
         Ok(Err(error @ (RewindError::Leader(_) | RewindError::History(_)))) => {
@@ -167,9 +167,9 @@ async fn restart_standby(
 async fn rejoin_without_leader(ctx: &Context, cluster: &ClusterState) -> Result<(), JobError> {
     let upstream = own_upstream(ctx, cluster)?;
     ctx.guard.disarm().await?;
-    ctx.postgres.prepare_synchronous_standby_names(Some(""));
+    ctx.server.prepare_synchronous_standby_names(Some(""));
     if let Some(remote) = upstream.as_ref().filter(|upstream| upstream.is_server()) {
-        match ctx.postgres.rewind_needed(remote).await {
+        match ctx.server.rewind_needed(remote).await {
             Ok(RewindNeed::No) => {}
             Ok(RewindNeed::Diverged) => mend(ctx, cluster, remote).await?,
             // It serves reads all the same, and follows once the other side is there.
@@ -179,16 +179,16 @@ async fn rejoin_without_leader(ctx: &Context, cluster: &ClusterState) -> Result<
             ),
         }
     }
-    ctx.postgres.start(&StartAs::Standby(upstream)).await?;
+    ctx.server.start(&StartAs::Standby(upstream)).await?;
     Ok(())
 }
 
 /// A standby that runs and gets no stream: whether it has WAL beyond the leader's way.
 async fn running_has_diverged(ctx: &Context, upstream: &Upstream) -> Result<bool, JobError> {
     // The leader is asked later: what it is ahead then is no difference.
-    let own = ctx.postgres.status().await?;
-    let leader = ctx.postgres.leader_position(upstream).await?;
-    if ctx.postgres.took_another_way(upstream, &leader, own.timeline).await? {
+    let own = ctx.server.status().await?;
+    let leader = ctx.server.leader_position(upstream).await?;
+    if ctx.server.took_another_way(upstream, &leader, own.timeline).await? {
         return Ok(true);
     }
     let local = LocalEnd { timeline: own.timeline, lsn: own.position() };
@@ -204,7 +204,7 @@ async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Res
     let allows = |own: bool, key: &str| own || dynamic.is_some_and(|config| config.allows(key));
     if rewind {
         info!("this server has diverged, rewinding it");
-        match ctx.postgres.rewind(upstream).await {
+        match ctx.server.rewind(upstream).await {
             Ok(()) => {
                 info!("rewound");
                 return Ok(());
@@ -252,7 +252,7 @@ pub async fn follow(ctx: Arc<Context>, from: Source) -> Result<(), JobError> {
         Source::Remote => info!("following the primary of another cluster"),
         Source::Archive => info!("following the archive alone"),
     }
-    ctx.postgres.follow(upstream.as_ref()).await?;
+    ctx.server.follow(upstream.as_ref()).await?;
     Ok(())
 }
 
@@ -263,9 +263,9 @@ async fn refuse_another_way(
     member: &str,
     server: &Upstream,
 ) -> Result<(), JobError> {
-    let Ok(position) = ctx.postgres.leader_position(server).await else { return Ok(()) };
-    let own = ctx.postgres.status().await?.timeline;
-    if ctx.postgres.took_another_way(server, &position, own).await.unwrap_or(false) {
+    let Ok(position) = ctx.server.leader_position(server).await else { return Ok(()) };
+    let own = ctx.server.status().await?.timeline;
+    if ctx.server.took_another_way(server, &position, own).await.unwrap_or(false) {
         return Err(JobError::AnotherWay { member: member.to_owned(), timeline: own });
     }
     Ok(())
@@ -275,10 +275,10 @@ async fn refuse_another_way(
 /// needs no guard.
 pub async fn demote_cluster(ctx: Arc<Context>) -> Result<(), JobError> {
     info!("this becomes a standby cluster, the primary stops to follow another one");
-    ctx.postgres.checkpoint().await?;
+    ctx.server.checkpoint().await?;
     if let Err(error) = ctx.stop_in_order(ctx.stop_limit()).await {
         warn!(error = &error as &dyn std::error::Error, "the server is killed");
-        ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+        ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
     }
     rejoin_without_leader(&ctx, &ctx.cluster()).await
 }
@@ -299,7 +299,7 @@ pub async fn copy_slots(ctx: Arc<Context>, names: Vec<String>) -> Result<(), Job
     let upstream = own_upstream(&ctx, &cluster)?;
     ctx.stop_in_order(STOP_LIMIT).await?;
     ctx.postgres.write_logical_slots(&states)?;
-    ctx.postgres.start(&StartAs::Standby(upstream)).await?;
+    ctx.server.start(&StartAs::Standby(upstream)).await?;
     ctx.slots_to_copy.lock().clear();
     Ok(())
 }

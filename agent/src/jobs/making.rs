@@ -47,12 +47,12 @@ pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
             Ok(())
         }
         // What is there is not to blame: whoever leads next goes on with it.
-        Err(error) if ctx.keeper.held().is_none() && ctx.postgres.goes_on() => {
-            ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+        Err(error) if ctx.keeper.held().is_none() && ctx.server.goes_on() => {
+            ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
             Err(error)
         }
         Err(error) => {
-            ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+            ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
             match ctx.postgres.set_data_aside().await {
                 Ok(Some(aside)) => warn!(dir = %aside.display(), "what was made is set aside"),
                 Ok(None) => {}
@@ -69,21 +69,21 @@ pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
 }
 
 async fn make_cluster(ctx: &Context, config: &ClusterConfig) -> Result<String, JobError> {
-    ctx.postgres.set_dynamic(config);
+    ctx.server.set_dynamic(config);
     match &config.standby_cluster {
         Some(section) => copy_remote(ctx, section).await?,
         None => make_primary(ctx).await?,
     }
-    Ok(ctx.postgres.controldata().await?.system_identifier.to_string())
+    Ok(ctx.server.controldata().await?.system_identifier.to_string())
 }
 
 /// The data directory, unless an earlier agent has made it, and what to start it as.
 async fn make_files(ctx: &Context) -> Result<StartAs, JobError> {
     let bootstrap = &ctx.settings.bootstrap;
-    let goes_on = ctx.postgres.goes_on();
+    let goes_on = ctx.server.goes_on();
     if !goes_on {
         // An earlier agent's server may run on what is to go.
-        ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+        ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
         ctx.postgres.remove_first().await?;
     }
     let primary = StartAs::Primary(Fencing::Armed);
@@ -109,8 +109,8 @@ async fn make_files(ctx: &Context) -> Result<StartAs, JobError> {
 async fn make_primary(ctx: &Context) -> Result<(), JobError> {
     let start_as = make_files(ctx).await?;
     let recovers = matches!(start_as, StartAs::PointInTime(..));
-    ctx.postgres.prepare_synchronous_standby_names(Some(""));
-    if let ServerProcess::Running { .. } = ctx.postgres.process().await? {
+    ctx.server.prepare_synchronous_standby_names(Some(""));
+    if let ServerProcess::Running { .. } = ctx.server.process().await? {
         info!("the recovery that was begun goes on");
     } else {
         ctx.postgres.start_first(&start_as).await?;
@@ -120,7 +120,7 @@ async fn make_primary(ctx: &Context) -> Result<(), JobError> {
         ctx.postgres.wait_writable().await?;
         info!("recovery has ended, the server is a primary");
     } else {
-        ctx.postgres.wait_ready(START_LIMIT).await?;
+        ctx.server.wait_ready(START_LIMIT).await?;
     }
     ctx.postgres.begin_filling().await?;
     ctx.postgres.create_roles().await?;
@@ -142,16 +142,16 @@ async fn copy_remote(ctx: &Context, section: &StandbyCluster) -> Result<(), JobE
     let upstream = remote_server(ctx, section);
     let methods = Some(section.create_replica_methods.as_slice()).filter(|it| !it.is_empty());
     let from = Some(&upstream).filter(|upstream| upstream.is_server());
-    if !ctx.postgres.goes_on() {
-        ctx.postgres.stop(StopMode::Kill, STOP_LIMIT).await?;
+    if !ctx.server.goes_on() {
+        ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
         ctx.postgres.remove_first().await?;
         ctx.postgres.copy_first(methods, from).await?;
     }
-    ctx.postgres.prepare_synchronous_standby_names(Some(""));
-    if let ServerProcess::None = ctx.postgres.process().await? {
+    ctx.server.prepare_synchronous_standby_names(Some(""));
+    if let ServerProcess::None = ctx.server.process().await? {
         ctx.postgres.start_first(&StartAs::Standby(Some(upstream))).await?;
     }
-    ctx.postgres.wait_ready(START_LIMIT).await?;
+    ctx.server.wait_ready(START_LIMIT).await?;
     ctx.postgres.begin_filling().await?;
     Ok(())
 }
@@ -184,8 +184,8 @@ pub async fn clone_without_leader(ctx: Arc<Context>) -> Result<(), JobError> {
 async fn start_copy(ctx: &Context) -> Result<(), JobError> {
     // Who leads may have changed during a long copy.
     let upstream = own_upstream(ctx, &ctx.cluster())?;
-    ctx.postgres.prepare_synchronous_standby_names(Some(""));
-    ctx.postgres.start(&StartAs::Standby(upstream)).await?;
+    ctx.server.prepare_synchronous_standby_names(Some(""));
+    ctx.server.start(&StartAs::Standby(upstream)).await?;
     Ok(())
 }
 
@@ -240,11 +240,11 @@ pub(super) async fn prove_copy_of(
 /// A copy that was started catches up, which may take long; a server that ends does not.
 async fn until_it_replicates(ctx: &Context) -> Result<(), JobError> {
     loop {
-        match ctx.postgres.status().await {
+        match ctx.server.status().await {
             Ok(status) if !status.in_recovery || status.is_streaming() => break,
             _ => {}
         }
-        if ctx.postgres.process().await? == ServerProcess::None {
+        if ctx.server.process().await? == ServerProcess::None {
             return Err(JobError::EndedAgain { log: ctx.postgres.log_file() });
         }
         let cluster = ctx.cluster();
@@ -253,7 +253,7 @@ async fn until_it_replicates(ctx: &Context) -> Result<(), JobError> {
             // Nobody to stream from.
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        ctx.machine.sleep(std::time::Duration::from_millis(200)).await;
     }
     info!("reinitialized, this member replicates again");
     Ok(())

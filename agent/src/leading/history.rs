@@ -24,7 +24,7 @@ pub(super) async fn keep(
     let lines = if facts.timeline > Timeline(1) {
         let own = &ctx.settings.postgresql;
         let here = Upstream::new(own.connect_address.host.clone(), own.connect_address.port, None);
-        ctx.postgres.leader_position(&here).await?.history
+        ctx.server.leader_position(&here).await?.history
     } else {
         Vec::new()
     };

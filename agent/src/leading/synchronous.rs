@@ -26,7 +26,7 @@ pub(super) async fn adjust(
     let writes = *ctx.sync_writes.lock();
     // Neither from a view of the store that is older than our last write, nor from a look at the server that is older
     // than our last change of it.
-    if writes.are_newer_than(cluster) || looked_at < ctx.postgres.names_changed_at() {
+    if writes.are_newer_than(cluster) || looked_at < ctx.server.names_changed_at() {
         return Ok(false);
     }
     let mut step = plan(&ctx.name, cluster, facts);
@@ -49,7 +49,7 @@ pub(super) async fn adjust(
                 );
             }
             info!(names = %names, "commits wait for");
-            ctx.postgres.set_synchronous_standby_names(Some(&names), IN_FORCE_LIMIT).await?;
+            ctx.server.set_synchronous_standby_names(Some(&names), IN_FORCE_LIMIT).await?;
             Ok(false)
         }
     }

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use kornak_dcs::LeaseId;
 use parking_lot::Mutex;
-use tokio::task::JoinHandle;
 use tracing::warn;
+
+use crate::machine::{Machine, Task};
 
 /// A disk that hangs must not keep a leader from leading; without the note a restart of the agent waits for
 /// the lease to end.
@@ -25,6 +26,7 @@ pub(super) struct Noted {
 
 #[derive(Debug)]
 struct Shared {
+    machine: Machine,
     path: PathBuf,
     /// What the file is to hold.
     wanted: Mutex<Option<LeaseId>>,
@@ -34,12 +36,15 @@ struct Shared {
 
 /// A note that is being written.
 #[derive(Debug)]
-pub(super) struct Writing(JoinHandle<()>);
+pub(super) struct Writing {
+    machine: Machine,
+    task: Task<()>,
+}
 
 impl Writing {
     /// Waits until the note is on disk, within reason.
     pub(super) async fn done(self) {
-        if tokio::time::timeout(PATIENCE, self.0).await.is_err() {
+        if self.machine.timeout(PATIENCE, self.task).await.is_err() {
             warn!(
                 "the disk takes its time: the lease may not be noted, a restart may wait for it to end"
             );
@@ -49,10 +54,10 @@ impl Writing {
 
 impl Noted {
     /// Reads what is there.
-    pub(super) fn new(path: PathBuf) -> Self {
-        let read = || std::fs::read_to_string(&path).ok()?.trim().parse().ok();
+    pub(super) fn new(path: PathBuf, machine: Machine) -> Self {
+        let read = || String::from_utf8(machine.read(&path)?).ok()?.trim().parse().ok();
         let wanted = Mutex::new(read());
-        Self { shared: Arc::new(Shared { path, wanted, file: Mutex::new(()) }) }
+        Self { shared: Arc::new(Shared { machine, path, wanted, file: Mutex::new(()) }) }
     }
 
     pub(super) fn lease(&self) -> Option<LeaseId> {
@@ -62,7 +67,9 @@ impl Noted {
     pub(super) fn note(&self, lease: LeaseId) -> Writing {
         *self.shared.wanted.lock() = Some(lease);
         let shared = Arc::clone(&self.shared);
-        Writing(tokio::task::spawn_blocking(move || shared.write(lease)))
+        let machine = self.shared.machine.clone();
+        let task = machine.spawn_blocking(move || shared.write(lease));
+        Writing { machine, task }
     }
 
     pub(super) fn forget(&self) {
@@ -80,7 +87,7 @@ impl Shared {
         if *self.wanted.lock() != Some(lease) {
             return;
         }
-        if let Err(error) = crate::durable::write(&self.path, lease.to_string().as_bytes()) {
+        if let Err(error) = self.machine.write(&self.path, lease.to_string().as_bytes()) {
             warn!(error = %error, "the lease could not be noted on disk; a restart will wait for it to end");
         }
         if self.wanted.lock().is_none() {
@@ -90,7 +97,7 @@ impl Shared {
 
     fn remove(&self) {
         // Absent is as good as forgotten; a stale number is compared with the store before use.
-        let _ = std::fs::remove_file(&self.path);
+        self.machine.remove(&self.path);
     }
 }
 
@@ -102,15 +109,16 @@ mod tests {
     async fn what_is_forgotten_is_not_there_and_what_is_noted_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("leader-lease");
-        let noted = Noted::new(path.clone());
+        let machine = Machine::real();
+        let noted = Noted::new(path.clone(), machine.clone());
         noted.note(7).done().await;
-        assert_eq!(Noted::new(path.clone()).lease(), Some(7));
+        assert_eq!(Noted::new(path.clone(), machine.clone()).lease(), Some(7));
         let late = noted.note(8);
         noted.forget();
         late.done().await;
         assert_eq!((noted.lease(), path.exists()), (None, false));
         noted.note(9).done().await;
         noted.note(10).done().await;
-        assert_eq!(Noted::new(path).lease(), Some(10));
+        assert_eq!(Noted::new(path, machine).lease(), Some(10));
     }
 }
