@@ -14,6 +14,7 @@
 //! Not here: any decision, any knowledge of how a command is carried out.
 
 mod access;
+mod body;
 mod citus;
 pub(crate) mod health;
 mod look;
@@ -48,6 +49,7 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use self::access::{Access, Denied};
+use self::body::{object, optional_object};
 use self::manual::Kind;
 use self::schedule::RestartRequest;
 pub use self::schedule::{RestartPlan, version_number};
@@ -71,12 +73,6 @@ const MOST_SLOTS: usize = 1000;
 
 /// The longest a candidate may take to say that it is there. Patroni's constant.
 const PEER_LIMIT: Duration = Duration::from_secs(2);
-
-/// The longest body: a dynamic configuration is some kilobytes.
-const BODY_LIMIT: usize = 1 << 20;
-
-/// The longest a body may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// What the API needs to know besides what it shows.
 #[derive(Debug, Clone)]
@@ -567,46 +563,6 @@ fn refuse(denied: Denied, from: Option<IpAddr>) -> Response {
         Denied::WrongPassword => {
             (realm, text(StatusCode::UNAUTHORIZED, "not authenticated")).into_response()
         }
-    }
-}
-
-/// The body as a JSON object that says something. The error is an answer.
-async fn object(
-    machine: &Machine,
-    head: &Parts,
-    body: Body,
-) -> Result<Map<String, Value>, Response> {
-    let found = any_object(machine, head, body).await?;
-    if found.is_empty() {
-        return Err(text(StatusCode::BAD_REQUEST, "the body is an empty JSON object"));
-    }
-    Ok(found)
-}
-
-async fn any_object(
-    machine: &Machine,
-    head: &Parts,
-    body: Body,
-) -> Result<Map<String, Value>, Response> {
-    if !head.headers.contains_key(CONTENT_LENGTH) {
-        return Err(text(StatusCode::LENGTH_REQUIRED, "Content-Length is missing"));
-    }
-    let bytes = machine.timeout(BODY_TIME, to_bytes(body, BODY_LIMIT)).await;
-    let bytes = bytes
-        .map_err(|_| text(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"))?
-        .map_err(|_| text(StatusCode::PAYLOAD_TOO_LARGE, "the body cannot be read"))?;
-    let not_an_object = || text(StatusCode::BAD_REQUEST, "the body must be a JSON object");
-    serde_json::from_slice(&bytes).map_err(|_| not_an_object())
-}
-
-async fn optional_object(
-    machine: &Machine,
-    head: &Parts,
-    body: Body,
-) -> Result<Map<String, Value>, Response> {
-    match head.headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes) {
-        None | Some(b"0") => Ok(Map::new()),
-        Some(_) => any_object(machine, head, body).await,
     }
 }
 

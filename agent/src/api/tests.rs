@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::body::BODY_LIMIT;
 use super::*;
 use crate::ha::{Action, Why};
 use crate::node::{COMMAND_QUEUE, ReplicationView};
