@@ -4,7 +4,7 @@ use std::io;
 
 use kornak_config::Listen;
 
-use crate::tls::TlsError;
+use crate::net::tls::TlsError;
 
 /// A proxy did not start.
 #[derive(Debug, thiserror::Error)]

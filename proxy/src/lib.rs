@@ -2,22 +2,34 @@
 //!
 //! # A session's life on one page
 //!
-//! [`serve`] accepts a client on one of its threads. [`login`] takes it from its first byte to its
-//! first ReadyForQuery: TLS, startup packet, the proof of its password (from which the keys are
-//! learnt that log it in anywhere), a server. From then on [`forward`] moves whole buffers between
-//! the two sockets and shows message heads to [`session`], which knows at every byte whether the
-//! session is between transactions, and what it holds. When a transaction is to start, the session
-//! goes through the [`gate`]; on a listener with `pool_mode: transaction` it borrows a server connection
-//! from its [`pool`] for the length of it. With no way to a server, [`client`] waits for one, logs in, restores
-//! what the session held and goes on. When a server is lost, [`session`] says what is true of the
-//! requests in flight.
+//! [`clients::serve`] accepts a client on one of the proxy's threads. [`clients::login`] takes the client
+//! from its first byte to its first ReadyForQuery: TLS, startup packet, the proof of its password (from
+//! which the proxy learns the keys that log the client in at any server), a server. From then on
+//! [`clients::forward`] moves whole buffers between the two sockets and shows message heads to
+//! [`session`], which knows at every byte whether the session is between transactions, and what it
+//! holds. Before a transaction starts, the session goes through the [`waiting::gate`]; on a listener with
+//! `pool_mode: transaction` it borrows a server connection from its [`pool`] until the transaction ends.
+//! When the server cannot be used, [`clients::client`] waits for another one, logs in, restores what the
+//! session held and continues. When a server is lost, [`session`] says what is true of the requests in
+//! flight.
 //!
-//! Who connects is counted by [`doors`]; whether a server would let it in is asked of [`verifiers`] and
-//! [`access`].
+//! # Groups of modules
 //!
-//! Around the sessions: [`topology`] follows the store, [`prover`] proves that a leader accepts
-//! writes, [`vigil`] notices that one is gone, [`handover`] obeys planned switchovers and holds a Citus
-//! cluster's sessions while one of its groups has no primary, [`status`] tells people.
+//! Each group imports from the groups above it in this list only; a test checks that.
+//!
+//! | group | what it holds |
+//! | --- | --- |
+//! | [`net`] | streams, TLS, connections to servers |
+//! | [`cluster`] | what is known of the servers, and which one a listener's clients get |
+//! | [`session`] | the meaning of messages; pure |
+//! | [`waiting`] | when clients wait: the gate and the decisions that close it |
+//! | [`admission`] | who may come in |
+//! | [`registry`], [`metrics`] | every session's handle, and counters |
+//! | [`pool`] | server connections that clients share |
+//! | [`shared`] | the state of one proxy, which the tasks below share |
+//! | [`clients`] | the path of a client |
+//! | [`background`] | following the store, proving primaries, obeying switchovers |
+//! | [`status`] | the status page and `/metrics` |
 //!
 //! **Invariants.** A proxy holds no opinion about who should be primary. Nothing that may have been
 //! executed is sent again. Connections of an earlier term are never used. Nobody is held by a drain
@@ -25,43 +37,20 @@
 //!
 //! Not here: agents; the store is the only channel to them.
 
-pub mod access;
-pub mod backend;
-pub mod buckets;
-pub mod cancel;
-pub mod certificates;
-pub mod client;
-pub mod descriptors;
-pub mod doors;
+pub mod admission;
+pub mod background;
+pub mod clients;
+pub mod cluster;
 pub mod error;
-pub mod forward;
-pub mod gate;
-pub mod handover;
-pub mod hold;
-pub mod lanes;
-pub mod login;
 pub mod metrics;
-pub mod outage;
+pub mod net;
 pub mod pool;
-pub mod probe;
-pub mod prover;
-pub mod proxy_protocol;
-pub mod reading;
 pub mod registry;
-pub mod route;
-pub mod rules;
 pub mod sabotage;
-pub mod sampler;
-pub mod serve;
 pub mod session;
 pub mod shared;
-pub mod standing;
 pub mod status;
-pub mod stream;
-pub mod tls;
-pub mod topology;
-pub mod verifiers;
-pub mod vigil;
+pub mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -74,10 +63,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use background::{certificates, handover, prover, sampler, topology};
+use clients::{cancel, serve};
+use cluster::probe::Prober;
 pub use error::{RunError, StartError};
+use net::{descriptors, tls};
 use pool::lender::Lender;
 use pool::{Limits, Shares};
-use probe::Prober;
 use shared::Shared;
 
 /// A proxy that serves.

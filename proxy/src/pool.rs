@@ -17,15 +17,14 @@
 //! takes turns for nothing.
 //!
 //! Not here: sockets and who sits behind a [`MemberId`] ([`lender`]), what a connection must be told
-//! before its next client uses it ([`crate::client`]), prepared statements ([`statements`]).
+//! before its next client uses it ([`crate::clients::client`]), prepared statements ([`crate::session::statements`]).
 
 mod event;
-pub mod keeper;
 pub mod lender;
+pub mod link;
+pub mod mailbox;
 mod room;
-pub mod seat;
 pub mod settled;
-pub mod statements;
 #[cfg(test)]
 mod tests;
 mod time;

@@ -1,20 +1,19 @@
 //! Every session of this proxy: how to wake it, cancel its query, and what it is doing.
 //!
 //! A session parks without timers or channels of its own; whoever wants its attention raises a flag
-//! and wakes its task. Not here: what it does about the flag ([`crate::client`]).
+//! and wakes its task. Not here: what it does about the flag ([`crate::clients::client`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::task::Wake;
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
-use kornak_protocol::backend::BackendKey;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
-use crate::backend::Address;
-use crate::doors::Visit;
+use crate::admission::doors::Visit;
+use crate::net::cancel_target::{CancelTarget, Cancelling};
 use crate::pool::lender::OwnServer;
 
 /// Wants a session's attention.
@@ -69,69 +68,6 @@ impl Doing {
     }
 }
 
-/// Where a session's query can be cancelled.
-#[derive(Debug)]
-pub struct CancelTarget {
-    pub address: Address,
-    pub key: BackendKey,
-    /// Cancel requests on their way to it.
-    pub under_way: UnderWay,
-}
-
-impl CancelTarget {
-    /// With no request on its way.
-    pub fn new(address: Address, key: BackendKey) -> Self {
-        Self { address, key, under_way: UnderWay::default() }
-    }
-}
-
-/// Cancel requests on their way to a server connection: it must not change hands before they have
-/// arrived, or they would cancel somebody else's query.
-#[derive(Debug, Default)]
-pub struct UnderWay {
-    count: AtomicUsize,
-    /// One of them may have been lost on the way and come at any time.
-    doubtful: AtomicBool,
-    none: Notify,
-}
-
-impl UnderWay {
-    /// Whether there is one.
-    pub fn is_any(&self) -> bool {
-        self.count.load(Ordering::Acquire) > 0
-    }
-
-    /// Waits until all have arrived. Answers whether that is certain.
-    pub async fn arrived(&self) -> bool {
-        loop {
-            let none = self.none.notified();
-            if !self.is_any() {
-                return !self.doubtful.load(Ordering::Acquire);
-            }
-            none.await;
-        }
-    }
-}
-
-/// A cancel request that is being delivered.
-#[derive(Debug)]
-pub struct Cancelling {
-    pub target: Arc<CancelTarget>,
-    /// The server has taken it.
-    pub delivered: bool,
-}
-
-impl Drop for Cancelling {
-    fn drop(&mut self) {
-        let under_way = &self.target.under_way;
-        if !self.delivered {
-            under_way.doubtful.store(true, Ordering::Release);
-        }
-        under_way.count.fetch_sub(1, Ordering::AcqRel);
-        under_way.none.notify_waiters();
-    }
-}
-
 /// What others see of a session.
 #[derive(Debug)]
 pub struct Handle {
@@ -145,7 +81,7 @@ pub struct Handle {
     waker: AtomicWaker,
     doing: AtomicU8,
     pin: AtomicU8,
-    /// It held advisory locks when its server was asked last ([`crate::sampler`]).
+    /// It held advisory locks when its server was asked last ([`crate::background::sampler`]).
     advisory: AtomicBool,
     /// It listens on channels that move with it.
     listens: AtomicBool,
@@ -161,6 +97,16 @@ pub struct Handle {
 }
 
 const NO_PIN: u8 = u8::MAX;
+
+impl Wake for Handle {
+    fn wake(self: Arc<Self>) {
+        self.waker.wake();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.waker.wake();
+    }
+}
 
 impl Handle {
     /// Remembers the task to wake.
@@ -183,11 +129,6 @@ impl Handle {
     /// Raises a flag and wakes the session.
     pub fn raise(&self, flag: Flags) {
         self.flags.fetch_or(flag.0, Ordering::AcqRel);
-        self.waker.wake();
-    }
-
-    /// Wakes the session without a flag.
-    pub fn wake(&self) {
         self.waker.wake();
     }
 
@@ -286,8 +227,7 @@ impl Handle {
     pub fn begin_cancel(&self) -> Option<Cancelling> {
         let target = self.target.lock();
         let target = target.as_ref()?;
-        target.under_way.count.fetch_add(1, Ordering::AcqRel);
-        Some(Cancelling { target: Arc::clone(target), delivered: false })
+        Some(CancelTarget::begin(target))
     }
 }
 
@@ -392,7 +332,7 @@ impl Registry {
 
     /// Every session goes on with what it has held back.
     pub fn wake_all(&self) {
-        self.all().iter().for_each(|handle| handle.wake());
+        self.all().iter().for_each(Wake::wake_by_ref);
     }
 
     /// How many there are.

@@ -10,8 +10,8 @@
 //! ```
 //! In `Skipping` and `Dead` no server is needed and nothing is forwarded.
 //!
-//! The data path does not go through here byte by byte: [`crate::forward`] passes buffers on and
-//! shows heads only. Not here: waiting, moving, when to give up ([`crate::client`]).
+//! The data path does not go through here byte by byte: [`crate::clients::forward`] passes buffers on and
+//! shows heads only. Not here: waiting, moving, when to give up ([`crate::clients::client`]).
 
 pub mod answers;
 pub mod dead;
@@ -19,6 +19,7 @@ pub mod fuzz;
 pub mod journal;
 mod leave;
 pub mod pooled;
+pub mod statements;
 #[cfg(test)]
 mod tests;
 pub mod words;

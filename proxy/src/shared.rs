@@ -1,5 +1,7 @@
 //! What every part of one proxy sees. Nothing here is global: several proxies may share a process.
 
+pub mod ahead;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -14,21 +16,24 @@ use kornak_protocol::params::Parameters;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 
-use crate::access::Access;
-use crate::buckets::Buckets;
-use crate::client::{Ahead, Identity};
-use crate::doors::Doors;
-use crate::gate::Gate;
-use crate::lanes::Lanes;
+use ahead::Ahead;
+
+use crate::admission::access::Access;
+use crate::admission::buckets::Buckets;
+use crate::admission::doors::Doors;
+use crate::admission::identity::Identity;
+use crate::admission::lanes::Lanes;
+use crate::admission::verifiers::Verifiers;
+use crate::cluster::probe::Prober;
+use crate::cluster::route;
+use crate::cluster::standing::{Standing, Standings};
 use crate::metrics::Metrics;
+use crate::net::tls::{ClientSide, ServerTls};
 use crate::pool::lender::Lender;
-use crate::probe::Prober;
-use crate::reading::Source;
+use crate::pool::link::Link;
 use crate::registry::{Flags, Registry};
-use crate::route;
-use crate::standing::{Standing, Standings};
-use crate::tls::{ClientSide, ServerTls};
-use crate::verifiers::Verifiers;
+use crate::waiting::gate::Gate;
+use crate::waiting::read_source::Source;
 
 /// Logins to one server at once. A mass of sessions that move costs a server 5 to 10 ms each; more
 /// at once would only make each of them slower.
@@ -40,6 +45,10 @@ const MAX_QUESTIONS: usize = 16;
 /// Kinds of sessions (startup packets) whose parameters are remembered for logins that are answered
 /// while no server is there. An application has a few; 1,024 cost 2 MB.
 const MAX_WELCOMES: usize = 1024;
+
+/// Requests that are passed on at once; each costs a connection to every peer for a moment, and anyone
+/// can send one. Later ones wait, and are dropped with their connection by `login_timeout`.
+const MAX_PASSED_ON: usize = 16;
 
 /// The state of one proxy.
 pub struct Shared {
@@ -171,7 +180,7 @@ impl Shared {
             client_tls,
             reached_at,
             peer_tls,
-            passing_on: Semaphore::new(crate::cancel::MAX_PASSED_ON),
+            passing_on: Semaphore::new(MAX_PASSED_ON),
             rules: ArcSwap::from_pointee(settings.auth.rules.clone()),
             lender,
             nobody: "".into(),
@@ -279,6 +288,26 @@ impl Shared {
         if self.reads_primaries.swap(primaries, Ordering::AcqRel) != primaries {
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
+    }
+
+    /// Whether a connection should be exchanged: it leads to a leader for want of a standby and there is
+    /// a standby again, or it reads other groups from other servers than it should by now.
+    pub fn may_change(&self, link: &Link) -> bool {
+        link.source.is_some_and(|source| source != self.source())
+            || link.stands_in && route::has_standby(&self.topology.borrow(), link.group)
+    }
+
+    /// Whether the server of a connection still has the part for which the connection was opened.
+    pub fn is_current(&self, link: &Link) -> bool {
+        if link.leading {
+            let worker =
+                link.group == GroupId::COORDINATOR || self.topology.borrow().is_worker(link.group);
+            return worker && self.standings.borrow().term(link.group) == link.term;
+        }
+        let topology = self.topology.borrow();
+        let group = topology.groups.get(&link.group);
+        let leads = group.and_then(|group| group.leader.as_ref());
+        leads.is_none_or(|(name, _)| **name != *link.node)
     }
 
     /// See [`Shared::recheck`].

@@ -3,6 +3,7 @@
 //! Everything is computed when asked for. No SQL and no secrets are shown; names of roles and
 //! databases, and what servers and files say of themselves, only to those who have shown a password.
 
+mod metrics;
 pub mod serve;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,6 @@ use kornak_cluster::GroupId;
 use kornak_protocol::sqlstate::SqlState;
 use serde::Serialize;
 
-use crate::metrics;
 use crate::registry::Doing;
 use crate::session::journal::Pin;
 use crate::shared::Shared;
@@ -158,7 +158,7 @@ fn look(shared: &Shared, detail: Detail) -> Status {
             leader: leader.map(|(name, _)| name.clone()),
             epoch: leader.map(|(_, epoch)| epoch.revision),
             serving: serving.ok().map(|serving| serving.name.to_string()),
-            why: serving.err().map(crate::standing::Why::as_str),
+            why: serving.err().map(crate::cluster::standing::Why::as_str),
             unfinished: serving.map_or(0, |serving| serving.unfinished.len()),
             nodes: nodes.collect(),
         };

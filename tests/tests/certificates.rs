@@ -15,7 +15,7 @@ use kornak_config::agent::{CtlSettings, PostgresqlSettings, ServerTls, VerifyCli
 use kornak_config::proxy::{ClientTls, ServerSideTls, SslMode};
 use kornak_dcs::Dcs;
 use kornak_dcs::etcd::{EtcdDcs, EtcdSettings};
-use kornak_proxy::tls::{Attempt, ClientSide, ServerTls as ToServers};
+use kornak_proxy::net::tls::{Attempt, ClientSide, ServerTls as ToServers};
 use kornak_tests::run::certificates::{Pair, Workshop};
 use kornak_tests::run::psql::psql;
 use kornak_tests::run::scratch::Scratch;

@@ -7,7 +7,7 @@ use kornak_cluster::topology::Group;
 use kornak_cluster::{ClusterConfig, GroupId, Known, Scope, Topology};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{KeyValue, Reach, View};
-use kornak_proxy::topology::{merge, read};
+use kornak_proxy::background::topology::{merge, read};
 use proptest::prelude::*;
 use serde_json::Value;
 

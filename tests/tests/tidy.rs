@@ -28,18 +28,65 @@ const USES: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Where nothing waits: no tokio in these files, nor in a folder of the same name.
+/// Where nothing waits: no tokio in these files, nor in a folder of the same name. Each module whose
+/// documentation says that the module is pure is here.
 const PURE: &[&str] = &[
     "protocol/src",
     "cluster/src",
     "config/src",
+    "tls/src/chain.rs",
+    "tls/src/names.rs",
+    "tls/src/signature.rs",
+    "agent/src/api/health.rs",
+    "agent/src/api/status.rs",
+    "agent/src/citus/flight.rs",
+    "agent/src/citus/plan.rs",
+    "agent/src/citus/seen.rs",
+    "agent/src/citus/settling.rs",
     "agent/src/ha",
     "agent/src/ha.rs",
+    "proxy/src/admission/buckets.rs",
+    "proxy/src/admission/rules.rs",
+    "proxy/src/clients/serve/patience.rs",
+    "proxy/src/cluster/route.rs",
+    "proxy/src/cluster/standing.rs",
+    "proxy/src/net/proxy_protocol.rs",
+    "proxy/src/pool.rs",
+    "proxy/src/pool/event.rs",
+    "proxy/src/pool/room.rs",
+    "proxy/src/pool/time.rs",
     "proxy/src/session",
     "proxy/src/session.rs",
-    "proxy/src/route.rs",
-    "proxy/src/hold.rs",
+    "proxy/src/waiting/hold.rs",
+    "proxy/src/waiting/outage.rs",
+    "proxy/src/waiting/read_source.rs",
+    "ctl/src/render",
+    "ctl/src/render.rs",
+    "ctl/src/view.rs",
+    "tests/src/torture/faults.rs",
+    "tests/src/torture/history.rs",
 ];
+
+/// The groups of a crate's modules, from the lowest up: a group imports from those before it.
+const LAYERS: &[(&str, &[&str])] = &[(
+    "proxy",
+    &[
+        "sabotage",
+        "net",
+        "cluster",
+        "session",
+        "waiting",
+        "admission",
+        "pool",
+        "registry",
+        "metrics",
+        "shared",
+        "clients",
+        "background",
+        "status",
+        "error",
+    ],
+)];
 
 const LONGEST_FILE: usize = 600;
 
@@ -191,6 +238,61 @@ fn pure_modules_do_not_wait() {
     }
     assert!(seen > 30, "only {seen} pure files found; has a folder moved?");
     none(&found, "a pure module takes the time and the facts as arguments");
+}
+
+#[test]
+fn a_module_that_says_it_is_pure_is_checked() {
+    let says_so = |line: &str| {
+        let Some(doc) = line.strip_prefix("//! ") else { return false };
+        let text = doc.to_lowercase();
+        doc.starts_with("Pure") || doc.contains(". Pure") || text.ends_with(" pure.")
+    };
+    let found: Vec<String> = rust_files()
+        .iter()
+        .filter(|file| read(file).lines().any(says_so))
+        .map(|file| short(file))
+        .filter(|file| !PURE.iter().any(|place| file.starts_with(place)))
+        .collect();
+    none(&found, "a module that says it is pure is in the list PURE of this file");
+}
+
+/// What a file names below its crate's root, one name for each place.
+fn imports(text: &str) -> Vec<String> {
+    let code: Vec<&str> = text.lines().map(code_of).collect();
+    let code = code.join("\n");
+    let name = |after: &str| {
+        after.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>()
+    };
+    code.match_indices("crate::").map(|(at, word)| name(&code[at + word.len()..])).collect()
+}
+
+#[test]
+fn no_import_points_upwards_between_groups_of_modules() {
+    let mut found = Vec::new();
+    for (krate, groups) in LAYERS {
+        let src = root().join(krate).join("src");
+        let place = |name: &str| groups.iter().position(|group| *group == name);
+        for file in files_below(&src, &[".rs"]) {
+            let path = file.strip_prefix(&src).expect("found below it");
+            let first = path.iter().next().unwrap_or_default().to_string_lossy();
+            let own = first.trim_end_matches(".rs");
+            let is_tests = file.ends_with("tests.rs") || short(&file).contains("/tests/");
+            if own == "lib" || is_tests {
+                continue;
+            }
+            let Some(at) = place(own) else {
+                found.push(format!("{}: no place for {own} in LAYERS", short(&file)));
+                continue;
+            };
+            for used in imports(&read(&file)) {
+                let is_module = place(&used).is_some();
+                if used != own && is_module && place(&used) > Some(at) {
+                    found.push(format!("{} uses {used}", short(&file)));
+                }
+            }
+        }
+    }
+    none(&found, "modules import from groups below their own; see the crate's documentation");
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub fn run(args: &ProxyArgs) -> anyhow::Result<()> {
         tracing::warn!(why = warning.as_str(), "configuration");
     }
     crate::store::install_tls();
-    kornak_proxy::descriptors::raise();
+    kornak_proxy::net::descriptors::raise();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {

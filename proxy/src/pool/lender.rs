@@ -12,6 +12,7 @@ use std::mem::Discriminant;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,16 +23,15 @@ use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::mailbox::{Delivery, Mailbox};
 use super::room::Owner;
-use super::seat::{Delivery, Seat};
 use super::settled::Settled;
-use super::statements::{Prepared, Texts};
 use super::{Effect, Event, KindId, Limits, MemberId, PoolCount, PoolId, Pools, Shares, SlotId};
-use crate::backend::DialError;
-use crate::client::Identity;
-use crate::forward::Link;
-use crate::registry::Handle;
-use crate::session::journal::Settings;
+use crate::admission::identity::Identity;
+use crate::net::backend::DialError;
+use crate::pool::link::Link;
+use crate::session::pooled::ConnectionState;
+use crate::session::statements::Texts;
 
 /// An order to a thread: open a connection of this kind.
 #[derive(Debug)]
@@ -113,13 +113,8 @@ impl Kind {
 pub struct Lease {
     pub slot: SlotId,
     pub lane: usize,
-    /// What was set on it; `None` if that is not known.
-    pub settings: Option<Settings>,
-    /// The session whose functions may have left parameters on it that are not among these.
-    pub left_by: Option<u64>,
-    /// What it reported last.
-    pub params: Arc<Parameters>,
-    pub prepared: Option<Box<Prepared>>,
+    /// What sessions have left on the connection.
+    pub state: ConnectionState,
     lender: Arc<Lender>,
     /// It is lent: its end has to be reported.
     is_out: bool,
@@ -142,7 +137,7 @@ pub struct Member {
     /// When it began to wait.
     pub since: Instant,
     id: MemberId,
-    seat: Arc<Seat>,
+    mailbox: Arc<Mailbox>,
     lender: Arc<Lender>,
 }
 
@@ -162,7 +157,7 @@ struct Inner {
     effects: Vec<Effect>,
     /// Connections that are not lent.
     resting: HashMap<SlotId, Settled>,
-    seats: Slab<Arc<Seat>>,
+    mailboxes: Slab<Arc<Mailbox>>,
     kinds: HashMap<KindId, Arc<Kind>>,
     by_startup: HashMap<(usize, Bytes, Proof), KindId>,
     by_role: HashMap<(usize, Bytes, Bytes), PoolId>,
@@ -192,7 +187,7 @@ impl Lender {
             pools: Pools::new(lanes.len(), limits).with_shares(shares),
             effects: Vec::new(),
             resting: HashMap::new(),
-            seats: Slab::new(),
+            mailboxes: Slab::new(),
             kinds: HashMap::new(),
             by_startup: HashMap::new(),
             by_role: HashMap::new(),
@@ -215,8 +210,8 @@ impl Lender {
         Moment::new(self.clock.elapsed())
     }
 
-    /// Takes a client in.
-    pub fn join(self: &Arc<Self>, newcomer: Newcomer, handle: &Arc<Handle>, lane: usize) -> Member {
+    /// Takes a client in; `waker` wakes its task.
+    pub fn join(self: &Arc<Self>, newcomer: Newcomer, waker: Waker, lane: usize) -> Member {
         let mut inner = self.inner.lock();
         let Newcomer { listener, user, database, startup, credentials } = newcomer;
         let proof = std::mem::discriminant(&credentials);
@@ -265,10 +260,10 @@ impl Lender {
             }
         };
         inner.pools.join(kind.id);
-        let seat = Arc::new(Seat::new(Arc::clone(handle)));
-        let id = MemberId(inner.seats.insert(Arc::clone(&seat)) as u32);
+        let mailbox = Arc::new(Mailbox::new(waker));
+        let id = MemberId(inner.mailboxes.insert(Arc::clone(&mailbox)) as u32);
         let (lender, since) = (Arc::clone(self), self.clock);
-        Member { kind, lane, is_waiting: false, since, id, seat, lender }
+        Member { kind, lane, is_waiting: false, since, id, mailbox, lender }
     }
 
     /// A connection was opened for an order.
@@ -285,10 +280,7 @@ impl Lender {
         let lease = Lease {
             slot: order.slot,
             lane,
-            settings: Some(Settings::new()),
-            left_by: None,
-            params,
-            prepared: Some(Box::default()),
+            state: ConnectionState::fresh(params),
             lender: Arc::clone(self),
             is_out: false,
         };
@@ -296,7 +288,7 @@ impl Lender {
         inner.resting.insert(order.slot, Settled::fresh(link, lease));
         let now = self.now();
         let event = Event::Opened { slot: order.slot, expires: now + lifetime };
-        // Nobody is asking: what is given goes to a seat.
+        // Nobody is asking: what is given goes to a mailbox.
         self.happened(inner, event, now, None, None);
     }
 
@@ -436,8 +428,8 @@ impl Lender {
                     }
                     if asker == Some(member) {
                         given = Some(settled);
-                    } else if let Some(seat) = inner.seats.get(member.0 as usize) {
-                        seat.deliver(Delivery::Server(settled));
+                    } else if let Some(mailbox) = inner.mailboxes.get(member.0 as usize) {
+                        mailbox.deliver(Delivery::Server(settled));
                     }
                 }
                 Effect::Open { slot, kind, lane } => {
@@ -449,24 +441,24 @@ impl Lender {
                 }
                 Effect::Close { slot } => closed.extend(inner.resting.remove(&slot)),
                 Effect::Notice { member, ahead } => {
-                    if let Some(seat) = inner.seats.get(member.0 as usize) {
-                        seat.notice(ahead);
+                    if let Some(mailbox) = inner.mailboxes.get(member.0 as usize) {
+                        mailbox.notice(ahead);
                     }
                 }
                 Effect::Look { member } => {
-                    if let Some(seat) = inner.seats.get(member.0 as usize) {
-                        seat.look();
+                    if let Some(mailbox) = inner.mailboxes.get(member.0 as usize) {
+                        mailbox.look();
                     }
                 }
                 Effect::Expire { member, why } => {
-                    if let Some(seat) = inner.seats.get(member.0 as usize) {
-                        seat.deliver(Delivery::Expired(why));
+                    if let Some(mailbox) = inner.mailboxes.get(member.0 as usize) {
+                        mailbox.deliver(Delivery::Expired(why));
                     }
                 }
                 Effect::Refuse { member, .. } => {
-                    let seat = inner.seats.get(member.0 as usize);
-                    if let (Some(seat), Some(error)) = (seat, error) {
-                        seat.deliver(Delivery::Failed(Arc::clone(error)));
+                    let mailbox = inner.mailboxes.get(member.0 as usize);
+                    if let (Some(mailbox), Some(error)) = (mailbox, error) {
+                        mailbox.deliver(Delivery::Failed(Arc::clone(error)));
                     }
                 }
             }
@@ -474,14 +466,14 @@ impl Lender {
         inner.effects = effects;
         drop(inner);
         for mut settled in closed {
-            crate::client::say_good_bye(&mut settled.link_mut().stream);
+            crate::net::backend::say_good_bye(&mut settled.link_mut().stream);
         }
         given
     }
 }
 
 impl Member {
-    /// Asks for a connection; without one at hand the seat gets it.
+    /// Asks for a connection; without one at hand the mailbox gets it.
     pub fn ask(&mut self) -> Option<Settled> {
         let event = Event::Ask { member: self.id, kind: self.kind.id, lane: self.lane };
         let lender = &self.lender;
@@ -494,9 +486,9 @@ impl Member {
         given
     }
 
-    /// What was brought to the seat; the wait is over then.
+    /// What was brought to the mailbox; the wait is over then.
     pub fn delivery(&mut self) -> Option<Delivery> {
-        let delivery = self.seat.take();
+        let delivery = self.mailbox.take();
         if delivery.is_some() && std::mem::take(&mut self.is_waiting) {
             self.lender.queued(self.kind.listener).fetch_sub(1, Relaxed);
         }
@@ -505,12 +497,12 @@ impl Member {
 
     /// How many are in front, if the client is to be told.
     pub fn take_notice(&self) -> Option<u32> {
-        self.seat.take_notice()
+        self.mailbox.take_notice()
     }
 
     /// Whether it is to see whether its client is still there.
     pub fn take_look(&self) -> bool {
-        self.seat.take_look()
+        self.mailbox.take_look()
     }
 
     /// Whether somebody waits for a connection of this listener.
@@ -528,7 +520,7 @@ impl Member {
         let event = Event::Withdraw { member: self.id, kind: self.kind.id };
         let lender = &self.lender;
         lender.happened(lender.inner.lock(), event, lender.now(), None, None);
-        if let Some(Delivery::Server(settled)) = self.seat.take() {
+        if let Some(Delivery::Server(settled)) = self.mailbox.take() {
             lender.release(settled);
         }
     }
@@ -559,7 +551,7 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.withdraw();
         let mut inner = self.lender.inner.lock();
-        inner.seats.try_remove(self.id.0 as usize);
+        inner.mailboxes.try_remove(self.id.0 as usize);
         let (kind_gone, pool_gone) = inner.pools.leave(self.kind.id);
         if kind_gone {
             inner.forget(&self.kind, pool_gone);

@@ -8,9 +8,10 @@ use kornak_protocol::frame::Scanner;
 use kornak_protocol::params::Parameters;
 
 use super::lender::Lease;
-use crate::forward::Link;
+use super::link::Link;
 use crate::sabotage::{self, Sabotage};
 use crate::session::Session;
+use crate::session::pooled::ConnectionState;
 
 /// A server connection that stands between two messages in both directions, on which no transaction is
 /// open and nothing owed, and whose [`Lease`] says what is set on it.
@@ -68,25 +69,25 @@ impl Laden {
 
     /// DISCARD ALL was answered, with so many errors; the server reports these parameters now.
     pub fn discarded(self, failed: usize, reported: Parameters) -> Option<Settled> {
-        self.cleared(failed, reported, Session::discarded)
+        self.cleared(failed, reported, ConnectionState::discarded)
     }
 
     /// The same, and what is prepared on it stays.
     pub fn was_reset(self, failed: usize, reported: Parameters) -> Option<Settled> {
-        self.cleared(failed, reported, Session::was_reset)
+        self.cleared(failed, reported, ConnectionState::was_reset)
     }
 
     fn cleared(
         self,
         failed: usize,
         reported: Parameters,
-        note: impl FnOnce(&mut Lease),
+        note: impl FnOnce(&mut ConnectionState),
     ) -> Option<Settled> {
         let mut link = self.0;
         let stands_still = link.stands_still();
         let lease = link.lease.as_mut().filter(|_| failed == 0 && stands_still)?;
-        lease.params = reported.into();
-        note(lease);
+        lease.state.params = reported.into();
+        note(&mut lease.state);
         Some(Settled(link))
     }
 }
@@ -101,7 +102,7 @@ impl Returned {
         let (pinned, leaves) = (session.pinned(), session.must_keep());
         let may_clear = pinned.is_none() || session.may_be_discarded();
         match &mut link.lease {
-            Some(lease) if stands_still && may_clear => session.detach(lease),
+            Some(lease) if stands_still && may_clear => session.detach(&mut lease.state),
             _ => return Self::Unsettled(link),
         }
         match leaves {

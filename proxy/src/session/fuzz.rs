@@ -13,7 +13,7 @@ use kornak_protocol::params::Parameters;
 
 use super::pooled::Edits;
 use super::{Aftermath, Answered, Heard, Session};
-use crate::pool::statements::{Prepared, Texts};
+use crate::session::statements::{Prepared, Texts};
 pub use departure::fuzz_departure;
 
 /// An entry: its name and the function.
@@ -40,7 +40,7 @@ pub fn fuzz_pooled_session(data: &[u8]) {
     play(data, true);
 }
 
-/// A conversation without sockets, as [`crate::forward`] leads it.
+/// A conversation without sockets, as [`crate::clients::forward`] leads it.
 struct Play {
     session: Session,
     is_pooled: bool,

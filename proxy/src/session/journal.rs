@@ -25,7 +25,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kornak_protocol::frontend::{self, StatementKind};
 use kornak_protocol::pipeline::Fate;
 
-use crate::pool::statements::Statements;
+use crate::session::statements::Statements;
 use block::Block;
 use channels::Channels;
 use context::Context;
@@ -294,7 +294,7 @@ impl Journal {
             self.confirm_unforwarded();
             return;
         };
-        if let Some(content) = body.and_then(crate::pool::statements::content_of) {
+        if let Some(content) = body.and_then(crate::session::statements::content_of) {
             let content = Self::content(parse, Bytes::copy_from_slice(content));
             shared.define(parse.statement, content.into());
         }

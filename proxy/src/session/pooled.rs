@@ -18,11 +18,44 @@ use kornak_protocol::sqlstate::{
 use super::answers::Verdict;
 use super::journal::{Examined, Journal, Pin, Settings, SqlEdits};
 use super::{Heard, Session};
-use crate::pool::lender::Lease;
-use crate::pool::statements::{
+use crate::session::statements::{
     Answer, Content, Counts, Front, Injected, Prepared, Refusal, Statements, Texts, Treatment,
     content_of,
 };
+
+/// What a shared server connection carries from one session to the next.
+#[derive(Debug)]
+pub struct ConnectionState {
+    /// The parameters that were set on the connection; `None` if they are not known.
+    pub settings: Option<Settings>,
+    /// The session whose functions may have left parameters on the connection that are not among
+    /// `settings`.
+    pub left_by: Option<u64>,
+    /// The parameters that the server reported last.
+    pub params: Arc<Parameters>,
+    /// The statements that are prepared on the connection; `None` while a session has it.
+    pub prepared: Option<Box<Prepared>>,
+}
+
+impl ConnectionState {
+    /// The state of a connection that has just logged in and reported these parameters.
+    pub fn fresh(params: Arc<Parameters>) -> Self {
+        let (settings, prepared) = (Some(Settings::new()), Some(Box::default()));
+        Self { settings, left_by: None, params, prepared }
+    }
+
+    /// Notes that everything on the connection was reset, but not its prepared statements.
+    pub fn was_reset(&mut self) {
+        self.left_by = None;
+        self.settings = Some(Settings::new());
+    }
+
+    /// Notes that everything on the connection was discarded, prepared statements included.
+    pub fn discarded(&mut self) {
+        self.was_reset();
+        self.prepared = Some(Box::default());
+    }
+}
 
 /// What is changed in a buffer on its way to the server.
 #[derive(Debug, Default)]
@@ -79,15 +112,15 @@ impl Session {
 
     /// Takes a connection: answers false if it must be made fit first. What the client is told of it
     /// is appended.
-    pub fn attach(&mut self, lease: &mut Lease, out: &mut BytesMut) -> bool {
-        if !self.journal.fits(lease.settings.as_ref(), lease.left_by) {
+    pub fn attach(&mut self, state: &mut ConnectionState, out: &mut BytesMut) -> bool {
+        if !self.journal.fits(state.settings.as_ref(), state.left_by) {
             return false;
         }
-        if !Arc::ptr_eq(&self.told, &lease.params) {
-            self.moved_to(&lease.params, out);
+        if !Arc::ptr_eq(&self.told, &state.params) {
+            self.moved_to(&state.params, out);
         }
         if let Some(shared) = &mut self.journal.statements {
-            shared.attach(lease.prepared.take().unwrap_or_default());
+            shared.attach(state.prepared.take().unwrap_or_default());
         }
         true
     }
@@ -102,28 +135,28 @@ impl Session {
     }
 
     /// What makes the connection fit, and how many ReadyForQuery that makes.
-    pub fn put_fit(&self, lease: &Lease, out: &mut BytesMut) -> usize {
-        self.journal.put_fit(lease.settings.as_ref(), lease.left_by, out)
+    pub fn put_fit(&self, state: &ConnectionState, out: &mut BytesMut) -> usize {
+        self.journal.put_fit(state.settings.as_ref(), state.left_by, out)
     }
 
     /// The connection was made fit.
-    pub fn made_fit(&mut self, lease: &mut Lease) {
-        lease.left_by = self.journal.left_by(lease.left_by);
-        lease.settings = Some(self.journal.made_fit());
+    pub fn made_fit(&mut self, state: &mut ConnectionState) {
+        state.left_by = self.journal.left_by(state.left_by);
+        state.settings = Some(self.journal.made_fit());
     }
 
     /// Gives the connection back, between transactions.
-    pub fn detach(&mut self, lease: &mut Lease) {
-        lease.left_by = self.journal.left_by(lease.left_by);
+    pub fn detach(&mut self, state: &mut ConnectionState) {
+        state.left_by = self.journal.left_by(state.left_by);
         let settings = self.journal.settings();
-        if settings != lease.settings.as_ref() {
-            lease.settings = settings.cloned();
+        if settings != state.settings.as_ref() {
+            state.settings = settings.cloned();
         }
-        if !Arc::ptr_eq(&self.told, &lease.params) {
-            lease.params = Arc::clone(&self.told);
+        if !Arc::ptr_eq(&self.told, &state.params) {
+            state.params = Arc::clone(&self.told);
         }
         let shared = self.journal.statements.as_mut();
-        lease.prepared = shared.and_then(|shared| shared.detach());
+        state.prepared = shared.and_then(|shared| shared.detach());
         self.journal.lost_server();
     }
 
@@ -381,19 +414,6 @@ impl Session {
     /// Whether something of the session's may be left on its connection: it is not given back as it is.
     pub fn must_keep(&self) -> bool {
         self.pinned().is_some() || self.must_be_asked()
-    }
-
-    /// Everything on a connection was reset, its prepared statements not.
-    pub fn was_reset(lease: &mut Lease) {
-        lease.left_by = None;
-        lease.settings = Some(Settings::new());
-    }
-
-    /// The statements of a connection, when everything on it was discarded.
-    pub fn discarded(lease: &mut Lease) {
-        lease.left_by = None;
-        lease.settings = Some(Settings::new());
-        lease.prepared = Some(Box::<Prepared>::default());
     }
 }
 

@@ -28,11 +28,9 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::net::descriptors::MAX_STATUS_CONNECTIONS;
+use crate::net::tls::{self, TlsError};
 use crate::shared::Shared;
-use crate::tls::{self, TlsError};
-
-/// Connections at once. Monitors keep a handful; more would be taken from clients' file descriptors.
-pub const MAX_CONNECTIONS: usize = 64;
 
 /// The longest a request's head may take to arrive, a kept connection be idle, and a handshake last.
 const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -77,7 +75,7 @@ pub async fn serve(shared: Arc<Shared>, ports: Vec<Port>, stop: CancellationToke
             router.layer(middleware::from_fn_with_state(expected, check))
         }
     };
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let room = Arc::new(Semaphore::new(MAX_STATUS_CONNECTIONS));
     let serving = ports.into_iter().map(|port| accept(port, router.clone(), Arc::clone(&room)));
     stop.run_until_cancelled(futures_util::future::join_all(serving)).await;
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::bail;
 
 use kornak_config::proxy::{ServerSideTls, SslMode};
-use kornak_proxy::tls::{Attempt, ServerTls};
+use kornak_proxy::net::tls::{Attempt, ServerTls};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tokio::net::TcpStream;

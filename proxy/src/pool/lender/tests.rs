@@ -5,7 +5,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::doors::Doors;
+use crate::admission::doors::Doors;
 use crate::registry::Registry;
 
 #[test]
@@ -31,7 +31,7 @@ fn logins_of_different_proofs_share_no_credentials() {
             credentials,
         };
         let entry = registry.enter(0, 0, doors.knock(None));
-        lender.join(newcomer, entry.handle(), 0)
+        lender.join(newcomer, Arc::clone(entry.handle()).into(), 0)
     };
     let password = |word: &str| Credentials::Password(Zeroizing::new(word.as_bytes().to_vec()));
     let proven = join(password("first"));

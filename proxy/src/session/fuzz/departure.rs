@@ -11,9 +11,9 @@ use kornak_protocol::params::Parameters;
 use kornak_protocol::txn::TransactionStatus::{Failed, Idle, InBlock};
 use kornak_protocol::{backend, txn};
 
-use crate::pool::statements::{NOBODY, Prepared, Texts};
 use crate::session::answers::Verdict;
 use crate::session::pooled::Edits;
+use crate::session::statements::{NOBODY, Prepared, Texts};
 use crate::session::{Heard, Session};
 
 /// What drivers send, for bytes that stand for a whole message.
@@ -75,7 +75,7 @@ pub fn fuzz_departure(data: &[u8]) {
 /// The connection is closed.
 struct Over;
 
-/// A pooled session and its server, as [`crate::forward`] has them.
+/// A pooled session and its server, as [`crate::clients::forward`] has them.
 struct Play {
     session: Session,
     is_pooled: bool,

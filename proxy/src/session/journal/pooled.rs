@@ -12,8 +12,8 @@ use kornak_protocol::pipeline::Fate;
 use super::context::Context;
 use super::settings::AUTHORIZATION;
 use super::{Bound, Journal, MAX_SETTINGS, Pin, Settings, Statement, custom, remembered};
-use crate::pool::statements::{Content, Statements};
 use crate::sabotage::{self, Sabotage};
+use crate::session::statements::{Content, Statements};
 
 /// What a server says that a session holds.
 #[derive(Debug)]

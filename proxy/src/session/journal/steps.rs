@@ -12,8 +12,8 @@ use kornak_protocol::txn::{CommandTag, TagKind};
 use super::cursors::Cursors;
 use super::text::{self, Name};
 use super::{Bound, Change, Journal, MAX_NOTES, Pin, Statement, channels, custom, remembered};
-use crate::pool::statements::{Front, Injected, Rewritten};
 use crate::sabotage::{self, Sabotage};
+use crate::session::statements::{Front, Injected, Rewritten};
 
 /// What was sent and has to be remembered until its answer comes.
 #[derive(Debug)]

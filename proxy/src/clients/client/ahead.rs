@@ -1,0 +1,186 @@
+//! Logging in to the candidate of a planned switchover while it is still a standby.
+//!
+//! A connection lives through the promotion, so a session that is held needs no login when the gate
+//! opens: it is the login of all sessions at once that would make up most of the wait. It is used
+//! only if the candidate has then proven that it accepts writes.
+//!
+//! Sessions that are at work log in while the switchover is prepared and nobody is held: later their
+//! logins would take time from the stop and the promotion. The others do when they are held.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use kornak_cluster::{GroupId, HandoverPhase, Topology};
+use kornak_config::proxy::{ListenerSettings, Target};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::dial::dial;
+use super::{Client, Way};
+use crate::admission::identity::Identity;
+use crate::cluster::route::Candidate;
+use crate::net::backend::Address;
+use crate::pool::link::Opened;
+use crate::shared::Shared;
+use crate::waiting::gate::Side;
+
+/// A session whose client has spoken within this time is at work.
+const AT_WORK: Duration = Duration::from_secs(1);
+
+/// Sessions that log in while a switchover is prepared: more would take more from those who work on
+/// than they save. 256 logins take a candidate one to two seconds of one core.
+const MOST: usize = 256;
+
+impl Client {
+    /// Begins to log in to the candidate, if a switchover is prepared and the client is at work.
+    pub(super) fn log_in_ahead(&self) {
+        let shared = &self.talk.shared;
+        let at_work = self.talk.last_heard.elapsed() < AT_WORK;
+        if !at_work || self.listener.target != Target::Primary || self.talk.member.is_some() {
+            return;
+        }
+        let Some(known) = prepared(&shared.topology.borrow()) else { return };
+        let mut begun = shared.ahead.begun();
+        if begun.len() >= MOST || begun.contains_key(&self.talk.handle.id) {
+            return;
+        }
+        let name = Arc::clone(&known.name);
+        let (shared, identity) = (Arc::clone(shared), Arc::clone(&self.identity));
+        let login = tokio::task::spawn_local(async move {
+            let address = Address::from(&*known.node);
+            dial(&shared, &known, &address, Some(&identity), None).await
+        });
+        begun.insert(self.talk.handle.id, (name, AbortOnDropHandle::new(login)));
+    }
+}
+
+impl Client {
+    /// Makes the unnamed statement again on a new server, which may refuse it: it may have become invalid.
+    /// Answers false if the server broke.
+    pub(super) async fn restore_unnamed(&self, opened: &mut Opened) -> bool {
+        let mut parse = BytesMut::new();
+        if !self.talk.session.put_unnamed(&mut parse) {
+            return true;
+        }
+        let limit = self.talk.shared.settings.limits.connect_timeout;
+        let replayed = tokio::time::timeout(limit, opened.connected.replay(&parse, 1)).await;
+        matches!(replayed, Ok(Ok(_)))
+    }
+}
+
+/// Waits until the gate is open, or, if that is too late, a server has proven itself, and answers a
+/// connection to the new leader if there was time to open one.
+pub(super) async fn open(
+    shared: &Shared,
+    listener: &ListenerSettings,
+    identity: &Identity,
+    session: u64,
+    side: Side,
+    way: Way,
+) -> Option<Opened> {
+    if !shared.gate.is_closed(side) || listener.target != Target::Primary {
+        way_is_free(shared, side, way).await;
+        return None;
+    }
+    let early = dial_candidate(shared, identity, session, side);
+    tokio::pin!(early);
+    let opened = tokio::select! {
+        biased;
+        opened = &mut early => {
+            way_is_free(shared, side, way).await;
+            opened?
+        }
+        () = way_is_free(shared, side, way) => {
+            // If a login is under way it is nearly done, unless another server leads now.
+            let mut standings = shared.standings.subscribe();
+            tokio::select! {
+                opened = &mut early => opened?,
+                _ = standings.changed() => return None,
+            }
+        }
+    };
+    let standings = shared.standings();
+    let serving = standings.serving(opened.candidate.group).ok()?;
+    if serving.name != opened.candidate.name {
+        return None;
+    }
+    let mut opened = Opened { term: standings.term(opened.candidate.group), ..opened };
+    // It said "on" at login; the promotion is proven.
+    if opened.connected.params.in_hot_standby().is_some() {
+        let _ = opened.connected.params.set(b"in_hot_standby", b"off");
+    }
+    Some(opened)
+}
+
+async fn way_is_free(shared: &Shared, side: Side, way: Way) {
+    match way {
+        Way::Gate => shared.gate.open(side).await,
+        // Whoever is opened ahead leads the coordinator's group; elsewhere `open` waits.
+        Way::Early => {
+            let mut standings = shared.standings.subscribe();
+            // The sender lives as long as the proxy.
+            let _ = standings.wait_for(|now| now.serving(GroupId::COORDINATOR).is_ok()).await;
+        }
+    }
+}
+
+async fn dial_candidate(
+    shared: &Shared,
+    identity: &Identity,
+    session: u64,
+    side: Side,
+) -> Option<Opened> {
+    let mut topology = shared.topology.subscribe();
+    let known = tokio::select! {
+        biased;
+        known = topology.wait_for(|cluster| certain(cluster).is_some()) => certain(&*known.ok()?)?,
+        () = shared.gate.open(side) => return None,
+    };
+    let address = Address::from(&*known.node);
+    let begun = match shared.ahead.take(session, &known.name) {
+        Some(login) => login.await.ok().and_then(Result::ok),
+        None => None,
+    };
+    let alive = begun.and_then(|mut connected| {
+        connected.stream.is_alive(&mut connected.rest).then_some(connected)
+    });
+    let connected = match alive {
+        Some(connected) => Ok(connected),
+        None => dial(shared, &known, &address, Some(identity), None).await,
+    };
+    match connected {
+        Ok(connected) => {
+            let (term, generation, source) = (0, 0, None);
+            Some(Opened { connected, candidate: known, address, side, term, generation, source })
+        }
+        Err(error) => {
+            tracing::debug!(server = %known.name, error = &error as &dyn std::error::Error, "candidate cannot be used ahead");
+            None
+        }
+    }
+}
+
+/// The candidate, once the old leader is certain to stop.
+fn certain(cluster: &Topology) -> Option<Candidate> {
+    candidate(cluster, &[HandoverPhase::Switch, HandoverPhase::Promote])
+}
+
+/// The candidate while the switchover is prepared.
+fn prepared(cluster: &Topology) -> Option<Candidate> {
+    candidate(cluster, &[HandoverPhase::Prepare])
+}
+
+fn candidate(cluster: &Topology, phases: &[HandoverPhase]) -> Option<Candidate> {
+    let record = cluster.handover.as_ref().filter(|record| record.is_understood())?;
+    let group = record.group.unwrap_or(GroupId::COORDINATOR);
+    if !phases.contains(&record.phase) || group != GroupId::COORDINATOR {
+        return None;
+    }
+    let node = cluster.groups.get(&group)?.nodes.get(record.candidate.as_ref()?)?;
+    Some(Candidate {
+        name: node.name.as_str().into(),
+        node: Arc::new(node.clone()),
+        group,
+        leading: true,
+    })
+}

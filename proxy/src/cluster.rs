@@ -1,0 +1,8 @@
+//! What a proxy knows of the servers of its cluster: which one accepts writes, which ones a listener's
+//! clients may get, and how a server is asked for its state.
+//!
+//! Not here: the tasks that keep this knowledge current ([`crate::background`]).
+
+pub mod probe;
+pub mod route;
+pub mod standing;
