@@ -70,7 +70,8 @@ pub struct Context {
     pub sync_writes: parking_lot::Mutex<Writes>,
     /// A list of members that was to be written to `failsafe` and may not have been.
     pub unproven_failsafe: parking_lot::Mutex<Option<BTreeMap<String, String>>>,
-    /// How far the slots of a leader are that has lost the store; what it has told last.
+    /// While the store is away: how far the leader's slots are, as it has told last; on the leader, how far the
+    /// members are whose slots it keeps.
     pub told_slots: parking_lot::Mutex<BTreeMap<String, kornak_cluster::Lsn>>,
     /// Every member has confirmed this leader in the last round.
     pub failsafe_active: AtomicBool,

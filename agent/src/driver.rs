@@ -227,6 +227,7 @@ impl Driver {
             job: self.job.as_ref().map(|(job, _)| *job),
             race: self.race.clone(),
             promise_until: self.ctx.promises.until(),
+            confirmed: self.ctx.failsafe_active.load(std::sync::atomic::Ordering::Relaxed),
             leaderless_since: self.leaderless_since,
             race_not_before: self.race_not_before,
             lacks_watchdog: !self.ctx.watchdog.is_able(),
@@ -380,7 +381,8 @@ impl Driver {
             Action::Clone { from } => self.begin(Job::Clone, jobs::clone(ctx, from)),
             Action::Rejoin { leader } => {
                 if self.may_rejoin(decision.why) {
-                    self.begin(Job::Rejoin, jobs::rejoin(ctx, leader));
+                    let failed = self.tries.failures();
+                    self.begin(Job::Rejoin, jobs::rejoin(ctx, leader, failed));
                 }
             }
             Action::StartPrimary => self.begin(Job::StartPrimary, jobs::start_primary(ctx)),

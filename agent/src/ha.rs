@@ -206,12 +206,7 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
         return decision(Action::Release, Why::StoreLost, s);
     }
     if s.store != Store::Live {
-        // Who leads is not known. A former primary stays down; a standby may serve reads.
-        return if control.was_primary {
-            wait(s, Why::StoreLost)
-        } else {
-            decision(Action::Rejoin { leader: None }, Why::ServerDown, s)
-        };
+        return serving::down_without_store(s, control);
     }
     match (&s.lease, &s.cluster.leader) {
         // Who knows the configuration may lead: whether this server may be a primary is not known here.
@@ -354,7 +349,9 @@ fn won(s: &Snapshot, facts: &StandbyFacts, epoch: Epoch) -> Decision {
             return wait(s, Why::ViewBehindLease);
         }
         let named = s.cluster.sync.as_ref().and_then(|sync| sync.leader.as_deref());
-        if named != Some(s.me.as_str()) {
+        // A standby cluster that ends names nobody yet; the promotion begins with that.
+        let unnamed = named.is_none() && !s.cluster.is_unknown(SafetyKey::Sync);
+        if named != Some(s.me.as_str()) && !unnamed {
             return decision(Action::Release, Why::SyncNotOurs, s);
         }
     }
@@ -478,7 +475,8 @@ fn recheck(s: &Snapshot) -> Duration {
     match s.lease {
         Lease::Mine { until, .. } => {
             let left = until.since(s.now + s.stop_budget);
-            regular.min(left.max(Duration::from_millis(20)))
+            // What follows from its end is decided already once it has come.
+            if left.is_zero() { regular } else { regular.min(left.max(Duration::from_millis(20))) }
         }
         Lease::None => regular,
     }

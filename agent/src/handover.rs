@@ -206,20 +206,26 @@ async fn begin<'a>(
     if !outcome.succeeded {
         return Err(Refusal::Busy.into());
     }
-    let keep_alive = CancellationToken::new();
-    let (store, token) = (Arc::clone(&ctx.store), keep_alive.clone());
+    let keep_alive = keep_alive(ctx, granted.lease);
+    let otherwise = Otherwise::StartInPlace;
+    Ok(Run { ctx, otherwise, record, lease: granted.lease, revision: outcome.revision, keep_alive })
+}
+
+/// Renews the lease of a record until the token is cancelled.
+pub fn keep_alive(ctx: &Context, lease: LeaseId) -> CancellationToken {
+    let token = CancellationToken::new();
+    let (store, stop) = (Arc::clone(&ctx.store), token.clone());
     let machine = ctx.machine.clone();
     let renewals = async move {
         let every = SHORT_LEASE / 5;
-        while machine.timeout(every, token.cancelled()).await.is_err() {
-            if let Err(error) = store.keep_alive(granted.lease).await {
+        while machine.timeout(every, stop.cancelled()).await.is_err() {
+            if let Err(error) = store.keep_alive(lease).await {
                 warn!(error = %error, "lease of the handover record not renewed");
             }
         }
     };
     ctx.machine.spawn(renewals.in_current_span());
-    let otherwise = Otherwise::StartInPlace;
-    Ok(Run { ctx, otherwise, record, lease: granted.lease, revision: outcome.revision, keep_alive })
+    token
 }
 
 impl Run<'_> {

@@ -5,6 +5,7 @@
 
 mod joining;
 mod making;
+mod settle;
 mod stray;
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use kornak_dcs::lease::leader_checks;
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::{info, warn};
 
-use crate::citus::notify::{self, Known};
+use crate::citus::notify;
 use crate::context::Context;
 use crate::guard::Fencing;
 use crate::ha::{Server, Why};
@@ -181,8 +182,10 @@ pub async fn stand_alone(ctx: &Context) -> Result<(), JobError> {
     let cluster = ctx.cluster();
     let synchronous =
         cluster.config.as_ref().is_some_and(|config| config.sync_mode() != SyncMode::Off);
-    let named = cluster.sync.as_ref().is_some_and(|sync| !sync.standbys().is_empty());
-    if !synchronous || (!named && ctx.sync_writes.lock().are_shown_by(&cluster)) {
+    let alone = cluster.sync.as_ref().is_some_and(|sync| {
+        sync.standbys().is_empty() && sync.leader.as_deref() == Some(ctx.name.as_str())
+    });
+    if !synchronous || (alone && ctx.sync_writes.lock().are_shown_by(&cluster)) {
         return Ok(());
     }
     let held = ctx.keeper.held().ok_or(ClaimError::Lost)?;
@@ -268,7 +271,10 @@ async fn finish_handover(ctx: &Arc<Context>, planned: bool) {
         return;
     }
     let cluster = ctx.cluster();
-    let revision = settle(ctx, &cluster).await;
+    let revision = match (&ctx.settings.citus, cluster.handover.clone()) {
+        (Some(_), Some(record)) => settle::until_registered(ctx, &cluster, record).await,
+        _ => cluster.handover_revision,
+    };
     let key = ctx.keys.handover();
     let mut txn = Txn::just(Op::delete(&key))
         .when(Compare::Modified { key, revision })
@@ -277,32 +283,14 @@ async fn finish_handover(ctx: &Arc<Context>, planned: bool) {
     if let Err(error) = ctx.store.txn(txn).await {
         warn!(error = %error, "the handover record is left to its lease");
     }
+    take_regular_lease(ctx, &cluster).await;
+}
+
+async fn take_regular_lease(ctx: &Context, cluster: &ClusterState) {
     let ttl = cluster.config.clone().unwrap_or_default().ttl;
     if let Err(error) = ctx.keeper.move_to(ttl).await {
         warn!(error = &error as &dyn std::error::Error, "the regular lease could not be taken");
     }
-}
-
-/// In a Citus cluster clients go on when the coordinator knows its new primary, and those of other nodes
-/// when these do. The revision of the record afterwards.
-async fn settle(ctx: &Context, cluster: &ClusterState) -> u64 {
-    let (Some(_), Some(record)) = (&ctx.settings.citus, cluster.handover.clone()) else {
-        return cluster.handover_revision;
-    };
-    if !notify::resume(ctx).await {
-        notify::until_known(ctx, Known::Coordinator).await;
-    }
-    let lease = ctx.keeper.held().map_or(0, |held| held.lease);
-    let record = kornak_cluster::Handover { phase: HandoverPhase::Settle, ..record };
-    let key = ctx.keys.handover();
-    let settling = Txn::just(Op::put_leased(&key, json(&record), lease))
-        .when(Compare::Modified { key, revision: cluster.handover_revision });
-    let revision = match ctx.store.txn(settling).await {
-        Ok(outcome) if outcome.succeeded => outcome.revision,
-        Ok(_) | Err(_) => cluster.handover_revision,
-    };
-    notify::until_known(ctx, Known::Everywhere).await;
-    revision
 }
 
 /// The server could not be made writable: nobody may think that it was, then somebody else may try.

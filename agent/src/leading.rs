@@ -213,7 +213,11 @@ async fn follows(ctx: &Context, done: &mut Done) -> Result<(), LeadError> {
     let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
     let led = cluster.leader.as_ref().is_some_and(|leader| leader.name != ctx.name);
     let stands_by = matches!(ctx.observed().server, Server::Standby(_)) && due;
-    if stands_by && !live && ctx.promises.in_force(ctx.machine.now()) {
+    let is_confirmed = due
+        && matches!(ctx.observed().server, Server::Primary(_))
+        && ctx.failsafe_active.load(Ordering::Relaxed);
+    let promised = stands_by && ctx.promises.in_force(ctx.machine.now());
+    if !live && (promised || is_confirmed) {
         done.slots_at = Some(ctx.machine.now());
         let told = ctx.told_slots.lock().clone();
         crate::slots::advance_as_told(ctx, &cluster, told).await?;

@@ -11,6 +11,7 @@
 //!
 //! PostgreSQL 13 or later: before that a standby could not change its primary without a restart.
 
+mod archive;
 mod basebackup;
 mod callbacks;
 mod citus;

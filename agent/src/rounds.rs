@@ -11,7 +11,8 @@ use tracing::{info, warn};
 
 use crate::context::Context;
 use crate::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, relied_on, whom_to_ask};
-use crate::ha::Server;
+use crate::ha::{DataDir, Server};
+use crate::observe::Observation;
 use crate::peers::FailsafeReply;
 use crate::postgres::slot_name_of;
 
@@ -29,7 +30,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             ctx.failsafe_active.store(false, std::sync::atomic::Ordering::Relaxed);
             continue;
         };
-        let leads = matches!(ctx.observed().server, Server::Primary(_));
+        let leads = serves_or_is_to(&ctx.observed());
         let unproven =
             ctx.machine.now().since(held.proven_at) > (held.ttl / 3).max(ROUND_EVERY * 2);
         if !leads || !unproven {
@@ -44,6 +45,16 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             warn!("the store is away, and every member confirms this leader");
         }
         ctx.failsafe_active.store(confirmed, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// A leader whose server has crashed starts it in place, and needs the members' word as long as that takes.
+fn serves_or_is_to(seen: &Observation) -> bool {
+    let was_primary = matches!(&seen.data, DataDir::Initialized(control) if control.was_primary);
+    match seen.server {
+        Server::Primary(_) => true,
+        Server::Stopped | Server::Starting { .. } => was_primary,
+        _ => false,
     }
 }
 
@@ -88,7 +99,9 @@ async fn round(ctx: &Context, ttl: Duration) -> bool {
                     warn!(node = %name, "who answers at a member's address makes no promise");
                     None
                 }
-                Ok(FailsafeReply::Accepted { promised, .. }) => Some(promised),
+                Ok(FailsafeReply::Accepted { promised, lsn }) => {
+                    Some((promised, (slot_name_of(name), lsn)))
+                }
                 Ok(reply) => {
                     warn!(node = %name, reply = ?reply, "a member does not confirm this leader");
                     None
@@ -101,9 +114,11 @@ async fn round(ctx: &Context, ttl: Duration) -> bool {
             }
         }
     });
-    let promised: Option<Vec<_>> =
-        futures_util::future::join_all(asked).await.into_iter().collect();
-    let Some(promised) = promised else { return false };
+    let answers: Option<Vec<_>> = futures_util::future::join_all(asked).await.into_iter().collect();
+    let Some(answers) = answers else { return false };
+    let (promised, positions): (Vec<_>, BTreeMap<_, _>) = answers.into_iter().unzip();
+    // Slots of members that stream from another one follow what these say, as in the store otherwise.
+    *ctx.told_slots.lock() = positions.into_iter().filter(|(_, lsn)| *lsn > Lsn(0)).collect();
     let config = cluster.config.clone().unwrap_or_default();
     let length = relied_on(ttl, config.ttl, &promised);
     // A leader that hears from its members no more retries for as long as it would ask the store.

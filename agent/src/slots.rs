@@ -59,8 +59,8 @@ pub async fn keep(
     Ok(found)
 }
 
-/// Moves a standby's slots to where the leader has told that its own are, while the store is away. Nothing is created
-/// or dropped then.
+/// Moves slots to where others have told that they are, while the store is away: a standby's by the leader's, a
+/// leader's by its members. Nothing is created or dropped then.
 pub async fn advance_as_told(
     ctx: &Context,
     cluster: &ClusterState,

@@ -255,9 +255,13 @@ async fn archived(scratch: &Scratch) -> Result<(Postgres, Node, Etcd)> {
         failsafe: true,
         dcs: vec![format!(
             "standby_cluster: {{create_replica_methods: [restore], \
-             restore_command: \"cp {}/%f %p\"}}",
+                 restore_command: \"cp {}/%f %p\"}}",
             log.display()
         )],
+        parameters: vec![
+            "archive_mode: \"on\"".to_owned(),
+            format!("archive_command: \"cp %p {}/%f\"", log.display()),
+        ],
         postgresql: vec![
             "create_replica_methods: [restore]".to_owned(),
             format!("restore: {{command: {}, no_leader: true}}", restore.display()),
@@ -287,6 +291,16 @@ async fn a_standby_cluster_lives_on_a_backup_and_an_archive_alone() -> Result<()
     settled(far, "leader").await;
     write(&node, "INSERT INTO t VALUES (3)").await;
     count(&node, 3).await;
+
+    // Its shutdown checkpoint comes to lie in the next segment, which a server would not archive.
+    let client = node.connect().await?;
+    let question = "SELECT pg_walfile_name(pg_current_wal_lsn() + 16777216)";
+    let segment: String = client.query_one(question, &[]).await?.get(0);
+    let log = scratch.path().join("archive").join("log");
+    let restore = format!("cp {}/%f %p", log.display());
+    command(&node, &["demote-cluster", "--restore-command", &restore]).await?;
+    settled(far, "standby_leader").await;
+    assert!(log.join(&segment).exists(), "{segment} is not in the archive");
     scratch.passed();
     Ok(())
 }

@@ -136,7 +136,10 @@ fn held_back(s: &Snapshot, standing: Standing, named: bool, forced: bool) -> Opt
     // would not be asked and could race against a legal primary. Should nobody of the list ever come
     // back, an operator has to say that its leader is gone.
     if !is_listed(s, &s.me) && !standing.primary && !forced {
-        return Some(Why::NotInFailsafeList);
+        return Some(match s.cluster.is_unknown(SafetyKey::Failsafe) {
+            true => Why::FailsafeUnknown,
+            false => Why::NotInFailsafeList,
+        });
     }
     None
 }

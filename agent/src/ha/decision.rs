@@ -109,6 +109,7 @@ pub enum Why {
     NoWatchdog,
     PromisedFailsafe,
     NotInFailsafeList,
+    FailsafeUnknown,
     LostRecently,
     NotSynchronous,
     SyncUnknown,
@@ -196,6 +197,11 @@ impl Why {
             Self::PromisedFailsafe => "a leader without the store was promised to stay",
             Self::NotInFailsafeList => {
                 "not a member of the list that a leader without the store asks"
+            }
+            Self::FailsafeUnknown => {
+                "whom a leader without the store asks is not known, the key failsafe is missing or makes no \
+                 sense: make sure that the last leader is down and name the next one (failover), or write the \
+                 key again"
             }
             Self::LostRecently => "the last attempt to lead failed here",
             Self::NotSynchronous => "not a synchronous standby",

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use kornak_cluster::SafetyKey;
+
 use super::candidate::somebody_may_take_over;
 use super::decision::{Action, Decision, Why};
 use super::snapshot::{Control, DataDir, Lease, Server, Snapshot, Store};
@@ -94,10 +96,32 @@ pub(super) fn does_not_start(s: &Snapshot, control: &Control) -> bool {
     s.failed_starts >= FAILED_STARTS && (!control.was_primary || another_can_lead(s))
 }
 
+/// The server is down while the store is away. Nobody else can lead before the lease has ended. After that a
+/// server may serve reads, unless another member was the last that led: the two logs may have parted.
+pub(super) fn down_without_store(s: &Snapshot, control: &Control) -> Decision {
+    let synchronous = super::is_synchronous(s)
+        && s.cluster.sync.as_ref().is_none_or(|sync| !sync.standbys().is_empty());
+    // A primary in place would show commits that a failover takes back, and nobody can be named or not now.
+    let known = !s.cluster.is_unknown(SafetyKey::Config) && super::standby_cluster(s).is_none();
+    let in_place = control.was_primary && known && !synchronous;
+    match s.lease {
+        Lease::Mine { until, .. } if in_place && s.now + s.stop_budget < until => {
+            decision(Action::StartPrimary, Why::KeyIsOursServerIsDown, s)
+        }
+        _ if control.was_primary
+            && s.cluster.leader.as_ref().is_some_and(|leader| leader.name != s.me) =>
+        {
+            wait(s, Why::StoreLost)
+        }
+        _ => decision(Action::Rejoin { leader: None }, Why::ServerDown, s),
+    }
+}
+
 /// The lease goes on being proven, and the store's changes are not seen any more.
 pub(super) fn is_blind(s: &Snapshot) -> bool {
     let ttl = s.cluster.config.clone().unwrap_or_default().ttl;
     match (s.lease, s.store) {
+        _ if s.confirmed => false,
         (Lease::Mine { until, .. }, Store::Lost { since }) => {
             // Without renewals the lease would have run out since.
             s.now + s.stop_budget < until && waited(s, since) >= ttl

@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub race: Option<Race>,
     /// A leader whose POST /failsafe this node has accepted keeps it from racing until then.
     pub promise_until: Option<Moment>,
+    /// The lease is not proven by the store, and every member has just confirmed this leader.
+    pub confirmed: bool,
     /// Since when nobody leads and a failover is allowed, as far as this node has seen.
     pub leaderless_since: Option<Moment>,
     /// No race before this moment: the last attempt to lead failed here.

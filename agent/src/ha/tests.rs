@@ -174,6 +174,7 @@ pub(super) fn standby() -> Snapshot {
         job: None,
         race: None,
         promise_until: None,
+        confirmed: false,
         leaderless_since: None,
         race_not_before: None,
         lacks_watchdog: false,

@@ -40,8 +40,13 @@ pub(super) fn remote_server(ctx: &Context, section: &StandbyCluster) -> Upstream
     }
 }
 
-/// For a leader to say where it stands, when nothing depends on it.
+/// For an archive to take the last segment of a primary.
+const ARCHIVE_LIMIT: Duration = Duration::from_secs(30);
+
+/// For a leader to say where it stands, when nothing depends on it; and when the server has ended as it started, so
+/// that what the leader says is all that helps.
 const ASK_LIMIT: Duration = Duration::from_secs(1);
+const ASK_LIMIT_ONCE_IT_FAILED: Duration = Duration::from_secs(10);
 
 fn standby_cluster(cluster: &ClusterState) -> Option<&StandbyCluster> {
     cluster.config.as_ref()?.standby_cluster.as_ref()
@@ -75,12 +80,17 @@ pub(super) fn own_upstream(
 }
 
 /// Brings the server back as a standby; of `leader` if there is one.
-pub async fn rejoin(ctx: Arc<Context>, leader: Option<String>) -> Result<(), JobError> {
+pub async fn rejoin(
+    ctx: Arc<Context>,
+    leader: Option<String>,
+    failed_starts: u32,
+) -> Result<(), JobError> {
     let cluster = ctx.cluster();
     let Some(leader) = leader else { return rejoin_without_leader(&ctx, &cluster).await };
     let running = matches!(ctx.server.process().await?, ServerProcess::Running { .. });
     if !running && is_standbys(&ctx).await {
-        return restart_standby(&ctx, &cluster, &leader).await;
+        let limit = if failed_starts == 0 { ASK_LIMIT } else { ASK_LIMIT_ONCE_IT_FAILED };
+        return restart_standby(&ctx, &cluster, &leader, limit).await;
     }
     let upstream = own_upstream(&ctx, &cluster)?;
     let leaders = member_server(&ctx, &cluster, &leader)?;
@@ -133,6 +143,7 @@ async fn restart_standby(
     ctx: &Context,
     cluster: &ClusterState,
     leader: &str,
+    limit: Duration,
 ) -> Result<(), JobError> {
     ctx.guard.disarm().await?;
     let unasked = |why: &(dyn std::error::Error + 'static)| {
@@ -146,7 +157,7 @@ async fn restart_standby(
             return Ok(());
         }
     };
-    let asked = ctx.machine.timeout(ASK_LIMIT, ctx.server.rewind_needed(&leaders)).await;
+    let asked = ctx.machine.timeout(limit, ctx.server.rewind_needed(&leaders)).await;
     let need = match asked {
         Ok(Ok(need)) => need,
         Ok(Err(error @ (RewindError::Leader(_) | RewindError::History(_)))) => {
@@ -276,9 +287,20 @@ async fn refuse_another_way(
 pub async fn demote_cluster(ctx: Arc<Context>) -> Result<(), JobError> {
     info!("this becomes a standby cluster, the primary stops to follow another one");
     ctx.server.checkpoint().await?;
-    if let Err(error) = ctx.stop_in_order(ctx.stop_limit()).await {
-        warn!(error = &error as &dyn std::error::Error, "the server is killed");
+    let archive = ctx.postgres.archive_command().await.unwrap_or(None);
+    let stopped = ctx.stop_in_order(ctx.stop_limit()).await;
+    if let Err(error) = &stopped {
+        warn!(error = error as &dyn std::error::Error, "the server is killed");
         ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
+    }
+    if let (Some(command), Ok(_)) = (archive, stopped)
+        && let Err(error) = ctx.postgres.archive_shutdown(&command, ARCHIVE_LIMIT).await
+    {
+        warn!(
+            error = &error as &dyn std::error::Error,
+            "the last segment was not archived: a cluster that follows by the archive alone and is promoted \
+             now leaves this one behind"
+        );
     }
     rejoin_without_leader(&ctx, &ctx.cluster()).await
 }

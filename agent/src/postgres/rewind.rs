@@ -184,7 +184,7 @@ fn same_way(timeline: Timeline, parents: &[HistoryLine], leader: &LeaderPosition
 const FORK_BYTES: usize = 256;
 
 /// Name of the file that holds a position, and the offset in it.
-fn wal_file(timeline: Timeline, lsn: Lsn, segment_bytes: u64) -> Option<(String, u64)> {
+pub(super) fn wal_file(timeline: Timeline, lsn: Lsn, segment_bytes: u64) -> Option<(String, u64)> {
     let segment = lsn.0.checked_div(segment_bytes)?;
     let per_log = 0x1_0000_0000_u64.checked_div(segment_bytes)?;
     let (high, low) = (segment.checked_div(per_log)?, segment.checked_rem(per_log)?);

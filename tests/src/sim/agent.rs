@@ -62,6 +62,8 @@ pub struct Agent {
     errand: Cell<Option<TaskId>>,
     race: RefCell<Option<Race>>,
     pub race_not_before: Cell<Option<Moment>>,
+    /// The last failsafe round was accepted by everybody.
+    pub confirmed: Cell<bool>,
     pub unproven_failsafe: RefCell<Option<BTreeMap<String, String>>>,
     pub sync_writes: Cell<Writes>,
     /// `synchronous_standby_names` and where the log ended when it was first seen in effect.
@@ -136,6 +138,7 @@ pub fn start(w: &Rc<World>, index: usize) {
         errand: Cell::new(None),
         race: RefCell::default(),
         race_not_before: Cell::new(None),
+        confirmed: Cell::default(),
         unproven_failsafe: RefCell::default(),
         sync_writes: Cell::default(),
         names_seen: RefCell::default(),
@@ -338,6 +341,7 @@ impl Agent {
             job,
             race,
             promise_until,
+            confirmed: self.confirmed.get(),
             // There is no maintenance mode, and so no server without a guard.
             leaderless_since: None,
             race_not_before: self.race_not_before.get(),

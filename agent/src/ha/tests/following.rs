@@ -152,11 +152,20 @@ fn a_server_that_is_down_comes_back_as_a_standby_when_nobody_leads() {
 }
 
 #[test]
-fn without_the_store_a_standby_comes_back_and_a_former_primary_does_not() {
+fn without_the_store_a_server_comes_back_as_a_standby_unless_it_may_have_parted() {
     let lost = Store::Lost { since: now() };
     let s = Snapshot { server: Server::Stopped, store: lost, ..standby() };
     check(&s, rejoin(None), Why::ServerDown);
-    check(&Snapshot { data: control(true), ..s }, Action::Wait, Why::StoreLost);
+    let s = Snapshot { data: control(true), ..s };
+    check(&s, Action::Wait, Why::StoreLost);
+    for leader in [Some("a"), None] {
+        // It may have led until the store was gone; readers have a use for it.
+        check(
+            &Snapshot { cluster: Arc::new(led_by(leader)), ..s.clone() },
+            rejoin(None),
+            Why::ServerDown,
+        );
+    }
 }
 
 #[test]

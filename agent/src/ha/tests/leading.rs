@@ -167,10 +167,24 @@ fn a_crashed_leader_does_not_start_with_a_lease_that_ends() {
 }
 
 #[test]
-fn a_crashed_leader_without_the_store_stays_down() {
+fn a_crashed_leader_without_the_store_starts_in_place_while_nobody_else_can_lead() {
     let lost = Store::Lost { since: now() };
     let s = Snapshot { store: lost, ..crashed_leader() };
-    check(&s, Action::Wait, Why::StoreLost);
+    check(&s, Action::StartPrimary, Why::KeyIsOursServerIsDown);
+    check(&Snapshot { lease: mine(1), ..s.clone() }, rejoin(None), Why::ServerDown);
+    // What it shows in synchronous mode a failover would take back, and nobody can be told.
+    let cluster = |standbys: &[&str]| with(led_by(Some("a")), |c| synchronous(c, "a", standbys));
+    check(&Snapshot { cluster: cluster(&["b"]), ..s.clone() }, rejoin(None), Why::ServerDown);
+    let alone = Snapshot { cluster: cluster(&[]), ..s.clone() };
+    check(&alone, Action::StartPrimary, Why::KeyIsOursServerIsDown);
+    let unknown = with(led_by(Some("a")), |c| {
+        c.doubts.insert(SafetyKey::Config, kornak_cluster::Doubt::Unknown);
+    });
+    check(&Snapshot { cluster: unknown, ..s.clone() }, rejoin(None), Why::ServerDown);
+    let standby_cluster = with(led_by(Some("a")), |c| {
+        c.config = Some(config(json!({"standby_cluster": {"host": "far"}})));
+    });
+    check(&Snapshot { cluster: standby_cluster, ..s }, rejoin(None), Why::ServerDown);
 }
 
 #[test]

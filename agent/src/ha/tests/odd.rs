@@ -84,7 +84,7 @@ fn who_takes_over_in_a_restored_store_is_named_by_its_past_and_by_what_was_in_fo
 fn an_unknown_mark_list_or_record_forbids_the_race() {
     for (key, why) in [
         (SafetyKey::Unfenced, Why::UnfencedPrimary),
-        (SafetyKey::Failsafe, Why::NotInFailsafeList),
+        (SafetyKey::Failsafe, Why::FailsafeUnknown),
         (SafetyKey::Handover, Why::HandoverUnknown),
     ] {
         let cluster = with(led_by(None), |c| {

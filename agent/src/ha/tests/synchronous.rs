@@ -62,6 +62,20 @@ fn a_winner_is_promoted_once_the_store_names_it() {
     };
     check(&named("a"), Action::Promote, Why::WonLease);
     check(&named("b"), Action::Release, Why::SyncNotOurs);
+    // The leader of a standby cluster that is to be a primary: it has the key, and nobody is named.
+    let unnamed = |change: fn(&mut ClusterState)| {
+        let cluster = with(led_by(Some("a")), |c| {
+            c.config = Some(config(json!({"synchronous_mode": true})));
+            change(c);
+        });
+        Snapshot { cluster, ..winner() }
+    };
+    check(&unnamed(|_| {}), Action::Promote, Why::WonLease);
+    check(&unnamed(|c| c.sync = Some(SyncState::default())), Action::Promote, Why::WonLease);
+    let unknown = unnamed(|c| {
+        c.doubts.insert(SafetyKey::Sync, kornak_cluster::Doubt::Unknown);
+    });
+    check(&unknown, Action::Release, Why::SyncNotOurs);
     let old = with(led_by(None), |c| synchronous(c, "b", &["a"]));
     check(&Snapshot { cluster: old, ..winner() }, Action::Wait, Why::ViewBehindLease);
 }

@@ -129,11 +129,13 @@ async fn rewind(agent: &Agent, upstream: usize) {
 /// when they have everything.
 async fn stand_alone(agent: &Rc<Agent>) -> bool {
     let cluster = agent.cluster();
-    let named = cluster.sync.as_ref().is_some_and(|sync| !sync.standbys().is_empty());
+    let alone = cluster.sync.as_ref().is_some_and(|sync| {
+        sync.standbys().is_empty() && sync.leader.as_deref() == Some(agent.name())
+    });
     let careless = agent.w.plan.mutation == Some(Mutation::StartsBesideItsStandbys);
     let believes = agent.w.plan.mutation == Some(Mutation::StandsAloneByAnOldView);
     let shown = believes || agent.sync_writes.get().are_shown_by(&cluster);
-    if agent.w.plan.sync == SyncMode::Off || careless || (!named && shown) {
+    if agent.w.plan.sync == SyncMode::Off || careless || (alone && shown) {
         return true;
     }
     let Some(held) = agent.held.get() else { return false };

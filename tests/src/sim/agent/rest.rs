@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use kornak_agent::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, promise_length, whom_to_ask};
-use kornak_agent::ha::{Job, Peer, Race, Server, Stray};
+use kornak_agent::ha::{DataDir, Job, Peer, Race, Server, Stray};
 use kornak_agent::peers::{Asked, Identity, PeerStatus};
 use kornak_cluster::{Lsn, MemberState, Timeline};
 use kornak_dcs::lease::fence_at;
@@ -16,6 +16,7 @@ use crate::sim::disk::Promise;
 use crate::sim::exec::Reply;
 use crate::sim::host::{end, index_of};
 use crate::sim::net;
+use crate::sim::postgres;
 use crate::sim::scenario::Mutation;
 use crate::sim::world::{SYSID, World};
 
@@ -107,20 +108,28 @@ fn understand(agent: &Agent, name: &str, mut status: PeerStatus) -> Option<Peer>
 pub async fn rounds(agent: Rc<Agent>) {
     loop {
         agent.sleep(ROUND_EVERY).await;
-        let Some(held) = agent.held.get() else { continue };
-        let leads = matches!(agent.observe(), Server::Primary(_));
+        let Some(held) = agent.held.get() else {
+            agent.confirmed.set(false);
+            continue;
+        };
+        let leads = match agent.observe() {
+            Server::Primary(_) => true,
+            Server::Stopped | Server::Starting { .. } => {
+                matches!(postgres::control(&agent.w, agent.host), DataDir::Initialized(c) if c.was_primary)
+            }
+            _ => false,
+        };
         let unproven = agent.now().since(held.proven_at) > (held.ttl / 3).max(ROUND_EVERY * 2);
-        if leads && unproven {
-            round(&agent, held).await;
-        }
+        let confirmed = leads && unproven && round(&agent, held).await;
+        agent.confirmed.set(confirmed);
     }
 }
 
-async fn round(agent: &Rc<Agent>, held: keeper::Held) {
+async fn round(agent: &Rc<Agent>, held: keeper::Held) -> bool {
     let began = agent.now();
     let cluster = agent.cluster();
     let unproven = agent.unproven_failsafe.borrow().clone();
-    let Some(list) = whom_to_ask(agent.name(), &cluster, unproven.as_ref()) else { return };
+    let Some(list) = whom_to_ask(agent.name(), &cluster, unproven.as_ref()) else { return false };
     agent.step().await;
     let revision = held.epoch.revision;
     let asked = list.keys().map(|name| async move {
@@ -142,6 +151,7 @@ async fn round(agent: &Rc<Agent>, held: keeper::Held) {
         agent.say(format_args!("{asked:?} confirm this leader"));
         keeper::extend_by_failsafe(agent, until).await;
     }
+    all
 }
 
 /// Answers a leader that asks to stay. True: the promise is on disk.

@@ -1,0 +1,94 @@
+//! The last word of a primary to its archive.
+//!
+//! A server that archives closes a segment before its shutdown checkpoint, and that record alone begins the
+//! next one, which nobody archives. Who lives on the archive would take the log over without the record and, once
+//! promoted, have left its former primary behind with something that nobody else has.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tracing::info;
+
+use super::tool::{self, ToolError};
+use super::{ControlDataError, Postgres, SqlError};
+
+/// Why the archive was not given the last segment.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("look at the data directory")]
+    Look(#[from] ControlDataError),
+    #[error("the control file does not say where its last checkpoint is")]
+    NoSegment,
+    #[error("run archive_command")]
+    Tool(#[from] ToolError),
+}
+
+impl Postgres {
+    /// The command by which the server that runs archives. `None`: it does not, or not by a command.
+    pub async fn archive_command(&self) -> Result<Option<String>, SqlError> {
+        let question = "SELECT nullif(current_setting('archive_command'), '') \
+             WHERE current_setting('archive_mode') <> 'off' \
+             AND coalesce(current_setting('archive_library', true), '') = ''";
+        self.sql().value("read how it archives", question).await
+    }
+
+    /// Archives the segment in which the shutdown checkpoint of a server lies that does not run any more.
+    pub async fn archive_shutdown(
+        &self,
+        template: &str,
+        limit: Duration,
+    ) -> Result<(), ArchiveError> {
+        let control = self.controldata().await?;
+        let place = super::rewind::wal_file(
+            control.timeline,
+            control.checkpoint,
+            control.wal_segment_bytes,
+        );
+        let (segment, _) = place.ok_or(ArchiveError::NoSegment)?;
+        let dir = self.data_dir();
+        let mut shell = tool::command("/bin/sh", self.os_user());
+        shell.arg("-c").arg(filled_in(template, &segment)).current_dir(dir);
+        tool::run(&mut shell, limit).await?;
+        info!(segment, "the segment of the shutdown checkpoint was archived");
+        Ok(())
+    }
+}
+
+/// What the server would run (`src/backend/archive/shell_archive.c`): `%p`, `%f` and `%%`, anything else as it is.
+fn filled_in(template: &str, segment: &str) -> String {
+    let path = Path::new("pg_wal").join(segment);
+    let mut command = String::new();
+    let mut rest = template.chars();
+    while let Some(c) = rest.next() {
+        let next = rest.as_str().chars().next();
+        match (c, next) {
+            ('%', Some('p')) => command.push_str(&path.to_string_lossy()),
+            ('%', Some('f')) => command.push_str(segment),
+            ('%', Some('%')) => command.push('%'),
+            _ => {
+                command.push(c);
+                continue;
+            }
+        }
+        rest.next();
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::filled_in;
+
+    #[test]
+    fn an_archive_command_is_filled_in_as_the_server_does() {
+        let table = [
+            ("cp %p /a/%f", "cp pg_wal/S /a/S"),
+            ("date +%%s; cp %p%f", "date +%s; cp pg_wal/SS"),
+            ("echo %r %", "echo %r %"),
+            ("ö%%%p", "ö%pg_wal/S"),
+        ];
+        for (template, command) in table {
+            assert_eq!(filled_in(template, "S"), command, "{template}");
+        }
+    }
+}
