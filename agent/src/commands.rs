@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kornak_cluster::FailoverRequest;
-use kornak_cluster::config::{merge_patch, problems};
+use kornak_cluster::config::{merge_patch, problems, unread};
 use kornak_dcs::{Compare, Op, Txn};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
@@ -242,6 +242,12 @@ async fn configure(
 ) -> Result<Map<String, Value>, ConfigureError> {
     if let Some(problem) = problems(&change).first() {
         return Err(ConfigureError::Invalid(problem.to_string()));
+    }
+    for key in unread(&change) {
+        warn!(
+            key,
+            "a key of the dynamic configuration that nobody reads is stored: is it misspelled?"
+        );
     }
     let cluster = ctx.cluster();
     let wanted = if replace {

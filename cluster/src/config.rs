@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::slots::{PermanentSlot, SlotMatcher};
 
 mod check;
-pub use check::{Problem, problems};
+pub use check::{Problem, problems, unread};
 
 /// Whether commits wait for standbys (Patroni's `synchronous_mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

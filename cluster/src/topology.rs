@@ -149,7 +149,7 @@ impl Group {
     /// Builds the group from what the store says.
     pub fn from_state(id: GroupId, state: &ClusterState) -> Self {
         let optime = state.status.as_ref().map(|status| status.optime);
-        let leader = state.leader.as_ref();
+        let leader = state.leader.as_ref().filter(|leader| !is_creating(&leader.name, state));
         let nodes = state.members.iter().filter_map(|(name, member)| {
             let (host, port) = member.conn_address()?;
             let leads = leader.is_some_and(|leader| leader.name == *name);
@@ -178,6 +178,56 @@ impl Group {
             nodes: nodes.collect(),
             leader: leader.map(|leader| (leader.name.clone(), leader.epoch)),
             system_identifier: state.initialize.clone().filter(|sysid| !sysid.is_empty()),
+        }
+    }
+}
+
+/// The leader makes the cluster's first server: it takes writes, of the scripts that fill it, and may be made
+/// anew. Both the store and the leader's own account have to say so.
+fn is_creating(leader: &str, state: &ClusterState) -> bool {
+    state.initialize.as_deref() == Some("")
+        && state.members.get(leader).is_some_and(|member| member.state == MemberState::Initializing)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{Leader, Member};
+
+    #[test]
+    fn a_leader_that_still_makes_the_cluster_serves_nobody() {
+        let state = |initialize: Option<&str>, says: &str| {
+            let member: Member = serde_json::from_value(json!({
+                "conn_url": "postgres://a:5432/postgres", "api_url": "http://a:8008/patroni",
+                "state": says, "role": "primary",
+            }))
+            .unwrap();
+            let leader = Leader {
+                name: "a".to_owned(),
+                lease: 7,
+                epoch: Epoch { store: 1, revision: 5 },
+                mod_revision: 5,
+            };
+            ClusterState {
+                initialize: initialize.map(str::to_owned),
+                leader: Some(leader),
+                members: [("a".to_owned(), member)].into(),
+                ..ClusterState::default()
+            }
+        };
+        let creating = "initializing new cluster";
+        for (initialize, says, leads) in [
+            (Some(""), creating, false),
+            (Some("7000000000000000001"), creating, true),
+            // Somebody has emptied the key of a cluster that works.
+            (Some(""), "running", true),
+            (None, "running", true),
+        ] {
+            let group = Group::from_state(GroupId(0), &state(initialize, says));
+            assert_eq!(group.leader.is_some(), leads, "{initialize:?} {says}");
+            assert_eq!(group.nodes["a"].role == NodeRole::Primary, leads);
         }
     }
 }

@@ -300,6 +300,19 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_lines() {
 }
 
 #[test]
+fn methods_that_are_not_chosen_may_be_described() {
+    let text = changed(
+        AGENT,
+        "bootstrap:\n",
+        "bootstrap:\n  from_backup: {command: /bin/restore}\n  sparkle: {x: 1}\n",
+    );
+    let text = changed(&text, "  data_dir:", "  barman: {command: /bin/copy}\n  data_dir:");
+    let [warning] = &agent(&text).warnings[..] else { panic!("{:?}", agent(&text).warnings) };
+    assert!(warning.contains("bootstrap.sparkle"), "{warning}");
+    assert!(!warning.contains("from_backup") && !warning.contains("barman"), "{warning}");
+}
+
+#[test]
 fn unknown_keys_of_patronis_are_one_warning() {
     let text = changed(AGENT, "name: pg0", "name: pg0\nfancy: 1\nthread_pool_size: 9");
     let text = changed(&text, "  data_dir:", "  sparkle: 1\n  data_dir:");

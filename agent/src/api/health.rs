@@ -127,13 +127,20 @@ fn serves_reads(view: &NodeView, query: &Query) -> bool {
     view.role == MemberRole::Replica
         && view.state == MemberState::Running
         && !view.tags.noloadbalance()
-        && limit.is_none_or(|limit| lag_bytes(view, view.xlog.replayed_location) <= limit)
+        && limit.is_none_or(|limit| {
+            // Of a leader that has told nothing it is not known how far it is.
+            end(view).is_some() && lag_bytes(view, view.xlog.replayed_location) <= limit
+        })
+}
+
+/// The end of the leader's log, as far as it is known.
+fn end(view: &NodeView) -> Option<Lsn> {
+    let published = view.cluster.status.as_ref().map(|status| status.optime);
+    published.max(view.latest_end_lsn)
 }
 
 fn lag_bytes(view: &NodeView, position: Option<Lsn>) -> u64 {
-    let published = view.cluster.status.as_ref().map(|status| status.optime);
-    let end = published.max(view.latest_end_lsn).unwrap_or_default();
-    end.bytes_ahead_of(position.unwrap_or_default())
+    end(view).unwrap_or_default().bytes_ahead_of(position.unwrap_or_default())
 }
 
 /// Of a parameter that is given twice the first counts, and one without a value is none.

@@ -63,7 +63,7 @@ impl Driver {
                 Ok(Errand::Done(_, Err(JobError::AnotherWay { member, timeline }))) => {
                     warn!(node = %member, %timeline, "the leader took this timeline another way");
                     let ctx = Arc::clone(&self.ctx);
-                    self.begin(Job::Rejoin, crate::jobs::rejoin(ctx, Some(member)));
+                    self.begin(Job::Rejoin, crate::jobs::rejoin(ctx, Some(member), 0));
                 }
                 Ok(Errand::Done(what, Err(error))) => {
                     warn!(what, error = &error as &dyn std::error::Error, "step failed");

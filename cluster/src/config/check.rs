@@ -144,6 +144,15 @@ pub fn problems(raw: &Map<String, Value>) -> Vec<Problem> {
     found
 }
 
+/// Keys that neither Kornak nor Patroni reads; a misspelled one is stored, and nothing comes of it.
+pub fn unread(raw: &Map<String, Value>) -> Vec<&str> {
+    let known = |key: &str| TOP.iter().any(|(name, _, _)| *name == key);
+    raw.iter()
+        .filter(|(key, value)| !known(key) && !value.is_null())
+        .map(|(key, _)| key.as_str())
+        .collect()
+}
+
 /// Takes the value at `path` from another configuration; removes it if that has none.
 pub(super) fn replace(raw: &mut Map<String, Value>, path: &[String], from: &Map<String, Value>) {
     match path {
@@ -195,6 +204,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_nobody_reads_is_named() {
+        let config = json!({"ttl": 20, "loop_wiat": 5, "gone": null, "postgresql": {"x": 1}});
+        assert_eq!(unread(config.as_object().unwrap()), ["loop_wiat"]);
+    }
 
     fn wrong(config: &Value) -> Vec<String> {
         problems(config.as_object().unwrap()).iter().map(|it| it.path.join(".")).collect()

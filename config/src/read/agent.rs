@@ -220,7 +220,10 @@ fn bootstrap(section: &Section<'_>, citus: bool) -> BootstrapSettings {
     let method_name = section.text("method").unwrap_or_else(|| "initdb".to_owned());
     let known =
         ["dcs", "method", "initdb", "pg_hba", "post_bootstrap", "post_init", method_name.as_str()];
-    let known: Vec<&str> = known.into_iter().chain(["users"]).collect();
+    // Other methods may be described as well.
+    let methods = section.entries().filter(|(_, value)| value.get("command").is_some());
+    let methods = methods.map(|(name, _)| name.as_str());
+    let known: Vec<&str> = known.into_iter().chain(["users"]).chain(methods).collect();
     section.tolerate(&known, &[]);
     if section.has("users") {
         section.warn("users", "has no effect (as in Patroni since 4.0), use post_bootstrap");

@@ -45,8 +45,11 @@ pub(super) fn postgresql(section: &Section<'_>) -> Option<PostgresqlSettings> {
         .or_else(|| section.texts("create_replica_method", ','))
         .filter(|names| !names.is_empty())
         .unwrap_or_else(|| vec!["basebackup".to_owned()]);
+    // Other methods may be described as well.
+    let described = section.entries().filter(|(_, value)| value.get("command").is_some());
+    let described = described.map(|(name, _)| name.as_str());
     let known: Vec<&str> =
-        KNOWN.iter().copied().chain(methods.iter().map(String::as_str)).collect();
+        KNOWN.iter().copied().chain(methods.iter().map(String::as_str)).chain(described).collect();
     section.tolerate(
         &known,
         &[

@@ -96,6 +96,16 @@ async fn synchronous_standbys_are_told_apart() {
 }
 
 #[tokio::test]
+async fn without_the_leaders_position_nobody_is_near_enough() {
+    let mut cluster = (*standby().cluster).clone();
+    cluster.status = None;
+    let view = || NodeView { cluster: Arc::new(cluster.clone()), ..standby() };
+    check(view(), "/replica", 200).await;
+    check(view(), "/replica?lag=100MB", 503).await;
+    check(NodeView { latest_end_lsn: Some(Lsn(0)), ..view() }, "/replica?lag=1", 200).await;
+}
+
+#[tokio::test]
 async fn lag_and_tags_narrow_the_choice() {
     let tagged = || NodeView {
         tags: tags(json!({"zone": "a", "clonefrom": true, "weight": 3})),
