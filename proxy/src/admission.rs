@@ -1,4 +1,4 @@
-//! Who may come in: the rules of the proxy's file, limits of connections, and what PostgreSQL's
+//! Admission of clients: the rules of the proxy's file, limits of connections, and what PostgreSQL's
 //! catalog says of a role's password and rights.
 //!
 //! Not here: the dialogue of a login ([`crate::clients::login`]).

@@ -1,4 +1,4 @@
-//! What a proxy knows of the servers of its cluster: which one accepts writes, which ones a listener's
+//! The proxy's knowledge of its cluster's servers: which one accepts writes, which ones a listener's
 //! clients may get, and how a server is asked for its state.
 //!
 //! Not here: the tasks that keep this knowledge current ([`crate::background`]).

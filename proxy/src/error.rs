@@ -32,7 +32,7 @@ pub enum StartError {
 /// A proxy ended otherwise than by being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// It did not start.
+    /// The proxy did not start.
     #[error("start the proxy")]
     Start(#[from] StartError),
     /// A thread ended by itself.

@@ -1,4 +1,4 @@
-//! Who gets which server connection, and when: transaction pooling's decisions, pure.
+//! The decisions of transaction pooling: which client gets which server connection, and when. Pure.
 //!
 //! ```text
 //! client asks ──► an idle connection? ──► given
@@ -166,7 +166,7 @@ impl Pools {
         }
     }
 
-    /// It has left. Answers whether nobody and nothing of the kind is left, which is then forgotten,
+    /// Notes that a client has left. Answers whether nobody and nothing of the kind is left, which is then forgotten,
     /// and whether the same is true of its pool.
     pub fn leave(&mut self, kind: KindId) -> (bool, bool) {
         if let Some(kind) = self.kinds.get_mut(kind.0 as usize) {

@@ -41,7 +41,7 @@ impl Flags {
     }
 }
 
-/// What a session is doing, for people.
+/// The activity of a session, for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Doing {
@@ -68,7 +68,7 @@ impl Doing {
     }
 }
 
-/// What others see of a session.
+/// The part of a session that other tasks see.
 #[derive(Debug)]
 pub struct Handle {
     pub id: u64,
@@ -81,9 +81,10 @@ pub struct Handle {
     waker: AtomicWaker,
     doing: AtomicU8,
     pin: AtomicU8,
-    /// It held advisory locks when its server was asked last ([`crate::background::sampler`]).
+    /// The session held advisory locks when its server was asked last
+    /// ([`crate::background::sampler`]).
     advisory: AtomicBool,
-    /// It listens on channels that move with it.
+    /// The session listens on channels that move with it.
     listens: AtomicBool,
     /// Which sessions it belongs together with; 0: none.
     family: AtomicU64,
@@ -147,7 +148,7 @@ impl Handle {
         self.doing.store(doing as u8, Ordering::Relaxed);
     }
 
-    /// What it is doing.
+    /// The activity of the session.
     pub fn doing(&self) -> Doing {
         let now = self.doing.load(Ordering::Relaxed);
         Doing::ALL.into_iter().find(|doing| *doing as u8 == now).unwrap_or(Doing::Login)
@@ -195,7 +196,7 @@ impl Handle {
         self.since + Duration::from_millis(self.next_look.load(Ordering::Relaxed))
     }
 
-    /// It belongs together with others.
+    /// Notes that the session belongs together with others.
     pub fn set_family(&self, family: u64) {
         self.family.store(family, Ordering::Relaxed);
     }
@@ -217,7 +218,7 @@ impl Handle {
         Arc::clone(&self.node.lock())
     }
 
-    /// Its server connection, to be looked at.
+    /// The session's server connection, to be looked at.
     pub fn cancel_target(&self) -> Option<Arc<CancelTarget>> {
         self.target.lock().clone()
     }
@@ -248,7 +249,7 @@ pub struct Entry {
     key: Option<ClientKey>,
     /// How its client is counted.
     pub visit: Visit,
-    /// Its place among server connections, if it has one to itself.
+    /// The session's place among server connections, if it has a connection to itself.
     pub own_server: Option<OwnServer>,
 }
 

@@ -1,14 +1,15 @@
 //! Defects on purpose, to see that tests find them: `KORNAK_SABOTAGE=settings` in the environment of a debug
 //! build. A release build has none of it.
 
-/// What is broken.
+/// A defence that a test switches off, to see that the test notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sabotage {
     /// A connection changes hands in the middle of a client's message.
     Boundary,
     /// A connection is lent without its next client's settings.
     Settings,
-    /// What the last client has set stays beside them.
+    /// Parameters that the last client has set stay on the connection, beside those of the next
+    /// one.
     Leftovers,
     /// A connection that its server has closed is lent.
     Dead,
@@ -28,7 +29,7 @@ pub enum Sabotage {
     Custom,
     /// Nobody asks what functions have left.
     Functions,
-    /// What functions have left without a trace reaches the next client.
+    /// State that functions have left without a trace reaches the next client.
     Untraced,
     /// Suspicious texts raise no suspicion.
     Texts,

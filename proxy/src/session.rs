@@ -41,7 +41,7 @@ use answers::{Answer, Verdict, put_owed};
 use dead::{After, DeadTransaction};
 use journal::{Journal, Pin};
 
-/// Who answers the client.
+/// The part that answers the client: the server, or the session itself.
 #[derive(Debug)]
 enum Mode {
     Open,
@@ -50,7 +50,7 @@ enum Mode {
     Dead(DeadTransaction),
 }
 
-/// What a server message asks of the shell.
+/// The task that a server message gives to the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heard {
     /// Pass it on.
@@ -67,23 +67,23 @@ pub enum Heard {
     Edited,
 }
 
-/// What a client message in `Skipping` or `Dead` did.
+/// The effect of a client message in `Skipping` or `Dead`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answered {
-    /// It was answered or ignored; go on.
+    /// The message was answered or ignored; the session continues.
     Stay,
     /// The session is idle and open again.
     Open,
 }
 
-/// What becomes of a session whose server was lost.
+/// The future of a session whose server was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aftermath {
-    /// It lives on; what it had to be told is in the output.
+    /// The session lives on; the messages for its client are in the output.
     Lives,
-    /// It ends with this error.
+    /// The session ends with this error.
     Ends(Verdict),
-    /// It ends without a word, in the middle of a message.
+    /// The session ends without a message to the client, in the middle of another message.
     Breaks,
 }
 
@@ -93,7 +93,7 @@ pub struct Session {
     pipeline: Pipeline,
     journal: Journal,
     mode: Mode,
-    /// What the client has been told of its server.
+    /// The parameters that the client has been told of its server.
     told: Arc<Parameters>,
     /// A commit is acknowledged that no standby has confirmed (docs/safety.md A13).
     unconfirmed: bool,
@@ -101,7 +101,7 @@ pub struct Session {
     only_reads: bool,
     /// Errors of ours since they were last counted.
     errors: Vec<Verdict>,
-    /// What is passed on in place of a server's message.
+    /// The message that is passed on in place of a server's message.
     edited: BytesMut,
     policy: FailoverSettings,
 }
@@ -122,7 +122,7 @@ impl Session {
         }
     }
 
-    /// What becomes of it when its server is lost.
+    /// Sets the policy for the loss of the session's server.
     pub fn set_policy(&mut self, policy: FailoverSettings) {
         self.policy = policy;
         if policy.listen == ListenPolicy::Move {
@@ -145,7 +145,7 @@ impl Session {
         self.journal.custom()
     }
 
-    /// What the client has been told of its server.
+    /// The parameters that the client has been told of its server.
     pub fn told(&self) -> &Parameters {
         &self.told
     }
@@ -505,7 +505,7 @@ impl Session {
         Answered::Stay
     }
 
-    /// What a new server has to be told before anything else; answers how many ReadyForQuery it
+    /// Appends the messages that a new server has to be told before anything else; answers how many ReadyForQuery it
     /// will owe.
     pub fn put_replay(&self, out: &mut BytesMut) -> usize {
         self.journal.put_replay(out)

@@ -1,4 +1,5 @@
-//! What every part of one proxy sees. Nothing here is global: several proxies may share a process.
+//! The state that all parts of one proxy share. Nothing here is global: several proxies may share a
+//! process.
 
 pub mod ahead;
 
@@ -60,7 +61,7 @@ pub struct Shared {
     pub metrics: Metrics,
     pub topology: watch::Sender<Arc<Topology>>,
     pub standings: watch::Sender<Arc<Standings>>,
-    /// What the gate does, for the status page.
+    /// The state of the gate, for the status page.
     pub holding: watch::Sender<Holding>,
     /// Server connections may be opened: we are registered, or there is no store to register in.
     pub registered: watch::Sender<bool>,
@@ -83,7 +84,7 @@ pub struct Shared {
     pub peer_tls: ServerTls,
     /// Cancel requests that are being passed on to them.
     pub passing_on: Semaphore,
-    /// Who may log in how.
+    /// The rules of logins: who may log in, and how.
     pub rules: ArcSwap<Rules>,
     /// Lends server connections where the listener's clients share them.
     pub lender: Arc<Lender>,
@@ -112,7 +113,7 @@ pub struct Shared {
     pub trouble: Mutex<HashMap<&'static str, String>>,
 }
 
-/// What sessions with the same startup packet have in common.
+/// The properties that sessions with the same startup packet have in common.
 struct Welcome {
     when: Instant,
     params: Arc<Parameters>,
@@ -126,7 +127,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// What the gate does.
+/// The state of the gate.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Holding {
     /// `open`, `draining`, `released`, `switching`, `settling`; `failover`: for a group without a
@@ -137,9 +138,9 @@ pub struct Holding {
     pub acknowledged: bool,
     /// Groups of a Citus cluster for whose primary somebody waits.
     pub without_primary: Vec<u32>,
-    /// Those for whose standbys sessions on standbys wait.
+    /// Groups for whose standbys sessions on standbys wait.
     pub without_standby: Vec<u32>,
-    /// Those for whose sake sessions on standbys read from primaries.
+    /// Groups for whose sake sessions on standbys read from primaries.
     pub reads_primaries_for: Vec<u32>,
 }
 
@@ -205,7 +206,7 @@ impl Shared {
         Arc::clone(&self.topology.borrow())
     }
 
-    /// Who serves.
+    /// The servers that serve.
     pub fn standings(&self) -> Arc<Standings> {
         Arc::clone(&self.standings.borrow())
     }
@@ -345,7 +346,8 @@ impl Shared {
         Arc::clone(queue.or_insert_with(|| Arc::new(Semaphore::new(MAX_LOGINS_PER_SERVER))))
     }
 
-    /// What a session with this startup packet was told at login, if one was lately.
+    /// The parameters that a session with this startup packet was told at login, if there was one
+    /// lately.
     pub fn welcome(&self, startup: &Bytes) -> Option<Arc<Parameters>> {
         self.welcomes.lock().get(startup).map(|it| Arc::clone(&it.params))
     }

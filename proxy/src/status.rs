@@ -1,4 +1,4 @@
-//! What people and Prometheus see: `/`, `/status` (JSON), `/metrics`.
+//! The status pages for people and Prometheus: `/`, `/status` (JSON), `/metrics`.
 //!
 //! Everything is computed when asked for. No SQL and no secrets are shown; names of roles and
 //! databases, and what servers and files say of themselves, only to those who have shown a password.
@@ -34,11 +34,11 @@ pub struct Status {
     pub sessions: SessionStatus,
     pub pools: Vec<PoolStatus>,
     pub errors: BTreeMap<String, u64>,
-    /// What a person should look at, by place.
+    /// Troubles that a person should look at, by place.
     pub trouble: BTreeMap<&'static str, String>,
 }
 
-/// What is held and why.
+/// The sessions that are held, and why.
 #[derive(Debug, Serialize)]
 pub struct GateStatus {
     pub phase: &'static str,
@@ -47,9 +47,9 @@ pub struct GateStatus {
     pub acknowledged: bool,
     /// Groups of a Citus cluster for whose primary transactions wait.
     pub without_primary: Vec<u32>,
-    /// Those for whose standbys transactions of sessions on standbys wait.
+    /// Groups for whose standbys transactions of sessions on standbys wait.
     pub without_standby: Vec<u32>,
-    /// Those for whose sake sessions on standbys read other groups from their primaries.
+    /// Groups for whose sake sessions on standbys read other groups from their primaries.
     pub reads_primaries_for: Vec<u32>,
     pub registered: bool,
     /// New transactions of some sessions wait.
@@ -119,7 +119,7 @@ enum Detail {
     Names,
 }
 
-/// What a trouble is called for those who may not read what it is about.
+/// The text of a trouble for readers who may not see the details.
 const SEE_LOG: &str = "see the proxy's log";
 
 fn router(shared: Arc<Shared>, is_private: bool) -> Router {

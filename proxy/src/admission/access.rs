@@ -124,7 +124,7 @@ impl Refusal {
     }
 }
 
-/// What the catalogues say.
+/// The rights of a role, as the catalogues have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rights {
     /// Why the login is refused whoever else is connected.
@@ -168,7 +168,7 @@ impl Access {
         Self { lanes, known: Mutex::default() }
     }
 
-    /// What the servers say, in this order; if none answers, what they said before.
+    /// Asks the servers in this order; if none answers, uses the last answer.
     ///
     /// # Errors
     /// Nobody has said anything.

@@ -7,7 +7,7 @@ use std::time::Instant;
 /// Addresses remembered; those that have not asked for a second are forgotten first.
 const MAX_ADDRESSES: usize = 4096;
 
-/// What each address may still do.
+/// The remaining allowance of each address.
 #[derive(Debug, Default)]
 pub struct Buckets(HashMap<IpAddr, (Instant, f64)>);
 

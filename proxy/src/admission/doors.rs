@@ -1,4 +1,4 @@
-//! Who stands at the door and who is in: counts and bounds of a proxy's clients.
+//! Counts and bounds of a proxy's clients, before and after they have proven who they are.
 //!
 //! ```text
 //! stranger ── has said who it wants to be ──► asking ── has proven it ──► client
@@ -19,7 +19,7 @@ use kornak_protocol::sqlstate::TOO_MANY_CONNECTIONS;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// Who a client is.
+/// The user, database and address of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Who {
     pub user: Bytes,
@@ -39,7 +39,7 @@ pub enum Full {
 }
 
 impl Full {
-    /// What the client is told, in PostgreSQL's words where it has some.
+    /// The error for the client, in PostgreSQL's words where PostgreSQL has some.
     pub fn fields(self, who: &Who) -> ErrorFields {
         let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (text, limit) = match self {
@@ -265,7 +265,7 @@ impl Visit {
         Ok(())
     }
 
-    /// It is the visitor's turn again.
+    /// Notes that the proxy waits for the visitor again.
     pub fn listens(&mut self) {
         if !matches!(self.stage, Stage::Asking) {
             return;
@@ -278,7 +278,7 @@ impl Visit {
         inner.put(self.number, stranger);
     }
 
-    /// It has proven who it is.
+    /// Counts a visitor as a client: the visitor has proven who it is.
     ///
     /// # Errors
     /// The bound that keeps it out; it stays what it was.
@@ -297,7 +297,7 @@ impl Visit {
         Ok(())
     }
 
-    /// Who it is, once it is in.
+    /// The user, database and address of the visitor, after [`Visit::enter`].
     pub fn who(&self) -> Option<&Who> {
         match &self.stage {
             Stage::Client(who) => Some(who),

@@ -5,7 +5,7 @@ use kornak_protocol::auth::Credentials;
 
 use crate::net::backend::Account;
 
-/// What is needed to log a session in again.
+/// The data with which a session logs in again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub user: Bytes,

@@ -94,7 +94,7 @@ impl Turn<'_> {
         Ok(rows)
     }
 
-    /// What the server that was asked last reports of a parameter.
+    /// The value of a parameter as the server reports it that was asked last.
     pub fn reported(&self, name: &str) -> Option<&[u8]> {
         self.lane.as_ref()?.1.params.get(name)
     }

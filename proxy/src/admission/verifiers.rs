@@ -1,4 +1,4 @@
-//! What the servers have stored of a role's password.
+//! Password verifiers of roles, as the servers have stored them.
 //!
 //! Each login asks: a changed password works at once and the old one fails at once, and nothing is
 //! used longer than `VALID UNTIL` says. Logins of one moment share a question, if it was asked after
@@ -33,7 +33,7 @@ const MAX_ROLES: usize = 4096;
 /// Rounds of PBKDF2 that PostgreSQL uses unless `scram_iterations` says otherwise.
 const USUAL_ITERATIONS: u32 = 4096;
 
-/// What is known of a role.
+/// The verifiers that are known of a role.
 #[derive(Debug, Clone)]
 pub struct Known {
     /// `None`: there is no such role, or it has no password, or its time is over.
@@ -127,7 +127,7 @@ impl Verifiers {
         Ok(answer.known())
     }
 
-    /// What they said lately; of a role that they were not asked about, that it has no password.
+    /// The last answer about a role; for a role that was not asked about, that it has no password.
     pub fn remembered_of(&self, role: &Role) -> Known {
         self.remembered(role).map_or(Known { stored: None }, |answer| answer.known())
     }

@@ -19,7 +19,7 @@ use crate::shared::Shared;
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// What tells one content of the files from the next.
+/// A fingerprint of the files' content.
 type Seen = Vec<Option<(u64, u64, i64, i64, u64)>>;
 
 /// Keeps certificates up to date until told to stop. `settings` names the files.

@@ -31,7 +31,7 @@ const LOGIN_LIMIT: Duration = Duration::from_secs(5);
 /// Pause before another connection is tried.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// What a watch came to.
+/// The end of a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Noticed {
     /// The connection has ended.

@@ -65,7 +65,7 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-/// What the topology asks of us.
+/// The server that the topology asks us to prove.
 #[derive(Debug, Clone, PartialEq)]
 enum Wanted {
     /// Nothing to do before something changes.
@@ -76,7 +76,7 @@ enum Wanted {
     Prove { node: Arc<Node>, epoch: Epoch, eagerly: bool },
 }
 
-/// What decides who has to prove itself.
+/// Decides which server has to prove itself.
 fn question(
     cluster: &Topology,
     group: GroupId,

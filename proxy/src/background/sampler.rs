@@ -1,4 +1,4 @@
-//! What sessions hold out of sight of their streams, asked of the servers once a second.
+//! Asks the servers once a second what sessions hold that the messages do not show.
 //!
 //! A lock that a function took, a temporary table that one made: neither shows in a command tag. When
 //! a server is lost it cannot be asked any more, and a session that believes to hold a mutex must

@@ -1,4 +1,4 @@
-//! What the proxy knows of its cluster: followed in the store, or asked of the servers.
+//! The proxy's picture of its cluster: followed in the store, or asked of the servers.
 //!
 //! Merging is pure and does not walk back by itself: a leadership that is older than the one known, or of
 //! another store, is believed only after a linearizable read that was asked for later. Such a read cannot
@@ -28,12 +28,12 @@ use crate::shared::Shared;
 /// Pause before a linearizable read that failed is made again.
 const READ_PAUSE: Duration = Duration::from_millis(500);
 
-/// What a view of the store does to what is known.
+/// The effect of a view of the store on the known topology.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Merged {
     /// The new truth.
     Known(Arc<Topology>),
-    /// It comes from another store, or from a past: ask again, linearizably.
+    /// The view comes from another store, or from the past: ask again, linearizably.
     Doubt,
 }
 

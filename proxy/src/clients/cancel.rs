@@ -38,7 +38,7 @@ const OLD_KEY_BYTES: usize = 4;
 /// Proxies that are asked. A cluster has a handful.
 const MAX_PEERS: usize = 64;
 
-/// Who knows the session that a request means.
+/// The proxy that knows the session that a request means.
 #[derive(Debug, PartialEq, Eq)]
 enum Way {
     /// One of these proxies.

@@ -51,7 +51,7 @@ const MAX_HELD_ROW_BYTES: usize = 16 * 1024;
 /// Why client bytes were not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Held {
-    /// They are the beginning of a message.
+    /// The bytes are the beginning of a message.
     Partial,
     /// The gate, the server connection or an answer is missing.
     Blocked,
@@ -67,11 +67,11 @@ pub struct Conversation {
     client_scanner: Scanner,
     /// Bytes of a refused message that are still to come from the client.
     drop_client: u32,
-    /// What was forwarded since the session was quiet, as long as it is nothing but what changes
+    /// The bytes that were forwarded since the session was quiet, as long as it is nothing but what changes
     /// nothing (BEGIN, Parse, Sync) and nothing of its answer was passed on: it may be said again
     /// to another server. Or a single read on a standby whose listener allows the same.
     kept: Vec<u8>,
-    /// What is in flight was said before, to a server that was lost: a statement that kills servers
+    /// The requests in flight were sent before, to a server that was lost: a statement that kills servers
     /// is not carried from one to the next.
     said_again: bool,
     pub session: Session,
@@ -92,7 +92,7 @@ pub struct Conversation {
     pub cursor_since: Option<Instant>,
     /// Since when it has the server connection that it has borrowed.
     borrowed: Option<Instant>,
-    /// It was busy when it should have asked its server what it holds.
+    /// The session was busy when it should have asked its server what it holds.
     to_ask: bool,
     pub ticket: Ticket,
     pub side: Side,

@@ -55,7 +55,7 @@ pub struct Admitted {
     pub read: BytesMut,
     pub identity: Arc<Identity>,
     pub session: Session,
-    /// Its server, unless the login was answered from memory.
+    /// The client's server, unless the login was answered from memory.
     pub opened: Option<Opened>,
     /// Of a client that shares server connections with others.
     pub member: Option<Box<Member>>,
@@ -64,9 +64,9 @@ pub struct Admitted {
 /// Why nobody was admitted.
 #[derive(Debug)]
 pub enum NotAdmitted {
-    /// It was a cancel request, or the client left, or it is no client of PostgreSQL.
+    /// No client to answer: a cancel request, a client that left, or no client of PostgreSQL.
     Silent,
-    /// It is told this.
+    /// The client is sent this ErrorResponse, then closed.
     Refused(Stream, Bytes),
 }
 
@@ -236,7 +236,7 @@ struct Visitor<'a> {
     database: Bytes,
     /// The startup packet as it came, for servers.
     plain: Bytes,
-    /// The same, perhaps with the client's address in its name.
+    /// The startup packet for servers, perhaps with the client's address in `application_name`.
     startup: Bytes,
     version: ProtocolVersion,
     replication: bool,

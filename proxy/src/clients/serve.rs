@@ -159,7 +159,7 @@ pub fn spawn_thread(
     Ok(finished)
 }
 
-/// What the sessions of one thread share.
+/// The state that the sessions of one thread share.
 struct Thread {
     lane: usize,
     shared: Arc<Shared>,

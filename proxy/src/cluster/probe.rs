@@ -35,7 +35,7 @@ const LOOK: &str = "SELECT r::text, \
         WHERE starts_with(gid, 'citus_') LIMIT 1000) AS p) \
     FROM (SELECT pg_is_in_recovery() AS r) AS s";
 
-/// What a server says of itself.
+/// The state of a server, in its own words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     pub in_recovery: bool,
@@ -97,7 +97,7 @@ impl Prober {
         self.connect_to(at, &self.database, limit).await
     }
 
-    /// The same, to this database.
+    /// Connects to this database of a server and logs in with the proxy's own role.
     pub async fn connect_to(
         &self,
         at: &Address,

@@ -14,7 +14,7 @@ pub struct Candidate {
     pub node: Arc<Node>,
     pub name: Arc<str>,
     pub group: GroupId,
-    /// It is used as a leader: only with a fresh proof, and only through the gate.
+    /// The server is used as a leader: only with a fresh proof, and only through the gate.
     pub leading: bool,
 }
 
@@ -100,11 +100,11 @@ pub fn verified_by(
 /// Whether a session's own worker group can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtHome {
-    /// It is all that is left of the candidates.
+    /// The session's group is all that is left of the candidates.
     Yes,
-    /// Its leader is away.
+    /// The leader of the session's group is away.
     Away,
-    /// It is no worker any more.
+    /// The session's group is no worker any more.
     Moved,
 }
 

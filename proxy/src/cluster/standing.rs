@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use kornak_cluster::{Epoch, GroupId, Node, Timeline};
 
-/// What tells one run of a server from another.
+/// The identity of one run of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Instance {
     /// `None` if it could not be asked.
@@ -42,13 +42,13 @@ pub enum Why {
     NoLeader,
     /// A leader is known and has not proven itself yet.
     Unproven,
-    /// It does not answer.
+    /// The server does not answer.
     Silent,
-    /// It answers and is in recovery.
+    /// The server answers and is in recovery.
     ReadOnly,
     /// A planned switchover is under way.
     Handover,
-    /// It is not the cluster we know, or its past.
+    /// The server does not belong to the known cluster, or is behind its history.
     Foreign,
 }
 

@@ -52,10 +52,10 @@ pub enum DialError {
     /// No connection, or it broke before the login was over.
     #[error("connect to the server")]
     Io(#[from] io::Error),
-    /// It took too long.
+    /// The server took too long.
     #[error("server did not answer in time")]
     Timeout,
-    /// It refused by an ErrorResponse.
+    /// The server refused by an ErrorResponse.
     #[error("server refused the login: {sqlstate} {message}")]
     Refused {
         sqlstate: SqlState,
@@ -66,7 +66,7 @@ pub enum DialError {
     /// Our credentials do not do.
     #[error("log in to the server")]
     Auth(#[from] LoginError),
-    /// What it says is not PostgreSQL's protocol.
+    /// The server does not speak PostgreSQL's protocol.
     #[error("server does not speak the protocol: {what}")]
     Protocol { what: String },
     /// TLS is asked for and the server has none, or its certificate will not do.
@@ -115,14 +115,6 @@ impl DialError {
         }
     }
 
-    /// What a client may be told of it.
-    pub fn told(&self) -> String {
-        match self {
-            Self::Auth(error @ LoginError::OtherVerifier) => error.to_string(),
-            other => other.to_string(),
-        }
-    }
-
     /// Whether this host has not what a connection needs: nothing is known of the server then, and a
     /// moment later it may do.
     pub fn is_ours(&self) -> bool {
@@ -144,7 +136,7 @@ impl DialError {
 #[derive(Debug)]
 pub struct Connected {
     pub stream: Stream,
-    /// What it reported.
+    /// The parameters that the server reported.
     pub params: Parameters,
     /// NoticeResponses of the login, whole messages: about names in the startup packet that were cut.
     /// Not more than 32 KiB.
@@ -172,7 +164,7 @@ pub async fn dial(address: &Address, tls: &ServerTls) -> Result<Stream, DialErro
     up_the_ladder(tls, |attempt| dial_as(address, tls, attempt)).await
 }
 
-/// Who logs in.
+/// The account for a login at a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Account<'a> {
     /// The whole packet.
@@ -184,9 +176,9 @@ pub struct Account<'a> {
 }
 
 impl Account<'_> {
-    /// What a server on this connection may ask for. What a client's login has taught cannot tell
-    /// its password; a password in clear text or as an md5 hash is for those only whose certificate
-    /// was verified.
+    /// The methods of authentication that a server on this connection may ask for. What a client's
+    /// login has taught cannot tell its password; a password in clear text or as an md5 hash is for
+    /// those only whose certificate was verified.
     fn allowed(&self, stream: &Stream, tls: &ServerTls) -> Allowed {
         let Some(own) = self.own else { return Allowed::USUAL };
         let verified = matches!(stream, Stream::Tls(_)) && tls.verifies();

@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// file descriptors.
 pub const MAX_STATUS_CONNECTIONS: usize = 64;
 
-/// What the proxy needs for itself: its store, logs and listeners, questions and proofs, cancel
+/// File descriptors for the proxy itself: its store, logs and listeners, questions and proofs, cancel
 /// requests on their way, and the status port.
 const OWN: u64 = 128 + MAX_STATUS_CONNECTIONS as u64;
 

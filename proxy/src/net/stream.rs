@@ -39,7 +39,7 @@ pub enum Leg {
 /// takes to appear.
 const SERVER_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same for clients: a host that has vanished keeps its server connection and its locks no longer than
+/// As `SERVER_USER_TIMEOUT`, for clients: a host that has vanished keeps its server connection and its locks no longer than
 /// one that is idle.
 const CLIENT_USER_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -68,7 +68,7 @@ pub fn tune(stream: &TcpStream, leg: Leg) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HungUp {
     No,
-    /// It sends nothing any more; it may still read.
+    /// The other side sends nothing any more; it may still read.
     Half,
     /// The connection is over.
     Whole,
@@ -77,7 +77,7 @@ pub enum HungUp {
 /// Most bytes that an idle server may have said.
 const MAX_SAID_BYTES: usize = 16 * 1024;
 
-/// What the kernel has, without the runtime, which hears of it only when it polls next.
+/// A socket read without the runtime, which hears of new bytes only when it polls next.
 struct Kernel<'a>(&'a TcpStream);
 
 impl io::Read for Kernel<'_> {

@@ -29,7 +29,7 @@ use crate::net::backend::DialError;
 use crate::net::stream::Stream;
 pub use kornak_tls::{TlsError, names};
 
-/// What PostgreSQL calls itself in ALPN.
+/// PostgreSQL's name in ALPN.
 pub const ALPN: &[u8] = b"postgresql";
 
 fn authorities(ca: &Path, crl: Option<&PathBuf>) -> Result<Authorities, TlsError> {
@@ -59,9 +59,9 @@ struct Accepting {
 #[derive(Debug)]
 pub struct Accepted {
     pub stream: Stream,
-    /// What SCRAM binds to.
+    /// The data that SCRAM binds to.
     pub binding: Binding,
-    /// It has agreed on PostgreSQL's protocol, as direct TLS demands.
+    /// The client has agreed on PostgreSQL's protocol, as direct TLS demands.
     pub has_alpn: bool,
 }
 
@@ -175,7 +175,7 @@ impl ServerTls {
         Ok(())
     }
 
-    /// What to try, in this order, while the server refuses for a reason that another encryption
+    /// The encryptions to try, in this order, while the server refuses for a reason that another encryption
     /// may mend.
     pub fn attempts(&self) -> &'static [Attempt] {
         match self.current.load().mode {
@@ -272,7 +272,7 @@ fn connecting(settings: &ServerSideTls) -> Result<Connecting, TlsError> {
     Ok(Connecting { mode: settings.sslmode, verifies, config: Arc::new(config) })
 }
 
-/// What SCRAM binds to on a connection that we opened.
+/// The data that SCRAM binds to on a connection that the proxy opened.
 pub fn binding_of_server(stream: &Stream) -> Binding {
     let Stream::Tls(tls) = stream else { return Binding::None };
     let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);

@@ -37,16 +37,16 @@ pub struct Limits {
     pub idle_timeout: Option<Duration>,
 }
 
-/// What happened.
+/// An event that the pools are told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A client of this kind, on this thread, wants a connection.
     Ask { member: MemberId, kind: KindId, lane: usize },
-    /// It does not want one any more.
+    /// The client does not want a connection any more.
     Withdraw { member: MemberId, kind: KindId },
     /// A connection that was to be opened is there; it is closed at its first rest after `expires`.
     Opened { slot: SlotId, expires: Moment },
-    /// It could not be opened, and another try would not help this login.
+    /// The connection could not be opened, and another try would not help this login.
     Failed { slot: SlotId },
     /// A client has given its connection back, fit for the next.
     Released { slot: SlotId },
@@ -59,7 +59,7 @@ pub enum Event {
     Tick,
 }
 
-/// What to do.
+/// An effect that the shell carries out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     /// Hand the connection to the client.
@@ -72,7 +72,7 @@ pub enum Effect {
     Notice { member: MemberId, ahead: usize },
     /// Have the client, which has waited for a while, see whether it is still there.
     Look { member: MemberId },
-    /// Its time is up: all connections are busy, or there is none.
+    /// The client's time is up: all connections are busy, or there is none.
     Expire { member: MemberId, why: Expired },
     /// The login that failed was for this client.
     Refuse { member: MemberId, slot: SlotId },
@@ -87,7 +87,7 @@ pub enum Expired {
     NoServer,
 }
 
-/// What people see of a pool.
+/// The counts of a pool, for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolCount {
     pub clients: usize,

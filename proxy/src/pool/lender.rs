@@ -58,7 +58,7 @@ pub struct Kind {
     /// A server has taken them.
     taken: AtomicBool,
     proof: Proof,
-    /// What a server reported at the last login.
+    /// The parameters that a server reported at the last login.
     welcome: Mutex<Option<(Instant, Arc<Parameters>)>>,
     /// A login is under way that asks a server whether it still lets these clients in.
     checking: AtomicBool,
@@ -68,7 +68,7 @@ pub struct Kind {
 type Proof = Discriminant<Credentials>;
 
 impl Kind {
-    /// What a server is told to log in.
+    /// The identity for a login at a server.
     pub fn identity(&self) -> Identity {
         let credentials = self.credentials.lock().clone();
         Identity {
@@ -79,7 +79,7 @@ impl Kind {
         }
     }
 
-    /// What a server reported, and how long ago it let one of these clients in.
+    /// The parameters that a server reported, and how long ago it let one of these clients in.
     pub fn welcome(&self) -> Option<(Duration, Arc<Parameters>)> {
         let welcome = self.welcome.lock();
         let (when, params) = welcome.as_ref()?;
@@ -108,15 +108,16 @@ impl Kind {
     }
 }
 
-/// What a pooled connection carries from client to client.
+/// The place of a pooled connection among all connections, and the state that sessions have left on
+/// it.
 #[derive(Debug)]
 pub struct Lease {
     pub slot: SlotId,
     pub lane: usize,
-    /// What sessions have left on the connection.
+    /// The state that sessions have left on the connection.
     pub state: ConnectionState,
     lender: Arc<Lender>,
-    /// It is lent: its end has to be reported.
+    /// The connection is lent: its end has to be reported.
     is_out: bool,
 }
 
@@ -486,7 +487,7 @@ impl Member {
         given
     }
 
-    /// What was brought to the mailbox; the wait is over then.
+    /// Takes the delivery from the mailbox; the wait is over then.
     pub fn delivery(&mut self) -> Option<Delivery> {
         let delivery = self.mailbox.take();
         if delivery.is_some() && std::mem::take(&mut self.is_waiting) {
@@ -525,7 +526,7 @@ impl Member {
         }
     }
 
-    /// Who lends.
+    /// The lender of the member's connections.
     pub fn lender(&self) -> &Arc<Lender> {
         &self.lender
     }

@@ -10,7 +10,7 @@ use super::Expired;
 use super::settled::Settled;
 use crate::net::backend::DialError;
 
-/// What is put into the mailbox of a waiting client.
+/// An item that is put into the mailbox of a waiting client.
 #[derive(Debug)]
 pub enum Delivery {
     /// A connection; it may have been registered on another thread.

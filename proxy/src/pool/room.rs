@@ -80,7 +80,7 @@ impl Full {
 }
 
 impl Pools {
-    /// Those around an owner whatever the listener.
+    /// The bounds around an owner, whatever the listener.
     fn full_of(&self, owner: &Owner) -> Full {
         let shares = &self.shares;
         Full {
@@ -174,12 +174,12 @@ impl Pools {
         true
     }
 
-    /// The same for one that is let in whatever the bounds say.
+    /// Counts a server connection of a client that is let in whatever the bounds say.
     pub fn take_own_anyhow(&mut self, owner: &Owner) {
         self.shares.take(owner);
     }
 
-    /// It has left.
+    /// Notes that an owner's server connection has ended.
     pub fn give_back_own(&mut self, owner: &Owner, now: Moment, out: &mut Vec<Effect>) {
         self.shares.give_back(owner);
         if self.shares.is_any() {

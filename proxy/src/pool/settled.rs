@@ -18,11 +18,12 @@ use crate::session::pooled::ConnectionState;
 #[derive(Debug)]
 pub struct Settled(Box<Link>);
 
-/// The same, but the session has left something on it that only DISCARD ALL takes away.
+/// A connection as in [`Settled`], but the session has left something on it that only DISCARD ALL
+/// takes away.
 #[derive(Debug)]
 pub struct Laden(Box<Link>);
 
-/// What a connection is that a session gives up.
+/// A connection that a session gives up.
 #[derive(Debug)]
 pub enum Returned {
     /// Fit for the next client.
@@ -40,7 +41,7 @@ impl Settled {
         Self(link)
     }
 
-    /// What it is.
+    /// The connection.
     pub fn link(&self) -> &Link {
         &self.0
     }
@@ -72,7 +73,8 @@ impl Laden {
         self.cleared(failed, reported, ConnectionState::discarded)
     }
 
-    /// The same, and what is prepared on it stays.
+    /// Notes that RESET and the like were answered: as [`Laden::discarded`], and prepared
+    /// statements stay.
     pub fn was_reset(self, failed: usize, reported: Parameters) -> Option<Settled> {
         self.cleared(failed, reported, ConnectionState::was_reset)
     }

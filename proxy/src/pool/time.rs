@@ -1,4 +1,4 @@
-//! What becomes of those who wait and of connections that rest when time passes, or when a database is
+//! The effects on waiting clients and idle connections when time passes, or when a database is
 //! changed as a whole.
 
 use std::time::Duration;

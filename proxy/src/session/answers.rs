@@ -1,4 +1,4 @@
-//! What a client is told by the proxy itself, when its server cannot.
+//! The proxy's own answers to a client whose server cannot answer.
 //!
 //! Exactly one ErrorResponse for each request that got none, and one ReadyForQuery for each that is
 //! owed: a driver counts them. Not here: which error is true ([`super::Session::lose_server`]).
@@ -128,12 +128,12 @@ impl Verdict {
     }
 }
 
-/// What the requests in flight are told.
+/// The answer to the requests in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
     /// The oldest request.
     pub first: Verdict,
-    /// Those behind it.
+    /// The verdict about the requests behind the first one.
     pub others: Verdict,
     /// Status of every ReadyForQuery.
     pub status: TransactionStatus,

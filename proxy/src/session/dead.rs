@@ -23,17 +23,17 @@ use super::journal::Journal;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadTransaction {
     told: bool,
-    /// What every statement is told.
+    /// The verdict that every statement gets.
     again: Verdict,
     /// An error was answered in this batch: everything is ignored until its Sync.
     skipping: bool,
     /// The batch has executed the transaction's end.
     ended: bool,
-    /// What the unnamed portal would execute.
+    /// The fate of a transaction if the unnamed portal is executed.
     portal: Fate,
 }
 
-/// What a message did.
+/// The effect of a message in a dead transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum After {
     /// Still dead.
@@ -154,7 +154,7 @@ impl DeadTransaction {
         matches!(fate, Fate::RollsBack | Fate::Commits)
     }
 
-    /// What a request gets. A framework that goes back to a savepoint shows its caller what that is
+    /// The verdict about a request. A framework that goes back to a savepoint shows its caller what that is
     /// answered with, and there is none to go back to.
     fn dead(&self, fate: Fate) -> Verdict {
         if fate == Fate::Revives { Verdict::Retry } else { self.again }

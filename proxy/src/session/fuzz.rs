@@ -26,7 +26,7 @@ pub const ENTRIES: &[Entry] = &[
     ("departure", fuzz_departure),
 ];
 
-/// What one message of a client or a server can make us say, at most: an error of ours with its hint,
+/// Bound of what one message of a client or a server can make us say: an error of ours with its hint,
 /// and a ReadyForQuery.
 const MAX_ANSWER_BYTES: usize = 512;
 

@@ -1,4 +1,4 @@
-//! What a session holds on its server: what moves with it, and what pins it.
+//! The journal of what a session holds on its server: what moves with the session, and what pins it.
 //!
 //! Command tags say cheaply that something was changed; the text that was sent says what. Settings
 //! count once the transaction that made them is over, prepared statements at once. Where text and
@@ -40,7 +40,7 @@ pub use text::{Named, executed, prepared};
 /// fits, and ten thousand such sessions are 5 GB at the very worst.
 pub const MAX_PREPARED_BYTES: usize = 512 * 1024;
 
-/// What an entry takes beside its text.
+/// Bytes that an entry takes beside its text.
 const ENTRY_BYTES: usize = 128;
 
 /// Longest text of a statement that is remembered until its answer: a SET, a DEALLOCATE. A token with its
@@ -59,12 +59,12 @@ const MAX_SETTINGS_BYTES: usize = 256 * 1024;
 /// Named portals followed in one transaction; of more the fate is not known.
 const MAX_PORTALS: usize = 256;
 
-/// What is known of a statement from its text.
+/// The properties of a statement that its text shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Statement {
-    /// What it can do to its transaction.
+    /// The effect that the statement can have on its transaction.
     pub fate: Fate,
-    /// Its first keyword.
+    /// The statement's first keyword.
     pub kind: StatementKind,
 }
 
@@ -98,7 +98,7 @@ struct Prepared {
 struct Bound {
     statement: Statement,
     note: Option<Bytes>,
-    /// Its execution is answered as DEALLOCATE.
+    /// The execution of the statement is answered as DEALLOCATE.
     retag: bool,
 }
 
@@ -116,7 +116,7 @@ enum Change {
     UnlistenAll,
 }
 
-/// What was set, in the order in which it was: a name and the statement that set it.
+/// Parameters in the order in which they were set: a name and the statement that set it.
 pub type Settings = Vec<(Box<[u8]>, Bytes)>;
 
 /// The journal of one session.
@@ -124,7 +124,7 @@ pub type Settings = Vec<(Box<[u8]>, Bytes)>;
 pub struct Journal {
     /// Of a session whose connections change hands, in place of `prepared`.
     pub(super) statements: Option<Box<Statements>>,
-    /// What is set again when the client resets everything.
+    /// The settings that are set again when the client resets everything.
     base: Settings,
     /// The server connection may hold something else than `settings`.
     unfit: bool,
@@ -132,7 +132,7 @@ pub struct Journal {
     unseen: bool,
     prepared: HashMap<Box<[u8]>, Prepared>,
     prepared_bytes: usize,
-    /// What was forwarded last, and what the server has confirmed.
+    /// The unnamed statement that was forwarded last, and the one that the server has confirmed.
     unnamed: Option<Bound>,
     unnamed_message: Option<Bytes>,
     portals: HashMap<Box<[u8]>, Bound>,
@@ -141,7 +141,7 @@ pub struct Journal {
     settings: Settings,
     /// Names that only functions set.
     custom: Vec<Box<[u8]>>,
-    /// It listens on them; empty unless channels move.
+    /// The channels that the session listens on; empty unless channels move.
     channels: Channels,
     channels_move: bool,
     cursors: Cursors,
@@ -276,7 +276,8 @@ impl Journal {
         }
     }
 
-    /// What is known of a statement that a Bind names; for transactions that we answer for.
+    /// The properties of a statement that a Bind names; for transactions that the proxy answers
+    /// for.
     pub fn kind_of(&self, statement: &[u8]) -> Option<Statement> {
         if let Some(shared) = &self.statements {
             return shared.get(statement).map(|content| content.statement);

@@ -1,4 +1,4 @@
-//! What is asked of a session whose client leaves, or that gives its connection up.
+//! Questions to a session whose client leaves, or that gives its connection up.
 
 use kornak_protocol::pipeline::{Loss, Sent};
 
@@ -50,7 +50,7 @@ impl Session {
         self.pipeline.is_doubtful()
     }
 
-    /// It was sent: a Close of a statement that nobody has, and Sync.
+    /// Notes that a marker was sent: a Close of a statement that nobody has, and Sync.
     pub fn marked(&mut self) {
         self.pipeline.sent(Sent::Marker);
     }

@@ -23,7 +23,7 @@ use crate::session::statements::{
     content_of,
 };
 
-/// What a shared server connection carries from one session to the next.
+/// The state that a shared server connection carries from one session to the next.
 #[derive(Debug)]
 pub struct ConnectionState {
     /// The parameters that were set on the connection; `None` if they are not known.
@@ -57,11 +57,11 @@ impl ConnectionState {
     }
 }
 
-/// What is changed in a buffer on its way to the server.
+/// The changes to a buffer on its way to the server.
 #[derive(Debug, Default)]
 pub struct Edits {
     list: Vec<Edit>,
-    /// What is put in.
+    /// The bytes that are put in.
     bytes: Vec<u8>,
     injected: Vec<Injected>,
 }
@@ -134,7 +134,8 @@ impl Session {
         self.moved(reported, out);
     }
 
-    /// What makes the connection fit, and how many ReadyForQuery that makes.
+    /// Appends the statements that make the connection fit; answers how many ReadyForQuery that
+    /// makes.
     pub fn put_fit(&self, state: &ConnectionState, out: &mut BytesMut) -> usize {
         self.journal.put_fit(state.settings.as_ref(), state.left_by, out)
     }
@@ -400,7 +401,7 @@ impl Session {
         }
     }
 
-    /// What is passed on in place of the message that was heard last.
+    /// The message that is passed on in place of the one that was heard last.
     pub fn take_edited(&mut self) -> BytesMut {
         std::mem::take(&mut self.edited)
     }
@@ -424,7 +425,7 @@ fn sent(counts: Counts) -> Sent {
     }
 }
 
-/// What a Parse stands for: kept once if others may share it.
+/// The content of a Parse: kept once if other clients may share it.
 fn content_for(parse: ParseMessage<'_>, content: &[u8], texts: &Texts) -> Arc<Content> {
     let make = |body: Bytes| Journal::content(parse, body);
     match parse.statement.is_empty() {

@@ -65,22 +65,23 @@ const SILENT: u32 = 1 << 29;
 pub struct Content {
     /// The body of its Parse, without the name.
     pub body: Bytes,
-    /// What its execution can do.
+    /// The effects that the execution of the statement can have.
     pub statement: Statement,
-    /// Its text, if executing it changes the session.
+    /// The statement's text, if executing it changes the session.
     pub note: Option<Bytes>,
-    /// Its text may leave something in the session that no command tag shows.
+    /// The statement's text may leave something in the session that no command tag shows.
     pub is_opaque: bool,
-    /// It calls functions that may do the same.
+    /// The statement calls functions that may leave something in the session.
     pub calls: bool,
 }
 
-/// What is done to one message on its way.
+/// The treatment of one message on its way to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Treatment {
-    /// It goes as it is.
+    /// The message goes as it is.
     AsIs,
-    /// Its first `skip` bytes, the head included, are replaced by what was appended to the output.
+    /// The message's first `skip` bytes, the head included, are replaced by what was appended to
+    /// the output.
     Head { skip: usize },
     /// The statement cannot be shared, it is too long to be kept: its session needs this connection.
     TooLong,
@@ -95,7 +96,7 @@ pub enum Injected {
     Close(u32),
 }
 
-/// What the answer to a marked message is to the client.
+/// The part of the client in the answer to a marked message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Pass,
@@ -133,7 +134,7 @@ struct Sent {
     replaced: Option<Entry>,
 }
 
-/// What a name of a client's means: a text, and the context in which the client had it prepared.
+/// The meaning of a client's name: a text, and the context in which the client had it prepared.
 #[derive(Debug, Clone)]
 struct Meaning {
     content: Arc<Content>,
@@ -166,7 +167,7 @@ pub struct Statements {
     /// Numbers of statements that were made or dropped since nothing was in flight, and the client's names of
     /// them: what an error says of one of them is about a name that may mean something else by now.
     named: Vec<(u32, Box<[u8]>)>,
-    /// What SQL's EXECUTE named last, and the number that it was given.
+    /// The statement that SQL's EXECUTE named last, and the number that it was given.
     executed: Option<(u32, Box<[u8]>)>,
     unnamed: Option<Arc<Content>>,
     /// The connection's unnamed statement is ours.
@@ -229,7 +230,7 @@ impl Statements {
         let _ = self.detach();
     }
 
-    /// What a name of the client's means.
+    /// The content that a name of the client's stands for.
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Content>> {
         match name {
             b"" => self.unnamed.as_ref(),
@@ -237,7 +238,7 @@ impl Statements {
         }
     }
 
-    /// What is forwarded next is read with these settings.
+    /// Notes the settings with which the next forwarded message is read.
     pub fn in_context(&mut self, context: u64) {
         self.context = context;
     }
@@ -280,7 +281,8 @@ impl Statements {
         }
     }
 
-    /// What is forwarded next belongs to the batch behind so many that owe a ReadyForQuery.
+    /// Notes that the next forwarded message belongs to the batch behind so many that owe a
+    /// ReadyForQuery.
     pub fn in_batch(&mut self, owed: usize) {
         self.batch = self.ended.wrapping_add(owed as u32);
     }
@@ -564,10 +566,10 @@ impl Statements {
     }
 }
 
-/// What an entry takes beside its text.
+/// Bytes that an entry takes beside its text.
 const ENTRY_BYTES: usize = 128;
 
-/// What a client is told in place of a server's error.
+/// The error for a client in place of a server's error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// 42P05 with its own name.
@@ -576,7 +578,7 @@ pub enum Refusal {
     TooMuch,
 }
 
-/// What is left of a mark to count with.
+/// The part of a mark that counts.
 const SEQUENCE: u32 = SILENT - 1;
 
 enum Reached {

@@ -11,7 +11,7 @@ use kornak_protocol::txn::TransactionStatus::{Failed, Idle, InBlock};
 /// A conversation played message by message.
 struct Play(Session);
 
-/// What the client was told, in short: tags, with SQLSTATE, status or command tag.
+/// The client's messages in short: tags, with SQLSTATE, status or command tag.
 fn told(out: &mut BytesMut) -> Vec<String> {
     let mut list = Vec::new();
     while let Some(frame) = take_frame(out, 1 << 20).unwrap() {
@@ -145,7 +145,7 @@ impl Play {
         self.says(|out| fe::put_query(sql.as_bytes(), out).unwrap(), expected)
     }
 
-    /// What a new server would be told: queries and prepared statements.
+    /// The messages for a new server: queries and prepared statements.
     fn replay(&self) -> Vec<String> {
         let mut out = BytesMut::new();
         self.0.put_replay(&mut out);

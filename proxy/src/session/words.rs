@@ -1,4 +1,4 @@
-//! What an error says about the server that it comes from, and about servers behind that one: pure.
+//! Judges what an error says about the server that it comes from, and about servers behind that one: pure.
 //!
 //! Citus's coordinator and workers repeat to their clients what other nodes said when they died, under
 //! SQLSTATEs that say nothing (XX000) or that were meant for another session (57P01).
@@ -14,7 +14,7 @@ use kornak_protocol::sqlstate::{
 
 use super::Session;
 
-/// What the last words of a server connection are about.
+/// The subject of the last words of a server connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum About {
     /// This session alone.
@@ -41,7 +41,7 @@ const ORPHANED: [&[u8]; 2] = [b"postmaster was shut down", b"unexpected postmast
 /// PostgreSQL's functions that say so, whatever the language.
 const ORPHANS: [&[u8]; 2] = [b"secure_read", b"secure_write"];
 
-/// What libpq says of a connection that broke, where the other side gave no SQLSTATE.
+/// Texts of libpq for a connection that broke, where the other side gave no SQLSTATE.
 const BROKEN: [&[u8]; 8] = [
     b"server closed the connection unexpectedly",
     b"could not receive data from server",
@@ -53,10 +53,11 @@ const BROKEN: [&[u8]; 8] = [
     b"SSL error",
 ];
 
-/// What Citus says itself of a transaction that is over here, and whose part on another node is not known to be.
+/// Texts of Citus for a transaction that is over here, and whose part on another node is not known
+/// to be.
 const ENDED: [&[u8]; 1] = [b"could not commit transaction for shard"];
 
-/// What a FATAL or a PANIC is about.
+/// The subject of a FATAL or a PANIC.
 pub fn about(view: &ErrorView<'_>) -> About {
     let state = view.sqlstate();
     let repeated = state == ADMIN_SHUTDOWN && view.routine == Some(REPEATED);

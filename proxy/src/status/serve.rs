@@ -1,4 +1,4 @@
-//! Who may look, and how long it may take: the status port is as open as the operator makes it, and
+//! Access to the status port, and its bounds: the port is as open as the operator makes it, and
 //! costs the proxy's clients nothing whoever uses it.
 
 use std::io;
@@ -123,7 +123,7 @@ async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
     }
 }
 
-/// What `Authorization` has to be.
+/// The expected value of `Authorization`.
 fn authorization(auth: &BasicAuth) -> String {
     let pair = format!("{}:{}", auth.username, auth.password.expose_secret());
     format!("Basic {}", BASE64_STANDARD.encode(pair))

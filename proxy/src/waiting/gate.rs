@@ -16,11 +16,11 @@ use tokio::sync::{Notify, watch};
 /// Which sessions a handover affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// Those on a leader, or whose target is one.
+    /// Sessions on a leader, or whose target is one.
     Leading,
-    /// Those on standbys.
+    /// Sessions on standbys.
     Following,
-    /// Those on the leaders of a Citus cluster's worker groups.
+    /// Sessions on the leaders of a Citus cluster's worker groups.
     Workers,
 }
 
@@ -61,7 +61,7 @@ impl Sides {
         self.0 & side.bit() != 0
     }
 
-    /// Those of either set.
+    /// The sides of either set.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -87,7 +87,7 @@ pub struct Gate {
     lanes: Vec<Lane>,
     /// Somebody left while the gate was closed.
     left: Notify,
-    /// What is closed, for those who wait.
+    /// The closed sides, for tasks that wait.
     announced: watch::Sender<Sides>,
 }
 
@@ -105,7 +105,7 @@ impl Gate {
         self.announced.send_if_modified(|known| std::mem::replace(known, sides) != sides);
     }
 
-    /// What is closed.
+    /// The sides that are closed.
     pub fn closed(&self) -> Sides {
         Sides(self.closed.load(SeqCst))
     }

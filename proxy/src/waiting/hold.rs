@@ -1,4 +1,4 @@
-//! What to do about a planned handover: pure, from what the store says and what the sessions do.
+//! Decides when sessions wait for a planned handover: pure, from the state of the store and of the sessions.
 //!
 //! ```text
 //!          drain                 nobody inside: acknowledge
@@ -38,7 +38,7 @@ pub struct Attempt {
     pub number: u32,
 }
 
-/// What the gate is closed for.
+/// The reason for which the gate is closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     Open,
@@ -69,7 +69,7 @@ pub enum State {
     },
 }
 
-/// What is known at one moment.
+/// The facts at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     /// The record, if there is one that we understand.
@@ -86,7 +86,7 @@ pub struct Facts<'a> {
     pub max_hold: Duration,
 }
 
-/// What to do.
+/// An action for the shell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Close the gate for the affected sessions.
@@ -112,7 +112,7 @@ impl Default for Hold {
 }
 
 impl Hold {
-    /// What the gate is closed for.
+    /// The reason for which the gate is closed.
     pub fn state(&self) -> &State {
         &self.state
     }

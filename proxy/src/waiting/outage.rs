@@ -1,4 +1,4 @@
-//! Who waits while a group of a Citus cluster has no primary: pure.
+//! Decides which sessions wait while a group of a Citus cluster has no primary: pure.
 //!
 //! A session on the coordinator or on a worker may reach any group, and Citus answers at once with an
 //! error of its own when it cannot connect. So as long as one group has no primary that accepts writes
@@ -33,7 +33,7 @@ use kornak_cluster::{GroupId, HandoverPhase, Moment, Topology};
 use crate::cluster::standing::{Standings, Why};
 use crate::waiting::gate::Sides;
 
-/// What is known at one moment.
+/// The facts at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     pub cluster: &'a Topology,
@@ -42,18 +42,18 @@ pub struct Facts<'a> {
     pub patience: Duration,
 }
 
-/// What people should hear of.
+/// A change that the log tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// New transactions wait.
     Began { group: GroupId, why: Why },
-    /// Those of sessions on the coordinator go on; so long they waited.
+    /// Sessions on the coordinator continue, after they were held this long.
     Spreads { group: GroupId, held: Duration },
-    /// All of them do.
+    /// All sessions may start transactions again.
     Ended { group: GroupId, held: Duration },
-    /// They do, for the group is no part of the cluster any more, or nobody is left who could lead it.
+    /// Sessions continue: the group left the cluster, or no member is left that could lead it.
     Gone { group: GroupId, held: Duration },
-    /// They do, though it is not over.
+    /// Patience ran out: sessions continue although the group has no primary.
     GivenUp { group: GroupId, held: Duration },
 }
 
@@ -76,9 +76,10 @@ enum Outage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Health {
     Nobody(Why),
-    /// Its primary accepts writes, and has transactions of its predecessor that nobody has ended.
+    /// The group's primary accepts writes, and has transactions of its predecessor that nobody has
+    /// ended.
     Unfinished,
-    /// Its primary accepts writes, and so far it is registered.
+    /// The group's primary accepts writes, and so far it is registered.
     Serves(Heard),
 }
 
@@ -91,7 +92,7 @@ pub struct Outages {
 }
 
 impl Outages {
-    /// Who has to wait.
+    /// The sides that have to wait.
     pub fn closed(&self) -> Sides {
         let of = |outage: &Outage| match outage {
             Outage::Away { .. } => Sides::REACHING,

@@ -38,14 +38,14 @@ pub enum Source {
     Primaries,
 }
 
-/// What people should hear of.
+/// A change that the log tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// New transactions of sessions on standbys wait for the group's.
     Began { group: GroupId },
     /// The group's standbys run; so long those sessions waited.
     Ended { group: GroupId, held: Duration },
-    /// Those sessions read from primaries from now on.
+    /// Sessions on standbys read from this group's primary from now on.
     Primaries { group: GroupId },
     /// The group is no reason for that any more.
     Standbys { group: GroupId },
@@ -83,7 +83,7 @@ impl Readings {
         }
     }
 
-    /// Who has to wait, when groups without a primary keep `others` waiting.
+    /// The sides that have to wait, when groups without a primary keep `others` waiting.
     pub fn closed(&self, others: Sides) -> Sides {
         let reached = match self.source() {
             // Standbys of the coordinator follow what it knows.

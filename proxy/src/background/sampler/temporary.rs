@@ -101,7 +101,8 @@ impl Databases {
         Ok(())
     }
 
-    /// Those with a connection, others as long as there is room for one, and the one that waits longest.
+    /// Databases with a connection, others as long as there is room for one, and the one that waits
+    /// longest.
     fn due(&self) -> Vec<String> {
         let (open, mut closed): (Vec<_>, Vec<_>) =
             self.0.iter().partition(|(_, it)| it.connected.is_some());

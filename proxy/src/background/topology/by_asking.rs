@@ -29,7 +29,7 @@ const SEEKING: Duration = Duration::from_millis(50);
 /// Time for one server's answer.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
-/// What the list of servers shows.
+/// The result of asking the servers of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     /// This one is primary.
@@ -157,7 +157,7 @@ pub async fn run(
     }
 }
 
-/// Who is asked follows the list; connections of those that stay are kept.
+/// Adapts the askers to the list; connections of servers that stay are kept.
 fn keep_up(askers: &mut Vec<Asker>, members: &[Listed]) {
     let mut before = std::mem::take(askers);
     for listed in members {
@@ -246,7 +246,7 @@ async fn believe(shared: &Shared, mut members: watch::Receiver<Vec<Listed>>) {
 struct Asker {
     listed: Listed,
     connected: Option<Connected>,
-    /// It answered when asked last, be it by a refusal.
+    /// The server answered when asked last, be it by a refusal.
     answers: bool,
 }
 

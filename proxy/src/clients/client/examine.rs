@@ -12,7 +12,7 @@ use super::{Client, End};
 use crate::sabotage::{self, Sabotage};
 use crate::session::journal::Examined;
 
-/// What a session may hold that keeps its connection from others, one row: advisory locks, temporary
+/// Asks what a session may hold that keeps its connection from others, in one row: advisory locks, temporary
 /// relations, channels, statements of SQL PREPARE, cursors WITH HOLD, its settings as the
 /// statements that would make them again, who it is, and the names of its channels. Instead of the
 /// words `OF ITS OWN` stand the names of its own parameters.
@@ -62,7 +62,7 @@ const OF_FUNCTIONS: &str = "\
     WHERE setting OPERATOR(pg_catalog.<>) '' AND NOT name OPERATOR(pg_catalog.=) \
           ANY (ARRAY[OF ITS OWN]::pg_catalog.text[]) ";
 
-/// What functions may have left in a session that nothing pins: temporary relations, statements of
+/// Asks what functions may have left in a session that nothing pins: temporary relations, statements of
 /// SQL PREPARE, cursors WITH HOLD, and how many channels. Cheap, for it is asked of everybody.
 const GLANCE: &str = "\
     SELECT EXISTS (SELECT FROM pg_catalog.pg_class \
@@ -78,7 +78,7 @@ pub const MARK: &str = "/* kornak asks what the session holds */ ";
 /// Under this name the statement is prepared: a simple query would destroy the client's unnamed one.
 const NAME: &[u8] = b"kornak_examine";
 
-/// What a question came to.
+/// The outcome of a question.
 enum Heard {
     /// The text of one row.
     Row(Vec<Option<Vec<u8>>>),

@@ -51,7 +51,7 @@ impl Client {
         say_good_bye(&mut link.stream);
     }
 
-    /// It is on a new server.
+    /// Notes that the session listens on its new server.
     pub(super) fn listens_again(&mut self) {
         if !self.talk.session.listens() {
             return;

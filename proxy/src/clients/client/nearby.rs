@@ -75,7 +75,8 @@ fn is_here(stream: &Stream) -> bool {
     matches!((tcp.peer_addr(), tcp.local_addr()), (Ok(peer), Ok(own)) if peer.ip() == own.ip())
 }
 
-/// What `unix_socket_directories` lists. Sockets without a file (`@`) are nobody's by their name.
+/// The sockets in `unix_socket_directories`. Sockets without a file (`@`) are nobody's by their
+/// name.
 fn sockets(directories: &str, port: &str) -> Vec<PathBuf> {
     let directories = directories.split(',').map(|it| it.trim().trim_matches('"'));
     let directories = directories.filter(|it| it.starts_with('/'));

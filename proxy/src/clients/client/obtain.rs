@@ -108,7 +108,7 @@ impl Client {
             _ => {
                 let text = "terminating connection: the proxy cannot log in to a server again";
                 self.talk.shared.metrics.error(ADMIN_SHUTDOWN);
-                let fields = ErrorFields::fatal(ADMIN_SHUTDOWN, text).detail(error.told());
+                let fields = ErrorFields::fatal(ADMIN_SHUTDOWN, text).detail(error.to_string());
                 End::Told(fields.hint("The request was not executed; reconnect."))
             }
         }

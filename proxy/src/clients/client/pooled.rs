@@ -1,4 +1,4 @@
-//! What a session whose server connections change hands has to wait for: a connection that must be
+//! The waits of a session whose server connections change hands: a connection that must be
 //! told its settings first, and its turn.
 
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use crate::pool::settled::Returned;
 use crate::registry::Doing;
 use crate::session::answers::Verdict;
 
-/// What makes a connection as good as new, as far as a server can.
+/// Makes a connection as good as new, as far as a server can.
 const DISCARD: &[u8] = b"DISCARD ALL";
 
-/// The same for one that nothing is prepared on but by us, whose statements stay. Between transactions, in one
-/// of its own.
+/// Clears a connection but keeps the statements that are prepared on it, which are all ours.
+/// Between transactions, in one of its own.
 const RESET: &[u8] = b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; \
     DISCARD TEMP; DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all()";
 
@@ -192,7 +192,7 @@ impl Client {
     }
 }
 
-/// What a server answered to statements of ours.
+/// The answers of a server to statements of ours.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
     pub(super) failed: usize,

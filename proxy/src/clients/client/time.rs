@@ -1,4 +1,4 @@
-//! What becomes of a client whose time is up.
+//! Ends or warns a client that has exceeded a limit of time.
 
 use std::time::Instant;
 

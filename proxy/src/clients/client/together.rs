@@ -6,10 +6,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use crate::cluster::route::Candidate;
 use crate::registry::Registry;
 
-/// What such programs call themselves, unless they are told otherwise.
+/// Names under which such programs connect, unless they are told otherwise.
 const PROGRAMS: [&[u8]; 2] = [b"pg_dump", b"pg_dumpall"];
 
-/// What sessions with this startup packet have in common, if they belong together; never 0.
+/// A number that sessions of one program run have in common, from the startup packet; never 0.
 pub fn family_of(startup: &[u8]) -> Option<u64> {
     let mut words = startup.get(8..)?.split(|byte| *byte == 0);
     let name = loop {

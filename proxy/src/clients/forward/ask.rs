@@ -54,7 +54,7 @@ impl Conversation {
                 || self.shared.gate.is_closed(self.side))
     }
 
-    /// The same for one that is idle: it goes inside to ask.
+    /// Whether an idle session may ask its server: it enters the gate for that.
     pub fn may_ask(&mut self) -> bool {
         self.to_ask = !self.is_quiet();
         !self.to_ask && self.is_askable() && self.may_use_link() && self.ticket.enter(self.side)

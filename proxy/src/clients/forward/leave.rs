@@ -18,15 +18,15 @@ use super::{Conversation, Held, Moved, Stop};
 use crate::net::stream::HungUp;
 use crate::session::statements::NOBODY;
 
-/// What is known of the client's end of its connection.
+/// The known state of the client's end of its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Presence {
-    /// It may speak.
+    /// The client may speak.
     #[default]
     There,
-    /// It has shut its sending side, and was there when it was told something after that.
+    /// The client has shut its sending side, and was there when it was told something after that.
     Listens,
-    /// It has said its last: end of stream, or Terminate behind a request.
+    /// The client has said its last: end of stream, or Terminate behind a request.
     Ended,
 }
 

@@ -170,7 +170,7 @@ impl Conversation {
         }
     }
 
-    /// What becomes of the connection of a client that has left.
+    /// Judges the connection of a client that has left.
     pub fn returned(&mut self, link: Box<Link>) -> Returned {
         Returned::by(link, &mut self.session, &self.client_scanner)
     }

@@ -1,11 +1,11 @@
-//! What a session does and since when, for bounds of its client's time.
+//! The activity of a session and its beginning, for bounds of its client's time.
 
 use super::Conversation;
 use crate::clients::serve::patience::{self, Times};
 use crate::registry::Doing;
 
 impl Conversation {
-    /// What the session does and since when, for its client's time.
+    /// The activity of the session and its beginning, for its client's time.
     pub fn times(&self) -> Times {
         let held = self.handle.doing() == Doing::Held || self.is_waiting() || self.is_blocked();
         let owes = self.session.owed() > 0 || !self.client_scanner.at_boundary();

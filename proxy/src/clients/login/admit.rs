@@ -1,4 +1,5 @@
-//! Who has proved itself gets a server, or an answer from memory, and its first ReadyForQuery.
+//! A client that has proven itself gets a server, or an answer from memory, and its first
+//! ReadyForQuery.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,7 +74,7 @@ impl Visitor<'_> {
         self.greet(stream, read, entry, identity, params, opened).await
     }
 
-    /// What a client with another address was told, with this one's.
+    /// The parameters that a client with another address was told, with this client's address.
     fn with_own_name(&self, params: Arc<Parameters>) -> Arc<Parameters> {
         if !self.shared.settings.application_name_add_host {
             return params;

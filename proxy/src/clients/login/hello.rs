@@ -29,7 +29,7 @@ pub(super) struct Hello {
     pub(super) buf: BytesMut,
     pub(super) message: StartupMessage,
     pub(super) peer: Peer,
-    /// What SCRAM binds to.
+    /// The data that SCRAM binds to.
     pub(super) binding: Binding,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct Peer {
     /// As far as we know: the other end of the connection, or what a balancer says that the
     /// settings name.
     pub(super) address: SocketAddr,
-    /// What anybody may have said, on a listener whose settings name no balancer.
+    /// The address from a PROXY header of anybody, on a listener whose settings name no balancer.
     pub(super) claimed: Option<SocketAddr>,
 }
 

@@ -105,7 +105,7 @@ impl Visitor<'_> {
         refuse(stream, &refusal.fields(&self.user, &self.database))
     }
 
-    /// What the client is told of its server. Whoever was let in before need not wait for others'
+    /// The parameters that the client is told of its server. Whoever was let in before need not wait for others'
     /// transactions: `judged` by the catalogues it is greeted at once, otherwise a server is asked by a
     /// login.
     async fn welcome(
@@ -169,7 +169,7 @@ impl Visitor<'_> {
         tokio::time::timeout(self.patience(), trial).await.map_err(|_| DialError::Timeout)?
     }
 
-    /// The same with the client's own name.
+    /// The parameters with the client's own `application_name`.
     fn named(&self, name: &[u8], params: &Arc<Parameters>) -> Arc<Parameters> {
         let mut named = Parameters::clone(params);
         // It is one of those that are reported already.
@@ -218,7 +218,7 @@ pub(super) fn application_name(startup: &Bytes) -> Option<Vec<u8>> {
     Asked::of(startup)?.application_name
 }
 
-/// What a client's startup packet says to a pool.
+/// The parts of a client's startup packet that choose its pool.
 struct Asked {
     /// Without `application_name`.
     startup: Bytes,

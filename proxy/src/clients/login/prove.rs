@@ -129,7 +129,7 @@ impl Visitor<'_> {
         (self.verified_by(), self.user.clone())
     }
 
-    /// What the catalogues say of the role and the database; `None` if they cannot be asked.
+    /// The rights of the role in the database, from the catalogues; `None` if they cannot be asked.
     pub(super) async fn rights(&self) -> Result<Option<Rights>, DialError> {
         let text = |name: &Bytes| std::str::from_utf8(name).is_ok();
         if !self.shared.prober.can_ask() || !text(&self.user) || !text(&self.database) {

@@ -8,7 +8,7 @@ use kornak_protocol::sqlstate::{
     IDLE_IN_TRANSACTION_SESSION_TIMEOUT, IDLE_SESSION_TIMEOUT, TRANSACTION_TIMEOUT,
 };
 
-/// What a session does, in its client's eyes.
+/// The activity of a session, as its client sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
     /// Between transactions, and it is the client's turn.
@@ -17,7 +17,7 @@ pub enum Doing {
     IdleInTransaction,
     /// The client waits for an answer.
     Answering,
-    /// What the client has said is held back.
+    /// The client's request is held back.
     Held,
 }
 
@@ -27,11 +27,11 @@ pub struct Times {
     pub doing: Doing,
     /// The client or its server has said something.
     pub last_said: Instant,
-    /// Its transaction has begun.
+    /// The time at which the session's transaction began.
     pub began: Instant,
 }
 
-/// What follows from it.
+/// The action that follows from a client's times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing before then.
@@ -48,7 +48,7 @@ pub enum Why {
 }
 
 impl Why {
-    /// What the client is told.
+    /// The error for the client.
     pub fn fields(self) -> ErrorFields {
         let (sqlstate, setting) = match self {
             Self::Idle => (IDLE_SESSION_TIMEOUT, "client_idle_timeout"),

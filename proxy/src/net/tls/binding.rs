@@ -6,7 +6,7 @@ use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use x509_parser::signature_algorithm::RsaSsaPssParams;
 use x509_parser::x509::AlgorithmIdentifier;
 
-/// What binds to a connection whose server shows this certificate. [`Binding::None`] for signatures
+/// The channel binding of a connection whose server shows this certificate. [`Binding::None`] for signatures
 /// without a hash of their own (Ed25519): RFC 5929 defines no binding for them, and PostgreSQL and
 /// libpq have none either.
 pub(super) fn of_certificate(der: &[u8]) -> Binding {

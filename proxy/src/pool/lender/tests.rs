@@ -1,4 +1,4 @@
-//! Who shares what.
+//! Which clients share connections.
 
 use kornak_config::proxy::LimitSettings;
 use tokio::sync::mpsc::unbounded_channel;

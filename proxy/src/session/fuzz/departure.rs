@@ -16,7 +16,7 @@ use crate::session::pooled::Edits;
 use crate::session::statements::{NOBODY, Prepared, Texts};
 use crate::session::{Heard, Session};
 
-/// What drivers send, for bytes that stand for a whole message.
+/// Messages as drivers send them, for bytes that stand for a whole message.
 const MESSAGES: &[&[u8]] = &[
     b"Q\0\0\0\x0dSELECT 1\0",
     b"Q\0\0\0\x0aBEGIN\0",

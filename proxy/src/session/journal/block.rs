@@ -1,4 +1,4 @@
-//! What a transaction has changed so far, in order: it counts when the transaction commits, and is taken back
+//! The changes of a transaction so far, in order: they count when the transaction commits, and are taken back
 //! with it, or with a savepoint.
 
 use super::Change;

@@ -12,7 +12,7 @@ const MAX_CHANNELS: usize = 256;
 /// PostgreSQL's NAMEDATALEN, without the end: longer names are cut, where depends on the encoding.
 const MAX_NAME: usize = 63;
 
-/// What a statement names.
+/// The channel that a statement names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Named {
     One(Box<[u8]>),

@@ -39,7 +39,7 @@ pub(super) fn matters(name: &[u8]) -> bool {
     !name.contains(&b'.') && !INDIFFERENT.contains(&name)
 }
 
-/// What is in force when a text is read.
+/// The settings in force when a text is read.
 #[derive(Debug, Default)]
 pub(super) struct Context {
     /// Of the settings that are committed.
@@ -58,7 +58,7 @@ impl Context {
         }
     }
 
-    /// These settings are in force.
+    /// Notes that these settings are in force.
     pub(super) fn settle(&mut self, settings: &Settings) {
         let mut hasher = DefaultHasher::new();
         let mut any = false;

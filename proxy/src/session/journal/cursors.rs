@@ -8,7 +8,7 @@ const MAX_CURSORS: usize = 64;
 
 type Name = Box<[u8]>;
 
-/// What a session may have declared WITH HOLD.
+/// The cursors that a session may have declared WITH HOLD.
 #[derive(Debug, Default)]
 pub(super) struct Cursors {
     /// Of transactions that are over.
@@ -112,7 +112,7 @@ struct Declared {
     holds: bool,
 }
 
-/// What a single DECLARE makes; `None` if it cannot be told.
+/// The cursor that a single DECLARE makes; `None` if it cannot be told.
 fn declaration(text: &[u8]) -> Option<Declared> {
     let mut tokens = Tokens { rest: text };
     if tokens.word()? != b"declare" {

@@ -14,9 +14,9 @@ const FUNCTION: &[u8] = b"set_config";
 /// A call of `set_config` in a text.
 #[derive(Debug, PartialEq, Eq)]
 struct Call<'a> {
-    /// Its first argument, if that is a plain literal.
+    /// The call's first argument, if that is a plain literal.
     name: Option<&'a [u8]>,
-    /// Its third argument says that the setting is over with the transaction.
+    /// The call's third argument says that the setting is over with the transaction.
     is_local: bool,
 }
 
@@ -131,7 +131,7 @@ impl Journal {
         unseen
     }
 
-    /// The same of a text that is executed: DO.
+    /// Notes the settings in a text that is executed: DO.
     pub(super) fn note_executed(&mut self, sql: &[u8]) {
         if self.note_sets(sql) {
             self.pins.add(Pin::Opaque);

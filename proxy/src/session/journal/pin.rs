@@ -14,7 +14,7 @@ pub enum Pin {
     Temporary,
     /// A cursor WITH HOLD.
     HoldCursor,
-    /// It listens; notifications would be lost.
+    /// The session listens; notifications would be lost.
     Listen,
     /// A statement prepared by SQL.
     SqlPrepare,
@@ -84,7 +84,7 @@ impl Pin {
         sabotage::is(which)
     }
 
-    /// What a person can do about it.
+    /// A hint for people: how to avoid the pin.
     pub fn hint(self) -> &'static str {
         match self {
             Self::Relay => "Sessions move only with auth method scram.",

@@ -15,7 +15,7 @@ use super::{Bound, Journal, MAX_SETTINGS, Pin, Settings, Statement, custom, reme
 use crate::sabotage::{self, Sabotage};
 use crate::session::statements::{Content, Statements};
 
-/// What a server says that a session holds.
+/// A server's answer about what a session holds.
 #[derive(Debug)]
 pub struct Examined<'a> {
     pub locks: bool,
@@ -145,7 +145,7 @@ impl Journal {
         self.pins.1 = false;
     }
 
-    /// Its last statement that is too long to be kept was closed.
+    /// Notes that the session's last statement that is too long to be kept was closed.
     pub(in crate::session) fn closed_long(&mut self) {
         self.pins.remove(Pin::LongStatement);
     }
@@ -162,7 +162,7 @@ impl Journal {
         base.filter(|(_, text)| frontend::put_query(text, out).is_ok()).count()
     }
 
-    /// What is set; `None` if the server connection may hold something else.
+    /// The settings of the session; `None` if the server connection may hold something else.
     pub fn settings(&mut self) -> Option<&Settings> {
         match std::mem::take(&mut self.unfit) {
             true => None,

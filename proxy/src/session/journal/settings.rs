@@ -1,4 +1,4 @@
-//! What a session has set, as its transactions commit.
+//! The settings of a session, as its transactions commit.
 
 use kornak_protocol::txn::TransactionStatus;
 

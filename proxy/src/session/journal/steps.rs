@@ -15,7 +15,7 @@ use super::{Bound, Change, Journal, MAX_NOTES, Pin, Statement, channels, custom,
 use crate::sabotage::{self, Sabotage};
 use crate::session::statements::{Front, Injected, Rewritten};
 
-/// What was sent and has to be remembered until its answer comes.
+/// A note about a sent message, for the time when its answer comes.
 #[derive(Debug)]
 pub(super) enum Note {
     Parse {
@@ -40,11 +40,11 @@ pub(super) enum Note {
 /// One statement.
 #[derive(Debug, Default)]
 pub(super) struct Step {
-    /// Its text, if its answer may change what the session holds.
+    /// The statement's text, if its answer may change what the session holds.
     text: Option<Bytes>,
     /// The change of prepared statements that its answer confirms; 0 for none.
     mark: u32,
-    /// It is answered as DEALLOCATE.
+    /// The statement is answered as DEALLOCATE.
     retag: bool,
 }
 
@@ -59,19 +59,19 @@ impl Step {
 enum Sight {
     /// All that matters of it.
     Clear,
-    /// It is whole and could not be taken apart.
+    /// The text is whole and could not be taken apart.
     Whole,
-    /// Its end was not seen.
+    /// The end of the text was not seen.
     Part,
 }
 
-/// What a Query has to be told in place of its own text.
+/// The changes to a Query's text, for the server.
 #[derive(Debug, Default)]
 pub struct SqlEdits {
-    /// What of ours may stand in front of it.
+    /// The message of ours that may stand in front of the query.
     pub front: Front,
     pub injected: Vec<Injected>,
-    /// What stands in front of it.
+    /// The text that stands in front of the query.
     pub before: Vec<u8>,
     /// Parts of the text, in order, and what stands in their place.
     pub pieces: Vec<(Range<usize>, Vec<u8>)>,

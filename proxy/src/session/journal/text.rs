@@ -1,4 +1,4 @@
-//! What statements say of the session they run in: which setting, savepoint, prepared statement or cursor
+//! Reads what statements say of the session they run in: which setting, savepoint, prepared statement or cursor
 //! they name. Read token by token as the server reads them; what is not understood is said to be so.
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ pub(super) fn leaves_unseen(sql: &[u8]) -> bool {
 /// A name as the server knows it.
 pub(super) type Name = Box<[u8]>;
 
-/// What a SET or RESET does.
+/// The effect of a SET or RESET.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Setting {
     /// Nothing that outlives the transaction.
@@ -28,7 +28,7 @@ pub(super) enum Setting {
     /// Goes back to what the session began with.
     Reset(Name),
     ResetAll,
-    /// It is not understood; the parameter, if that much is.
+    /// The statement is not understood; with the parameter, if that much is.
     Unknown(Option<Name>),
 }
 
@@ -59,7 +59,7 @@ pub(super) fn discards_all(text: &[u8]) -> bool {
     tokens(text).is_none_or(|all| all.get(1).is_none_or(|what| what.is(b"all")))
 }
 
-/// What a single SET statement changes.
+/// The change of a single SET statement.
 pub(super) fn set(text: &Bytes) -> Setting {
     let Some(all) = tokens(text) else { return Setting::Unknown(None) };
     let at = |n: usize| all.get(n);
@@ -203,7 +203,7 @@ const ISOLATION: &[u8] = b"default_transaction_isolation";
 const READ_ONLY: &[u8] = b"default_transaction_read_only";
 const DEFERRABLE: &[u8] = b"default_transaction_deferrable";
 
-/// What a single RESET statement takes back.
+/// The setting that a single RESET statement takes back.
 pub(super) fn reset(text: &[u8]) -> Setting {
     let Some(all) = tokens(text) else { return Setting::Unknown(None) };
     let words: Vec<Vec<u8>> = all.iter().filter_map(Token::name).collect();
@@ -226,7 +226,7 @@ pub(super) fn reset(text: &[u8]) -> Setting {
     }
 }
 
-/// What a statement about something named is about.
+/// The subject of a statement about something named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Named {
     /// This one.

@@ -1,4 +1,4 @@
-//! What becomes of a Parse: shared under a number of ours, or refused in the server's own time.
+//! The way of a Parse: shared under a number of ours, or refused in the server's own time.
 
 use std::sync::Arc;
 

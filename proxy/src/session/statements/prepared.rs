@@ -1,10 +1,10 @@
-//! What one server connection has prepared.
+//! The statements that one server connection has prepared.
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
 
-/// What a server connection has prepared, over all its clients.
+/// The statements that a server connection has prepared, over all its clients.
 #[derive(Debug, Default)]
 pub struct Prepared {
     /// By context and text; the number is its name.
@@ -33,7 +33,7 @@ impl Prepared {
         self.to_close.clear();
     }
 
-    /// Their plans are of no use any more: they are closed one by one, and prepared again.
+    /// Notes that the plans are of no use any more: they are closed one by one, and prepared again.
     pub fn outdate(&mut self) {
         self.to_close.extend(self.known.drain().map(|(_, entry)| entry.number));
     }

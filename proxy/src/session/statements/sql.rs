@@ -18,7 +18,7 @@ use crate::session::journal::{Named, executed, prepared};
 /// As short as the shortest DEALLOCATE, so that positions in what follows stay what they are.
 const NOTHING: &[u8] = b"UNLISTEN _k0";
 
-/// What may be put in front of a statement.
+/// The message of ours that may be put in front of a statement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Front {
     #[default]
@@ -29,13 +29,13 @@ pub enum Front {
     Message,
 }
 
-/// What a server is told in place of a statement that names another.
+/// The text for the server in place of a statement that names another one.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rewritten {
     pub text: Vec<u8>,
-    /// Its answer confirms a change; 0 for none.
+    /// The mark that the statement's answer confirms; 0 for none.
     pub mark: u32,
-    /// It is answered as DEALLOCATE.
+    /// The statement is answered as DEALLOCATE.
     pub retag: bool,
 }
 
@@ -142,13 +142,14 @@ impl Statements {
         self.mark(0, Change::Name { name, before, sent: None })
     }
 
-    /// What drops all statements is forwarded: those of before are there no more for what follows in its batch.
+    /// Notes that a statement that drops all statements is forwarded: for what follows in its
+    /// batch, earlier ones are gone.
     pub fn drop_all(&mut self) {
         self.dropping = true;
         self.made_since.clear();
     }
 
-    /// What was to drop all statements is answered.
+    /// Notes that a statement that drops all statements was answered.
     pub fn dropped_all(&mut self) {
         self.dropping = false;
         self.made_since = HashSet::new();

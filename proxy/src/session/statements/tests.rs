@@ -16,7 +16,7 @@ struct Server {
     skips: bool,
 }
 
-/// What a server answers, as far as it matters.
+/// The parts of a server's answer that matter here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Said {
     Parsed,
@@ -81,7 +81,7 @@ struct Client {
     alone: Server,
     /// Marks of the messages that were sent, to be met by the server's answers; `None` is a Sync.
     sent: VecDeque<Option<u32>>,
-    /// What the server will hear.
+    /// The bytes that the server will receive.
     wire: BytesMut,
     expected: Vec<Said>,
 }

@@ -17,7 +17,7 @@ pub struct Texts {
 #[derive(Debug, Default)]
 struct Known {
     texts: HashMap<Bytes, Weak<Content>>,
-    /// Their length, of those that nobody uses any more as well.
+    /// The length of all texts, of unused ones as well.
     bytes: usize,
     /// How long they were when the unused were last looked for.
     used: usize,
@@ -26,7 +26,8 @@ struct Known {
 /// Texts remembered; beyond, those that nobody uses any more are looked for.
 const MAX_TEXTS: usize = 16 * 1024;
 
-/// What the unused may take before they are looked for, if they are not as much as the used.
+/// Bytes that unused texts may take before they are looked for, if they are not as much as the used
+/// ones.
 const MIN_BYTES: usize = 1 << 20;
 
 impl Texts {

@@ -1,4 +1,4 @@
-//! What a session is that its client leaves, or that a switchover waits for.
+//! A session that its client leaves, or that a switchover waits for.
 
 use super::*;
 

@@ -1,8 +1,8 @@
-//! What a session has set, told in the order in which the server did it.
+//! The settings of a session, told in the order in which the server applied them.
 
 use super::*;
 
-/// What happens: a simple query with the tags of its statements and the status behind it; a batch of the
+/// An event: a simple query with the tags of its statements and the status behind it; a batch of the
 /// extended protocol, `!` for the error that ends it.
 #[derive(Clone, Copy)]
 enum Step {

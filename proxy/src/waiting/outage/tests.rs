@@ -94,7 +94,7 @@ impl World {
         self.standings.0.entry(GroupId(group)).or_default()
     }
 
-    /// What the coordinator's leader has published, one for each database.
+    /// Takes what the coordinator's leader has published, one for each database.
     fn says(&mut self, member: &str, databases: &[CitusDatabase]) {
         let databases = databases.iter().cloned().enumerate();
         let registration = CitusRegistration {
