@@ -33,7 +33,7 @@ use kornak_protocol::error::{ErrorView, Severity};
 use kornak_protocol::frame::Seen;
 use kornak_protocol::frontend;
 use kornak_protocol::params::Parameters;
-use kornak_protocol::pipeline::{Loss, Pipeline, PipelineError, Received, Sent, Unit};
+use kornak_protocol::pipeline::{Kind, Loss, Pipeline, PipelineError, Received, Sent, Unit};
 use kornak_protocol::sqlstate::{ADMIN_SHUTDOWN, CRASH_SHUTDOWN, SqlState};
 use kornak_protocol::txn::{CommandTag, TransactionStatus};
 
@@ -280,7 +280,14 @@ impl Session {
             _ => {}
         }
         let failed = self.pipeline.error_passed();
-        match self.pipeline.received(seen.tag, seen.body)? {
+        let received = self.pipeline.received(seen.tag, seen.body)?;
+        if let Some(shared) = &mut self.journal.statements
+            && let Received::Done(owner) | Received::Failed(Some(owner)) = &received
+            && owner.kind == Kind::Query
+        {
+            shared.query_ran(self.pipeline.ready_owed());
+        }
+        match received {
             Received::Ours => return Ok(Heard::Swallow),
             Received::Done(owner) if self.is_shared(&owner) => return Ok(self.shared_done(&owner)),
             Received::Done(owner) if matches!(seen.tag, b'C' | b'1' | b'3') => {
@@ -310,17 +317,14 @@ impl Session {
             }
             Received::Ready(_, Some(owner)) if self.is_shared(&owner) => {
                 if let Some(shared) = &mut self.journal.statements {
-                    shared.ready();
+                    shared.ready(self.pipeline.ready_owed());
                 }
                 return Ok(Heard::Swallow);
             }
             Received::Ready(status, _) => {
                 self.journal.ready(status, failed);
                 if let Some(shared) = &mut self.journal.statements {
-                    shared.ready();
-                }
-                if self.pipeline.ready_owed() == 0 {
-                    self.journal.answered_all();
+                    shared.ready(self.pipeline.ready_owed());
                 }
                 if self.pipeline.movable() {
                     self.only_reads = true;

@@ -156,8 +156,6 @@ pub struct Journal {
     /// Something that may leave anything was forwarded behind the last DISCARD ALL, whose answer may be still to
     /// come.
     suspected: bool,
-    /// A statement is in flight that drops all prepared statements.
-    drops_all: bool,
     /// Tells the session from others.
     id: u64,
     /// Grows with everything that may have set anything.
@@ -365,7 +363,6 @@ impl Journal {
         self.notes.clear();
         self.block.roll_back();
         self.context.quiet();
-        self.drops_all = false;
         self.cursors.ready(true, true);
         self.portals.clear();
         self.unnamed_portal = None;

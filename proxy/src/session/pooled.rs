@@ -189,21 +189,24 @@ impl Session {
     /// Whether a message must not be forwarded before earlier batches are answered.
     pub fn must_wait_for_answers(&mut self, seen: &Seen<'_>) -> bool {
         let owed = self.pipeline.ready_owed();
-        let drops_all = self.journal.drops_all();
-        let Some(shared) = self.journal.statements.as_mut().filter(|_| owed > 0) else {
+        let Some(shared) = self.journal.statements.as_ref().filter(|_| owed > 0) else {
             return false;
         };
-        shared.in_batch(owed);
-        if drops_all && matches!(seen.tag, b'P' | b'B' | b'D' | b'C') {
+        if shared.is_dropping_before() && matches!(seen.tag, b'P' | b'B' | b'D' | b'C') {
             // Whether there is what it names hangs on the answer.
             return true;
         }
         match seen.tag {
+            b'Q' => shared.is_uncertain() && names_statements(frontend::query_prefix(seen.body).0),
             b'P' => ParseMessage::parse(seen.body)
                 .is_ok_and(|parse| shared.must_wait(seen.tag, parse.statement)),
-            b'B' => {
-                Bind::parse(seen.body).is_ok_and(|bind| shared.must_wait(seen.tag, bind.statement))
-            }
+            b'B' => Bind::parse(seen.body).is_ok_and(|bind| {
+                let names = |content: &Arc<Content>| {
+                    names_statements(frontend::query_prefix(&content.body).0)
+                };
+                shared.must_wait(seen.tag, bind.statement)
+                    || shared.is_uncertain() && shared.get(bind.statement).is_some_and(names)
+            }),
             b'D' => matches!(Target::parse(seen.body),
                 Ok(Target::Statement(name)) if shared.must_wait(seen.tag, name)),
             _ => false,
@@ -213,25 +216,28 @@ impl Session {
     /// As [`Session::forwarded`]; what has to be changed on the way goes to `edits`.
     pub fn forwarded_pooled(&mut self, seen: &Seen<'_>, texts: &Texts, edits: &mut Edits) -> bool {
         if !matches!(seen.tag, b'P' | b'B' | b'D' | b'C') {
-            let owed = self.pipeline.ready_owed();
             if let Some(shared) = &mut self.journal.statements {
-                shared.in_batch(owed);
                 shared.in_context(0);
             }
-            return match seen.tag {
-                b'Q' if !self.pipeline.is_skipping() => self.query_pooled(seen, owed, edits),
+            let owed = self.pipeline.ready_owed();
+            let ends = match seen.tag {
+                b'Q' if !self.pipeline.is_skipping() => return self.query_pooled(seen, edits),
                 _ => self.forwarded(seen),
             };
+            if self.pipeline.ready_owed() > owed
+                && let Some(shared) = &mut self.journal.statements
+            {
+                shared.end_batch();
+            }
+            return ends;
         }
         if self.pipeline.is_skipping() {
             // The server does not look at it.
             return false;
         }
-        let owed = self.pipeline.ready_owed();
         let Self { journal, pipeline, .. } = self;
         let context = journal.context();
         let Some(mut shared) = journal.statements.take() else { return false };
-        shared.in_batch(owed);
         shared.in_context(context);
         let (at, len) = (seen.start.unwrap_or(0), seen.len as usize + 1);
         let begin = edits.bytes.len();
@@ -298,7 +304,7 @@ impl Session {
     }
 
     /// A Query of which the server must be told something else.
-    fn query_pooled(&mut self, seen: &Seen<'_>, owed: usize, edits: &mut Edits) -> bool {
+    fn query_pooled(&mut self, seen: &Seen<'_>, edits: &mut Edits) -> bool {
         let (sql, is_whole) = frontend::query_prefix(seen.body);
         let front = if self.pipeline.is_unsynced() { Front::Nothing } else { Front::Batch };
         let mut told = SqlEdits { front, ..SqlEdits::default() };
@@ -313,12 +319,15 @@ impl Session {
             }
             self.pipeline.sent(Sent::OwnSync(Statements::SYNC));
             frontend_sync(&mut told.before);
-        }
-        if let Some(shared) = &mut self.journal.statements {
-            shared.in_batch(owed);
-            shared.query();
+            if let Some(shared) = &mut self.journal.statements {
+                shared.split_batch();
+            }
         }
         self.pipeline.sent(Sent::Query(unit));
+        if let Some(shared) = &mut self.journal.statements {
+            shared.query();
+            shared.end_batch();
+        }
         if !told.pieces.is_empty() {
             edits.bytes.extend_from_slice(&told.before);
             put_edited(sql, &told.pieces, &mut edits.bytes);
@@ -432,6 +441,12 @@ fn content_for(parse: ParseMessage<'_>, content: &[u8], texts: &Texts) -> Arc<Co
         true => Arc::new(make(Bytes::copy_from_slice(content))),
         false => texts.find(content, make),
     }
+}
+
+/// Whether a text may name prepared statements.
+fn names_statements(sql: &[u8]) -> bool {
+    let words: [&[u8]; 3] = [b"execute", b"deallocate", b"prepare"];
+    words.into_iter().any(|word| sql.windows(word.len()).any(|it| it.eq_ignore_ascii_case(word)))
 }
 
 fn frontend_sync(out: &mut Vec<u8>) {

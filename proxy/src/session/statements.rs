@@ -21,6 +21,7 @@
 //!
 //! Not here: SQL's PREPARE, which pins ([`crate::session::journal`]).
 
+mod batches;
 mod parse;
 mod prepared;
 mod sql;
@@ -114,8 +115,9 @@ pub enum Counts {
 enum Change {
     /// The client's name meant `before`; its text may have been sent with it.
     Name { name: Box<[u8]>, before: Option<Meaning>, sent: Option<Sent> },
-    /// The unnamed statement was sent or closed; `before` is what is left if that is not done.
-    Unnamed { before: Option<Arc<Content>> },
+    /// The unnamed statement was sent or closed, or is dropped by a Query; `before` is what is left if that
+    /// is not done, and `there` whether the connection has it then.
+    Unnamed { before: Option<Arc<Content>>, there: bool, by_query: bool },
     /// A text was sent.
     Sent(Sent),
     /// A Parse of a name that the client has: the server refuses it.
@@ -161,8 +163,8 @@ pub struct Statements {
     context: u64,
     /// The last name that looked like one of ours and was none.
     nobody: Option<Box<[u8]>>,
-    /// All statements are about to be dropped; those that were made since are not.
-    dropping: bool,
+    /// All statements are about to be dropped, in this batch; those that were made since are not.
+    dropping: Option<u32>,
     made_since: HashSet<Box<[u8]>>,
     /// Numbers of statements that were made or dropped since nothing was in flight, and the client's names of
     /// them: what an error says of one of them is about a name that may mean something else by now.
@@ -176,7 +178,8 @@ pub struct Statements {
     /// Changes made ahead of the server's answers, oldest first.
     ahead: VecDeque<Ahead>,
     last_mark: u32,
-    /// The batch that is being forwarded, and how many have ended.
+    /// The batch that is being forwarded: how many ends of batches were. And how many of these the server
+    /// has passed.
     batch: u32,
     ended: u32,
     /// Statements that one server connection keeps.
@@ -193,7 +196,7 @@ impl Statements {
             bytes: 0,
             context: 0,
             nobody: None,
-            dropping: false,
+            dropping: None,
             made_since: HashSet::new(),
             named: Vec::new(),
             executed: None,
@@ -261,12 +264,6 @@ impl Statements {
         }
     }
 
-    /// A simple query was forwarded: it drops the unnamed statement.
-    pub fn query(&mut self) {
-        self.unnamed = None;
-        self.unnamed_there = false;
-    }
-
     /// Plans of this connection are outdated.
     pub fn outdate(&mut self) {
         if let Some(server) = &mut self.server {
@@ -281,31 +278,14 @@ impl Statements {
         }
     }
 
-    /// Notes that the next forwarded message belongs to the batch behind so many that owe a
-    /// ReadyForQuery.
-    pub fn in_batch(&mut self, owed: usize) {
-        self.batch = self.ended.wrapping_add(owed as u32);
-    }
-
-    /// A ReadyForQuery came: what its batch did not confirm was not done.
-    pub fn ready(&mut self) {
-        self.ended = self.ended.wrapping_add(1);
-        self.undo_until(self.ended);
-        if self.ahead.is_empty() && self.named.capacity() > 0 {
-            self.named = Vec::new();
-        }
-    }
-
     /// The answer to a marked message (`1` or `3`).
     pub fn answered(&mut self, mark: u32) -> Answer {
-        while let Some(ahead) = self.ahead.pop_front() {
-            if ahead.mark != mark {
-                continue;
-            }
-            if let Change::Name { sent: Some(sent), .. } | Change::Sent(sent) = ahead.change {
-                self.confirm(sent);
-            }
-            break;
+        let at = self.ahead.iter().position(|ahead| ahead.mark == mark);
+        let ahead = at.and_then(|at| self.ahead.remove(at));
+        if let Some(Change::Name { sent: Some(sent), .. } | Change::Sent(sent)) =
+            ahead.map(|ahead| ahead.change)
+        {
+            self.confirm(sent);
         }
         match mark & SWALLOW != 0 {
             true => Answer::Swallow,
@@ -318,7 +298,7 @@ impl Statements {
     pub fn failed(&mut self, mark: u32) -> Option<Refusal> {
         let found = self.ahead.iter_mut().find(|ahead| ahead.mark == mark && mark & SWALLOW == 0);
         match &mut found?.change {
-            Change::Unnamed { before } => *before = None,
+            Change::Unnamed { before, there, .. } => (*before, *there) = (None, false),
             Change::Refused { name } => return Some(Refusal::Exists(name.clone())),
             Change::TooMuch => return Some(Refusal::TooMuch),
             _ => {}
@@ -351,19 +331,6 @@ impl Statements {
             },
         }
         server.to_close.extend(sent.replaced.map(|entry| entry.number));
-    }
-
-    /// Whether what a name means hangs on a batch before this one that is not answered yet: the message
-    /// must not be forwarded before.
-    pub fn must_wait(&self, tag: u8, name: &[u8]) -> bool {
-        let concerns = |ahead: &&Ahead| match &ahead.change {
-            Change::Name { name: theirs, .. } => **theirs == *name,
-            Change::Unnamed { .. } => name.is_empty(),
-            _ => false,
-        };
-        let last = self.ahead.iter().rev().find(concerns);
-        let replaces = tag == b'C' || tag == b'P' && name.is_empty();
-        !replaces && last.is_some_and(|ahead| ahead.batch != self.batch)
     }
 
     /// A Bind is forwarded; `skip` is the length of its head and its two names.
@@ -417,8 +384,9 @@ impl Statements {
         let Target::Statement(name) = target else { return (Treatment::AsIs, Counts::Close(0)) };
         if name.is_empty() {
             let before = self.unnamed.take();
-            self.unnamed_there = false;
-            return (Treatment::AsIs, Counts::Close(self.mark(0, Change::Unnamed { before })));
+            let there = std::mem::take(&mut self.unnamed_there);
+            let change = Change::Unnamed { before, there, by_query: false };
+            return (Treatment::AsIs, Counts::Close(self.mark(0, change)));
         }
         if self.long.remove(name) {
             let treatment = match self.long.is_empty() {
@@ -455,7 +423,8 @@ impl Statements {
             };
             wire::put_unnamed(&content.body, out);
             self.unnamed_there = true;
-            let change = Change::Unnamed { before: Some(content) };
+            let before = Some(content);
+            let change = Change::Unnamed { before, there: false, by_query: false };
             injected.push(Injected::Parse(self.mark(SWALLOW, change)));
             return Reached::AsIs;
         }
@@ -527,6 +496,11 @@ impl Statements {
         let (number, used) = (server.last_number, server.clock);
         let entry = Entry { number, used, unconfirmed: Some(batch) };
         let replaced = server.known.insert(key.clone(), entry);
+        if let Some(entry) = &replaced {
+            // What is in flight may still name it.
+            let (number, name) = (entry.number, self.name_of_key(&key));
+            self.named.extend(name.map(|name| (number, name)));
+        }
         Sent { key, number, replaced }
     }
 

@@ -9,6 +9,7 @@
 //!
 //! When answers differ, clients, segments, parts and steps are left out as long as they still do.
 
+mod comparing;
 mod script;
 mod words;
 
@@ -28,6 +29,7 @@ use crate::run::postgres::{Postgres, connect, superuser};
 use crate::run::wait::until;
 use crate::sim::rng::Rng;
 use crate::talk::{Login, PATIENCE, Talker};
+use comparing::{comparable, describes_nothing_in_failed_transactions};
 use script::{Leave, Part, part};
 use words::Speaker;
 
@@ -382,7 +384,8 @@ async fn say(
     let (left, right) =
         tokio::join!(direct.say(&part.says, patience), proxied.say(&part.says, patience));
     let (left, right) = (left.map_err(|e| format!("{e:#}")), right.map_err(|e| format!("{e:#}")));
-    let (told, wanted) = (heard(proxied), heard(direct));
+    let (told, mut wanted) = (heard(proxied), heard(direct));
+    describes_nothing_in_failed_transactions(&mut wanted.0, &told.0);
     if told.1 != wanted.1 {
         return Err(format!("parameters:\n  direct {:?}\n  proxied {:?}", wanted.1, told.1));
     }
@@ -413,42 +416,4 @@ fn heard(side: &mut Side) -> (Vec<Frame>, BTreeMap<String, String>) {
         }
     }
     (frames, side.talker.reported.iter().cloned().collect())
-}
-
-/// Without what a pool shows by nature: process ids in notifications, numbers of tables that were made
-/// later, and in which function a server noticed an error first.
-fn comparable(frame: Frame) -> Frame {
-    let body = match frame.tag {
-        b'A' => [b"own:", frame.body.get(4..).unwrap_or_default()].concat(),
-        b'E' | b'N' => {
-            let fields = frame.body.split(|byte| *byte == 0);
-            let kept = fields.filter(|field| field.first().is_some_and(|it| !b"FLR".contains(it)));
-            let mut body = kept.collect::<Vec<_>>().join(&0);
-            // Of two names for one text an error may say the other.
-            for at in 1..body.len().saturating_sub(3) {
-                if body[at - 1..].starts_with(b"\"s") && body[at + 2] == b'"' {
-                    body[at + 1] = b'*';
-                }
-            }
-            body
-        }
-        b'T' => without_tables(&frame.body).unwrap_or_else(|| frame.body.to_vec()),
-        _ => return frame,
-    };
-    Frame { tag: frame.tag, body: body.into() }
-}
-
-/// A RowDescription that names no tables.
-fn without_tables(body: &[u8]) -> Option<Vec<u8>> {
-    let (count, mut rest) = body.split_at_checked(2)?;
-    let mut out = count.to_vec();
-    while !rest.is_empty() {
-        let at = rest.iter().position(|byte| *byte == 0)? + 1;
-        let (name, after) = rest.split_at_checked(at)?;
-        let (fixed, after) = after.split_at_checked(18)?;
-        out.extend_from_slice(name);
-        out.extend_from_slice(fixed.get(6..)?);
-        rest = after;
-    }
-    Some(out)
 }

@@ -124,20 +124,6 @@ impl Journal {
         self.called && !sabotage::is(Sabotage::Functions)
     }
 
-    /// Whether something is in flight that drops all prepared statements.
-    pub(in crate::session) fn drops_all(&self) -> bool {
-        self.drops_all
-    }
-
-    /// Everything that was forwarded is answered.
-    pub(in crate::session) fn answered_all(&mut self) {
-        if std::mem::take(&mut self.drops_all)
-            && let Some(shared) = &mut self.statements
-        {
-            shared.dropped_all();
-        }
-    }
-
     /// The server did not say what the session holds.
     pub fn not_examined(&mut self) {
         self.pins.add(Pin::Opaque);

@@ -144,7 +144,6 @@ impl Journal {
             self.suspected = false;
         }
         if drops_all && let Some(shared) = &mut self.statements {
-            self.drops_all = true;
             shared.drop_all();
         }
         if self.statements.is_none() {

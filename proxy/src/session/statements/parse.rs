@@ -23,8 +23,9 @@ impl Statements {
     ) -> (Treatment, Counts) {
         if name.is_empty() {
             let before = std::mem::replace(&mut self.unnamed, content);
-            self.unnamed_there = true;
-            return (Treatment::AsIs, Counts::Parse(self.mark(0, Change::Unnamed { before })));
+            let there = std::mem::replace(&mut self.unnamed_there, true);
+            let change = Change::Unnamed { before, there, by_query: false };
+            return (Treatment::AsIs, Counts::Parse(self.mark(0, change)));
         }
         if self.by_sql.contains(name) || self.long.contains(name) {
             // The server has this very name, and refuses.
@@ -48,7 +49,7 @@ impl Statements {
         let sent = self.enter(&content.body);
         self.named.push((sent.number, name.into()));
         put_parse(sent.number, &content.body, out);
-        if self.dropping {
+        if self.dropping.is_some() {
             self.made_since.insert(name.into());
         }
         let meaning = Meaning { content, context: self.context };

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use kornak_protocol::frontend::{self, StatementKind, statement_kind};
 use kornak_protocol::pipeline::Fate;
 
+use super::prepared::Key;
 use super::wire::name_of;
-use super::{Change, Content, Injected, PREFIX, Statements};
+use super::{Change, Content, Injected, Meaning, PREFIX, Statements};
 use crate::sabotage::{self, Sabotage};
 use crate::session::journal::{Named, executed, prepared};
 
@@ -145,19 +146,19 @@ impl Statements {
     /// Notes that a statement that drops all statements is forwarded: for what follows in its
     /// batch, earlier ones are gone.
     pub fn drop_all(&mut self) {
-        self.dropping = true;
+        self.dropping = Some(self.batch);
         self.made_since.clear();
     }
 
     /// Notes that a statement that drops all statements was answered.
     pub fn dropped_all(&mut self) {
-        self.dropping = false;
+        self.dropping = None;
         self.made_since = HashSet::new();
     }
 
     /// Whether the client has a statement of this name, if what was forwarded comes true.
     pub(super) fn has(&self, name: &[u8]) -> bool {
-        self.names.contains_key(name) && (!self.dropping || self.made_since.contains(name))
+        self.names.contains_key(name) && (self.dropping.is_none() || self.made_since.contains(name))
     }
 
     /// SQL's PREPARE has made a statement.
@@ -236,20 +237,19 @@ impl Statements {
         }
         let known = &self.server.as_ref()?.known;
         let (key, _) = known.iter().find(|(_, entry)| entry.number == number)?;
-        let theirs = self
-            .names
-            .iter()
-            .find(|(_, meaning)| meaning.content.body == key.1 && meaning.context == key.0);
+        self.name_of_key(key).map(<[u8]>::into_vec)
+    }
+
+    /// The client's name of what the connection knows by this.
+    pub(super) fn name_of_key(&self, key: &Key) -> Option<Box<[u8]>> {
+        let is_it = |meaning: &Meaning| meaning.content.body == key.1 && meaning.context == key.0;
+        let theirs = self.names.iter().find(|(_, meaning)| is_it(meaning)).map(|(name, _)| name);
         // A Close or DEALLOCATE of it may have been forwarded since.
         let before = self.ahead.iter().find_map(|ahead| match &ahead.change {
-            Change::Name { name, before: Some(meaning), .. }
-                if meaning.content.body == key.1 && meaning.context == key.0 =>
-            {
-                Some(name)
-            }
+            Change::Name { name, before: Some(meaning), .. } if is_it(meaning) => Some(name),
             _ => None,
         });
-        before.or(theirs.map(|(name, _)| name)).map(|name| name.to_vec())
+        before.or(theirs).cloned()
     }
 }
 

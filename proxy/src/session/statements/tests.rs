@@ -37,6 +37,10 @@ impl Server {
             return None;
         }
         let said = match tag {
+            b'Q' => {
+                self.unnamed = None;
+                Said::Ready
+            }
             b'P' => self.parse(body),
             b'B' => {
                 let name = Bind::parse(body).unwrap().statement;
@@ -106,7 +110,6 @@ impl Client {
         let frame = take_frame(&mut copy, 1000).unwrap().unwrap();
         self.expected.extend(self.alone.hear(frame.tag, &frame.body));
         let (mut injected, mut out) = (Vec::new(), Vec::new());
-        self.shared.in_batch(self.owed());
         let len = message.len();
         let (treatment, mark) = match frame.tag {
             b'P' => {
@@ -129,9 +132,13 @@ impl Client {
                 let (treatment, counts) = self.shared.close(target, len, &mut out);
                 (treatment, mark_of(counts))
             }
-            _ => {
+            tag => {
                 self.wire.extend_from_slice(message);
+                if tag == b'Q' {
+                    self.shared.query();
+                }
                 self.sent.push_back(None);
+                self.shared.end_batch();
                 return;
             }
         };
@@ -178,7 +185,10 @@ impl Client {
         let said = server.hear(frame.tag, &frame.body)?;
         match (mark, said) {
             (None, said) => {
-                self.shared.ready();
+                if frame.tag == b'Q' {
+                    self.shared.query_ran(self.owed() + 1);
+                }
+                self.shared.ready(self.owed());
                 Some(said)
             }
             (Some(mark), said @ (Said::Parsed | Said::Closed)) if Statements::is_mark(mark) => {
@@ -195,6 +205,12 @@ impl Client {
             }
         }
     }
+}
+
+fn query() -> BytesMut {
+    let mut out = BytesMut::new();
+    frontend::put_query(b"SELECT 1", &mut out).unwrap();
+    out
 }
 
 fn mark_of(counts: Counts) -> u32 {
@@ -253,12 +269,16 @@ fn sharing_is_not_to_be_noticed_in_any_conversation() {
                         _ => close(name),
                     };
                     story += &format!(" {}({name},{text})", message[0] as char);
-                    client.shared.in_batch(client.owed());
                     if client.shared.must_wait(message[0], name.as_bytes()) {
                         story += "w";
                         client.hear_until_sync(&mut servers[at], &story);
                     }
                     client.say(&message);
+                }
+                if roll(4) == 0 {
+                    story += " Q";
+                    client.say(&query());
+                    continue;
                 }
                 story += " S";
                 client.say(&sync());
@@ -266,6 +286,7 @@ fn sharing_is_not_to_be_noticed_in_any_conversation() {
                     client.hear(&mut servers[at], &story);
                 }
             }
+            client.say(&sync());
             client.hear(&mut servers[at], &story);
             let back = client.shared.detach().unwrap();
             assert!(back.len() <= 3 + 5, "{story}: {} are kept", back.len());
@@ -307,6 +328,41 @@ fn a_bind_behind_the_names_goes_as_it_came() {
     let tail = &theirs[5 + 1 + 2..];
     assert!(frame.body.ends_with(tail));
     assert_eq!(Bind::parse(&frame.body).unwrap().statement, b"_kornak:1");
+}
+
+#[test]
+fn what_drops_all_is_not_answered_with_the_batch_before() {
+    let (mut client, mut server) = (Client::new(), Server::default());
+    client.shared.attach(Box::default());
+    client.say(&parse("a", "one"));
+    client.say(&sync());
+    client.hear(&mut server, "a");
+    client.say(&bind("nobody"));
+    client.say(&sync());
+    client.shared.drop_all();
+    assert!(!client.shared.is_uncertain(), "for what follows in its batch");
+    client.hear(&mut server, "nobody");
+    assert!(!client.shared.has(b"a"), "it will be gone");
+    client.say(&sync());
+    assert!(client.shared.is_dropping_before(), "for the next batch");
+    client.hear(&mut server, "it was not executed");
+    assert!(client.shared.has(b"a"));
+}
+
+#[test]
+fn an_error_of_a_statement_that_was_replaced_since_has_the_clients_name() {
+    let (mut client, mut server) = (Client::new(), Server::default());
+    client.shared.attach(Box::default());
+    client.say(&parse("a", "one"));
+    client.say(&sync());
+    client.hear(&mut server, "a");
+    let rested = client.shared.detach().unwrap();
+    client.shared.attach(rested);
+    for message in [bind("a"), close("a"), parse("a", "one"), sync()] {
+        client.say(&message);
+    }
+    let told = client.shared.with_own_names(b"statement \"_kornak:1\" requires 0").unwrap();
+    assert_eq!(told, b"statement \"a\" requires 0");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::batches::is_past;
 use super::prepared::Entry;
 use super::{Ahead, Change, Content, Meaning, Sent, Statements};
 
@@ -53,8 +54,7 @@ impl Statements {
 
     /// Takes back what batches before this one did not confirm.
     pub(super) fn undo_until(&mut self, batch: u32) {
-        let past = |ahead: &Ahead| ahead.batch.wrapping_sub(batch) > u32::MAX / 2;
-        let n = self.ahead.iter().take_while(|ahead| past(ahead)).count();
+        let n = self.ahead.iter().take_while(|ahead| is_past(ahead.batch, batch)).count();
         for at in (0..n).rev() {
             let Some(Ahead { change, .. }) = self.ahead.remove(at) else { continue };
             match change {
@@ -64,7 +64,7 @@ impl Statements {
                     }
                     self.undo_name(at, name, before);
                 }
-                Change::Unnamed { before } => self.undo_unnamed(at, before),
+                Change::Unnamed { before, there, .. } => self.undo_unnamed(at, before, there),
                 Change::Sent(sent) => self.undo_sent(sent),
                 Change::Refused { .. } | Change::TooMuch => {}
                 Change::Closed { number } => {
@@ -76,17 +76,14 @@ impl Statements {
         }
     }
 
-    fn undo_unnamed(&mut self, from: usize, before: Option<Arc<Content>>) {
+    fn undo_unnamed(&mut self, from: usize, before: Option<Arc<Content>>, there: bool) {
         let later = self.ahead.iter_mut().skip(from).find_map(|ahead| match &mut ahead.change {
-            Change::Unnamed { before } => Some(before),
+            Change::Unnamed { before, there, .. } => Some((before, there)),
             _ => None,
         });
         match later {
-            Some(theirs) => *theirs = before,
-            None => {
-                self.unnamed = before;
-                self.unnamed_there = false;
-            }
+            Some((theirs, is_there)) => (*theirs, *is_there) = (before, there),
+            None => (self.unnamed, self.unnamed_there) = (before, there),
         }
     }
 
