@@ -1,4 +1,4 @@
-//! What the node says of itself: to the REST API as a [`NodeView`], to the store as a [`Member`].
+//! The node's account of itself: a [`NodeView`] for the REST API, a [`Member`] for the store.
 //! Both are made from the same look, so they never disagree.
 
 use std::sync::Arc;
@@ -75,7 +75,7 @@ fn role(snapshot: &Snapshot) -> MemberRole {
     }
 }
 
-/// What the REST API shows.
+/// The view for the REST API.
 pub(crate) fn view(shown: &Shown<'_>) -> NodeView {
     let Shown { ctx, snapshot, decision, observation, .. } = shown;
     let status = observation.status.as_deref();
@@ -164,7 +164,7 @@ fn database(settings: &kornak_config::agent::AgentSettings) -> &str {
     citus.map_or(settings.postgresql.database.as_str(), CitusSettings::first_database)
 }
 
-/// What the store is told.
+/// The member key for the store.
 pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
     let postgresql = &ctx.settings.postgresql;
     let database = database(&ctx.settings);

@@ -74,7 +74,7 @@ const MOST_SLOTS: usize = 1000;
 /// The longest a candidate may take to say that it is there. Patroni's constant.
 const PEER_LIMIT: Duration = Duration::from_secs(2);
 
-/// What the API needs to know besides what it shows.
+/// The settings of the API; everything else comes from the [`NodeView`].
 #[derive(Debug, Clone)]
 pub struct ApiSettings {
     /// `Some`: https.
@@ -97,7 +97,7 @@ pub struct ApiSettings {
     /// Of a node of a Citus cluster.
     pub citus: Option<Arc<crate::citus::Desk>>,
     pub counters: Arc<Counters>,
-    /// Its clock is the one of [`NodeView::cycle_at`].
+    /// The clock is the one of [`NodeView::cycle_at`].
     pub machine: Machine,
 }
 
@@ -145,7 +145,7 @@ impl ApiSettings {
     }
 }
 
-/// What all requests share.
+/// The state that all requests share.
 #[derive(Debug)]
 pub struct Api {
     views: NodeViews,
@@ -159,7 +159,7 @@ pub struct Api {
     looks: look::Looks,
 }
 
-/// What a reload may change.
+/// The part of the settings that a reload may change.
 #[derive(Debug)]
 struct Rules {
     access: Access,

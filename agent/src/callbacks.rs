@@ -4,7 +4,7 @@
 use crate::ha::{Job, Server};
 use crate::postgres::CallbackAction;
 
-/// What the callbacks were last told.
+/// The state that the callbacks were last told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Told {
     /// Role of the server while it ran; `None`: it is down.
@@ -41,8 +41,8 @@ impl Told {
         self.last = Some(DEMOTED);
     }
 
-    /// What has changed since the last look. A server that is on its way up or does not answer has
-    /// changed nothing yet. `leads`: see [`role`].
+    /// Answers the callbacks for what has changed since the last look. A server that is on its way
+    /// up or does not answer has changed nothing yet. `leads`: see [`role`].
     pub fn changes(
         &mut self,
         server: &Server,

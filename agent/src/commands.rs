@@ -1,4 +1,5 @@
-//! What operators and other members ask through the REST API, carried out or refused.
+//! Carries out, or refuses, the requests of operators and other members that come through the REST
+//! API.
 
 use std::sync::Arc;
 

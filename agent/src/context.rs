@@ -1,4 +1,4 @@
-//! What every part of the agent's shell works with: one struct, made once, shared by reference.
+//! The context of the agent's shell: one struct, made once, shared by reference.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ pub struct Context {
     pub view: watch::Receiver<Arc<View>>,
     /// The local server and its data directory.
     pub server: Arc<dyn Server>,
-    /// The same, for making a data directory, for slots and for Citus.
+    /// The server, for making a data directory, for slots and for Citus.
     pub postgres: Postgres,
     pub guard: Arc<dyn Guard>,
     pub keeper: Keeper,
@@ -66,7 +66,7 @@ pub struct Context {
     pub creating: AtomicBool,
     /// One checkpoint that was asked for by REST at a time; when the last one began.
     pub asked_checkpoint: tokio::sync::Mutex<Option<kornak_cluster::Moment>>,
-    /// What is known of our own writes of `sync`.
+    /// The record of our own writes of `sync`.
     pub sync_writes: parking_lot::Mutex<Writes>,
     /// A list of members that was to be written to `failsafe` and may not have been.
     pub unproven_failsafe: parking_lot::Mutex<Option<BTreeMap<String, String>>>,
@@ -79,7 +79,7 @@ pub struct Context {
     pub checkpoint_pending: AtomicBool,
     /// Tells the operator's commands what has happened.
     pub callbacks: Callbacks,
-    /// What the metrics count.
+    /// The counters of the metrics.
     pub counters: Arc<Counters>,
     /// A restart that the REST API carries out at its time.
     pub restart_plan: RestartPlan,
@@ -87,7 +87,7 @@ pub struct Context {
     pub watchdog: Watchdog,
     /// Logical slots that this standby has to copy from the leader, for which it is restarted.
     pub slots_to_copy: parking_lot::Mutex<Vec<String>>,
-    /// What was last said of a slot.
+    /// The last complaint about a slot, so that it is not repeated.
     pub slot_complaint: parking_lot::Mutex<Option<String>>,
     /// Members that were last said to share a slot.
     pub shared_slot: parking_lot::Mutex<Option<String>>,
@@ -158,7 +158,7 @@ impl Context {
         let _ = self.machine.timeout(limit, seen).await;
     }
 
-    /// Who works on the server now. A server that does not answer counts as busy.
+    /// The sessions that work on the server now. A server that does not answer counts as busy.
     pub async fn busy(&self) -> Busy {
         match self.server.activity().await {
             // Transactions that are prepared move with the log; they need not end.
@@ -184,7 +184,7 @@ impl Context {
             && config.is_some_and(|config| config.standby_cluster.is_some())
     }
 
-    /// Who works on any server that a handover of this one concerns: in a Citus cluster a transaction
+    /// The sessions that work on any server that a handover of this one concerns: in a Citus cluster a transaction
     /// that began on another node may come here, and every session is held.
     pub async fn busy_anywhere(&self) -> Busy {
         let (here, there) = tokio::join!(self.busy(), crate::citus::notify::busy_elsewhere(self));

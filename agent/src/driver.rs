@@ -48,7 +48,7 @@ const ADOPTED_EVERY: Duration = Duration::from_secs(1);
 /// Between two comparisons of a standby without a stream with its leader.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
-/// What the loop holds on to between cycles: running steps and answers that came back, nothing that
+/// The state of the loop between cycles: running steps and answers that came back, nothing that
 /// the next agent after a crash would miss.
 pub(crate) struct Driver {
     pub(crate) ctx: Arc<Context>,
@@ -68,7 +68,7 @@ pub(crate) struct Driver {
     told_asking: bool,
     cycles: u64,
     config_applied: Option<ClusterConfig>,
-    /// What the callbacks were last told.
+    /// The state that the callbacks were last told.
     told_callbacks: Arc<parking_lot::Mutex<callbacks::Told>>,
     /// Steps that failed, and when they are tried again.
     tries: Tries,
@@ -84,7 +84,7 @@ pub(crate) struct Driver {
     compared_at: Option<kornak_cluster::Moment>,
 }
 
-/// What an errand brings back.
+/// The result of an errand.
 enum Errand {
     Race(Race),
     Claimed(Result<(), JobError>),

@@ -45,7 +45,7 @@ use tokio::sync::watch;
 /// The guard's answer.
 pub type Answered<'a> = Pin<Box<dyn Future<Output = Result<(), GuardError>> + Send + 'a>>;
 
-/// What the shell asks of the guard of its data directory.
+/// The guard of a data directory, as the shell uses it.
 pub trait Guard: Send + Sync + fmt::Debug {
     /// See [`GuardClient::arm`].
     fn arm(&self, deadline: Moment) -> Answered<'_>;

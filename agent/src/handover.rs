@@ -50,7 +50,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// While a drain runs, the server is asked this often who still works.
 const POLL: Duration = Duration::from_millis(3);
 
-/// What to do with transactions that outlast every drain.
+/// The treatment of transactions that outlast every drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stragglers {
     /// Give the handover up.
@@ -59,12 +59,12 @@ pub enum Stragglers {
     Terminate,
 }
 
-/// What becomes of the server if it has stopped and the candidate does not take over.
+/// The future of a server that has stopped when the candidate does not take over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Otherwise {
-    /// It starts again where it is.
+    /// The server starts again where it is.
     StartInPlace,
-    /// It stays down, for its node is leaving: whoever can may race for the key.
+    /// The server stays down, for its node is leaving: any member that can may race for the key.
     StayDown,
 }
 
@@ -380,7 +380,8 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// Who was fit when the handover began may have lost its stream since.
+    /// Checks the candidate again: a standby that was fit when the handover began may have lost its
+    /// stream since.
     fn judge_again(&self) -> Result<(), HandoverError> {
         let Some(candidate) = self.record.candidate.as_deref() else { return Ok(()) };
         let ctx = self.ctx;
@@ -458,7 +459,7 @@ async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<(Stopped, Lsn)> 
     }
 }
 
-/// What fails here is tried again by the next cycle.
+/// Starts the server in place; the next cycle repeats what fails here.
 async fn start_again(ctx: &Context, limit: Duration) -> Result<(), HandoverError> {
     let stuck = |why: String| HandoverError::Stuck { why };
     crate::jobs::stand_alone(ctx).await.map_err(|error| stuck(error.to_string()))?;

@@ -28,7 +28,7 @@ use crate::{
     metrics, observe, postgres, publish, rounds, watchdog,
 };
 
-/// What an instance shares with those before and after it.
+/// The state that an instance shares with those before and after it.
 #[derive(Clone)]
 pub(crate) struct Shown {
     /// Ends the instance when the settings have changed.
@@ -72,7 +72,7 @@ impl Shown {
     }
 }
 
-/// What an agent works with. The simulation has others than the product.
+/// The machine, guard, server and store that an agent works with. The simulation has its own.
 #[derive(Debug)]
 pub struct Ports {
     pub machine: Machine,
@@ -110,12 +110,12 @@ impl Node {
         Self { instance, api: Arc::new(api::Api::new(shown, orders, rest)), views, commands }
     }
 
-    /// What answers the other members.
+    /// The API that answers the other members.
     pub fn api(&self) -> &Arc<api::Api> {
         &self.api
     }
 
-    /// What keeps the leader key.
+    /// The keeper of the leader key.
     pub fn keeper(&self) -> &Keeper {
         &self.instance.ctx.keeper
     }
@@ -255,7 +255,7 @@ impl Instance {
         Self { ctx, guard: 0, observation, _follow: follow }
     }
 
-    /// What is shown before the first cycle.
+    /// The view that is shown before the first cycle.
     pub(crate) fn first_view(&self) -> NodeView {
         account::before_first_cycle(&self.ctx)
     }

@@ -304,7 +304,8 @@ async fn give_up(ctx: &Context, planned: bool) -> Result<(), JobError> {
     Ok(())
 }
 
-/// What a candidate that gives up writes with the release, so that the old leader can go on.
+/// The changes that a candidate that gives up writes with the release, so that the old leader can
+/// continue.
 async fn left_by_candidate(ctx: &Context, planned: bool) -> Vec<Op> {
     let cluster = ctx.cluster();
     let Some(record) = cluster.handover.as_ref().filter(|_| planned) else { return Vec::new() };

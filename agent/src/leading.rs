@@ -1,4 +1,4 @@
-//! What a leader keeps in order while it leads, one thing at a time and apart from the driver:
+//! The chores of a leader, one thing at a time and apart from the driver:
 //! synchronous standbys, `status`, `history`, `failsafe`, the members' slots, the checkpoint after a
 //! promotion. Each is compared with what is there, so that doing it twice does nothing.
 
@@ -64,7 +64,7 @@ enum LeadError {
     Rewind(#[from] RewindError),
 }
 
-/// What need not be done again.
+/// The chores that are done and need no repetition.
 #[derive(Debug, Default)]
 struct Done {
     /// Leadership and timeline for which the history was compared.
@@ -157,7 +157,7 @@ async fn replay(ctx: &Context) -> Result<(), ReplayError> {
     Ok(())
 }
 
-/// What this node leads, and when the look at its server began.
+/// The primary that this node leads, and when the look at its server began.
 fn leads(ctx: &Context) -> Option<(Moment, PrimaryFacts, ClusterState)> {
     let held = ctx.keeper.held().filter(|held| ctx.machine.now() < held.until)?;
     let observed = ctx.observed();

@@ -50,7 +50,7 @@ pub struct Held {
     pub proven_at: Moment,
 }
 
-/// What became of a move of the key to another lease.
+/// The result of moving the key to another lease.
 #[derive(Debug)]
 enum Moved {
     Done,
@@ -149,7 +149,7 @@ impl Keeper {
         Self { inner: Arc::new(inner) }
     }
 
-    /// What is held now.
+    /// The leadership that is held now.
     pub fn held(&self) -> Option<Held> {
         *self.inner.held.borrow()
     }
@@ -305,7 +305,7 @@ impl Keeper {
         self.inner.generation.load(Ordering::SeqCst)
     }
 
-    /// What is held, and in which generation.
+    /// The leadership that is held, and its generation.
     fn shown(&self) -> (Option<Held>, u64) {
         // Both change behind the lock of the one.
         let held = self.inner.held.borrow();

@@ -94,7 +94,7 @@ pub enum RunError {
 pub struct Running {
     /// Where the REST API listens.
     pub api: SocketAddr,
-    /// What the node knows.
+    /// The node's knowledge of itself and its cluster.
     pub views: NodeViews,
     /// Takes other settings while it runs.
     pub reloader: Reloader,
@@ -308,7 +308,7 @@ const GUARD_LINGER: Duration = Duration::from_millis(300);
 /// For the store to hear that this node leaves. What it has not heard by then ends with its lease.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(3);
 
-/// Who stops an agent wants nothing of it left, the guard included.
+/// After a requested stop, waits until the guard has exited too.
 async fn wait_for_end(process: u32) {
     let proc = PathBuf::from(format!("/proc/{process}"));
     let gone = async {

@@ -1,4 +1,4 @@
-//! What the shell needs of the machine that it runs on: a clock, tasks, chance, and a few small files that outlive the
+//! The machine that the shell runs on: a clock, tasks, chance, and a few small files that outlive the
 //! agent.
 //!
 //! The product has [`Machine::real`]. The simulation runs the same shell on hosts whose time, disks and processes are
@@ -53,7 +53,7 @@ pub trait Ports: Send + Sync + fmt::Debug {
 #[derive(Debug, Clone)]
 pub struct Machine(Arc<dyn Ports>);
 
-/// It took too long.
+/// An operation took too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no answer in time")]
 pub struct Late;
@@ -193,7 +193,7 @@ impl Drop for AtTheEnd {
 }
 
 impl<T> Task<T> {
-    /// Its result is there, or will never be.
+    /// Whether the task's result is there, or will never be.
     pub fn is_finished(&self) -> bool {
         self.finished.load(Ordering::Acquire)
     }

@@ -1,4 +1,4 @@
-//! What the agent remembers of the store, beside what the store shows: the last good values
+//! The agent's memory of the store, for when the store shows nothing usable: the last good values
 //! ([`kornak_cluster::Known`]), of which the configuration outlives the agent in a file beside the data
 //! directory, as Patroni's `patroni.dynamic.json` does; and as long as that one is in the data directory.
 
@@ -23,16 +23,16 @@ pub struct Memory {
     machine: Machine,
     path: PathBuf,
     inner: Mutex<Inner>,
-    /// What the file holds, or is about to hold.
+    /// The content that the file has, or is about to have.
     kept: Mutex<Option<Kept>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     known: Known,
-    /// What was made of the newest view.
+    /// The state that was read from the newest view.
     last: Option<(Arc<View>, Option<String>, Arc<ClusterState>)>,
-    /// What was said of each key.
+    /// The last log message about each key.
     said: BTreeMap<SafetyKey, Doubt>,
 }
 
@@ -42,7 +42,7 @@ struct Kept {
     /// Of the cluster whose configuration it is.
     system_identifier: String,
     config: Map<String, Value>,
-    /// Its counterpart is in the data directory; older versions of Kornak made none.
+    /// The counterpart of the file is in the data directory; older versions of Kornak made none.
     #[serde(default)]
     shown: bool,
 }

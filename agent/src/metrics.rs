@@ -1,4 +1,4 @@
-//! What an agent measures: the one place with the names, mirrored in docs/metrics.md.
+//! The metrics of an agent: the one place with their names, mirrored in docs/metrics.md.
 //!
 //! Most of it is read off the newest [`NodeView`] at the moment it is asked for, so it cannot disagree
 //! with the REST status. The few things that are counted live in [`Counters`], one per agent and not
@@ -20,7 +20,7 @@ use crate::citus::Desk;
 use crate::ha::{Decision, Job};
 use crate::node::NodeView;
 
-/// What is counted since the agent started.
+/// The events that are counted since the agent started.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// By action and reason: both are closed lists.
@@ -70,7 +70,7 @@ pub fn render(view: &NodeView, counters: &Counters, now: Moment) -> String {
     page.out
 }
 
-/// What a node of a Citus cluster shows besides.
+/// The additional metrics of a node of a Citus cluster.
 pub fn citus(view: &NodeView, desk: &Desk) -> String {
     let mut page = Page::new(view);
     let oldest = *desk.oldest_prepared.borrow();

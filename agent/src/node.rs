@@ -1,4 +1,4 @@
-//! What the agent shows of itself, and what may be asked of it: the seam between the driver and the
+//! The view that the agent shows of itself, and the commands that it takes: the seam between the driver and the
 //! REST API. The API answers from the newest [`NodeView`] in memory and never touches the server or
 //! the store for a health check.
 
@@ -139,7 +139,7 @@ pub enum Command {
     },
 }
 
-/// What a command came to: a sentence for the person who asked.
+/// The result of a command: a sentence for the person who asked.
 pub type CommandResult = Result<String, CommandError>;
 
 /// Why a command was not carried out.

@@ -28,7 +28,7 @@ const EVERY_WHILE_CHANGING: Duration = Duration::from_millis(100);
 /// files.
 const READ_AFTER: Duration = Duration::from_millis(500);
 
-/// What a look at the server showed.
+/// The result of a look at the server.
 #[derive(Debug, Clone)]
 pub struct Observation {
     pub at: Moment,
@@ -48,14 +48,15 @@ struct Recovery {
     /// Process that replays, and when it began.
     startup: (u32, String),
     since: Moment,
-    /// It has been at the end of its own log, so that nothing is on disk that it does not tell.
+    /// The standby has been at the end of its own log, so that nothing is on disk that it does not
+    /// tell.
     at_the_end: bool,
     /// Where that end is, read from the files: a server that replays late tells it only much later.
     end: Option<Lsn>,
 }
 
 impl Recovery {
-    /// What one more look tells. `None`: the process that replays does not show.
+    /// Adds one more look. `None`: the process that replays does not show.
     fn next(before: Option<&Self>, status: &ServerStatus, now: Moment) -> Option<Self> {
         let startup = status.startup.as_ref()?;
         let id = (startup.pid, startup.began.clone());
@@ -218,8 +219,8 @@ async fn observe(
     Observation { at, server, data, status, recovery, in_force }
 }
 
-/// What a look at a primary tells of the synchronous standbys in force. A walsender without a priority goes by names
-/// that leave it out, so no commit is let go by it.
+/// The part of a look at a primary that tells of the synchronous standbys in force. A walsender
+/// without a priority goes by names that leave it out, so no commit is let go by it.
 fn sample(status: &ServerStatus, changed_at: Moment, at: Moment) -> Sample<'_> {
     let counts = |row: &&ReplicationRow| row.sync_priority.is_some_and(|priority| priority > 0);
     let walsender = |row: &ReplicationRow| Walsender {
@@ -402,7 +403,7 @@ fn facts(
     })
 }
 
-/// Who replicates from this server; one look alone does not tell who is silent.
+/// The standbys that replicate from this server; one look alone does not tell which one is silent.
 pub(crate) fn standbys(status: &ServerStatus, waits_for_replay: bool) -> Vec<StandbyRow> {
     let row = |row: &ReplicationRow| {
         let flush = row.flush_lsn.unwrap_or_default();

@@ -49,10 +49,10 @@ pub enum PeerError {
     /// Nothing was sent.
     #[error("cannot connect")]
     Connect(#[source] hyper_util::client::legacy::Error),
-    /// It is not known whether the request arrived.
+    /// The connection broke; it is not known whether the request arrived.
     #[error("the connection broke")]
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It is not known whether the request arrived.
+    /// No answer came in time; it is not known whether the request arrived.
     #[error("no answer within {} ms", .0.as_millis())]
     Timeout(Duration),
     #[error("answered with status {0}")]
@@ -77,9 +77,9 @@ pub struct PeerStatus {
     pub server_version: Option<u32>,
     /// Seconds since 1970.
     pub dcs_last_seen: u64,
-    /// Its watchdog cannot stop it, so it does not run for leader.
+    /// The member's watchdog cannot stop it, so the member does not run for leader.
     pub watchdog_failed: bool,
-    /// Its last attempt to lead has failed a moment ago. Kornak's own key.
+    /// The member's last attempt to lead has failed a moment ago. Kornak's own key.
     pub stands_back: bool,
     /// A standby that replicates from nobody. Kornak's own key.
     pub detached: bool,
@@ -120,7 +120,7 @@ impl PeerStatus {
         }
     }
 
-    /// It runs as a primary, as far as it knows: it shows a write position, or says so. A Patroni
+    /// Whether the member runs as a primary, as far as it knows: it shows a write position, or says so. A Patroni
     /// that could not ask its server says `unknown` and keeps the role.
     pub fn is_primary(&self) -> bool {
         let alive = matches!(self.state, MemberState::Running | MemberState::Unknown);
@@ -134,7 +134,8 @@ impl PeerStatus {
         furthest.filter(|lsn| self.state == MemberState::Running && *lsn > Lsn(0))
     }
 
-    /// What counts of the answer if this member was asked. `None`: another one has answered.
+    /// The part of the answer that counts if this member was asked. `None`: another one has
+    /// answered.
     pub fn of(self, asked: &Asked<'_>) -> Option<Peer> {
         let expected = [
             (Some(asked.name), &self.name),
@@ -168,7 +169,7 @@ pub struct Identity<'a> {
     pub system_identifier: Option<&'a str>,
 }
 
-/// Who is asked.
+/// The member that is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
     pub name: &'a str,
@@ -179,7 +180,7 @@ fn u32_at(json: &Value, key: &str) -> Option<u32> {
     u32::try_from(json.get(key)?.as_u64()?).ok()
 }
 
-/// What a member said to a leader that asks to stay.
+/// A member's reply to a leader that asks to stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailsafeReply {
     /// `lsn` is 0 if it did not say. `promised`: for how long it stays away, if it said (Patroni does not).

@@ -114,7 +114,7 @@ impl Upstream {
     }
 }
 
-/// What is known of the server before anything runs.
+/// The facts about the server that are known before anything runs.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The member's name: `application_name` of its replication.
@@ -131,7 +131,7 @@ pub struct Options {
     pub first_ttl: Duration,
 }
 
-/// What a data directory is.
+/// The state of a data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DataDirState {
     Missing,
@@ -143,7 +143,8 @@ pub enum DataDirState {
     Cluster {
         version: u32,
     },
-    /// It holds something that is no cluster, or may be an incomplete one: never touched.
+    /// The directory holds something that is no cluster, or may be an incomplete one: never
+    /// touched.
     Foreign {
         why: String,
     },
@@ -183,7 +184,7 @@ struct Inner {
     guard_config: GuardConfig,
     guard: tokio::sync::Mutex<Option<GuardClient>>,
     heartbeat: Sql,
-    /// What the store and the caller want the configuration to say.
+    /// The configuration that the store and the caller want.
     wanted: Mutex<Wanted>,
     /// One writer of configuration files at a time.
     writing: tokio::sync::Mutex<()>,
@@ -219,7 +220,7 @@ struct Wanted {
     upstream: Option<Option<Upstream>>,
     /// Where a recovery to a point in time ends and what it reads; empty but for such a start.
     recovery: Parameters,
-    /// Whoever made the data directory has left such parameters in `postgresql.auto.conf`.
+    /// The program that made the data directory has left such parameters in `postgresql.auto.conf`.
     keeps_recovery: bool,
 }
 
@@ -251,7 +252,7 @@ impl Postgres {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// What the node's own file says.
+    /// The settings of the node's own file.
     pub fn settings(&self) -> &PostgresqlSettings {
         &self.inner.settings
     }
@@ -309,7 +310,7 @@ impl Postgres {
         self.inner.adopted.load(Ordering::Relaxed)
     }
 
-    /// Its lease is proven, or it is gone.
+    /// Forgets the adopted server: its lease is proven, or the server is gone.
     pub fn forget_adoption(&self) {
         self.inner.adopted.store(false, Ordering::Relaxed);
     }
@@ -325,7 +326,7 @@ impl Postgres {
         self.inner.has_standby_signal()
     }
 
-    /// What a server that does not run left behind; of a running one, its last checkpoint.
+    /// The control data: of a stopped server, its state; of a running one, its last checkpoint.
     pub async fn controldata(&self) -> Result<ControlData, ControlDataError> {
         let mut command = self.tool("pg_controldata");
         command.arg("-D").arg(self.data_dir());
@@ -352,7 +353,7 @@ impl Postgres {
         read.await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
-    /// Who works in the server.
+    /// The sessions that work in the server.
     pub async fn activity(&self) -> Result<Activity, SqlError> {
         status::activity(&self.inner.heartbeat).await
     }

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use crate::machine::Machine;
 
-/// What is to be published; the driver replaces it after every look.
+/// The account that is to be published; the driver replaces it after every look.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Account {
     pub member: Member,

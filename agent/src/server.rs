@@ -1,4 +1,4 @@
-//! What the shell asks of the local server and its data directory while a cluster lives.
+//! The local server and its data directory, as the shell uses them while a cluster lives.
 //!
 //! [`Postgres`] is the server of the product; the simulation has a model of one. Making a data directory (a new
 //! cluster, a copy), the state files of logical slots and what Citus needs are asked of [`Postgres`] itself.

@@ -13,10 +13,11 @@ const SETTLED: Duration = Duration::from_secs(10);
 /// The first repetition may be quick.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Whoever has mended something should not wait much longer for it to be noticed.
+/// The longest pause: an operator who has repaired something should not wait much longer until it
+/// is noticed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// What has failed in a row.
+/// The failures in a row.
 #[derive(Debug, Default)]
 pub(crate) struct Tries {
     failures: u32,
@@ -95,7 +96,7 @@ impl Tries {
         self.not_before = None;
     }
 
-    /// What is seen of the server and of the store.
+    /// Notes the state of the server and of the store.
     pub(crate) fn saw(&mut self, server: &Server, cluster: &ClusterState, now: Moment) {
         match server {
             Server::Standby(_) | Server::Primary(_) => {

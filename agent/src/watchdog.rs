@@ -42,10 +42,10 @@ pub enum WatchdogError {
         #[source]
         source: io::Error,
     },
-    /// It would fire when another may lead already.
+    /// The device would fire when another member may lead already.
     #[error("{device} fires after {in_force} s, later than the {seconds} s that are safe")]
     TooLong { device: String, in_force: u32, seconds: u32 },
-    /// It would fire on a leader that is well.
+    /// The device would fire on a leader that is well.
     #[error("{device} fires after {in_force} s, before the lease would be renewed")]
     TooShort { device: String, in_force: u32 },
 }
@@ -61,7 +61,7 @@ pub struct Watchdog {
 #[derive(Debug)]
 struct Active {
     device: Device,
-    /// What was asked for.
+    /// The timeout that was asked for.
     seconds: u32,
 }
 
@@ -194,7 +194,7 @@ impl Watchdog {
     }
 }
 
-/// What a timeout is good for.
+/// The use of a timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fit {
     Fits,
@@ -223,7 +223,7 @@ fn timeout_seconds(settings: &WatchdogSettings, ttl: Duration) -> u32 {
     u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
-/// What the device is to be told.
+/// The message for the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
     /// All is well, by a proof that has not been told yet.

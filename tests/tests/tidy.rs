@@ -91,7 +91,8 @@ const LAYERS: &[(&str, &[&str])] = &[(
 const LONGEST_FILE: usize = 600;
 
 /// Crates whose doc comments stand alone: each names its subject.
-const SELF_CONTAINED: &[&str] = &["protocol", "cluster", "dcs", "tls", "config", "ctl", "proxy"];
+const SELF_CONTAINED: &[&str] =
+    &["protocol", "cluster", "dcs", "tls", "config", "ctl", "proxy", "agent"];
 
 /// Openings that point at another line, or hide who or what is meant.
 const BANNED_OPENINGS: &[&str] = &[

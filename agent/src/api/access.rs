@@ -1,4 +1,4 @@
-//! Who may change something: by address, then by certificate, then by password.
+//! Access to requests that change something: by address, then by certificate, then by password.
 //!
 //! GET requests are open, as Patroni's are. The order of the checks is Patroni's too: an address
 //! that is not on the list learns nothing about passwords.
@@ -16,7 +16,7 @@ use crate::peers::basic_authorization;
 /// The rules.
 #[derive(Debug)]
 pub(super) struct Access {
-    /// What `Authorization` has to be; `None`: no password is asked.
+    /// The expected value of `Authorization`; `None`: no password is asked.
     authorization: Option<Vec<u8>>,
     allowed: Vec<Allowed>,
     include_members: bool,

@@ -249,7 +249,7 @@ pub(super) fn operator(view: &NodeView, now: Moment) -> Map<String, Value> {
     out
 }
 
-/// What the agent is in the middle of.
+/// The name of the job that the agent runs.
 pub(crate) fn job(view: &NodeView) -> Option<&'static str> {
     match view.why {
         Why::BusyWith(job) => Some(job.as_str()),

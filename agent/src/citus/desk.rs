@@ -90,7 +90,7 @@ impl Desk {
         given.max_by_key(|answer| *answer != Answer::Done).unwrap_or(Answer::NotHere)
     }
 
-    /// What has arrived for a database.
+    /// Takes the requests that have arrived for a database.
     pub(super) fn take(&self, database: &str) -> Vec<(Request, oneshot::Sender<Answer>)> {
         self.holes
             .get(database)

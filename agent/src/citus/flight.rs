@@ -31,7 +31,7 @@ const VIEW_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks at rows that other nodes do not have yet.
 const SYNC_PAUSE: Duration = Duration::from_millis(100);
 
-/// The same while clients are held for it.
+/// The pause while clients are held for the metadata.
 const SYNC_PAUSE_IN_HANDOVER: Duration = Duration::from_millis(10);
 
 /// Between two looks when nodes have been behind for [`SYNC_SOON`]: one of them is away, or somebody wants it so.
@@ -41,14 +41,14 @@ const SYNC_SOON: Duration = Duration::from_secs(5);
 /// Between two looks at rows that a person may have changed.
 const REREAD: Duration = Duration::from_secs(5);
 
-/// What a node of another group has to say.
+/// An announcement of another group's leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// Its server is about to be stopped: nobody may write to it through the coordinator.
+    /// The group's server is about to be stopped: nobody may write to it through the coordinator.
     BeforeDemote,
     /// Another member has the key and is about to be promoted.
     BeforePromote,
-    /// It accepts writes (again).
+    /// The group's server accepts writes (again).
     AfterPromote,
 }
 
@@ -86,7 +86,7 @@ pub enum Flight {
     },
 }
 
-/// What is known.
+/// The facts at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     pub now: Moment,
@@ -107,13 +107,13 @@ pub struct Facts<'a> {
     pub not_before: Moment,
 }
 
-/// What the sender of a request is told.
+/// The answer to the sender of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Done,
     /// Another group's transaction is open.
     Busy,
-    /// It came to nothing in time.
+    /// The request was not carried out in time.
     Late,
     /// This node does not lead the coordinator.
     NotHere,
@@ -121,7 +121,7 @@ pub enum Answer {
     Failed,
 }
 
-/// What to do.
+/// The next action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
     /// Wait for something to happen; not longer than until then.

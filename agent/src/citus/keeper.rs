@@ -50,7 +50,7 @@ pub(super) struct Keeper {
     requests: Vec<Request>,
     answers: Vec<oneshot::Sender<Answer>>,
     refused: BTreeMap<Address, Refused>,
-    /// Whoever holds the locks on a group's shards does not end although he was told to.
+    /// The sessions that hold the locks on a group's shards did not end although they were told to.
     locked_out: bool,
     not_before: Moment,
     pause: Duration,
@@ -517,7 +517,7 @@ const TELL_WITHIN: Duration = Duration::from_secs(5);
 const UNSYNCED: &str = "UPDATE pg_catalog.pg_dist_node SET metadatasynced = false \
     WHERE hasmetadata AND metadatasynced AND groupid > 0";
 
-/// What `citus_update_node` does to a row, without the locks on the group's shards. Only for those who
+/// Does to a row what `citus_update_node` does, without the locks on the group's shards. Only for sessions that
 /// have been told to end: whatever they have not committed they will not.
 fn directly(node: i32, to: &Address) -> String {
     format!(

@@ -1,4 +1,4 @@
-//! What each group's leader keeps in order on its own server: the database and the extension, the
+//! The chores of each group's leader on its own server: the database and the extension, the
 //! login to other nodes, and distributed transactions that a failover has left prepared.
 //!
 //! Every node has these tables of its own, and every node may be where a distributed transaction
@@ -64,7 +64,7 @@ pub(super) async fn run(
     }
 }
 
-/// What a round is made for as soon as it changes.
+/// The facts of which a change starts the next round at once.
 fn followed(seen: &Seen) -> impl PartialEq + '_ {
     let leaders: Vec<_> = seen.leaders.iter().map(|(group, it)| (group, &it.address)).collect();
     (primaries(seen), leaders, seen.handover.is_some())
@@ -190,7 +190,7 @@ impl Local {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Registered {
     Right,
-    /// It will be told.
+    /// The value differs and will be written.
     Differs,
     /// A group has none now; there will be another look when it has.
     Leaderless,

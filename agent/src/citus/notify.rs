@@ -29,12 +29,12 @@ const SYNC_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks at the coordinator's rows.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
-/// What became of a wish to make writes wait.
+/// The result of a request to make writes wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Paused {
-    /// They wait, or there is nobody through whom they could come.
+    /// Writes wait, or there is nobody through whom they could come.
     Yes,
-    /// They could not be made to wait in time; nothing has changed.
+    /// Writes could not be made to wait in time; nothing has changed.
     No,
 }
 
@@ -172,7 +172,8 @@ pub async fn until_known(ctx: &Context, wanted: Known) -> bool {
     known
 }
 
-/// What is told of all databases: each has where a group's primary is, and whether no node is behind.
+/// The property that all databases have in common: each has where a group's primary is, and whether
+/// no node is behind.
 fn known_by<T>(
     ctx: &Context,
     told: &BTreeMap<String, T>,
@@ -312,7 +313,7 @@ async fn to_coordinator(ctx: &Context, database: &str) -> Result<tokio_postgres:
     ctx.postgres.connect_to(&at.host, at.port, database, APPLICATION).await
 }
 
-/// Who works on the primaries of other groups: their transactions may reach this one, and a drain waits
+/// The sessions that work on the primaries of other groups: their transactions may reach this one, and a drain waits
 /// for them. A server that gives no answer is left out.
 pub async fn busy_elsewhere(ctx: &Context) -> Busy {
     let Some(citus) = &ctx.settings.citus else { return Busy::default() };

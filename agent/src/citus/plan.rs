@@ -1,4 +1,4 @@
-//! What `pg_dist_node` has to become, and by which statements. Pure.
+//! Plans the changes of `pg_dist_node`, statement by statement. Pure.
 //!
 //! Three rules of Citus shape it (its reference, "Cluster management functions"):
 //! - a group's primary keeps its row (`nodeid`), whoever it is: placements hang on it;
@@ -79,11 +79,11 @@ pub struct Row {
     pub group: GroupId,
     pub address: Address,
     pub role: Role,
-    /// It has the metadata, and they are up to date; true also for rows that get none.
+    /// The node has the metadata, and they are up to date; true also for rows that get none.
     pub synced: bool,
 }
 
-/// What the store says of one group.
+/// The store's knowledge of one group.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Group {
     /// The leader, if it runs as a primary.
@@ -245,7 +245,7 @@ pub fn membership(rows: &[Row], wanted: &Wanted, hopeless: &BTreeSet<Address>) -
     None
 }
 
-/// What does not agree, for people: one sentence for each row or group.
+/// The disagreements, for people: one sentence for each row or group.
 pub fn differences(rows: &[Row], wanted: &Wanted) -> Vec<String> {
     let mut found = Vec::new();
     for (group, want) in wanted {

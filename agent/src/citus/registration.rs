@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::guard::boottime_now;
 use crate::handover::json;
 
-/// What changes within this time is told once, unless somebody waits for it: standbys that come and go
+/// Changes within this time are told together, unless somebody waits for it: standbys that come and go
 /// are several changes.
 const GATHER: Duration = Duration::from_millis(200);
 
@@ -67,7 +67,7 @@ pub(super) async fn run(ctx: Arc<Context>, desk: Arc<Desk>, stop: CancellationTo
     }
 }
 
-/// What the store was told last.
+/// The content that the store was told last.
 struct Told {
     value: CitusRegistration,
     standings: Standings,
@@ -85,7 +85,7 @@ fn is_awaited(told: &Standings, now: &Standings) -> bool {
     standings.any(|(database, standing)| standing.is_awaited(told.get(database)))
 }
 
-/// What is told now; a disagreement keeps the time at which it was first seen.
+/// The content for the store now; a disagreement keeps the time at which it was first seen.
 fn registration(
     member: &str,
     now: &Standings,

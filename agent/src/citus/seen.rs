@@ -1,4 +1,4 @@
-//! What the store says of a Citus cluster, group by group. Pure.
+//! The store's knowledge of a Citus cluster, group by group. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ pub struct Leader {
     pub address: Option<Address>,
     /// REST base of the holder.
     pub api: Option<String>,
-    /// It carries Kornak's mark.
+    /// The key carries Kornak's mark.
     pub kornak: bool,
 }
 

@@ -23,7 +23,7 @@ pub type Primaries = BTreeMap<GroupId, Option<Address>>;
 /// A distributed transaction that is prepared for so long is nobody's who works.
 pub const STALE: Duration = Duration::from_secs(1);
 
-/// So long after a change of a primary what it has left is stale, if it is there.
+/// Transactions that a change of a primary has left prepared are stale after this time.
 const LONG_ENOUGH: Duration = Duration::from_secs(2);
 
 /// Between two rounds when nothing changes.
@@ -32,7 +32,8 @@ pub const EVERY: Duration = Duration::from_secs(5);
 /// Between two rounds when something failed or was changed.
 const SOON: Duration = Duration::from_millis(500);
 
-/// The same within [`QUICK_FOR`] of a change of a primary: clients wait for what it has left prepared.
+/// The pause within [`QUICK_FOR`] of a change of a primary: clients wait for what it has left
+/// prepared.
 const QUICK: Duration = Duration::from_millis(100);
 const QUICK_FOR: Duration = Duration::from_secs(3);
 
@@ -66,7 +67,7 @@ impl Settling {
         matches!(self, Self::Pending { .. }) && !switches
     }
 
-    /// What the round came to; `recovered`: transactions were recovered in it, `done`: all of it worked
+    /// Takes the result of a round; `recovered`: transactions were recovered in it, `done`: all of it worked
     /// and nothing was left anywhere. Answers when the next round is due.
     pub fn tried(&mut self, recovered: bool, done: bool, now: Moment) -> Duration {
         let age = match self {

@@ -1,4 +1,4 @@
-//! What jobs and errands bring back to the loop.
+//! Takes the results of jobs and errands into the loop.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -161,7 +161,8 @@ impl Driver {
         matches!(self.ctx.machine.timeout(FAREWELL, asked).await, Ok(Ok(_)))
     }
 
-    /// What a copy that was broken off has left is of no use to anybody. What stays is known for what it is.
+    /// Removes what a copy that was broken off has left: it is of no use. What stays is known for
+    /// what it is.
     async fn clear_up(&self) {
         let cleared = self.ctx.postgres.clear_leftovers();
         match self.ctx.machine.timeout(CLEAR_LIMIT, cleared).await {

@@ -95,22 +95,22 @@ pub enum GuardError {
     /// else stops a primary of its in time.
     #[error("no guard answers in {dir}: see guard.log there, and end a guard that hangs")]
     NoAnswer { dir: PathBuf },
-    /// It speaks another version of the protocol.
+    /// The guard speaks another version of the protocol.
     #[error("the guard {pid} speaks version {version}: stop the server and end that guard first")]
     Version { version: u32, pid: u32 },
     /// The guard has ended or talks to another agent. A server that it held has been stopped, unless
     /// another agent is connected.
     #[error("the connection to the guard is lost")]
     Lost,
-    /// It took too long; whether it was done is unknown.
+    /// The guard took too long; whether the command was done is unknown.
     #[error("the guard has not answered {command} in time")]
     Timeout { command: &'static str },
-    /// It says why not.
+    /// The guard has refused the command.
     #[error("the guard refuses {command}: {why}")]
     Refused { command: &'static str, why: String },
 }
 
-/// What the guard has seen of the postmaster. [`GuardClient::watch`] shows the latest.
+/// The state of the postmaster as the guard has seen it. [`GuardClient::watch`] shows the latest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watched {
     /// No postmaster is held.
@@ -241,7 +241,7 @@ impl GuardClient {
         locked.trim().strip_suffix("kB")?.trim().parse().ok()
     }
 
-    /// What becomes of the postmaster; changes within milliseconds.
+    /// Watches the postmaster; changes show within milliseconds.
     pub fn watch(&self) -> watch::Receiver<Watched> {
         self.watched.subscribe()
     }

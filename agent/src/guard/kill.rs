@@ -24,7 +24,7 @@ pub struct Process {
     pub logger: bool,
 }
 
-/// What the kernel appends to the name of a file that has been deleted.
+/// The ending that the kernel appends to the name of a file that has been deleted.
 const DELETED: &[u8] = b" (deleted)";
 
 /// Server processes whose working directory is `data_dir` (absolute, without symbolic links),
@@ -36,9 +36,10 @@ pub fn processes_in(data_dir: &Path) -> io::Result<Vec<Process>> {
     find(data_dir, &[])
 }
 
-/// The same, and server processes that the kernel has given to this process as the nearest that cares for
-/// orphans: the directory may have been renamed under them. Only for who starts no other servers. Children of
-/// `postmaster` count as well: where their programs have capabilities the kernel does not show their directory.
+/// The processes of [`processes_in`], and server processes that the kernel has given to this
+/// process as the nearest that cares for orphans: the directory may have been renamed under them.
+/// Only for who starts no other servers. Children of `postmaster` count as well: where their
+/// programs have capabilities the kernel does not show their directory.
 pub(super) fn processes_held(data_dir: &Path, postmaster: Option<u32>) -> io::Result<Vec<Process>> {
     let parents: Vec<u32> = [Some(std::process::id()), postmaster].into_iter().flatten().collect();
     find(data_dir, &parents)

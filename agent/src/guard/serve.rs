@@ -130,7 +130,7 @@ struct Postmaster {
     adopted: bool,
 }
 
-/// What must be gone.
+/// The processes that must be gone.
 struct Ending {
     since: Moment,
     /// GONE has been said.

@@ -18,7 +18,7 @@ use super::wire::StartRequest;
 /// Where a process says how willingly the kernel may kill it when memory is short.
 pub(super) const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
-/// What the guard was before it made itself important, to be given back to its children.
+/// The guard's own priority and limits before it raised them, for its children.
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
     pub(super) nice: i32,

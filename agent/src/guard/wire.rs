@@ -1,4 +1,4 @@
-//! What agent and guard say to each other. Version 1, frozen.
+//! The protocol between agent and guard. Version 1, frozen.
 //!
 //! Lines of text that end in a line feed, over a unix socket. The guard greets a client with
 //! `HELLO 1 <guard pid>`; a newer client replaces an older one. A client asks one thing at a time:
@@ -48,7 +48,7 @@ pub enum Fencing {
 pub struct StartRequest {
     /// The `postgres` program.
     pub program: PathBuf,
-    /// Its arguments; `-D` is added by whoever makes the request.
+    /// The postmaster's arguments; the sender adds `-D`.
     pub args: Vec<String>,
     /// Added to the guard's own environment.
     #[serde(default)]
@@ -134,7 +134,7 @@ impl Exit {
     }
 }
 
-/// What the guard knows. Fields may be added, never taken away.
+/// The guard's knowledge. Fields may be added, never taken away.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct GuardStatus {
     pub version: u32,

@@ -1,4 +1,4 @@
-//! Who may be promoted when the leader key is free, and the order among them.
+//! Decides which members may be promoted when the leader key is free, and the order among them.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -78,7 +78,7 @@ fn barred(s: &Snapshot) -> Option<Why> {
     }
 }
 
-/// What has to be known before anybody races. A primary whose cluster has no configuration yet is about to
+/// Facts that have to be known before anybody races. A primary whose cluster has no configuration yet is about to
 /// be adopted.
 fn unknown(s: &Snapshot, standing: Standing) -> Option<Why> {
     if s.cluster.is_unknown(SafetyKey::Config) || (s.cluster.config.is_none() && !standing.primary)

@@ -1,4 +1,4 @@
-//! What an agent may decide, and why.
+//! The decisions of an agent, with their reasons.
 
 use std::time::Duration;
 

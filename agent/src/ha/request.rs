@@ -11,12 +11,12 @@ use kornak_cluster::FailoverRequest;
 /// A leader that was busy, or has just begun to lead, still carries out what is late by so much.
 const LEAST_GRACE: Duration = Duration::from_secs(10);
 
-/// What a request asks of the leader now.
+/// The action of the leader on a request, now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Due {
     /// There is none, or maintenance mode keeps it waiting.
     Nothing,
-    /// Its time comes after this long.
+    /// The request's time comes after this long.
     In(Duration),
     /// Hand over now.
     Now {
@@ -26,7 +26,7 @@ pub enum Due {
     },
     /// The candidate leads, and clears it.
     Done,
-    /// It cannot be carried out and is cleared.
+    /// The request cannot be carried out and is cleared.
     Drop(Stale),
 }
 

@@ -1,4 +1,4 @@
-//! Whoever holds the leader key serves writes or gives the key up, within a bound: what becomes of a
+//! The holder of the leader key serves writes or gives the key up, within a bound: the state of a
 //! server never decides alone whether others may lead.
 //!
 //! A server that is not known to be in recovery is killed before the key is given up, for it may be on

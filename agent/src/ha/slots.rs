@@ -23,7 +23,7 @@ pub struct Found {
     pub plugin: Option<String>,
     pub active: bool,
     pub temporary: bool,
-    /// It holds back vacuum; a physical slot that is not in use should not.
+    /// The slot holds back vacuum; a physical slot that is not in use should not.
     pub holds_xmin: bool,
     /// PostgreSQL has removed log that it needs.
     pub lost: bool,
@@ -57,7 +57,7 @@ pub struct Wanted {
     pub to: Option<Lsn>,
 }
 
-/// What is to be done.
+/// The changes to a member's slots.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
     /// Dropped first: some of them are created again.
@@ -73,7 +73,7 @@ pub struct Plan {
     pub unknown_logical: Vec<String>,
 }
 
-/// What is remembered of slots between two plans.
+/// The memory of slots between two plans.
 #[derive(Debug, Clone, Default)]
 pub struct GoneSince {
     /// Since when a slot that has no owner is kept.
@@ -87,13 +87,13 @@ pub struct GoneSince {
 pub struct Here<'a> {
     pub name: &'a str,
     pub tags: &'a Tags,
-    /// It leads: its slots are the ones that are used, and what others keep follows them.
+    /// The node leads: its slots are the ones that are used, and other members' slots follow them.
     pub leads: bool,
-    /// Its server may be where somebody decodes changes: a primary, or a standby of PostgreSQL 16 or later. A
+    /// The node's server may be where somebody decodes changes: a primary, or a standby of PostgreSQL 16 or later. A
     /// logical slot that nobody has asked for on another standby is left over from when it led: useless there,
     /// and wrong once it leads again, for the catalogs were vacuumed meanwhile.
     pub decodes: bool,
-    /// It is a standby, and another node leads.
+    /// The node is a standby, and another node leads.
     pub follows: bool,
     /// Where a standby has replayed to; no slot can be moved beyond.
     pub replayed: Option<Lsn>,

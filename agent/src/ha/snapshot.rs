@@ -1,4 +1,4 @@
-//! What an agent knows when it decides: facts, each observed or read from the store, none remembered
+//! The facts of a decision: each observed or read from the store, none remembered
 //! from an earlier decision.
 
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ pub struct Snapshot {
     pub data: DataDir,
     pub server: Server,
     pub lease: Lease,
-    /// What this agent is in the middle of.
+    /// The job that this agent runs.
     pub job: Option<Job>,
     /// The answers of the other members, if they were asked.
     pub race: Option<Race>,
@@ -58,7 +58,7 @@ pub enum Store {
     },
 }
 
-/// What lies in the data directory.
+/// The content of the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DataDir {
     /// Not there, or empty.
@@ -76,7 +76,7 @@ pub enum DataDir {
     Initialized(Control),
 }
 
-/// What `pg_controldata` says.
+/// The relevant output of `pg_controldata`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Control {
     pub system_identifier: String,
@@ -91,7 +91,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// What runs on it accepts writes, or will as soon as it is up.
+    /// Whether a server on it accepts writes, or will as soon as it is up.
     pub fn is_primarys(&self) -> bool {
         self.was_primary && !self.standby_signal
     }
@@ -170,15 +170,16 @@ pub struct StandbyRow {
     /// `sync_state` is `sync` or `quorum`.
     pub synchronous: bool,
     pub flush: Lsn,
-    /// What commits wait for: `flush`, or what it has replayed (`synchronous_commit: remote_apply`).
+    /// The position that commits wait for: `flush`, or the replayed position (`synchronous_commit:
+    /// remote_apply`).
     pub acknowledged: Lsn,
-    /// Who it is, besides its name.
+    /// The slot that tells which member this is, besides its name.
     pub slot: SlotUse,
     /// For how long it has owed an acknowledgement and given none.
     pub silent: Duration,
 }
 
-/// What the slot of the member that a walsender is named after tells of it.
+/// The state of the slot of the member that a walsender is named after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SlotUse {
     /// There is no such slot, which tells nothing.
@@ -186,7 +187,7 @@ pub enum SlotUse {
     Absent,
     /// This walsender uses it: it is the member.
     Held,
-    /// It is there, and this walsender does not use it.
+    /// The slot is there, and this walsender does not use it.
     NotHeld,
 }
 
@@ -278,24 +279,25 @@ pub struct Race {
     pub stray: Stray,
 }
 
-/// What is known of a server that maintenance mode has left without a guard, asked by SQL after nobody led.
+/// The state of a server that maintenance mode has left without a guard, asked by SQL after nobody
+/// led.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Stray {
-    /// It was not asked, or nothing came back.
+    /// The server was not asked, or nothing came back.
     #[default]
     Unheard,
-    /// Its host answers that nobody listens there.
+    /// The server's host answers that nobody listens there.
     Refused,
-    /// It is in recovery, and accepts no writes.
+    /// The server is in recovery, and accepts no writes.
     Standby,
-    /// It answers, and is not known to be in recovery.
+    /// The server answers, and is not known to be in recovery.
     Runs,
 }
 
 /// One member's answer, given after the question.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Peer {
-    /// It runs as a primary.
+    /// The member runs as a primary.
     pub primary: bool,
     /// The end of its log, looked at after the question. `None`: its server does not run, does not answer, or has
     /// not read its own log to the end yet.
@@ -305,9 +307,10 @@ pub struct Peer {
     /// The answer bears the name, scope and system identifier of the member that was asked.
     pub identified: bool,
     pub tags: Tags,
-    /// It runs as a standby and replicates from nobody: it acknowledges nothing to a former leader.
+    /// The member runs as a standby and replicates from nobody: it acknowledges nothing to a former
+    /// leader.
     pub detached: bool,
-    /// It would not take the key now, so nobody waits for it: its watchdog has failed, or its last
+    /// The member would not take the key now, so nobody waits for it: its watchdog has failed, or its last
     /// attempt to lead.
     pub stands_back: bool,
 }

@@ -89,7 +89,7 @@ fn fit(
     Ok(lag_bytes)
 }
 
-/// What the leader's own server says of the sessions that a drain waits for.
+/// The sessions that a drain waits for, as the leader's own server tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Busy {
     /// Client backends that are not idle.

@@ -59,7 +59,7 @@ pub enum SyncStep {
 /// Names in lower case, for they compare without case.
 type Set = BTreeSet<String>;
 
-/// What the two places say, and who is ready.
+/// The content of the two places, and the standbys that are ready.
 struct Now<'a> {
     /// In the store.
     voters: Set,
@@ -149,7 +149,7 @@ enum Step {
     Server(Set, usize),
 }
 
-/// Those for whom commits wait and who are still able come first, alone: whoever was lost is let go
+/// Keeps only the standbys that commits wait for and that are still able: a lost standby is let go
 /// before somebody else is taken in.
 fn first_without_the_lost(now: &Now<'_>, chosen: Set) -> Set {
     let Some(set) = &now.set else { return chosen };
@@ -257,8 +257,9 @@ fn without_sync(stored: &SyncState, facts: &PrimaryFacts) -> SyncStep {
     }
 }
 
-/// Who can be synchronous: those that answer first, of them those that may take over, then by priority; of equals
-/// current ones as long as they stream and keep up, then by how much they have.
+/// Standbys that can be synchronous, in order: those that answer first, of them those that may take
+/// over, then by priority; of equals current ones as long as they stream and keep up, then by how
+/// much they have.
 fn able(
     cluster: &ClusterState,
     facts: &PrimaryFacts,
@@ -296,7 +297,8 @@ fn able(
     able.into_iter().map(|(_, name)| name).collect()
 }
 
-/// What a server says that is about to be promoted, before its agent knows of any standby.
+/// The `synchronous_standby_names` of a server that is about to be promoted, before its agent knows
+/// of any standby.
 pub fn names_at_promotion(config: &ClusterConfig) -> String {
     match config.sync_mode() {
         SyncMode::Off => String::new(),

@@ -52,7 +52,7 @@ fn standby_cluster(cluster: &ClusterState) -> Option<&StandbyCluster> {
     cluster.config.as_ref()?.standby_cluster.as_ref()
 }
 
-/// What a standby is told to replicate from; `None`: nobody leads.
+/// The server that a standby is told to replicate from; `None`: nobody leads.
 fn upstream_of(
     ctx: &Context,
     cluster: &ClusterState,
@@ -71,7 +71,7 @@ fn upstream_of(
     })
 }
 
-/// What this node's standby replicates from now.
+/// The server that this node's standby replicates from now.
 pub(super) fn own_upstream(
     ctx: &Context,
     cluster: &ClusterState,

@@ -55,7 +55,8 @@ pub(super) async fn adjust(
     }
 }
 
-/// What is in force and is not what the store says: the key is missing, makes no sense, or is of the past.
+/// The state in force, if it is not what the store says: the key is missing, makes no sense, or is
+/// of the past.
 fn to_be_written_again(me: &str, cluster: &ClusterState) -> Option<SyncState> {
     cluster.config.as_ref()?;
     let odd = cluster.is_kept(SafetyKey::Sync) || cluster.sync_before.is_some();

@@ -28,7 +28,7 @@ pub(super) struct Noted {
 struct Shared {
     machine: Machine,
     path: PathBuf,
-    /// What the file is to hold.
+    /// The content that the file is to have.
     wanted: Mutex<Option<LeaseId>>,
     /// Held while the file is being changed.
     file: Mutex<()>,

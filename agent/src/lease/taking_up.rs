@@ -1,4 +1,4 @@
-//! What keeps a leadership over a restart of the agent, over an outage of the store, and over a release that
+//! Keeps a leadership over a restart of the agent, over an outage of the store, and over a release that
 //! the store refused; and what gives a key back that nobody here may rest on.
 
 use kornak_cluster::{Epoch, Moment};

@@ -54,7 +54,8 @@ impl Postgres {
     }
 }
 
-/// What the server would run (`src/backend/archive/shell_archive.c`): `%p`, `%f` and `%%`, anything else as it is.
+/// The command as the server would run it (`src/backend/archive/shell_archive.c`): `%p`, `%f` and
+/// `%%`, anything else as it is.
 fn filled_in(template: &str, segment: &str) -> String {
     let path = Path::new("pg_wal").join(segment);
     let mut command = String::new();

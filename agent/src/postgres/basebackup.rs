@@ -25,7 +25,7 @@ const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Why there is no copy.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
-    /// It holds something that was not made here.
+    /// The directory holds something that was not made here.
     #[error("{dir} is not empty: ask for a reinitialization by name to replace it")]
     NotEmpty { dir: PathBuf },
     #[error("prepare {path}")]
@@ -285,7 +285,7 @@ impl Postgres {
         .map_err(CloneError::from)
     }
 
-    /// What a custom method is told, as by Patroni.
+    /// The arguments of a custom method, as with Patroni.
     fn method_arguments(&self, params: &Map<String, Value>, connection: &str) -> Vec<String> {
         let mut arguments = vec![
             format!("--scope={}", self.inner.cluster_name),
@@ -315,7 +315,7 @@ impl Postgres {
         self.inner.forget_notes().map_err(self.failed())
     }
 
-    /// What a bootstrap that failed has made goes to `<data_dir>.failed`, for a person to look at; an older
+    /// Moves what a bootstrap that failed has made to `<data_dir>.failed`, for a person to look at; an older
     /// one there is replaced. `None`: it had to be removed, for a mount point cannot be renamed; or nothing
     /// was made here. Nothing may run on it.
     pub async fn set_data_aside(&self) -> Result<Option<PathBuf>, CloneError> {

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::os::OsUser;
 use super::tool::{command, split_words};
 
-/// What has happened.
+/// The event that a callback is told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallbackAction {
     Start,

@@ -20,9 +20,9 @@ const CLIENT_KEEPALIVES: [(&str, &str); 4] = [
     ("tcp_user_timeout", "10000"),
 ];
 
-/// The same for sessions that a coordinator without power has left on a worker, with the locks that they hold:
-/// 25 seconds. A standby that is cut off for so long connects again; without it `wal_sender_timeout` asks that of
-/// it after a minute.
+/// Keepalives of servers, for sessions that a coordinator without power has left on a worker, with
+/// the locks that they hold: 25 seconds. A standby that is cut off for so long connects again;
+/// without it `wal_sender_timeout` asks that of it after a minute.
 const SERVER_KEEPALIVES: [(&str, &str); 4] = [
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),

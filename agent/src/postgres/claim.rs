@@ -37,7 +37,7 @@ impl Claim {
     }
 }
 
-/// What has been begun and not finished.
+/// The work that has been begun and not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfinished {
     /// A copy, or the removal before it.
@@ -55,7 +55,8 @@ pub enum Unfinished {
 pub(super) struct Rewinding {
     /// Of `PG_VERSION`, which pg_rewind writes to and does not replace.
     identity: (u64, u64, u128),
-    /// What has been written since is on disk only as long as the host runs.
+    /// The boot of the host in which the rewind began: what has been written since is on disk only as
+    /// long as the host runs.
     pub(super) boot: String,
 }
 
@@ -101,7 +102,7 @@ impl Inner {
         }
     }
 
-    /// The same; a tool that was given up a moment ago is waited for until it has ended.
+    /// As `claim`; a tool that was given up a moment ago is waited for until it has ended.
     pub(super) async fn claim_soon(&self) -> Result<Claim, ToolError> {
         let patience = tokio::time::Instant::now() + GIVEN_UP;
         loop {
@@ -131,7 +132,7 @@ impl Inner {
         self.guard_config.runtime_dir.join("rewind")
     }
 
-    /// What pg_rewind says.
+    /// The output of pg_rewind.
     pub(super) fn rewind_log(&self) -> PathBuf {
         self.guard_config.runtime_dir.join("rewind.log")
     }
@@ -141,7 +142,7 @@ impl Inner {
         self.guard_config.runtime_dir.join("rewind.files")
     }
 
-    /// What is half done.
+    /// The work that is half done.
     pub(super) fn unfinished(&self) -> Option<Unfinished> {
         match Mark::load(&self.settings.data_dir) {
             Ok(Some(Mark { purpose: Purpose::Copy, .. })) | Err(_) => Some(Unfinished::Copy),
@@ -214,7 +215,8 @@ impl Inner {
 }
 
 impl Postgres {
-    /// What was left half done; no server is started on it but by whoever goes on with it.
+    /// The work that was left half done; a server is started on it only by the code that goes on
+    /// with that work.
     pub fn unfinished(&self) -> Option<Unfinished> {
         self.inner.unfinished()
     }

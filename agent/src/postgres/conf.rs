@@ -1,4 +1,4 @@
-//! What PostgreSQL's configuration files say, as text. Patroni's way, so that either can go on with
+//! The text of PostgreSQL's configuration files. Patroni's way, so that either can go on with
 //! the other's data directory:
 //!
 //! `postgresql.conf` is generated; it includes `postgresql.base.conf`, which is the original. What
@@ -118,7 +118,7 @@ pub(super) fn is_ours(name: &str) -> bool {
     OURS.contains(&name)
 }
 
-/// What the command line says: from the store's parameters, and for a standby not below what the
+/// The parameters on the command line: from the store's parameters, and for a standby not below what the
 /// primary had (`control`), for else it would refuse to start
 /// (/docs/current/hot-standby.html#HOT-STANDBY-ADMIN).
 pub(super) fn controlled(dynamic: &Parameters, primary: Option<&ControlData>) -> Parameters {
@@ -154,7 +154,7 @@ pub(super) fn controlled(dynamic: &Parameters, primary: Option<&ControlData>) ->
     chosen
 }
 
-/// What the generated file says besides recovery: the store's parameters, then the local ones, then
+/// The parameters in the generated file besides recovery: the store's parameters, then the local ones, then
 /// `overrides`; without those that are controlled or ours.
 pub(super) fn filed(
     dynamic: &Parameters,
@@ -247,7 +247,7 @@ fn is_line(line: &str) -> bool {
         && after.is_some_and(|after| matches!(after.trim_start().chars().next(), None | Some('#')))
 }
 
-/// What follows a quoted value.
+/// The text behind a quoted value.
 fn after_quote(quoted: &str) -> Option<&str> {
     let mut chars = quoted.char_indices().peekable();
     while let Some((at, c)) = chars.next() {

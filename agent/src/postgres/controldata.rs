@@ -1,4 +1,4 @@
-//! What `pg_controldata` tells of a data directory (/docs/current/app-pgcontroldata.html).
+//! Reads the output of `pg_controldata` about a data directory (/docs/current/app-pgcontroldata.html).
 //!
 //! Not here: running it; see [`super::Postgres::controldata`].
 
@@ -42,13 +42,13 @@ impl ControlState {
         matches!(self, Self::ShutDown | Self::ShutDownInRecovery)
     }
 
-    /// It was certainly not writable when it last ran: the server writes `in production` before it
+    /// Whether the server was certainly not writable when it last ran: the server writes `in production` before it
     /// takes its first commit (`StartupXLOG`).
     pub fn is_recovery(self) -> bool {
         matches!(self, Self::InArchiveRecovery | Self::ShutDownInRecovery)
     }
 
-    /// It was writable when it last ran.
+    /// Whether the server was writable when it last ran.
     pub fn was_primary(self) -> bool {
         matches!(
             self,

@@ -21,7 +21,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::tls::{self, TlsError};
 
-/// What PostgreSQL calls itself in ALPN.
+/// PostgreSQL's name in ALPN.
 const ALPN: &[u8] = b"postgresql";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl Encryption {
         }
     }
 
-    /// What to try, in this order, while the server refuses for a reason that another encryption may
+    /// The encryptions to try, in this order, while the server refuses for a reason that another encryption may
     /// mend.
     pub(super) fn rungs(&self) -> &'static [SslMode] {
         match self.mode {
@@ -102,7 +102,7 @@ impl Encryption {
         }
     }
 
-    /// What has been revoked. Files that are not there revoke nothing, as in libpq.
+    /// The lists of revoked certificates. Files that are not there revoke nothing, as in libpq.
     fn lists(&self) -> Result<Vec<Vec<u8>>, TlsError> {
         let file = self.crl.as_deref().filter(|file| file.exists());
         let mut lists = file.map(revoked_in).transpose()?.unwrap_or_default();

@@ -24,7 +24,7 @@ pub enum ConfigureError {
         #[source]
         source: io::Error,
     },
-    /// What the operator has written there would be lost.
+    /// The text that the operator has written there would be lost.
     #[error("keep {path} as it was: make it readable")]
     Keep {
         path: PathBuf,
@@ -66,7 +66,7 @@ fn characters(bytes: &[u8]) -> String {
     bytes.iter().copied().map(char::from).collect()
 }
 
-/// What [`characters`] was made of.
+/// The bytes from which [`characters`] made this text.
 fn bytes(characters: &str) -> Vec<u8> {
     characters.chars().filter_map(|c| u8::try_from(u32::from(c)).ok()).collect()
 }

@@ -1,7 +1,7 @@
 //! Values of PostgreSQL's parameters (/docs/current/config-setting.html#CONFIG-SETTING-NAMES-VALUES): a
 //! server tells them in a unit of its own, an operator writes them in any.
 
-/// What `pg_settings` says of a parameter.
+/// The kind of a parameter, as `pg_settings` tells.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kind<'a> {
     /// `bool`, `integer`, `real`, `enum` or `string`.
@@ -33,7 +33,7 @@ impl Kind<'_> {
         equal.unwrap_or(told == written)
     }
 
-    /// What the server tells, in the largest unit that says it without a fraction.
+    /// The value that the server shows, in the largest unit that says it without a fraction.
     pub(super) fn shown(self, told: &str) -> String {
         let largest = || {
             let value: i64 = told.parse().ok().filter(|value| *value > 0)?;

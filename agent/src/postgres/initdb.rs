@@ -27,7 +27,7 @@ const INITDB_LIMIT: Duration = Duration::from_secs(300);
 /// Why there is no new cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
-    /// It is not ours to overwrite.
+    /// The directory is not ours to overwrite.
     #[error("{dir} is not empty: move its contents away to have a new cluster there")]
     NotEmpty { dir: PathBuf },
     #[error("prepare {path}")]
@@ -113,7 +113,7 @@ impl Postgres {
         Mark::load(&dir).map_err(failed)
     }
 
-    /// What a tool makes is noted before it makes it.
+    /// Notes what a tool makes before the tool makes it.
     pub(super) async fn begin_making(
         &self,
         claim: &Claim,
@@ -139,7 +139,7 @@ impl Postgres {
         }
     }
 
-    /// What the tool has made takes its place, or goes.
+    /// Puts the result of the tool in its place, or removes it.
     pub(super) async fn end_making(
         &self,
         claim: &Claim,
@@ -182,7 +182,8 @@ impl Postgres {
         finished.await.map_err(failed)
     }
 
-    /// What an earlier attempt at the first server has left, if it cannot go on. Nothing may run on it.
+    /// Removes what an earlier attempt at the first server has left, if it cannot go on. Nothing
+    /// may run on it.
     pub async fn remove_first(&self) -> Result<(), BootstrapError> {
         let claim = self.inner.claim_soon().await?;
         let failed = |source| BootstrapError::Prepare { path: self.data_dir().to_owned(), source };
@@ -208,7 +209,8 @@ impl Postgres {
         self.finish(&claim).await
     }
 
-    /// What is there is the complete data directory of a server, whatever more is to be done with it.
+    /// Whether the directory is the complete data directory of a server, whatever more is to be
+    /// done with it.
     pub(super) fn holds_cluster(&self) -> bool {
         let dir = self.data_dir();
         dir.join("PG_VERSION").exists() && dir.join("global/pg_control").exists()

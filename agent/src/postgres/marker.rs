@@ -1,4 +1,4 @@
-//! What is being done to a data directory, written down inside it before the first byte is written or removed,
+//! The note of work on a data directory, written inside it before the first byte is written or removed,
 //! until it is done. Whoever finds such a note after a crash knows what of the directory was made by us and may go;
 //! what an operator puts there instead has none.
 //!
@@ -17,14 +17,14 @@ use super::os::{remove_file, write_file};
 
 /// Name of the note. No dot in front: who empties the directory by hand removes it as well.
 pub(super) const MARK: &str = "kornak.unfinished";
-/// What a tool makes, until it is complete.
+/// The folder in which a tool works, until its result is complete.
 pub(super) const NEW: &str = "kornak.new";
-/// What is on its way out.
+/// The folder for what is on its way out.
 pub(super) const OLD: &str = "kornak.old";
 /// The superuser's first password, while initdb runs.
 pub(super) const PASSWORD: &str = "kornak.password";
 
-/// What the work was for.
+/// The purpose of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Purpose {
@@ -40,7 +40,7 @@ pub(super) enum Purpose {
 pub(super) enum Step {
     /// `names` are moved into [`OLD`].
     Leaving,
-    /// What is in [`OLD`] is removed.
+    /// The content of [`OLD`] is removed.
     Removing,
     /// A tool fills [`NEW`].
     Making,
@@ -68,7 +68,7 @@ pub(super) struct Tablespace {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Wal {
     pub(super) path: PathBuf,
-    /// What `pg_wal` says; `None`: `pg_wal` itself is a mount point.
+    /// The target of the link `pg_wal`; `None`: `pg_wal` itself is a mount point.
     pub(super) link: Option<PathBuf>,
     /// So it was with what is being replaced; no setting says it.
     #[serde(default)]
@@ -91,7 +91,7 @@ pub(super) struct Mark {
     pub(super) with_dir: bool,
 }
 
-/// What a note means for whoever comes after a crash.
+/// The meaning of a note that is found after a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Means {
     /// Nothing of it is of use: it is cleared away and begun anew.

@@ -1,4 +1,4 @@
-//! What is done to the files of a data directory, step by step, each step such that it can be gone on with
+//! Work on the files of a data directory, step by step; each step can be continued
 //! after a crash. Called with the rights of the account that owns them, see [`super::os::as_user`].
 //!
 //! Not here: when, and what a tool does in between.
@@ -35,7 +35,7 @@ pub(super) fn wal_of(dir: &Path) -> Option<Wal> {
     elsewhere.then_some(Wal { path, link: None, found: true })
 }
 
-/// Its tablespaces that are elsewhere.
+/// The tablespaces of a data directory that are elsewhere.
 fn tablespaces_of(dir: &Path) -> Vec<Tablespace> {
     let version = version_dir(dir);
     let links = fs::read_dir(dir.join(TABLESPACES)).into_iter().flatten().flatten();
@@ -54,7 +54,7 @@ fn version_dir(dir: &Path) -> Option<String> {
     Some(format!("PG_{}_{catalog}", major.trim()))
 }
 
-/// What PostgreSQL calls its own in `pg_wal`.
+/// Whether PostgreSQL uses such a name in `pg_wal`.
 fn is_wal(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     let hex = |byte: &u8| byte.is_ascii_digit() || (b'A'..=b'F').contains(byte);
@@ -165,7 +165,7 @@ fn set_aside(root: &Path, name: &OsStr) -> io::Result<()> {
     at(&from, fs::rename(&from, old.join(name)))
 }
 
-/// What tools have begun to make here and elsewhere.
+/// Removes what tools have begun to make here and elsewhere.
 fn remove_staged(dir: &Path, mark: &Mark) -> io::Result<()> {
     let elsewhere = mark.tablespaces.iter().map(|tablespace| tablespace.path.as_path());
     let wal = mark.wal.iter().map(|wal| wal.path.as_path());
@@ -207,7 +207,7 @@ pub(super) fn clear(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// What a data directory that is set aside has elsewhere: the next one may need the place.
+/// Removes what a data directory that is set aside has elsewhere: the next one may need the place.
 pub(super) fn remove_elsewhere(dir: &Path) -> io::Result<()> {
     let Some(mark) = Mark::load(dir)? else { return Ok(()) };
     let wal = wal_of(dir).or(mark.wal.clone());
@@ -228,7 +228,7 @@ pub(super) fn begin(dir: &Path, mark: &Mark) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What the tool has made is complete: it takes its place.
+/// Puts the complete result of the tool in its place.
 pub(super) fn arrive(dir: &Path, mut mark: Mark) -> io::Result<Mark> {
     mark.names = contents(&dir.join(NEW))?;
     mark.step = Step::Moving;
@@ -268,7 +268,7 @@ fn move_up(dir: &Path, mark: &Mark) -> io::Result<()> {
     sync_dir(dir)
 }
 
-/// What was made in a folder of its own goes up by one.
+/// Moves the content of a folder up by one.
 fn move_out(root: &Path) -> io::Result<()> {
     let staged = root.join(NEW);
     let entries = match fs::read_dir(&staged) {

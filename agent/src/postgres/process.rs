@@ -36,7 +36,7 @@ const RELOAD_LIMIT: Duration = Duration::from_secs(3);
 /// Between two lines about a recovery that takes long.
 const RECOVERY_TOLD: Duration = Duration::from_secs(60);
 
-/// What a server is started as.
+/// The role that a server is started in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartAs {
     /// Writable at once, or when crash recovery is over.
@@ -64,10 +64,10 @@ pub enum StartError {
     /// Not even its configuration is written there.
     #[error("{dir} holds no server that could be started")]
     NoData { dir: PathBuf },
-    /// It ended before it took connections.
+    /// The server ended before it took connections.
     #[error("the server ended with {exit} as it started; its log, {log}, says: {said}")]
     Exited { exit: Exit, log: PathBuf, said: String },
-    /// It is still starting, perhaps replaying its log.
+    /// The server is still starting, perhaps replaying its log.
     #[error("the server does not yet take connections after {0:?}")]
     NotReady(Duration),
     /// Nobody may log in.
@@ -103,7 +103,7 @@ pub struct PendingRestart {
     pub new: String,
 }
 
-/// What is left of a server on the data directory.
+/// The remains of a server on the data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerProcess {
     /// No process: proven.
@@ -423,8 +423,8 @@ impl Postgres {
         Ok(pending)
     }
 
-    /// Who must confirm a commit; `None` leaves it to the operator's parameters. Returns when it is in
-    /// force: commits that begin later obey it.
+    /// Sets the standbys that must confirm a commit; `None` leaves that to the operator's
+    /// parameters. Returns when the change is in force: commits that begin later obey it.
     pub async fn set_synchronous_standby_names(
         &self,
         names: Option<&str>,
@@ -477,7 +477,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// The same, for the next start: nothing runs yet.
+    /// As `set_synchronous_standby_names`, for the next start: nothing runs yet.
     pub fn prepare_synchronous_standby_names(&self, names: Option<&str>) {
         self.inner.wanted.lock().synchronous_standby_names = Some(names.map(str::to_owned));
     }

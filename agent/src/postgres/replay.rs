@@ -21,7 +21,7 @@ const RUNNING: &str = "SELECT current_setting('max_connections'), current_settin
     current_setting('max_wal_senders'), current_setting('max_prepared_transactions'), \
     current_setting('max_locks_per_transaction')";
 
-/// What the primary runs with, by the log that was replayed last.
+/// The settings that the primary runs with, by the log that was replayed last.
 fn needed(control: &ControlData) -> [u32; 5] {
     [
         control.max_connections,

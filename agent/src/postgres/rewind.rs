@@ -134,7 +134,7 @@ impl LocalEnd {
     }
 }
 
-/// What a leader says of its log.
+/// A leader's answer about its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaderPosition {
     pub timeline: Timeline,
@@ -152,7 +152,7 @@ pub struct LeaderPosition {
 pub enum RewindNeed {
     /// All that it has, the leader has as well.
     No,
-    /// It has something that the leader has not.
+    /// The server has something that the leader has not.
     Diverged,
 }
 
@@ -180,7 +180,8 @@ fn same_way(timeline: Timeline, parents: &[HistoryLine], leader: &LeaderPosition
     !is_on_it || theirs.eq(parents.iter())
 }
 
-/// What is compared where a timeline begins: its first record has the time of the promotion in it.
+/// Bytes that are compared where a timeline begins: its first record has the time of the promotion
+/// in it.
 const FORK_BYTES: usize = 256;
 
 /// Name of the file that holds a position, and the offset in it.
@@ -510,7 +511,7 @@ impl Postgres {
     }
 }
 
-/// What is being done could not be noted beside the data directory.
+/// An error of noting the work beside the data directory.
 fn noted(source: io::Error) -> RewindError {
     RewindError::Note(source)
 }

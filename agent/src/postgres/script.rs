@@ -50,7 +50,7 @@ impl Postgres {
         run(self.script(command)?, arguments, limit).await
     }
 
-    /// The same for `post_bootstrap`: whatever it asks of the server takes its time, and waits for no
+    /// Runs the `post_bootstrap` script: whatever it asks of the server takes its time, and waits for no
     /// standby, for there is none yet.
     pub async fn run_first_script(
         &self,

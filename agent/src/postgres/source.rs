@@ -55,7 +55,7 @@ pub enum SourceError {
     },
 }
 
-/// What a copy will take.
+/// The size of a copy.
 #[derive(Debug, Default)]
 struct Sizes {
     free_senders: Option<i64>,

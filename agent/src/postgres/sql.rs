@@ -55,7 +55,7 @@ pub enum SqlError {
     /// 53300.
     #[error("connect to the server: it has no connection left for a superuser")]
     TooManyConnections,
-    /// It took too long.
+    /// The server took too long.
     #[error("the server has not answered within {0:?}")]
     TimedOut(Duration),
     /// The connection broke. What was asked may have been done.
@@ -142,7 +142,7 @@ impl SqlError {
     }
 }
 
-/// What tokio-postgres calls a failed handshake; its kinds of errors are its own.
+/// The text of tokio-postgres for a failed handshake; its kinds of errors are its own.
 const HANDSHAKE_FAILED: &str = "error performing TLS handshake";
 
 /// A row of text columns.
@@ -211,7 +211,7 @@ impl Sql {
     }
 }
 
-/// Who logs in where, and how the connection is encrypted.
+/// The role, server and encryption of a login.
 #[derive(Debug, Clone)]
 pub struct Login {
     config: Config,

@@ -1,4 +1,4 @@
-//! What the local server says of itself, in one question.
+//! The state of the local server, in one question.
 
 use kornak_cluster::{Lsn, Timeline};
 use serde::Deserialize;
@@ -43,7 +43,7 @@ pub struct ServerStatus {
     /// Physical slots of this server.
     #[serde(default)]
     pub slots: Vec<String>,
-    /// What the checkpointer waits for; `None`: it works.
+    /// The event that the checkpointer waits for; `None`: it works.
     #[serde(default)]
     pub checkpointer_wait: Option<String>,
     /// In effect, not only in a file.
@@ -80,7 +80,8 @@ pub struct Startup {
 }
 
 impl Startup {
-    /// It waits for log that is neither here nor in the archive (/docs/current/monitoring-stats.html#WAIT-EVENT-TABLE).
+    /// Whether the standby waits for log that is neither here nor in the archive
+    /// (/docs/current/monitoring-stats.html#WAIT-EVENT-TABLE).
     pub fn is_at_the_end(&self) -> bool {
         matches!(
             self.wait_event.as_deref(),
@@ -118,7 +119,7 @@ pub struct ReplicationRow {
     /// The physical slot that it uses.
     #[serde(default)]
     pub slot: Option<String>,
-    /// What the walsender waits for; `None`: it works.
+    /// The event that the walsender waits for; `None`: it works.
     #[serde(default)]
     pub wait_event: Option<String>,
 }
@@ -190,7 +191,7 @@ fn parse(text: &str) -> Option<ServerStatus> {
     serde_json::from_str(text).ok()
 }
 
-/// What goes on in the server, for whoever wants to stop it without hurting anybody.
+/// The sessions in the server, for code that wants to stop it without hurting anybody.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub struct Activity {
     /// Client backends that are not idle, ours left out.

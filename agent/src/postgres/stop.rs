@@ -56,7 +56,7 @@ pub enum StopError {
     NotShutDown,
 }
 
-/// What a stop in order has come to.
+/// The result of a stop in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
     /// No process is left.

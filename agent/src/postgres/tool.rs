@@ -22,27 +22,27 @@ const TOLD_BYTES: usize = 2000;
 /// Why a program did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
-    /// It could not be started.
+    /// The program could not be started.
     #[error("run {program}")]
     Spawn {
         program: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// It ended with an error.
+    /// The program ended with an error.
     #[error("{program} ended with {status}: {told}")]
     Failed { program: PathBuf, status: ExitStatus, told: Told },
     /// Another one works on the data directory, perhaps started by an earlier agent.
     #[error("another tool works on the data directory (it holds {lock}): wait until it has ended")]
     Busy { lock: PathBuf },
-    /// What is being done could not be written down.
+    /// The work could not be noted beside the data directory.
     #[error("claim the data directory with {path}")]
     Claim {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// It was killed because it took too long.
+    /// The program was killed because it took too long.
     #[error("{program} has not ended within {limit:?} and was killed")]
     TimedOut { program: PathBuf, limit: Duration },
 }

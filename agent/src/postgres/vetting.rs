@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Verdicts are remembered for the values that were tried; who changes them more often pays again.
 const MOST_VERDICTS: usize = 2000;
 
-/// What a program has said to parameters and their values.
+/// A program's verdicts about parameters and their values.
 #[derive(Debug, Default)]
 pub(super) struct Verdicts {
     /// When the program was written; another one may judge otherwise.
@@ -42,7 +42,7 @@ fn is_judged(name: &str) -> bool {
     !name.contains('.') && !ours && !name.starts_with("recovery_target")
 }
 
-/// Those of `parameters` that the server's program refuses, with what it says to them.
+/// The ones of `parameters` that the server's program refuses, with what it says to them.
 ///
 /// # Errors
 /// The program cannot be run, or judges nothing.

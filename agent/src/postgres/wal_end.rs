@@ -103,14 +103,14 @@ struct Scan<'a> {
     page_at: Option<u64>,
 }
 
-/// What came of reading one record.
+/// The result of reading one record.
 enum Record {
-    /// It is complete, and the next one comes here.
+    /// The record is complete, and the next one comes here.
     Complete {
         begin: u64,
         next: u64,
     },
-    /// Its rest was never written; the log goes on here.
+    /// The record's rest was never written; the log goes on here.
     Aborted {
         next: u64,
     },

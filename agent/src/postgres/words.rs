@@ -1,4 +1,4 @@
-//! What a server that ended by itself has said last, so that whoever reads the agent's log need not look
+//! The last words of a server that ended by itself, so that a reader of the agent's log need not look
 //! for another one.
 
 use std::fs::{self, File};
@@ -30,9 +30,9 @@ const LINE_CHARS: usize = 500;
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Begun {
     pub(super) pid: Option<u32>,
-    /// What the log held before.
+    /// The end of the log file before the start.
     pub(super) log_from: u64,
-    /// It was told to stop, or its end is known already.
+    /// The server was told to stop, or its end is known already.
     pub(super) told: bool,
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Device {
     file: File,
     driver: WatchdogDriver,
     settable: bool,
-    /// It can be switched off: closing it after the letter for that ends the counting. Otherwise it
+    /// The device can be switched off: closing it after the letter for that ends the counting. Otherwise it
     /// resets the host once nobody tells it that all is well.
     pub(super) closable: bool,
 }

@@ -297,7 +297,7 @@ impl Visit {
         Ok(())
     }
 
-    /// The user, database and address of the visitor, after [`Visit::enter`].
+    /// The user, database and address of the visitor, once it has entered.
     pub fn who(&self) -> Option<&Who> {
         match &self.stage {
             Stage::Client(who) => Some(who),

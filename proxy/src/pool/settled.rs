@@ -73,7 +73,7 @@ impl Laden {
         self.cleared(failed, reported, ConnectionState::discarded)
     }
 
-    /// Notes that RESET and the like were answered: as [`Laden::discarded`], and prepared
+    /// Notes that RESET and the like were answered: as `discarded`, and prepared
     /// statements stay.
     pub fn was_reset(self, failed: usize, reported: Parameters) -> Option<Settled> {
         self.cleared(failed, reported, ConnectionState::was_reset)

@@ -1,4 +1,4 @@
-//! The same over real sockets.
+//! The API over real sockets.
 
 use std::time::Instant;
 

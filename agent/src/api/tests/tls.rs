@@ -1,4 +1,4 @@
-//! The same over TLS, with certificates made here.
+//! The API over TLS, with certificates made here.
 
 use std::path::PathBuf;
 

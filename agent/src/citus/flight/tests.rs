@@ -10,7 +10,8 @@ fn ms(millis: u64) -> Moment {
     Moment::at_millis(millis)
 }
 
-/// What one test knows: a coordinator `c`, group 1 with primary `a` (row 4) and standby `b` (row 5).
+/// The facts of one test: a coordinator `c`, group 1 with primary `a` (row 4) and standby `b` (row
+/// 5).
 struct World {
     now: Moment,
     leads: bool,

@@ -22,11 +22,11 @@ const CHECKPOINTER_READS: Duration = Duration::from_millis(100);
 pub struct Walsender {
     pub pid: u32,
     pub sent: Lsn,
-    /// It waits for something to do.
+    /// The process waits for something to do.
     pub waits: bool,
 }
 
-/// What one look shows of it.
+/// The part of one look at the server that counts here.
 #[derive(Debug, Clone)]
 pub struct Sample<'a> {
     /// When the look began.
@@ -170,7 +170,8 @@ mod tests {
         assert_eq!(seen(&[waits(1000, ONE), waits(1200, ONE), again]), None);
     }
 
-    /// It writes a checkpoint that somebody asked for, in which it reads no configuration; until then no commit waits.
+    /// The checkpointer writes a checkpoint that somebody asked for, in which it reads no
+    /// configuration; until then no commit waits.
     #[test]
     fn commits_wait_for_nobody_before_the_checkpointer_says_so() {
         let busy = |millis, names| Sample { checkpointer_waits: false, ..look(millis, names, &[]) };

@@ -18,7 +18,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// For these. In strict mode nobody at all becomes whoever comes.
+    /// The names of these standbys; in strict mode an empty list becomes `*`.
     pub fn of(standbys: &[String], waits: usize, mode: SyncMode, strict: bool) -> Self {
         Self {
             waits,

@@ -1,4 +1,4 @@
-//! What a leader knows of its own writes of `sync`, each of which compares the key's revision.
+//! A leader's record of its own writes of `sync`, each of which compares the key's revision.
 //!
 //! What is read of the store may be older than what was written, and a write without an answer may be done
 //! late: a standby is named then that nobody here knows of.
@@ -12,7 +12,7 @@ pub struct Writes {
     /// One that is under way or has no answer, or one of an earlier life of this agent, may yet be done by the
     /// store.
     open: bool,
-    /// What is read is older than our last write until it shows this revision.
+    /// A read of the store is older than our last write until it shows this revision.
     shown_from: u64,
 }
 
@@ -49,8 +49,8 @@ impl Writes {
         *self = Self { open: false, shown_from: revision };
     }
 
-    /// It has come to this. One that has succeeded changes the revision that those before it compare, so that
-    /// they will not be done any more.
+    /// Notes the result of a write. A write that has succeeded changes the revision that those
+    /// before it compare, so that they will not be done any more.
     pub fn end(&mut self, before: Self, result: &Result<TxnOutcome, DcsError>) {
         *self = match result {
             Ok(outcome) => {

@@ -1,4 +1,4 @@
-//! Who follows, comes back, or has nothing yet.
+//! Nodes that follow, come back, or have nothing yet.
 
 use super::*;
 use crate::ha::upstream::{Source, clone_sources};

@@ -1,4 +1,4 @@
-//! Who holds the key, or holds a running primary.
+//! Nodes that hold the key, or a running primary.
 
 use super::*;
 

@@ -11,7 +11,7 @@ fn settings(mode: &str, count: u32) -> serde_json::Value {
     json!({"synchronous_mode": mode, "synchronous_node_count": count})
 }
 
-/// What `plan` says: the store names `stored` with a quorum, commits wait for `waited`, and the standbys
+/// The answer of `plan`: the store names `stored` with a quorum, commits wait for `waited`, and the standbys
 /// `streaming` are connected (in capitals: with everything).
 fn step(stored: (&[&str], u32), waited: &str, streaming: &[&str], count: u32) -> SyncStep {
     let cluster = with(led_by(Some("a")), |c| {
@@ -192,7 +192,7 @@ struct Model {
     /// By standby: what it has flushed, and whether it streams.
     standbys: Vec<(u64, bool)>,
     names: String,
-    /// What some process of the server still goes by, if not all go by `names`.
+    /// The names that some process of the server still goes by, if not all go by `names`.
     older: Vec<String>,
     names_since: u64,
     sync: SyncState,
@@ -309,7 +309,7 @@ impl Model {
         self.acknowledge();
     }
 
-    /// Whoever could win by the store's word has every acknowledged commit.
+    /// Checks that each member that could win by the store's word has every acknowledged commit.
     fn check(&self) {
         let voters = self.sync.standbys();
         let group = self.sync.quorum as usize + 1;

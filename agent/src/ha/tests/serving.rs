@@ -1,4 +1,4 @@
-//! Whoever holds the key serves or gives it up: every state that a holder can be in, with every outcome
+//! A holder of the key serves or gives it up: every state that a holder can be in, with every outcome
 //! of every step, followed until it serves or has released.
 
 use super::*;
@@ -61,7 +61,7 @@ fn serves(s: &Snapshot) -> bool {
     }
 }
 
-/// What may have become of the state after a step.
+/// The states that may follow a step.
 fn outcomes(s: &Snapshot) -> Option<Vec<Snapshot>> {
     let later = |s: &Snapshot| {
         let now = s.now + STEP;

@@ -111,7 +111,7 @@ fn a_crashed_leader_starts_in_place_if_that_standby_cannot_take_over() {
 
 // The order of the two lists.
 
-/// What `plan` says for a leader `a`: the store names `stored`, commits wait for `waited`, and the
+/// The answer of `plan` for a leader `a`: the store names `stored`, commits wait for `waited`, and the
 /// standbys `streaming` are connected (in capitals: and synchronous, with everything).
 fn step(
     stored: Option<&[&str]>,

@@ -43,7 +43,7 @@ impl Field {
         symlink(to(wal), self.path(&format!("{base}/pg_wal"))).unwrap();
     }
 
-    /// What is not ours, everywhere.
+    /// Puts foreign files everywhere.
     fn strangers(&self) {
         for name in
             ["d/lost+found/x", "w/lost+found/x", "t/lost+found/x", "t/PG_14_41/1", "w/letter"]
