@@ -12,27 +12,37 @@
 //! It exits by itself when nobody is connected and nothing runs. If the guard dies, the kernel stops
 //! the postmaster (`PR_SET_PDEATHSIG`), so there is never an unguarded primary.
 //!
-//! **Words.** [`wire`] is version 1 of the protocol between the two and is frozen: an agent of one
+//! **The agent.** An agent that is silent while its server leads is ended and replaced by the guard (`revive`): a server
+//! that works need not be stopped because its agent is frozen.
+//!
+//! **Words.** [`wire`] is version 1 of the protocol between the two; words are only added: an agent of one
 //! release must be able to go on with the guard of another.
 //!
 //! No tokio here, except in `client`, which is the agent's side. Not here: who ought to be primary, and
 //! how long a lease lasts.
 
 mod account;
+mod args;
+mod beats;
 mod client;
 mod clock;
 pub mod fence;
 mod kill;
+mod patience;
+mod recipe;
+mod revive;
 mod serve;
 mod spawn;
 pub mod wire;
 
 pub(crate) use account::run_as;
+pub(crate) use beats::beat;
 pub(crate) use client::make_runtime_dir;
 pub use client::{GuardClient, GuardConfig, GuardError, Watched};
 pub use clock::boottime_now;
 pub(crate) use fence::HAS_FIRED;
 pub use kill::{Process, processes_in};
+pub(crate) use revive::replace_started;
 pub use serve::main;
 pub use wire::{Exit, Fencing, GuardStatus, ServerSignal, StartRequest};
 

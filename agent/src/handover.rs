@@ -35,6 +35,9 @@ pub const SHORT_LEASE: Duration = Duration::from_secs(5);
 /// For the checkpoint on both sides; it is written while clients work.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
 
+/// For proxies to ask sessions what they hold, and to log in ahead; they take three seconds for the latter.
+const PROXIES_PREPARE: Duration = Duration::from_secs(5);
+
 /// For the candidate to take the released key.
 const TAKE_OVER_LIMIT: Duration = Duration::from_secs(1);
 
@@ -238,7 +241,10 @@ impl Run<'_> {
     ) -> Result<(), HandoverError> {
         let prepared = self.prepare(cluster).await;
         let drained = match prepared {
-            Ok(()) => self.drain(limit, stragglers).await,
+            Ok(()) => {
+                self.proxies_prepare().await;
+                self.drain(limit, stragglers).await
+            }
             Err(error) => Err(error),
         };
         if drained.is_err() {
@@ -265,6 +271,25 @@ impl Run<'_> {
         // Not in `switch`: nobody should be held for a script.
         ctx.before_stop().await;
         ctx.keeper.move_to(SHORT_LEASE).await.map_err(HandoverError::Lease)
+    }
+
+    /// Waits, while everybody works on, until the proxies have done what would hold clients in a drain.
+    async fn proxies_prepare(&self) {
+        let ctx = self.ctx;
+        let mut view = ctx.view.clone();
+        let all = async {
+            loop {
+                view.borrow_and_update();
+                let state = ctx.state();
+                let told = switchover::have_prepared(&self.record.id, &state.proxies, &state.acks);
+                if told || view.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if ctx.machine.timeout(PROXIES_PREPARE, all).await.is_err() {
+            info!("a proxy has not said that it is prepared, the drain may take longer");
+        }
     }
 
     /// Tries to find a moment in which nothing runs, holding nobody longer than `max_hold` at once.

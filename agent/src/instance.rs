@@ -15,7 +15,7 @@ use tracing::{Instrument, info, warn};
 use crate::context::Context;
 use crate::driver::{Driver, End};
 use crate::failsafe::Promises;
-use crate::guard::{Guard, GuardConfig};
+use crate::guard::{Guard, GuardClient, GuardConfig};
 use crate::lease::Keeper;
 use crate::machine::{Boxed, Machine, Task};
 use crate::node::{COMMAND_QUEUE, Command, NodeView};
@@ -24,8 +24,8 @@ use crate::peers::Peers;
 use crate::postgres::{Options, Postgres};
 use crate::server::Server;
 use crate::{
-    FAREWELL, GUARD_LINGER, RunError, account, api, callbacks, citus, full, leading, memory,
-    metrics, observe, postgres, publish, rounds, watchdog,
+    FAREWELL, GUARD_LINGER, Home, RunError, account, api, callbacks, citus, full, guard, ha,
+    leading, memory, metrics, observe, postgres, publish, rounds, watchdog,
 };
 
 /// The state that an instance shares with those before and after it.
@@ -127,11 +127,38 @@ impl Node {
     }
 }
 
+/// Which guard the settings mean.
+pub(crate) fn guard_config(settings: &AgentSettings) -> GuardConfig {
+    let mut config = GuardConfig::new(&settings.postgresql.data_dir);
+    config.stop_budget = settings.kornak.guard.stop_budget;
+    config.linger = GUARD_LINGER;
+    if let Some(dir) = &settings.kornak.state_dir {
+        config.runtime_dir = dir.join("guard");
+    }
+    config
+}
+
+/// Tells the guard that this agent lives, for as long as nobody has asked it to end.
+fn beats(
+    ctx: &Arc<Context>,
+    guard: GuardClient,
+    stop: CancellationToken,
+    over: CancellationToken,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (keeper, observed) = (ctx.keeper.clone(), ctx.observation.clone());
+    let leads = move || {
+        keeper.held().is_some() && matches!(observed.borrow().server, ha::Server::Primary(_))
+    };
+    guard::beat(guard, ctx.settings.kornak.guard.agent_timeout, leads, stop, over)
+}
+
 /// One life of an agent: from finding its guard to losing it, or to other settings.
 pub(crate) struct Instance {
     pub(crate) ctx: Arc<Context>,
     /// Process id of the guard.
     pub(crate) guard: u32,
+    /// The guard, if it is to hear that this process lives.
+    beats_to: Option<GuardClient>,
     observation: watch::Sender<Arc<Observation>>,
     /// Feeds `ctx.view`.
     _follow: kornak_dcs::Follow,
@@ -142,18 +169,10 @@ impl Instance {
     pub(crate) async fn new(
         settings: &Arc<AgentSettings>,
         store: &Arc<dyn Dcs>,
-        guard_program: Option<PathBuf>,
+        home: Home,
         shown: Shown,
     ) -> Result<Self, RunError> {
-        let mut config = GuardConfig::new(&settings.postgresql.data_dir);
-        config.stop_budget = settings.kornak.guard.stop_budget;
-        config.linger = GUARD_LINGER;
-        if let Some(dir) = &settings.kornak.state_dir {
-            config.runtime_dir = dir.join("guard");
-        }
-        if let Some(program) = guard_program {
-            config.program = program;
-        }
+        let config = guard_config(settings);
         let postgres = Postgres::new(Options {
             name: settings.name.clone(),
             cluster_name: settings.scope.name.clone(),
@@ -165,6 +184,7 @@ impl Instance {
         })?;
         let guard = postgres.guard().await?;
         let guard_pid = guard.pid();
+        let beats_to = (home == Home::Own).then(|| guard.clone());
         postgres.settle().await;
         if guard.locked_kib() == Some(0) {
             warn!(
@@ -186,6 +206,7 @@ impl Instance {
         };
         let mut instance = Self::over(settings, ports, shown);
         instance.guard = guard_pid;
+        instance.beats_to = beats_to;
         info!(guard = guard_pid, "agent started");
         Ok(instance)
     }
@@ -252,7 +273,7 @@ impl Instance {
             renew,
             renewed,
         });
-        Self { ctx, guard: 0, observation, _follow: follow }
+        Self { ctx, guard: 0, beats_to: None, observation, _follow: follow }
     }
 
     /// The view that is shown before the first cycle.
@@ -278,6 +299,9 @@ impl Instance {
             tasks.push(ctx.machine.spawn(work.instrument(span.clone())));
         };
         run(Box::pin(async move { keeper.run(keeper_over).await }));
+        if let Some(guard) = &self.beats_to {
+            run(Box::pin(beats(ctx, guard.clone(), stop.clone(), over.clone())));
+        }
         run(Box::pin(observe::run(
             ctx.machine.clone(),
             Arc::clone(&ctx.server),

@@ -102,6 +102,15 @@ pub struct Running {
     pub task: JoinHandle<Result<(), RunError>>,
 }
 
+/// Whose process the agent runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// Its own: the guard may end it when it is silent, and start it again.
+    Own,
+    /// Others live there too, so that nobody may end it.
+    Shared,
+}
+
 /// Runs an agent until `stop`, then hands over, stops the server and returns.
 ///
 /// # Errors
@@ -111,26 +120,29 @@ pub async fn run(
     store: Arc<dyn Dcs>,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
-    let running = start(settings, store, None, stop).await?;
+    let running = start(settings, store, Home::Shared, stop).await?;
     match running.task.await {
         Ok(ended) => ended,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 
-/// Starts an agent. `guard_program` is the `kornak` binary if it is not the one that runs.
+/// Starts an agent.
 ///
 /// # Errors
 /// As [`run`].
 pub async fn start(
     settings: AgentSettings,
     store: Arc<dyn Dcs>,
-    guard_program: Option<PathBuf>,
+    home: Home,
     stop: CancellationToken,
 ) -> Result<Running, RunError> {
     let reread = Arc::<Notify>::default();
     let current = Arc::new(ArcSwap::from_pointee(settings));
     let settings = current.load_full();
+    if home == Home::Own {
+        guard::replace_started(&instance::guard_config(&settings).runtime_dir);
+    }
     namesake::refuse(&settings, &*store).await?;
     let (listener, api) = listen(&settings).await?;
     let (commands_in, mut commands) = mpsc::channel(COMMAND_QUEUE);
@@ -140,7 +152,7 @@ pub async fn start(
         let all = all.clone();
         async move |renew: CancellationToken, renewed| {
             let shown = Shown { renew, renewed, ..all.clone() };
-            Instance::new(&current.load_full(), &store, guard_program.clone(), shown).await
+            Instance::new(&current.load_full(), &store, home, shown).await
         }
     };
     let renew = Arc::new(parking_lot::Mutex::new(CancellationToken::new()));

@@ -72,7 +72,8 @@ impl Handover {
 }
 
 /// Value of `handover/acks/<proxy id>`: none of the proxy's affected sessions is in a transaction,
-/// and none will start one in this attempt.
+/// and none will start one in this attempt. Attempt 0: while the handover is prepared, that the proxy has done
+/// beforehand what it could, see [`ProxyRegistration::prepares`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
     pub id: String,
@@ -96,6 +97,10 @@ pub struct ProxyRegistration {
     /// requests on to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel: Option<String>,
+    /// The proxy says, with an acknowledgement of attempt 0, when it has asked its sessions what they hold and logged in
+    /// to the candidate ahead: draining earlier would hold clients for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prepares: bool,
 }
 
 /// Value of `unfenced`, without a lease: this member runs as primary and no guard would stop it

@@ -395,11 +395,18 @@ pub struct GuardSettings {
     pub stop_budget: Duration,
     /// Spare time for clocks and scheduling. Default 2 s.
     pub margin: Duration,
+    /// An agent that is silent for so long while its server leads is replaced; zero: never. Default 3 s.
+    pub agent_timeout: Duration,
 }
 
 impl Default for GuardSettings {
     fn default() -> Self {
-        Self { enabled: true, stop_budget: Duration::from_secs(1), margin: Duration::from_secs(2) }
+        Self {
+            enabled: true,
+            stop_budget: Duration::from_secs(1),
+            margin: Duration::from_secs(2),
+            agent_timeout: Duration::from_secs(3),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! Not here: sessions ([`crate::clients`]). Tasks reach sessions through [`crate::shared`] and
 //! [`crate::registry`] only.
 
+pub mod beforehand;
 pub mod certificates;
 pub mod handover;
 pub mod primary_watch;

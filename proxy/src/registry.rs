@@ -84,6 +84,8 @@ pub struct Handle {
     /// The session held advisory locks when its server was asked last
     /// ([`crate::background::sampler`]).
     advisory: AtomicBool,
+    /// The session was told to ask its server what it holds, and has not done so yet.
+    asked: AtomicBool,
     /// The session listens on channels that move with it.
     listens: AtomicBool,
     /// Which sessions it belongs together with; 0: none.
@@ -131,6 +133,22 @@ impl Handle {
     pub fn raise(&self, flag: Flags) {
         self.flags.fetch_or(flag.0, Ordering::AcqRel);
         self.waker.wake();
+    }
+
+    /// Tells the session, in its turn, to ask its server what it holds. Whoever does is inside the gate for it.
+    pub fn ask(&self) {
+        self.asked.store(true, Ordering::Release);
+        self.raise(Flags::EXAMINE);
+    }
+
+    /// Whether it has still to be done.
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    /// It has asked, or will when it has done what it does, or has nobody to ask.
+    pub fn has_asked(&self) {
+        self.asked.store(false, Ordering::Release);
     }
 
     /// Waits until a flag is up.
@@ -270,6 +288,7 @@ impl Registry {
             doing: AtomicU8::new(Doing::Login as u8),
             pin: AtomicU8::new(NO_PIN),
             advisory: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             listens: AtomicBool::new(false),
             family: AtomicU64::new(0),
             term: AtomicU64::new(0),
@@ -312,13 +331,14 @@ impl Registry {
         self.sessions.lock().values().filter(waits).count()
     }
 
+    /// Every session on this server.
+    pub fn on(&self, server: &str) -> Vec<Arc<Handle>> {
+        self.all().into_iter().filter(|handle| *handle.node() == *server).collect()
+    }
+
     /// Every session on this server looks at what the flag asks for.
     pub fn raise_on(&self, server: &str, flag: Flags) {
-        for handle in self.all() {
-            if *handle.node() == *server {
-                handle.raise(flag);
-            }
-        }
+        self.on(server).iter().for_each(|handle| handle.raise(flag));
     }
 
     /// Sessions with a cursor WITH HOLD see whether they still keep the gate from being empty.

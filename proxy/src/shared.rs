@@ -2,6 +2,7 @@
 //! process.
 
 pub mod ahead;
+pub mod losses;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use ahead::Ahead;
+use losses::Losses;
 
 use crate::admission::access::Access;
 use crate::admission::buckets::Buckets;
@@ -94,6 +96,8 @@ pub struct Shared {
     pub asks: AtomicBool,
     /// Room for questions to servers what a session holds.
     pub asking: Semaphore,
+    /// Servers that were lost lately.
+    pub losses: Losses,
     /// Logins that were begun while a switchover is prepared.
     pub ahead: Ahead,
     /// A session listens again on its new server.
@@ -187,6 +191,7 @@ impl Shared {
             nobody: "".into(),
             asks: AtomicBool::new(false),
             asking: Semaphore::new(MAX_QUESTIONS),
+            losses: Losses::default(),
             ahead: Ahead::default(),
             listens_again: Notify::new(),
             generation: AtomicU64::new(1),

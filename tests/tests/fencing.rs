@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use kornak_tests::load::{Load, LoadSpec};
+use kornak_tests::run::agent::Node;
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
 use kornak_tests::run::postgres::connect;
+use kornak_tests::run::process::{is_alive, send};
+use kornak_tests::run::wait::{until, until_true};
+use rustix::process::Signal;
 
 fn asynchronous(name: &'static str) -> ClusterSpec {
-    ClusterSpec { name, synchronous: false, ..Default::default() }
+    ClusterSpec { name, synchronous: false, agent_timeout: Some(0), ..Default::default() }
 }
 
 /// What is done to the agent, and how it comes back.
@@ -95,6 +99,68 @@ async fn an_agent_started_again_in_time_adopts_the_server_that_runs() -> Result<
     assert_eq!(report.errors(), 0);
     assert_eq!(cluster.leader().await?, leader);
     assert_eq!(cluster.node(&leader)?.postmaster(), postmaster, "the server was not restarted");
+    cluster.passed();
+    Ok(())
+}
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Waits for an agent that the guard has started, other than `before`, and that answers.
+async fn another_agent(node: &Node, before: Option<u32>) -> u32 {
+    until(LIMIT, "the guard starts an agent", || async {
+        let started = node.started_by_guard();
+        let pid = started.filter(|_| started != before).ok_or("none")?;
+        let answer = node.rest().get("/primary").await.map_err(|error| error.to_string())?;
+        if answer.code == 200 { Ok(pid) } else { Err(format!("it answers {}", answer.code)) }
+    })
+    .await
+}
+
+/// Frozen, then killed: the guard starts another agent each time; one that is started by hand takes its place, and
+/// one that is asked to end stays away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_is_silent_while_its_server_leads_is_replaced_unnoticed() -> Result<()> {
+    let spec = ClusterSpec { name: "revived", nodes: 2, ttl: 20, ..Default::default() };
+    let mut cluster = Cluster::start(spec).await?;
+    let load = Load::start(&LoadSpec::mixed(&cluster.app())).await?;
+    load.flows(10, LIMIT).await;
+    let leader = cluster.leader().await?;
+    let (postmaster, key) = (cluster.node(&leader)?.postmaster(), cluster.key("leader").await?);
+    let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
+    let at_first: i32 = cluster.app_on_leader().await?.query_one(timeline, &[]).await?.get(0);
+
+    cluster.node(&leader)?.freeze_agent()?;
+    let second = another_agent(cluster.node(&leader)?, None).await;
+    load.flows(10, LIMIT).await;
+    send(second, Signal::KILL)?;
+    let third = another_agent(cluster.node(&leader)?, Some(second)).await;
+    assert!(!is_alive(second), "there is one at a time");
+    load.flows(10, LIMIT).await;
+    // Somebody knows nothing of it and starts an agent by hand.
+    cluster.node_mut(&leader)?.start_agent()?;
+    until_true(LIMIT, "the agent of the guard's makes room", || async { !is_alive(third) }).await;
+    let ours = |log: &str| log.matches("leadership taken up again").count() >= 3;
+    until_true(LIMIT, "ours has taken the leadership up", || async {
+        cluster.node(&leader).and_then(Node::agent_log).is_ok_and(|log| ours(&log))
+    })
+    .await;
+    load.flows(10, LIMIT).await;
+
+    let report = load.stop().await;
+    println!("{report}");
+    assert_eq!(report.errors(), 0);
+    assert_eq!(cluster.node(&leader)?.postmaster(), postmaster, "the server was not restarted");
+    assert_eq!(cluster.key("leader").await?, key);
+    let at_last: i32 = cluster.app_on_leader().await?.query_one(timeline, &[]).await?.get(0);
+    assert_eq!(at_last, at_first);
+    // Nothing had to be waited for: less than the timeout of the guard, let alone the lease.
+    let gap = report.longest_gap();
+    println!("longest gap {gap:?}");
+    assert!(gap.length < Duration::from_secs(2), "{gap:?}");
+
+    let node = cluster.node_mut(&leader)?;
+    node.stop_agent(LIMIT).await.expect("it runs");
+    assert_eq!(node.processes(), Vec::<u32>::new(), "what is asked to end stays away");
     cluster.passed();
     Ok(())
 }

@@ -65,6 +65,8 @@ async fn the_watchdog_hears_of_each_proof_and_would_fire_when_the_agent_is_froze
         etcd: etcd.endpoints(),
         ttl: 8,
         failsafe: true,
+        // The device is to be heard of, not another agent.
+        agent_timeout: Some(0),
         watchdog: vec![
             "mode: required".to_owned(),
             "driver: testing".to_owned(),

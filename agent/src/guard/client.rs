@@ -312,6 +312,22 @@ impl GuardClient {
             .map_err(|error| GuardError::Refused { command: "STATUS", why: error.to_string() })
     }
 
+    /// Asks to be ended and started again when this process is silent for `timeout` while its server leads. A guard
+    /// of an earlier release refuses.
+    pub(super) async fn watch_agent(&self, timeout: Duration) -> Result<(), GuardError> {
+        self.ask("WATCH", Command::Watch(timeout)).await.map(drop)
+    }
+
+    /// This process lives.
+    pub(super) async fn beat(&self, leads: bool) -> Result<(), GuardError> {
+        self.ask("BEAT", Command::Beat { leads }).await.map(drop)
+    }
+
+    /// This process ends because somebody has asked it to.
+    pub(super) async fn leave(&self) -> Result<(), GuardError> {
+        self.ask("LEAVE", Command::Leave).await.map(drop)
+    }
+
     async fn ask(&self, word: &'static str, command: Command) -> Result<String, GuardError> {
         let (answer, answered) = oneshot::channel();
         let asked = async {

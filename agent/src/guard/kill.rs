@@ -103,7 +103,7 @@ fn is_logger(proc: &Path) -> bool {
     title.starts_with(b"postgres: ") && title.ends_with(b": logger")
 }
 
-fn alive_name(name: &OsStr) -> PathBuf {
+pub(super) fn alive_name(name: &OsStr) -> PathBuf {
     let bytes = name.as_bytes();
     PathBuf::from(OsStr::from_bytes(bytes.strip_suffix(DELETED).unwrap_or(bytes)))
 }

@@ -23,9 +23,11 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
+use super::args::Args;
 use super::clock::{boottime_now, realtime_now, timespec};
 use super::fence::Fence;
 use super::kill::{is_server_in, kill_loggers, kill_once, processes_held};
+use super::revive::Reviver;
 use super::spawn::{OOM_SCORE, Origin, ignore_requests_to_end, spawn};
 use super::wire::{
     Answer, Command, Exit, GuardStatus, Lines, ServerSignal, StartRequest, VERSION, nanos,
@@ -63,46 +65,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             let _ = writeln!(io::stderr(), "kornak guard: {error}");
             ExitCode::FAILURE
         }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Args {
-    data_dir: PathBuf,
-    runtime_dir: PathBuf,
-    stop_budget: Duration,
-    linger: Duration,
-    jump_grace: Option<Duration>,
-}
-
-impl Args {
-    fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, String> {
-        let (mut data_dir, mut runtime_dir) = (None, None);
-        let (mut stop_budget, mut linger, mut jump_grace) = (1000, 10_000, 0);
-        let mut args = args.into_iter();
-        while let Some(name) = args.next() {
-            let name = name.to_string_lossy().into_owned();
-            let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
-            let number = || {
-                let text = value.to_string_lossy();
-                text.parse::<u64>().map_err(|_| format!("{name} needs a number, not {text}"))
-            };
-            match name.as_str() {
-                "--data-dir" => data_dir = Some(PathBuf::from(&value)),
-                "--runtime-dir" => runtime_dir = Some(PathBuf::from(&value)),
-                "--stop-budget-ms" => stop_budget = number()?,
-                "--linger-ms" => linger = number()?,
-                "--jump-grace-ms" => jump_grace = number()?,
-                _ => return Err(format!("{name} is not an option of the guard")),
-            }
-        }
-        Ok(Self {
-            data_dir: data_dir.ok_or("--data-dir is missing")?,
-            runtime_dir: runtime_dir.ok_or("--runtime-dir is missing")?,
-            stop_budget: Duration::from_millis(stop_budget),
-            linger: Duration::from_millis(linger),
-            jump_grace: (jump_grace > 0).then(|| Duration::from_millis(jump_grace)),
-        })
     }
 }
 
@@ -158,6 +120,7 @@ struct Guard {
     postmaster: Option<Postmaster>,
     last_exit: Option<Exit>,
     fence: Fence,
+    reviver: Reviver,
     ending: Option<Ending>,
     /// Since when nobody has been connected and nothing has run.
     idle_since: Option<Moment>,
@@ -194,7 +157,6 @@ impl Guard {
         let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
         Ok(Some(Self {
             real_dir: real_path(&args.data_dir),
-            args,
             origin,
             log,
             notes: Vec::new(),
@@ -206,6 +168,8 @@ impl Guard {
             postmaster: None,
             last_exit: None,
             fence: Fence::Disarmed,
+            reviver: Reviver::new(&args.runtime_dir),
+            args,
             ending: None,
             idle_since: None,
             clocks: (boottime_now(), realtime_now()),
@@ -218,6 +182,7 @@ impl Guard {
             self.reap();
             self.enforce();
             self.watch_clocks();
+            self.watch_agent();
             self.write_notes();
             if self.unneeded() {
                 // The lock is held until the process has ended, so no other guard has bound it yet.
@@ -296,6 +261,7 @@ impl Guard {
             if self.postmaster.as_ref().is_some_and(|postmaster| postmaster.pid == pid) {
                 self.postmaster_ended(pid, exit_of(status));
             }
+            self.reviver.reaped(pid);
         }
         if let Some(postmaster) = &self.postmaster
             && postmaster.adopted
@@ -326,6 +292,17 @@ impl Guard {
             let millis = u64::try_from(jump.as_millis()).unwrap_or(u64::MAX);
             self.say(&Answer::Jumped { millis });
             self.note(&format!("the wall clock jumped by {millis} ms"));
+        }
+    }
+
+    /// An agent that is silent while its server leads is replaced, unless the lease is as good as over.
+    fn watch_agent(&mut self) {
+        let now = boottime_now();
+        let may_lead = self.postmaster.is_some()
+            && self.ending.is_none()
+            && matches!(self.fence.fire_at(), Some(end) if now < end);
+        if let Some(what) = self.reviver.look(now, may_lead, &self.origin) {
+            self.note(&what);
         }
     }
 
@@ -380,6 +357,7 @@ impl Guard {
     fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
             if stream.set_nonblocking(true).is_ok() {
+                self.reviver.connected(&stream);
                 self.client = Some(Client { stream, lines: Lines::default() });
                 self.say(&Answer::Hello { version: VERSION, pid: std::process::id() });
             }
@@ -440,6 +418,18 @@ impl Guard {
             }),
             Command::Kill => {
                 self.ending = Some(Ending { since: now, said: false });
+                Ok(String::new())
+            }
+            Command::Watch(timeout) => {
+                self.reviver.watch(timeout, now)?;
+                Ok(String::new())
+            }
+            Command::Beat { leads } => {
+                self.reviver.beat(leads, now);
+                Ok(String::new())
+            }
+            Command::Leave => {
+                self.reviver.leave();
                 Ok(String::new())
             }
             Command::Status => serde_json::to_string(&self.status()).map_err(|e| e.to_string()),

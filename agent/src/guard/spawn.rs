@@ -70,12 +70,7 @@ pub(super) fn spawn(
         }
         // A server that runs as another user may not be allowed to; then it stays important.
         let _ = setpriority_process(None, nice);
-        for signal in REQUESTS_TO_END {
-            // SAFETY: `signal` of the C library; the default disposition runs no code.
-            unsafe {
-                set_disposition(signal.as_raw(), DEFAULT);
-            }
-        }
+        accept_requests_to_end();
         Ok(())
     };
     // SAFETY: the closure runs in the forked child before exec and makes system calls only; it
@@ -84,6 +79,17 @@ pub(super) fn spawn(
         command.pre_exec(before_exec);
     }
     command.spawn()
+}
+
+/// For a child of the guard's, before it runs its program: what is ignored stays ignored.
+#[expect(unsafe_code, reason = "std and rustix have no way to reset a signal")]
+pub(super) fn accept_requests_to_end() {
+    for signal in REQUESTS_TO_END {
+        // SAFETY: `signal` of the C library; the default disposition runs no code.
+        unsafe {
+            set_disposition(signal.as_raw(), DEFAULT);
+        }
+    }
 }
 
 /// A guard ends when it is of no more use, not when a service manager, a terminal or a whole process

@@ -1,4 +1,4 @@
-//! The protocol between agent and guard. Version 1, frozen.
+//! The protocol between agent and guard. Version 1: words may be added, and none is changed or taken away.
 //!
 //! Lines of text that end in a line feed, over a unix socket. The guard greets a client with
 //! `HELLO 1 <guard pid>`; a newer client replaces an older one. A client asks one thing at a time:
@@ -12,6 +12,9 @@
 //! SIGNAL <word>           OK             smart, fast, immediate, hup or usr1
 //! KILL                    OK             kill all that runs on the data directory; GONE follows
 //! STATUS                  OK <json>      see [`GuardStatus`]
+//! WATCH <milliseconds>    OK             replace me when I am silent for so long while my server leads; 0: do not
+//! BEAT leads|rests        OK             I live; my server is a primary with a proven lease, or is not
+//! LEAVE                   OK             I end because I was asked to
 //! ```
 //!
 //! or is answered `ERR <why>`. Unasked the guard says `EXITED <pid> <exit>` when the postmaster has
@@ -174,6 +177,9 @@ pub enum Command {
     Signal(ServerSignal),
     Kill,
     Status,
+    Watch(Duration),
+    Beat { leads: bool },
+    Leave,
 }
 
 /// Nanoseconds of a moment as they are written; 584 years fit.
@@ -204,6 +210,15 @@ impl Command {
             "SIGNAL" => ServerSignal::parse(rest).map(Self::Signal).ok_or_else(bad),
             "KILL" => Ok(Self::Kill),
             "STATUS" => Ok(Self::Status),
+            "WATCH" => {
+                rest.parse().map(|ms| Self::Watch(Duration::from_millis(ms))).map_err(|_| bad())
+            }
+            "BEAT" => match rest {
+                "leads" => Ok(Self::Beat { leads: true }),
+                "rests" => Ok(Self::Beat { leads: false }),
+                _ => Err(bad()),
+            },
+            "LEAVE" => Ok(Self::Leave),
             _ => Err(format!("{word}: unknown")),
         }
     }
@@ -224,6 +239,10 @@ impl fmt::Display for Command {
             Self::Signal(signal) => write!(f, "SIGNAL {}", signal.word()),
             Self::Kill => f.write_str("KILL"),
             Self::Status => f.write_str("STATUS"),
+            Self::Watch(timeout) => write!(f, "WATCH {}", timeout.as_millis()),
+            Self::Beat { leads: true } => f.write_str("BEAT leads"),
+            Self::Beat { leads: false } => f.write_str("BEAT rests"),
+            Self::Leave => f.write_str("LEAVE"),
         }
     }
 }
@@ -333,6 +352,10 @@ mod tests {
             (Command::Signal(ServerSignal::Usr1), Some("SIGNAL usr1")),
             (Command::Kill, Some("KILL")),
             (Command::Status, Some("STATUS")),
+            (Command::Watch(Duration::from_secs(3)), Some("WATCH 3000")),
+            (Command::Beat { leads: true }, Some("BEAT leads")),
+            (Command::Beat { leads: false }, Some("BEAT rests")),
+            (Command::Leave, Some("LEAVE")),
         ];
         for (command, frozen) in commands {
             let line = command.to_string();
@@ -342,7 +365,18 @@ mod tests {
             }
             assert_eq!(Command::parse(&line), Ok(command));
         }
-        for line in ["", "START", "START {}", "ARM", "ARM -1", "SIGNAL kill", "PROMOTE", "EXIT"] {
+        for line in [
+            "",
+            "START",
+            "START {}",
+            "ARM",
+            "ARM -1",
+            "SIGNAL kill",
+            "PROMOTE",
+            "BEAT",
+            "WATCH",
+            "EXIT",
+        ] {
             assert!(Command::parse(line).is_err(), "{line:?}");
         }
     }

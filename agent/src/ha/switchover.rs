@@ -144,6 +144,19 @@ pub fn gate(
     if busy.backends == 0 && heard_enough { Gate::Open } else { Gate::Waiting }
 }
 
+/// Whether those proxies that say so have done what can be done before a drain.
+pub fn have_prepared(
+    handover: &str,
+    proxies: &BTreeMap<String, ProxyRegistration>,
+    acks: &BTreeMap<String, Ack>,
+) -> bool {
+    let said = |(name, registered): (&String, &ProxyRegistration)| {
+        let obeys = registered.speaks.contains(&kornak_cluster::member::KORNAK_RECORDS_VERSION);
+        !registered.prepares || !obeys || acks.get(name).is_some_and(|ack| ack.id == handover)
+    };
+    proxies.iter().all(said)
+}
+
 /// Pause after the `attempt`th drain failed: 1, 2, 4 … s, at most three attempts in a minute.
 pub fn pause_after(attempt: u32) -> Duration {
     match attempt {

@@ -346,7 +346,7 @@ fn kornak(section: &Section<'_>) -> KornakSettings {
     section.only(&["os_user", "state_dir", "guard", "handover", "citus"]);
     let defaults = KornakSettings::default();
     let guard = section.section("guard");
-    guard.only(&["enabled", "stop_budget", "margin"]);
+    guard.only(&["enabled", "stop_budget", "margin", "agent_timeout"]);
     let handover = section.section("handover");
     handover.only(&["max_hold", "switch_hold", "drain_timeout"]);
     KornakSettings {
@@ -357,6 +357,7 @@ fn kornak(section: &Section<'_>) -> KornakSettings {
             enabled: guard.flag("enabled").unwrap_or(defaults.guard.enabled),
             stop_budget: guard.duration("stop_budget").unwrap_or(defaults.guard.stop_budget),
             margin: guard.duration("margin").unwrap_or(defaults.guard.margin),
+            agent_timeout: guard.duration("agent_timeout").unwrap_or(defaults.guard.agent_timeout),
         },
         handover: HandoverSettings {
             max_hold: handover.duration("max_hold").unwrap_or(defaults.handover.max_hold),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use kornak_agent::Reloader;
+use kornak_agent::{Home, Reloader};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::logging::Logs;
@@ -42,7 +42,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
         let stop = signals::stop_token()?;
         let hangup = signal(SignalKind::hangup())?;
         let store = crate::store::connect(&settings.store)?;
-        let running = kornak_agent::start(settings, store, None, stop).await?;
+        let running = kornak_agent::start(settings, store, Home::Own, stop).await?;
         signals::ready();
         let reloads = follow(args.file.clone(), environment, running.reloader, logs, hangup);
         let reloads = tokio::spawn(reloads);

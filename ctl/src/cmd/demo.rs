@@ -178,7 +178,13 @@ async fn run(args: DemoArgs, prepared: Prepared, stop: CancellationToken) -> any
             files::write_node(&dir.path, &bin_dir, &ports, node, &secrets, args.synchronous)?;
         let settings = load_agent(Some(&file), environment)?.settings;
         let halt = CancellationToken::new();
-        let node = kornak_agent::start(settings, Arc::clone(&store), None, halt.clone()).await?;
+        let node = kornak_agent::start(
+            settings,
+            Arc::clone(&store),
+            kornak_agent::Home::Shared,
+            halt.clone(),
+        )
+        .await?;
         nodes.push(node);
         halts.push(halt);
     }

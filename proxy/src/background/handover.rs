@@ -14,9 +14,8 @@ use kornak_dcs::keys::Keys;
 use kornak_dcs::{Compare, Dcs, DcsError, LeaseId, Op, Txn};
 use tokio_util::sync::CancellationToken;
 
-use crate::background::topology;
+use crate::background::{beforehand, topology};
 use crate::cluster::standing::Standings;
-use crate::registry::Flags;
 use crate::shared::{Holding, Shared};
 use crate::waiting::gate::Sides;
 use crate::waiting::hold::{Attempt, Effect, Facts, Hold, State};
@@ -113,6 +112,7 @@ async fn step(
         pid: std::process::id(),
         status: shared.settings.status.as_ref().map(|status| status.listen.to_string()),
         cancel: shared.reached_at.clone(),
+        prepares: true,
     };
     // A registration is plain data; it always has a JSON form.
     let value = serde_json::to_string(&registration).unwrap_or_default();
@@ -151,9 +151,15 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
             group = record.group.unwrap_or(GroupId::COORDINATOR);
             former.clone_from(&record.leader);
         }
-        ask(&shared, record);
-        if record.is_none() {
-            shared.ahead.clear();
+        ask(&shared, &store, record);
+        match record.map(|record| record.phase) {
+            None if shared.ahead.over() => {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move { shared.ahead.drop_unused().await });
+            }
+            None => {}
+            Some(HandoverPhase::Switch | HandoverPhase::Promote) => shared.ahead.hurry(),
+            Some(_) => {}
         }
         let sides = if cluster.groups.len() > 1 { Sides::ALL } else { Sides::LEADING };
         let facts = Facts {
@@ -241,14 +247,13 @@ fn apply(shared: &Shared, effects: Vec<Effect>, sides: Sides, held: &mut Sides) 
 /// While a handover is prepared, sessions on the leader ask it what they hold: what functions did
 /// shows in no text, and what pins a session may be over
 /// (docs/protocol.md, *What a session holds*).
-fn ask(shared: &Shared, record: Option<&Handover>) {
-    let leader = record
+fn ask(shared: &Arc<Shared>, store: &Arc<dyn Dcs>, record: Option<&Handover>) {
+    let asking = record
         .filter(|record| record.is_understood())
-        .filter(|it| matches!(it.phase, HandoverPhase::Prepare | HandoverPhase::Drain))
-        .map(|record| &record.leader);
-    let asked = shared.asks.swap(leader.is_some(), SeqCst);
-    if let Some(leader) = leader.filter(|_| !asked) {
-        shared.registry.raise_on(leader, Flags::EXAMINE);
+        .filter(|it| matches!(it.phase, HandoverPhase::Prepare | HandoverPhase::Drain));
+    let asked = shared.asks.swap(asking.is_some(), SeqCst);
+    if let Some(record) = asking.filter(|_| !asked) {
+        tokio::spawn(beforehand::prepare(Arc::clone(shared), Arc::clone(store), record.clone()));
     }
 }
 

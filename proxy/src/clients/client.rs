@@ -386,8 +386,10 @@ impl Client {
         if flags.has(Flags::TIME) {
             self.look_at_time()?;
         }
-        if flags.has(Flags::EXAMINE) && self.talk.may_ask() {
-            self.examine().await?;
+        if flags.has(Flags::EXAMINE) {
+            let asked = if self.talk.may_ask() { self.examine().await } else { Ok(()) };
+            self.talk.handle.has_asked();
+            asked?;
         }
         self.talk.leave_if_idle();
         self.drop_stale_link().await
@@ -420,6 +422,7 @@ impl Client {
             && link.leading
         {
             let proof = shared.standings.borrow().proof(link.group);
+            shared.losses.note();
             shared.doubt(link.group, proof);
         }
         self.after_loss()

@@ -426,6 +426,13 @@ impl Conversation {
                 self.hold(data, Held::Blocked);
                 return Err(Stop::Wants);
             }
+            if self.shared.losses.are_recent()
+                && let Some(stop) = self.look_before()
+            {
+                self.ticket.leave();
+                self.hold(data, Held::Blocked);
+                return Err(stop);
+            }
         }
         if is_idle {
             self.handle.set_doing(Doing::Active);

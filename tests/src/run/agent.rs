@@ -45,6 +45,8 @@ pub struct AgentSpec {
     pub pg_hba: Vec<String>,
     /// What each role's login needs besides name and password: `, sslmode: require`.
     pub login: String,
+    /// Seconds of `kornak.guard.agent_timeout`; 0: the guard starts no other agent. The default if `None`.
+    pub agent_timeout: Option<u32>,
     /// Where it runs; on this machine's own address if `None`.
     pub host: Option<Arc<Host>>,
     /// Other sections, or other lines of `bootstrap:`, as whole text at the end of the file; `{port}` in it
@@ -240,6 +242,8 @@ impl Node {
     /// would (but the page cache stays). The agent comes first, for it would start them again.
     pub fn kill_all(&mut self) {
         self.agent = None;
+        // One that the guard has started; the guard would take seconds to start another.
+        kill_below(&self.file);
         kill_below(&self.home);
     }
 
@@ -279,12 +283,22 @@ impl Node {
     pub fn freeze_all(&self) -> Result<()> {
         self.freeze_agent()?;
         freeze_below(&self.home);
+        freeze_below(&self.file);
         Ok(())
     }
 
-    /// Processes of this node: guard, postmaster, backends, and the agent's helpers.
+    /// The agent that the guard has started in place of ours.
+    pub fn started_by_guard(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.home.join("data.guard/agent.started")).ok()?;
+        text.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Processes of this node: guard, postmaster, backends, the agent's helpers, and an agent that the guard has
+    /// started.
     pub fn processes(&self) -> Vec<u32> {
-        processes_below(&self.home)
+        let agent = self.agent.as_ref().map(Process::pid);
+        let named = processes_below(&self.file).into_iter().filter(|pid| Some(*pid) != agent);
+        processes_below(&self.home).into_iter().chain(named).collect()
     }
 
     /// The first process of this node whose title has this word, such as `walreceiver`.
@@ -307,6 +321,8 @@ impl Node {
             lines.iter().map(|line| format!("{indent}{line}\n")).collect()
         };
         let parameters = lines(&spec.parameters, "        ");
+        let is_given = spec.parameters.iter().any(|line| line.starts_with("max_connections:"));
+        let connections = if is_given { "" } else { "        max_connections: 100\n" };
         let postgresql = lines(&spec.postgresql, "  ");
         let pg_hba = match spec.pg_hba.as_slice() {
             [] => lines(&PG_HBA.map(str::to_owned), "    "),
@@ -319,7 +335,10 @@ impl Node {
             [] => "  mode: off\n".to_owned(),
             given => lines(given, "  "),
         };
-        let sections = spec.sections.replace("{port}", &self.port().to_string());
+        let mut sections = spec.sections.replace("{port}", &self.port().to_string());
+        if let Some(seconds) = spec.agent_timeout {
+            sections.push_str(&format!("kornak: {{guard: {{agent_timeout: {seconds}}}}}\n"));
+        }
         let (data, home, rest) = (self.data_dir(), self.home.display(), self.rest.address());
         let hosts = etcd.join(", ");
         let address = self.postgres.address();
@@ -349,8 +368,7 @@ bootstrap:
       use_pg_rewind: true
       use_slots: true
       parameters:
-        max_connections: 100
-        wal_log_hints: "on"
+{connections}        wal_log_hints: "on"
 {parameters}  initdb:
     - encoding: UTF8
     - data-checksums

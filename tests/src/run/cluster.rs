@@ -56,6 +56,8 @@ pub struct ClusterSpec {
     pub listener: &'static str,
     /// More lines below `proxy:`.
     pub proxy: &'static str,
+    /// Seconds that a leader's agent may be silent, as in [`AgentSpec`].
+    pub agent_timeout: Option<u32>,
     /// The proxy has a certificate.
     pub tls: bool,
     /// Each node has a host of its own there.
@@ -77,6 +79,7 @@ impl Default for ClusterSpec {
             patroni: &[],
             listener: "",
             proxy: "",
+            agent_timeout: None,
             tls: false,
             lan: None,
         }
@@ -409,6 +412,7 @@ fn agent_spec(spec: &ClusterSpec, etcd: &Etcd, index: usize) -> AgentSpec {
         synchronous: spec.synchronous,
         failsafe: spec.failsafe,
         parameters: spec.parameters.clone(),
+        agent_timeout: spec.agent_timeout,
         ..AgentSpec::default()
     }
 }

@@ -229,6 +229,7 @@ async fn register(w: Rc<World>, index: usize) {
             pid: 0,
             status: None,
             cancel: None,
+            prepares: false,
         };
         let key = w.store.keys.proxy(&id);
         let put = Txn::just(Op::put_leased(key, json(&registration), granted.lease));

@@ -3,7 +3,9 @@
 use kornak_cluster::{Ack, ProxyRegistration};
 
 use super::*;
-use crate::ha::switchover::{Busy, Gate, Refusal, candidate, gate, may_drain, pause_after};
+use crate::ha::switchover::{
+    Busy, Gate, Refusal, candidate, gate, have_prepared, may_drain, pause_after,
+};
 
 fn switching(record: Handover) -> Snapshot {
     let cluster = with(led_by(None), |c| c.handover = Some(record));
@@ -190,10 +192,27 @@ fn proxies(speaks: &[(&str, &[u32])]) -> BTreeMap<String, ProxyRegistration> {
                 pid: 0,
                 status: None,
                 cancel: None,
+                prepares: false,
             };
             ((*name).to_owned(), registration)
         })
         .collect()
+}
+
+#[test]
+fn proxies_that_prepare_are_waited_for_before_the_drain() {
+    let mut proxies = proxies(&[("p", &[1]), ("old", &[1]), ("later", &[7])]);
+    for name in ["p", "later"] {
+        proxies.get_mut(name).expect("it is there").prepares = true;
+    }
+    let mut acks = BTreeMap::new();
+    assert!(!have_prepared("h", &proxies, &acks));
+    acks.insert("p".to_owned(), Ack { id: "g".into(), attempt: 0 });
+    assert!(!have_prepared("h", &proxies, &acks), "that was another handover");
+    acks.insert("p".to_owned(), Ack { id: "h".into(), attempt: 0 });
+    assert!(have_prepared("h", &proxies, &acks));
+    proxies.clear();
+    assert!(have_prepared("h", &proxies, &acks));
 }
 
 #[test]

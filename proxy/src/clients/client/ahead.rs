@@ -8,7 +8,7 @@
 //! logins would take time from the stop and the promotion. The others do when they are held.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use kornak_cluster::{GroupId, HandoverPhase, Topology};
@@ -22,14 +22,14 @@ use crate::cluster::route::Candidate;
 use crate::net::backend::Address;
 use crate::pool::link::Opened;
 use crate::shared::Shared;
+use crate::shared::ahead::Begun;
 use crate::waiting::gate::Side;
 
-/// A session whose client has spoken within this time is at work.
-const AT_WORK: Duration = Duration::from_secs(1);
+/// A session whose client has spoken within this time is at work: it will speak again, and then not wait.
+const AT_WORK: Duration = Duration::from_secs(10);
 
-/// Sessions that log in while a switchover is prepared: more would take more from those who work on
-/// than they save. 256 logins take a candidate one to two seconds of one core.
-const MOST: usize = 256;
+/// Sessions that log in while a switchover is prepared. A login takes a candidate 4 to 8 ms of one core.
+const MOST: usize = 2048;
 
 impl Client {
     /// Begins to log in to the candidate, if a switchover is prepared and the client is at work.
@@ -40,18 +40,40 @@ impl Client {
             return;
         }
         let Some(known) = prepared(&shared.topology.borrow()) else { return };
+        let session = self.talk.handle.id;
         let mut begun = shared.ahead.begun();
-        if begun.len() >= MOST || begun.contains_key(&self.talk.handle.id) {
+        let again = begun.get(&session).is_some_and(|it| it.candidate.name == known.name);
+        if begun.len() >= MOST || again {
             return;
         }
-        let name = Arc::clone(&known.name);
+        let candidate = known.clone();
+        let turns = shared.ahead.turns();
         let (shared, identity) = (Arc::clone(shared), Arc::clone(&self.identity));
         let login = tokio::task::spawn_local(async move {
+            // Never closed.
+            let _turn = turns.acquire().await;
             let address = Address::from(&*known.node);
             dial(&shared, &known, &address, Some(&identity), None).await
         });
-        begun.insert(self.talk.handle.id, (name, AbortOnDropHandle::new(login)));
+        let login = AbortOnDropHandle::new(login);
+        begun.insert(session, Begun { candidate, login, when: Instant::now() });
     }
+}
+
+/// A login that was begun while the switchover was prepared, and is of use now that the server leads.
+async fn ready(shared: &Shared, session: u64, side: Side) -> Option<Opened> {
+    let serving = {
+        let standings = shared.standings.borrow();
+        Arc::clone(&standings.serving(GroupId::COORDINATOR).ok()?.name)
+    };
+    let Begun { candidate, login, .. } = shared.ahead.take(session, &serving)?;
+    let mut connected = login.await.ok()?.ok()?;
+    if !connected.stream.is_alive(&mut connected.rest) {
+        return None;
+    }
+    let address = Address::from(&*candidate.node);
+    let (term, generation, source) = (0, 0, None);
+    Some(Opened { connected, candidate, address, side, term, generation, source })
 }
 
 impl Client {
@@ -78,9 +100,13 @@ pub(super) async fn open(
     side: Side,
     way: Way,
 ) -> Option<Opened> {
-    if !shared.gate.is_closed(side) || listener.target != Target::Primary {
+    if listener.target != Target::Primary {
         way_is_free(shared, side, way).await;
         return None;
+    }
+    if !shared.gate.is_closed(side) {
+        let opened = ready(shared, session, side).await?;
+        return in_force(shared, opened);
     }
     let early = dial_candidate(shared, identity, session, side);
     tokio::pin!(early);
@@ -99,6 +125,11 @@ pub(super) async fn open(
             }
         }
     };
+    in_force(shared, opened)
+}
+
+/// The connection, if its server is the one that serves now.
+fn in_force(shared: &Shared, opened: Opened) -> Option<Opened> {
     let standings = shared.standings();
     let serving = standings.serving(opened.candidate.group).ok()?;
     if serving.name != opened.candidate.name {
@@ -138,7 +169,7 @@ async fn dial_candidate(
     };
     let address = Address::from(&*known.node);
     let begun = match shared.ahead.take(session, &known.name) {
-        Some(login) => login.await.ok().and_then(Result::ok),
+        Some(begun) => begun.login.await.ok().and_then(Result::ok),
         None => None,
     };
     let alive = begun.and_then(|mut connected| {

@@ -13,6 +13,7 @@ use crate::net::backend::DialError;
 use crate::registry::{Doing, Flags};
 use crate::session::answers::Verdict;
 use crate::session::journal::Pin;
+use crate::shared::losses;
 
 impl Client {
     /// The client has spoken: waits for the gate and for a server.
@@ -28,10 +29,14 @@ impl Client {
         let way = loop {
             let handle = Arc::clone(&self.talk.handle);
             let (side, linked) = (self.talk.side, self.talk.link.is_some());
+            let leads = self.talk.link.as_ref().filter(|it| it.leading).map(|it| it.group);
             let way = if self.talk.session.listens() { Way::Early } else { Way::Gate };
             let opening = async {
                 if linked {
                     shared.gate.open(side).await;
+                    if let Some(group) = leads {
+                        losses::verdict(&shared, group).await;
+                    }
                     return Ok(None);
                 }
                 let opened = {
@@ -61,6 +66,8 @@ impl Client {
                 None => {
                     // A connection that is being opened is given up; it costs one login.
                     let flags = self.talk.handle.take_flags();
+                    // There is nobody to ask.
+                    self.talk.handle.has_asked();
                     if flags.has(Flags::CANCEL) {
                         return self.refuse(Verdict::Cancelled);
                     }

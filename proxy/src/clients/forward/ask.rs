@@ -57,7 +57,11 @@ impl Conversation {
     /// Whether an idle session may ask its server: it enters the gate for that.
     pub fn may_ask(&mut self) -> bool {
         self.to_ask = !self.is_quiet();
-        !self.to_ask && self.is_askable() && self.may_use_link() && self.ticket.enter(self.side)
+        !self.to_ask
+            && self.is_askable()
+            && self.may_use_link()
+            // Whoever asks it in its turn is inside for it.
+            && (self.ticket.enter(self.side) || self.handle.is_asked())
     }
 
     fn is_askable(&self) -> bool {

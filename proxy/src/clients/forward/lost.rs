@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use super::{Conversation, Held};
+use super::{Conversation, Held, Stop};
 use crate::registry::Doing;
 use crate::session::Aftermath;
 use crate::session::journal::Pin;
@@ -39,6 +39,19 @@ impl Conversation {
         let doing = if self.session.is_open() { Doing::Idle } else { Doing::Dead };
         self.handle.set_doing(doing);
         aftermath
+    }
+
+    /// A leader was lost a moment ago, by another session: whether this one's server is there is looked at before it
+    /// is sent anything, for what it was sent might have been executed. `None`: it may be sent.
+    #[cold]
+    pub(super) fn look_before(&mut self) -> Option<Stop> {
+        let link = self.link.as_mut().filter(|link| link.leading)?;
+        if !link.is_alive() {
+            return Some(Stop::ServerLost(None));
+        }
+        // Its process may be about to go: one look at the server answers for all sessions.
+        let doubted = self.member.is_none() && self.shared.is_doubted(link.group);
+        doubted.then_some(Stop::Wants)
     }
 
     /// Puts back what was forwarded and changed nothing.
