@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use crate::admission::doors::Visit;
 use crate::net::cancel_target::{CancelTarget, Cancelling};
 use crate::pool::lender::OwnServer;
+use crate::session::journal::Pin;
 
 /// Wants a session's attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,8 @@ impl Flags {
     pub const EXAMINE: Self = Self(16);
     /// Look whether the client's time is up.
     pub const TIME: Self = Self(32);
+    /// Ask what the session holds, if there was no time for that when it may have changed.
+    pub const SUSPECT: Self = Self(64);
 
     /// Whether all of `other` are up.
     pub fn has(self, other: Self) -> bool {
@@ -173,13 +176,12 @@ impl Handle {
     }
 
     /// Shows why it cannot be moved.
-    pub fn set_pin(&self, pin: Option<crate::session::journal::Pin>) {
+    pub fn set_pin(&self, pin: Option<Pin>) {
         self.pin.store(pin.map_or(NO_PIN, |pin| pin as u8), Ordering::Relaxed);
     }
 
     /// Why it cannot be moved, when last looked at.
-    pub fn pin(&self) -> Option<crate::session::journal::Pin> {
-        use crate::session::journal::Pin;
+    pub fn pin(&self) -> Option<Pin> {
         if self.holds_advisory_locks() {
             return Some(Pin::Advisory);
         }
@@ -341,11 +343,19 @@ impl Registry {
         self.on(server).iter().for_each(|handle| handle.raise(flag));
     }
 
-    /// Sessions with a cursor WITH HOLD see whether they still keep the gate from being empty.
-    pub fn recheck_cursors(&self) {
-        use crate::session::journal::Pin;
+    /// Sessions that are pinned by what a server can be asked for see whether they have asked.
+    pub fn recheck_suspects(&self) {
         for handle in self.all() {
-            if handle.pin() == Some(Pin::HoldCursor) {
+            if handle.pin().is_some_and(Pin::can_be_examined) {
+                handle.raise(Flags::SUSPECT);
+            }
+        }
+    }
+
+    /// Sessions with a cursor WITH HOLD or the like see whether they still keep the gate from being empty.
+    pub fn recheck_cursors(&self) {
+        for handle in self.all() {
+            if handle.pin().is_some_and(Pin::may_be_short) {
                 handle.raise(Flags::RECHECK);
             }
         }

@@ -1,4 +1,4 @@
-//! COPY and cursors WITH HOLD in planned switchovers: they are waited for as transactions are, on both
+//! COPY, cursors WITH HOLD and what else a session holds for a moment, in planned switchovers: they are waited for as transactions are, on both
 //! kinds of listeners, and nothing hangs.
 
 use std::sync::Arc;
@@ -28,10 +28,20 @@ enum Habit {
     FailedCopy,
     CopyOut,
     Cursor,
+    /// By SQL.
+    Prepare,
+    TemporaryTable,
 }
 
-const HABITS: [Habit; 5] =
-    [Habit::SimpleCopy, Habit::ExtendedCopy, Habit::FailedCopy, Habit::CopyOut, Habit::Cursor];
+const HABITS: [Habit; 7] = [
+    Habit::SimpleCopy,
+    Habit::ExtendedCopy,
+    Habit::FailedCopy,
+    Habit::CopyOut,
+    Habit::Cursor,
+    Habit::Prepare,
+    Habit::TemporaryTable,
+];
 
 fn copy_data(text: &str, out: &mut BytesMut) {
     out.put_u8(b'd');
@@ -70,6 +80,16 @@ async fn copy_in(client: &mut Talker, extended: bool, rows: &[&str]) -> Result<V
     client.told(1).await
 }
 
+/// Statements one by one, each with what has to be among its answers.
+async fn steps(client: &mut Talker, script: &[(&str, &str)]) -> Result<()> {
+    for (sql, wanted) in script {
+        let told = client.ask(sql).await?;
+        ensure!(told.iter().any(|it| it == wanted), "{sql}: {told:?}");
+        sleep(WORK).await;
+    }
+    Ok(())
+}
+
 /// One round; answers how many rows were written.
 async fn round(client: &mut Talker, habit: Habit) -> Result<u64> {
     match habit {
@@ -101,6 +121,23 @@ async fn round(client: &mut Talker, habit: Habit) -> Result<u64> {
             let told = client.ask("CLOSE c").await?;
             ensure!(told == ["C CLOSE CURSOR", "Z I"], "{told:?}");
         }
+        Habit::Prepare => {
+            let script = [
+                ("PREPARE p AS SELECT 7", "C PREPARE"),
+                ("EXECUTE p", "D 7"),
+                ("DEALLOCATE p", "C DEALLOCATE"),
+            ];
+            steps(client, &script).await?;
+        }
+        Habit::TemporaryTable => {
+            let script = [
+                ("CREATE TEMP TABLE own (x int)", "C CREATE TABLE"),
+                ("INSERT INTO own VALUES (7)", "C INSERT 0 1"),
+                ("TABLE own", "D 7"),
+                ("DROP TABLE own", "C DROP TABLE"),
+            ];
+            steps(client, &script).await?;
+        }
     }
     Ok(0)
 }
@@ -112,7 +149,7 @@ async fn copies_and_cursors_are_waited_for_and_nothing_hangs() -> Result<()> {
     let admin = cluster.app_on_leader().await?;
     admin.batch_execute("CREATE TABLE t (x int)").await?;
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let rounds: Arc<Vec<AtomicU64>> = Arc::new((0..10).map(|_| AtomicU64::new(0)).collect());
+    let rounds: Arc<Vec<AtomicU64>> = Arc::new((0..14).map(|_| AtomicU64::new(0)).collect());
     let mut clients = Vec::new();
     for (number, (port, habit)) in [cluster.proxy.primary(), pooled.primary()]
         .into_iter()

@@ -133,6 +133,8 @@ impl Idle {
         row("failed", &mut failed, "SELECT 1/0", &["E 22012", "Z E"]).await;
         let mut stateful = session(proxy, "stateful").await;
         stateful.ask("SET work_mem = '5MB'").await.unwrap();
+        // As Django sets its time zone: the server is asked what came of it.
+        stateful.ask("SELECT set_config('my.own', 'x', false)").await.unwrap();
         stateful.execute("named", Some("SELECT 40 + 2")).await.unwrap();
         let mut sync = BytesMut::new();
         put_sync(&mut sync);
@@ -181,6 +183,7 @@ impl Idle {
         works("open", open).await;
         works("failed", failed).await;
         assert_eq!(stateful.value("SHOW work_mem").await.unwrap(), "5MB");
+        assert_eq!(stateful.value("SHOW my.own").await.unwrap(), "x");
         stateful.execute("named", None).await.unwrap();
         let mut sync = BytesMut::new();
         put_sync(&mut sync);

@@ -58,6 +58,7 @@ async fn what_clients_leave_behind() -> Result<()> {
     what_functions_leave_is_their_clients_own(&pool).await.context("functions")?;
     sql_may_name_statements_of_the_protocol(&pool).await.context("sql")?;
     statements_are_shared_under_equal_settings_only(&pool).await.context("settings")?;
+    a_cursor_that_was_rolled_back_leaves_its_client_a_connection(&pool).await.context("cursor")?;
     a_password_set_again_ends_nobody(&pool, &server).await.context("password")?;
     let pool = Pool::start(&scratch, &server, "always").await?;
     a_reset_of_everything_leaves_nothing_of_a_trigger(&pool).await.context("always")?;
@@ -146,6 +147,18 @@ async fn statements_are_shared_under_equal_settings_only(pool: &Pool) -> Result<
         let at_b: i64 = b.query_one(&time_b, &[]).await?.get(0);
         assert_eq!(at_a - at_b, 9 * 3600);
     }
+    Ok(())
+}
+
+async fn a_cursor_that_was_rolled_back_leaves_its_client_a_connection(pool: &Pool) -> Result<()> {
+    let (a, b) = (pool.client().await?, pool.client().await?);
+    for sql in ["BEGIN", "SAVEPOINT s", "DECLARE c CURSOR WITH HOLD FOR SELECT 1"] {
+        a.batch_execute(sql).await?;
+    }
+    a.batch_execute("ROLLBACK TO s").await?;
+    a.batch_execute("COMMIT").await?;
+    assert_eq!(text(&a, "SELECT 'a'").await?, "a");
+    assert_eq!(text(&b, "SELECT 'b'").await?, "b");
     Ok(())
 }
 

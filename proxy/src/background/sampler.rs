@@ -56,6 +56,7 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             () = tokio::time::sleep(EVERY) => {}
             () = stop.cancelled() => return,
         }
+        shared.registry.recheck_suspects();
         let mut by_node: HashMap<Arc<str>, Sessions> = HashMap::new();
         for handle in shared.registry.all() {
             let Some(target) = handle.cancel_target() else { continue };

@@ -390,6 +390,8 @@ impl Client {
             let asked = if self.talk.may_ask() { self.examine().await } else { Ok(()) };
             self.talk.handle.has_asked();
             asked?;
+        } else if flags.has(Flags::SUSPECT) && self.talk.may_ask_late() {
+            self.examine().await?;
         }
         self.talk.leave_if_idle();
         self.drop_stale_link().await

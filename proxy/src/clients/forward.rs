@@ -88,8 +88,8 @@ pub struct Conversation {
     is_behind: bool,
     /// The session was looked at since it became quiet.
     is_settled: bool,
-    /// Since when it has a cursor WITH HOLD.
-    pub cursor_since: Option<Instant>,
+    /// Since when it has a cursor WITH HOLD, or what else it may give up soon.
+    pub holds_since: Option<Instant>,
     /// Since when it has the server connection that it has borrowed.
     borrowed: Option<Instant>,
     /// The session was busy when it should have asked its server what it holds.
@@ -137,7 +137,7 @@ impl Conversation {
             presence: Presence::There,
             is_behind: false,
             is_settled: false,
-            cursor_since: None,
+            holds_since: None,
             borrowed: None,
             to_ask: false,
             ticket,

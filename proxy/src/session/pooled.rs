@@ -166,6 +166,11 @@ impl Session {
         self.journal.take_doubt()
     }
 
+    /// Whether [`Session::take_doubt`] would answer that.
+    pub fn has_doubt(&self) -> bool {
+        self.journal.has_doubt()
+    }
+
     /// Whether its connection lacks what the session began with and has again.
     pub fn is_unfit(&self) -> bool {
         self.journal.is_unfit()

@@ -13,7 +13,8 @@ use crate::sabotage::{self, Sabotage};
 use crate::session::journal::Examined;
 
 /// Asks what a session may hold that keeps its connection from others, in one row: advisory locks, temporary
-/// relations, channels, statements of SQL PREPARE, cursors WITH HOLD, its settings as the
+/// relations, channels, statements of SQL PREPARE, cursors WITH HOLD, its settings (without those of the
+/// transaction, whose source may be called the session's) as the
 /// statements that would make them again, who it is, and the names of its channels. Instead of the
 /// words `OF ITS OWN` stand the names of its own parameters.
 const EXAMINE: &str = "\
@@ -31,6 +32,8 @@ const EXAMINE: &str = "\
                 E'\\x01' ORDER BY turn) \
             FROM (SELECT name, setting, 1 FROM pg_catalog.pg_settings \
                   WHERE source OPERATOR(pg_catalog.=) 'session' \
+                  AND name OPERATOR(pg_catalog.<>) ALL (ARRAY['transaction_isolation', \
+                      'transaction_read_only', 'transaction_deferrable']::pg_catalog.text[]) \
                   UNION ALL \
                   SELECT name, pg_catalog.current_setting(name, true), 1 \
                   FROM pg_catalog.unnest(ARRAY[OF ITS OWN]::pg_catalog.text[]) AS own (name) \
@@ -131,6 +134,8 @@ impl Client {
                 self.log_in_ahead();
             }
         } else if pin.is_none() {
+            // A cursor that is gone has kept it inside, and without a connection it has to come in anew.
+            self.talk.leave_gate();
             return self.part().await;
         }
         Ok(())

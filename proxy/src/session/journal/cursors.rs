@@ -78,6 +78,12 @@ impl Cursors {
         self.doubtful.append(&mut self.fresh);
     }
 
+    /// The open transaction was rolled back as a whole.
+    pub(super) fn dropped(&mut self) {
+        self.fresh.clear();
+        self.doubtful.clear();
+    }
+
     /// ReadyForQuery. `failed`: an error was answered since the last one.
     pub(super) fn ready(&mut self, is_idle: bool, failed: bool) {
         if !is_idle {

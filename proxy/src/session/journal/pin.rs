@@ -84,6 +84,11 @@ impl Pin {
         sabotage::is(which)
     }
 
+    /// Whether frameworks hold it for milliseconds: a planned switchover waits for that.
+    pub fn may_be_short(self) -> bool {
+        matches!(self, Self::HoldCursor | Self::SqlPrepare | Self::Temporary)
+    }
+
     /// A hint for people: how to avoid the pin.
     pub fn hint(self) -> &'static str {
         match self {

@@ -217,6 +217,11 @@ impl Journal {
         std::mem::take(&mut self.pins.1)
     }
 
+    /// Whether [`Journal::take_doubt`] would answer that.
+    pub fn has_doubt(&self) -> bool {
+        self.pins.1
+    }
+
     /// The server has said what the session holds.
     pub fn examined(&mut self, found: &Examined<'_>) {
         let moves = self.adopt_channels(found.channels);

@@ -500,7 +500,6 @@ impl Journal {
     }
 
     fn roll_back(&mut self, text: Option<&Bytes>, sight: Sight) {
-        self.cursors.rolled_back();
         let to = text.filter(|text| frontend::statement_kind(text) == StatementKind::RollbackTo);
         let is_followed = match to {
             Some(_) if sabotage::is(Sabotage::Savepoint) => true,
@@ -511,10 +510,12 @@ impl Journal {
             None => {
                 if sight == Sight::Clear {
                     self.block.roll_back();
+                    self.cursors.dropped();
                 }
                 sight == Sight::Clear
             }
         };
+        self.cursors.rolled_back();
         if !is_followed && !self.block.is_empty() {
             // The server is asked what is left.
             self.pins.add(Pin::Setting);

@@ -16,6 +16,10 @@ fn only_a_cursor_with_hold_that_is_open_keeps_a_session() {
     assert_eq!(play.0.pinned(), Some(Pin::HoldCursor));
     play.done("CLOSE c", "CLOSE CURSOR", Idle);
     assert_eq!(play.0.pinned(), None);
+    play.done("BEGIN", "BEGIN", InBlock);
+    play.done("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "DECLARE CURSOR", InBlock);
+    play.done("ROLLBACK AND CHAIN", "ROLLBACK", InBlock).done("COMMIT", "COMMIT", Idle);
+    assert_eq!(play.0.pinned(), None);
     play.lives(&[]);
 }
 

@@ -3,18 +3,20 @@
 use kornak_protocol::frame::Frame;
 
 /// In a transaction that has failed nothing can be prepared any more, so that a pooled connection that lacks a
-/// statement cannot describe it (docs/pooling.md): the error is taken for the description.
+/// statement can neither describe it nor say what is wrong with a Bind of it (docs/pooling.md): its error is
+/// taken for the description, and for any other error.
 pub(super) fn describes_nothing_in_failed_transactions(direct: &mut Vec<Frame>, proxied: &[Frame]) {
     let is_failed =
         |frame: &Frame| frame.tag == b'E' && frame.body.windows(6).any(|it| it == b"C25P02");
     for at in 0.. {
         let Some(told) = proxied.get(at) else { return };
-        if direct.get(at).is_some_and(|it| it.tag == b't') && is_failed(told) {
+        if direct.get(at).is_some_and(|it| matches!(it.tag, b't' | b'E')) && is_failed(told) {
             let rest = direct.get(at..).unwrap_or_default();
             let end = rest.iter().position(|it| matches!(it.tag, b'E' | b'Z')).unwrap_or(0);
             direct.splice(at..at + end, []);
-            if !direct.get(at).is_some_and(is_failed) {
-                direct.insert(at, told.clone());
+            match direct.get_mut(at).filter(|it| it.tag == b'E') {
+                Some(error) => *error = told.clone(),
+                None => direct.insert(at, told.clone()),
             }
         }
     }
