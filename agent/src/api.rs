@@ -5,9 +5,8 @@
 //! `GET /patroni`, by which members compare how much they have when nobody leads: it waits for a look at the server
 //! that began after the question (`api::look`). Everything that changes something becomes a [`Command`] for the driver; the API waits for its answer as long as it takes.
 //!
-//! The router is one function and not a table of routes, because Patroni's rules are no table: the
-//! first path element and the method choose an endpoint, and any other path is a health check that is
-//! recognised by substring.
+//! Patroni's rules are no table of routes: the first path element and the method choose an endpoint, and any
+//! other path is a health check that is recognised by substring (`api::endpoint`).
 //!
 //! Who may ask, and with which headers it answers, may change while it runs ([`Api::reload`]).
 //!
@@ -16,6 +15,7 @@
 mod access;
 mod body;
 mod citus;
+mod endpoint;
 pub(crate) mod health;
 mod look;
 mod manual;
@@ -39,8 +39,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Query, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode};
-
+use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use kornak_cluster::{GroupId, Lsn, Member};
@@ -50,6 +49,7 @@ use tokio::sync::oneshot;
 
 use self::access::{Access, Denied};
 use self::body::{object, optional_object};
+use self::endpoint::{Change, Endpoint, Page};
 use self::manual::Kind;
 use self::schedule::RestartRequest;
 pub use self::schedule::{RestartPlan, version_number};
@@ -223,13 +223,16 @@ fn router(api: Arc<Api>) -> Router {
 async fn dispatch(State(api): State<Arc<Api>>, request: Request<Body>) -> Response {
     let view = Arc::clone(&api.views.borrow());
     let (head, body) = request.into_parts();
-    let mut response = match head.method {
-        Method::GET if endpoint(&head) == "patroni" => {
-            json(StatusCode::OK, api.status(&*api.look(view).await))
+    let mut response = match Endpoint::of(&head.method, head.uri.path()) {
+        Endpoint::Patroni => json(StatusCode::OK, api.status(&*api.look(view).await)),
+        Endpoint::Page(page) => api.show(page, &view, &head),
+        Endpoint::Check => api.health(&view, &head).0.into_response(),
+        Endpoint::Change(change) => {
+            api.change(change, &view, &head, body).await.unwrap_or_else(|refusal| refusal)
         }
-        Method::GET => api.show(&view, &head),
-        Method::HEAD | Method::OPTIONS => api.health(&view, &head).0.into_response(),
-        _ => api.change(&view, &head, body).await.unwrap_or_else(|refusal| refusal),
+        Endpoint::Unsupported => {
+            text(StatusCode::NOT_IMPLEMENTED, "unsupported method or path")
+        }
     };
     for (name, value) in &api.rules.load().headers {
         response.headers_mut().insert(name.clone(), value.clone());
@@ -244,40 +247,32 @@ async fn dispatch(State(api): State<Arc<Api>>, request: Request<Body>) -> Respon
     response
 }
 
-/// The path's first element chooses the endpoint; what follows is ignored, as by Patroni.
-fn endpoint(head: &Parts) -> &str {
-    let path = head.uri.path();
-    path.strip_prefix('/').unwrap_or(path).split('/').next().unwrap_or_default()
-}
-
 impl Api {
-    fn show(&self, view: &NodeView, head: &Parts) -> Response {
+    fn show(&self, page: Page, view: &NodeView, head: &Parts) -> Response {
         let cluster = &view.cluster;
-        match endpoint(head) {
-            "cluster" => json(StatusCode::OK, status::cluster(&view.scope.name, cluster)),
-            "history" => json(StatusCode::OK, status::history(&cluster.history)),
-            "config" => match &cluster.config {
+        match page {
+            Page::Cluster => json(StatusCode::OK, status::cluster(&view.scope.name, cluster)),
+            Page::History => json(StatusCode::OK, status::history(&cluster.history)),
+            Page::Config => match &cluster.config {
                 Some(config) => json(StatusCode::OK, config.raw.clone()),
                 None => text(StatusCode::BAD_GATEWAY, "there is no configuration in the store"),
             },
-            "failsafe" => match (&cluster.failsafe, &cluster.config) {
+            Page::Failsafe => match (&cluster.failsafe, &cluster.config) {
                 (Some(members), Some(config)) if config.failsafe_mode => {
                     json(StatusCode::OK, serde_json::json!(members))
                 }
                 _ => text(StatusCode::BAD_GATEWAY, "failsafe mode is off"),
             },
-            "metrics" => {
+            Page::Metrics => {
                 let mut page = metrics::render(view, &self.counters, self.machine.now());
                 page.extend(self.citus.as_deref().map(|desk| metrics::citus(view, desk)));
                 let kind = HeaderValue::from_static("text/plain; version=0.0.4");
                 ([(CONTENT_TYPE, kind)], page).into_response()
             }
-            "liveness" => status_only(health::is_live(view, self.machine.now())),
-            "readiness" => status_only(health::is_ready(view, &query(head), self.machine.now())),
-            "kornak" if head.uri.path() == "/kornak/node" => {
-                json(StatusCode::OK, status::operator(view, self.machine.now()))
-            }
-            _ => {
+            Page::Liveness => status_only(health::is_live(view, self.machine.now())),
+            Page::Readiness => status_only(health::is_ready(view, &query(head), self.machine.now())),
+            Page::Operator => json(StatusCode::OK, status::operator(view, self.machine.now())),
+            Page::Health => {
                 let (status, body) = self.health(view, head);
                 json(status, body)
             }
@@ -301,74 +296,48 @@ impl Api {
     /// Everything that needs permission. An error is an answer, too.
     async fn change(
         &self,
+        change: Change,
         view: &NodeView,
         head: &Parts,
         body: Body,
     ) -> Result<Response, Response> {
-        let endpoint = endpoint(head);
-        let method = head.method.as_str();
-        let known = match (method, endpoint) {
-            ("PATCH" | "PUT", "config") | ("DELETE", "switchover" | "restart") => true,
-            ("POST", "kornak") => head.uri.path() == "/kornak/checkpoint",
-            ("POST", endpoint) => matches!(
-                endpoint,
-                "switchover"
-                    | "failover"
-                    | "restart"
-                    | "reload"
-                    | "reinitialize"
-                    | "failsafe"
-                    | "sigterm"
-                    | "citus"
-                    | "mpp"
-            ),
-            _ => false,
-        };
-        if !known {
-            return Err(text(StatusCode::NOT_IMPLEMENTED, "unsupported method or path"));
-        }
         let client = head.extensions.get::<Client>().copied();
-        let members = (endpoint != "failsafe").then(|| self.member_hosts(view));
+        let members = (change != Change::Failsafe).then(|| self.member_hosts(view));
         let rules = self.rules.load_full();
         let allowed = rules.access.check(client, &head.headers, members).await;
         allowed.map_err(|denied| refuse(denied, client.map(|client| client.address)))?;
         let forwarded = head.headers.contains_key(FORWARDED);
-        let response = match (method, endpoint) {
-            (method @ ("PATCH" | "PUT"), _) => {
-                self.configure(object(&self.machine, head, body).await?, method == "PUT").await
-            }
-            ("DELETE", "switchover") => manual::unschedule(self, view).await,
-            ("DELETE", _) => self.unschedule_restart(),
-            (_, "switchover") => {
-                let body = object(&self.machine, head, body).await?;
+        let machine = &self.machine;
+        let response = match change {
+            Change::PatchConfig => self.configure(object(machine, head, body).await?, false).await,
+            Change::ReplaceConfig => self.configure(object(machine, head, body).await?, true).await,
+            Change::Switchover => {
+                let body = object(machine, head, body).await?;
                 manual::run(self, view, Kind::Switchover, body, forwarded).await
             }
-            (_, "failover") => {
-                let body = object(&self.machine, head, body).await?;
+            Change::UnscheduleSwitchover => manual::unschedule(self, view).await,
+            Change::Failover => {
+                let body = object(machine, head, body).await?;
                 manual::run(self, view, Kind::Failover, body, forwarded).await
             }
-            (_, "restart") => {
-                self.restart(view, &optional_object(&self.machine, head, body).await?).await
+            Change::Restart => {
+                self.restart(view, &optional_object(machine, head, body).await?).await
             }
-            (_, "reinitialize") => {
-                self.reinitialize(view, &optional_object(&self.machine, head, body).await?).await
-            }
-            (_, "failsafe") => self.failsafe(&object(&self.machine, head, body).await?).await,
-            // Patroni stops at it on Windows, for its tests; everywhere else it only answers.
-            (_, "sigterm") => text(StatusCode::ACCEPTED, "shutdown scheduled"),
-            (_, "citus" | "mpp") => {
-                citus::told(
-                    self.citus.as_deref(),
-                    &object(&self.machine, head, body).await?,
-                    self.machine.now(),
-                )
-                .await
-            }
-            (_, "reload") => {
+            Change::UnscheduleRestart => self.unschedule_restart(),
+            Change::Reload => {
                 let reload = |answer| Command::Reload { answer };
                 self.carry_out(reload, StatusCode::ACCEPTED, Some("reload scheduled")).await
             }
-            _ => {
+            Change::Reinitialize => {
+                self.reinitialize(view, &optional_object(machine, head, body).await?).await
+            }
+            Change::Failsafe => self.failsafe(&object(machine, head, body).await?).await,
+            Change::Sigterm => text(StatusCode::ACCEPTED, "shutdown scheduled"),
+            Change::Citus => {
+                let body = object(machine, head, body).await?;
+                citus::told(self.citus.as_deref(), &body, machine.now()).await
+            }
+            Change::Checkpoint => {
                 let checkpoint = |answer| Command::Checkpoint { answer };
                 self.carry_out(checkpoint, StatusCode::OK, None).await
             }
