@@ -19,14 +19,13 @@ mod endpoint;
 pub(crate) mod health;
 mod look;
 mod manual;
+mod metrics;
 mod print;
 mod room;
-mod schedule;
 mod serve;
 pub(crate) mod status;
 #[cfg(test)]
 pub(crate) mod tests;
-mod units;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -51,16 +50,16 @@ use self::access::{Access, Denied};
 use self::body::{object, optional_object};
 use self::endpoint::{Change, Endpoint, Page};
 use self::manual::Kind;
-use self::schedule::RestartRequest;
-pub use self::schedule::{RestartPlan, version_number};
 pub use self::serve::serve;
+use crate::counters::Counters;
 use crate::machine::Machine;
-use crate::metrics::{self, Counters};
 use crate::node::{
     Command, CommandError, Commands, ConfigureError, FailsafeAnswer, NodeView, NodeViews,
 };
 use crate::peers::{Answer, FORWARDED, Peers};
+use crate::schedule::{RestartPlan, RestartRequest};
 use crate::tls::RestTls;
+use crate::units;
 
 /// The longest a request waits for the driver's answer. A switchover may drain for a minute and
 /// more; this limit is only for an agent that is broken.
@@ -230,9 +229,7 @@ async fn dispatch(State(api): State<Arc<Api>>, request: Request<Body>) -> Respon
         Endpoint::Change(change) => {
             api.change(change, &view, &head, body).await.unwrap_or_else(|refusal| refusal)
         }
-        Endpoint::Unsupported => {
-            text(StatusCode::NOT_IMPLEMENTED, "unsupported method or path")
-        }
+        Endpoint::Unsupported => text(StatusCode::NOT_IMPLEMENTED, "unsupported method or path"),
     };
     for (name, value) in &api.rules.load().headers {
         response.headers_mut().insert(name.clone(), value.clone());
@@ -270,7 +267,9 @@ impl Api {
                 ([(CONTENT_TYPE, kind)], page).into_response()
             }
             Page::Liveness => status_only(health::is_live(view, self.machine.now())),
-            Page::Readiness => status_only(health::is_ready(view, &query(head), self.machine.now())),
+            Page::Readiness => {
+                status_only(health::is_ready(view, &query(head), self.machine.now()))
+            }
             Page::Operator => json(StatusCode::OK, status::operator(view, self.machine.now())),
             Page::Health => {
                 let (status, body) = self.health(view, head);

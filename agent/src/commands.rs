@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kornak_cluster::FailoverRequest;
 use kornak_cluster::config::{merge_patch, problems, unread};
-use kornak_dcs::{Compare, Op, Txn};
+use kornak_dcs::{Compare, Op, Txn, json};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::driver::{Asked, Driver};
 use crate::failsafe::{is_from_leader, promise_length};
 use crate::ha::{Job, Server};
-use crate::handover::{HandoverError, Stragglers, json};
+use crate::handover::{HandoverError, Stragglers};
 use crate::jobs::{self, JobError};
 use crate::machine::Machine;
 use crate::node::{Command, CommandError, CommandResult, ConfigureError, FailsafeAnswer};
@@ -40,7 +40,9 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
                 let runs = matches!(ctx.observed().server, Server::Primary(_) | Server::Standby(_));
                 match ctx.reload().await {
                     // A server that is down reads it with its next start.
-                    Err(error) if runs => Err(CommandError::Failed(error.to_string())),
+                    Err(error) if runs => {
+                        Err(CommandError::Failed(kornak_cluster::error_chain(&error)))
+                    }
                     Ok(()) | Err(_) => Ok("reload scheduled".to_owned()),
                 }
             });
@@ -59,7 +61,8 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
                 let request = request.unwrap_or_default();
                 let put = Op::put(ctx.keys.failover(), json(&request));
                 let written = ctx.store.txn(Txn::just(put)).await;
-                written.map_err(|error| CommandError::Failed(error.to_string()))?;
+                written
+                    .map_err(|error| CommandError::Failed(kornak_cluster::error_chain(&error)))?;
                 Ok("scheduled".to_owned())
             });
         }
@@ -94,7 +97,7 @@ async fn checkpoint(ctx: &Context) -> Result<(), CommandError> {
         return Ok(());
     }
     let done = ctx.server.checkpoint().await;
-    done.map_err(|error| CommandError::Failed(error.to_string()))?;
+    done.map_err(|error| CommandError::Failed(kornak_cluster::error_chain(&error)))?;
     *last = Some(now);
     Ok(())
 }
@@ -219,7 +222,7 @@ fn reinitialize(
     driver.start_job(Job::Reinitialize, async move {
         // What is there may be the only second copy.
         if let Err(error) = jobs::prove_copy(&ctx, from_leader).await {
-            let text = format!("can not reinitialize: {}", chain(&error));
+            let text = format!("can not reinitialize: {}", kornak_cluster::error_chain(&error));
             let _ = answer.send(Err(CommandError::Failed(text)));
             return Err(error);
         }
@@ -228,12 +231,6 @@ fn reinitialize(
         ctx.postgres.give_up_rewind();
         jobs::reinitialize(ctx, from_leader).await
     });
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 async fn configure(
@@ -266,7 +263,7 @@ async fn configure(
     match ctx.store.txn(txn).await {
         Ok(outcome) if outcome.succeeded => Ok(wanted),
         Ok(_) => Err(ConfigureError::Conflict),
-        Err(error) => Err(ConfigureError::Store(error.to_string())),
+        Err(error) => Err(ConfigureError::Store(kornak_cluster::error_chain(&error))),
     }
 }
 
@@ -300,7 +297,10 @@ fn failsafe(ctx: &Context, leader: &str, asked: Option<std::time::Duration>) -> 
     match ctx.promises.give(leader, ctx.machine.now(), promised) {
         Ok(()) => FailsafeAnswer::Accepted { lsn, promised },
         Err(error) => {
-            warn!(error = %error, "a promise could not be made durable and is not given");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "a promise could not be made durable and is not given"
+            );
             FailsafeAnswer::Leading
         }
     }

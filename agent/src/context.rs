@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::api::RestartPlan;
+use crate::counters::Counters;
 use crate::failsafe::Promises;
 use crate::guard::Guard;
 use crate::ha::DataDir;
@@ -22,10 +22,10 @@ use crate::ha::sync::Writes;
 use crate::lease::Keeper;
 use crate::machine::Machine;
 use crate::memory::Memory;
-use crate::metrics::Counters;
 use crate::observe::Observation;
 use crate::peers::Peers;
 use crate::postgres::{CallbackAction, Callbacks, Postgres, ServerProcess, StopError, Stopped};
+use crate::schedule::RestartPlan;
 use crate::server::Server;
 use crate::watchdog::Watchdog;
 
@@ -182,16 +182,6 @@ impl Context {
         let config = self.cluster().config;
         self.keeper.held().is_some()
             && config.is_some_and(|config| config.standby_cluster.is_some())
-    }
-
-    /// The sessions that work on any server that a handover of this one concerns: in a Citus cluster a transaction
-    /// that began on another node may come here, and every session is held.
-    pub async fn busy_anywhere(&self) -> Busy {
-        let (here, there) = tokio::join!(self.busy(), crate::citus::notify::busy_elsewhere(self));
-        Busy {
-            backends: here.backends.saturating_add(there.backends),
-            oldest: here.oldest.max(there.oldest),
-        }
     }
 
     /// Puts the wanted configuration in force and notes what waits for a restart.

@@ -346,7 +346,7 @@ impl Driver {
         if taking_up_again && self.views.borrow().leads {
             return;
         }
-        let view = crate::account::view(&crate::account::Shown {
+        let view = crate::self_report::view(&crate::self_report::Shown {
             ctx: &self.ctx,
             snapshot,
             decision,
@@ -354,7 +354,7 @@ impl Driver {
             dcs_last_seen: self.dcs_last_seen,
             cycles: self.cycles,
         });
-        let account = crate::account::member(&self.ctx, &view);
+        let account = crate::self_report::member(&self.ctx, &view);
         self.views.send_replace(Arc::new(view));
         self.account.send_if_modified(|old| {
             let changed = old.as_ref() != Some(&account);
@@ -464,7 +464,10 @@ impl Driver {
             self.adopted_at = Some(s.now);
             let ttl = s.cluster.config.clone().unwrap_or_default().ttl;
             if let Err(error) = self.ctx.guard.arm(s.now + ttl).await {
-                warn!(error = %error, "the guard gives the adopted server no more time");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the guard gives the adopted server no more time"
+                );
             }
         }
     }

@@ -15,13 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_cluster::{ClusterState, Handover, HandoverPhase, Lsn, Moment, ProxyRegistration};
-use kornak_dcs::{Compare, LeaseId, Op, Txn};
+use kornak_dcs::{Compare, LeaseId, Op, Txn, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, warn};
 
-pub use error::HandoverError;
+pub use error::{HandoverError, StuckError};
 
-use crate::citus::notify::Paused;
+use crate::citus_tasks::notify::Paused;
 use crate::context::Context;
 use crate::ha::switchover::{self, Busy, Gate, Refusal};
 use crate::ha::{PrimaryFacts, Server, StandbyRow};
@@ -155,7 +155,7 @@ pub async fn restart_in_place(
     let mut run = begin(ctx, None, held.epoch).await?;
     info!("restart begun");
     run.until_drained(&ctx.cluster(), drain_timeout, Stragglers::Terminate).await?;
-    let stuck = |error: StopError| HandoverError::Stuck { why: error.to_string() };
+    let stuck = |error: StopError| HandoverError::Stuck(error.into());
     match stop_cleanly(ctx, Duration::from_millis(run.record.switch_hold_ms)).await {
         Some((Stopped::Gone, _)) => {}
         // It archives the rest as soon as it is up again.
@@ -223,7 +223,10 @@ pub fn keep_alive(ctx: &Context, lease: LeaseId) -> CancellationToken {
         let every = SHORT_LEASE / 5;
         while machine.timeout(every, stop.cancelled()).await.is_err() {
             if let Err(error) = store.keep_alive(lease).await {
-                warn!(error = %error, "lease of the handover record not renewed");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "lease of the handover record not renewed"
+                );
             }
         }
     };
@@ -263,7 +266,10 @@ impl Run<'_> {
                     ctx.peers.post_checkpoint(member.api_base(), CHECKPOINT_LIMIT).await
             {
                 // A Patroni candidate does not know the request; its promotion takes longer.
-                warn!(error = %error, candidate, "the candidate made no checkpoint");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    candidate, "the candidate made no checkpoint"
+                );
             }
         };
         let (here, ()) = tokio::join!(ctx.server.checkpoint(), there);
@@ -316,7 +322,7 @@ impl Run<'_> {
             }
             let pause = switchover::pause_after(self.record.attempt);
             info!(attempt = self.record.attempt, "drain failed, everybody works on");
-            crate::citus::notify::resume(self.ctx).await;
+            crate::citus_tasks::notify::unblock_writes(self.ctx).await;
             self.record.attempt += 1;
             self.record.phase = HandoverPhase::Prepare;
             self.write(Vec::new(), Vec::new()).await?;
@@ -331,7 +337,7 @@ impl Run<'_> {
         max_hold: Duration,
     ) -> Busy {
         loop {
-            let busy = self.ctx.busy_anywhere().await;
+            let busy = crate::citus_tasks::notify::busy_anywhere(self.ctx).await;
             if switchover::may_drain(busy, max_hold) || self.ctx.machine.now().since(began) >= limit
             {
                 return busy;
@@ -381,7 +387,7 @@ impl Run<'_> {
             return Ok(false);
         }
         let left = (began + max_hold).since(ctx.machine.now());
-        if crate::citus::notify::pause(ctx, self.revision, left).await == Paused::No {
+        if crate::citus_tasks::notify::block_writes(ctx, self.revision, left).await == Paused::No {
             return Ok(false);
         }
         self.record.phase = HandoverPhase::Switch;
@@ -427,7 +433,7 @@ impl Run<'_> {
         self.keep_alive.cancel();
         let key = ctx.keys.handover();
         self.remove(Compare::Modified { key, revision: self.revision }).await;
-        crate::citus::notify::resume(ctx).await;
+        crate::citus_tasks::notify::unblock_writes(ctx).await;
         let ttl = ctx.cluster().config.clone().unwrap_or_default().ttl;
         if let Err(error) = ctx.keeper.move_to(ttl).await {
             warn!(error = &error as &dyn std::error::Error, "the regular lease could not be taken");
@@ -440,7 +446,10 @@ impl Run<'_> {
             .when(when)
             .and(Op::DeletePrefix { prefix: keys.acks() });
         if let Err(error) = self.ctx.store.txn(txn).await {
-            warn!(error = %error, "the handover record is left to its lease");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "the handover record is left to its lease"
+            );
         }
     }
 
@@ -486,11 +495,10 @@ async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<(Stopped, Lsn)> 
 
 /// Starts the server in place; the next cycle repeats what fails here.
 async fn start_again(ctx: &Context, limit: Duration) -> Result<(), HandoverError> {
-    let stuck = |why: String| HandoverError::Stuck { why };
-    crate::jobs::stand_alone(ctx).await.map_err(|error| stuck(error.to_string()))?;
-    crate::jobs::start_in_place(ctx, limit).await.map_err(|error| match error {
+    crate::starting::stand_alone(ctx).await.map_err(StuckError::from)?;
+    crate::starting::start_in_place(ctx, limit).await.map_err(|error| match error {
         StartError::NotReady(limit) => HandoverError::Starting(limit),
-        error => stuck(error.to_string()),
+        error => StuckError::from(error).into(),
     })
 }
 
@@ -506,11 +514,6 @@ fn registrations(
     view.below(prefix)
         .filter_map(|(id, found)| Some((id.to_owned(), serde_json::from_str(&found.value).ok()?)))
         .collect()
-}
-
-/// A record as it is stored.
-pub fn json<T: serde::Serialize>(value: &T) -> String {
-    serde_json::to_string(value).expect("records are plain data with string keys")
 }
 
 fn millis(duration: Duration) -> u64 {

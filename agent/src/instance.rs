@@ -24,8 +24,9 @@ use crate::peers::Peers;
 use crate::postgres::{Options, Postgres};
 use crate::server::Server;
 use crate::{
-    FAREWELL, GUARD_LINGER, Home, RunError, account, api, callbacks, citus, full, guard, ha,
-    leading, memory, metrics, observe, postgres, publish, rounds, watchdog,
+    FAREWELL, GUARD_LINGER, Home, RunError, api, callbacks, citus, citus_tasks, counters,
+    failsafe_rounds, full, guard, ha, leading, memory, observe, postgres, publish, schedule,
+    self_report, watchdog, watchdog_task,
 };
 
 /// The state that an instance shares with those before and after it.
@@ -33,8 +34,8 @@ use crate::{
 pub(crate) struct Shown {
     /// Ends the instance when the settings have changed.
     pub(crate) renew: CancellationToken,
-    pub(crate) counters: Arc<metrics::Counters>,
-    pub(crate) restart_plan: api::RestartPlan,
+    pub(crate) counters: Arc<counters::Counters>,
+    pub(crate) restart_plan: schedule::RestartPlan,
     pub(crate) citus: Option<Arc<citus::Desk>>,
     pub(crate) reread: Arc<Notify>,
     pub(crate) memory: Arc<memory::Memory>,
@@ -61,7 +62,7 @@ impl Shown {
         let shown = Self {
             renew: CancellationToken::new(),
             counters: Arc::default(),
-            restart_plan: api::RestartPlan::default(),
+            restart_plan: schedule::RestartPlan::default(),
             citus: citus.map(|citus| Arc::new(citus::Desk::new(&citus.databases))),
             reread: Arc::clone(reread),
             memory: Arc::new(memory),
@@ -278,7 +279,7 @@ impl Instance {
 
     /// The view that is shown before the first cycle.
     pub(crate) fn first_view(&self) -> NodeView {
-        account::before_first_cycle(&self.ctx)
+        self_report::before_first_cycle(&self.ctx)
     }
 
     pub(crate) async fn live(
@@ -321,10 +322,10 @@ impl Instance {
         )));
         let (server, bounded) = (Arc::clone(&ctx.server), over.clone());
         run(Box::pin(async move { server.keep_log_bounded(bounded).await }));
-        run(Box::pin(watchdog::run(Arc::clone(ctx), over.clone())));
+        run(Box::pin(watchdog_task::run(Arc::clone(ctx), over.clone())));
         run(Box::pin(leading::run(Arc::clone(ctx), over.clone())));
-        run(Box::pin(rounds::run(Arc::clone(ctx), over.clone())));
-        run(Box::pin(citus::run(Arc::clone(ctx), over.clone())));
+        run(Box::pin(failsafe_rounds::run(Arc::clone(ctx), over.clone())));
+        run(Box::pin(citus_tasks::run(Arc::clone(ctx), over.clone())));
         let driver = Driver::new(Arc::clone(ctx), views, account_in, Arc::clone(told));
         let end = driver.drive(commands, stop.clone()).await;
         over.cancel();

@@ -12,21 +12,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_cluster::{ClusterState, HandoverPhase, SyncMode, SyncState};
-use kornak_dcs::lease::leader_checks;
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::{info, warn};
 
-use crate::citus::notify;
+use crate::citus_tasks::notify;
 use crate::context::Context;
 use crate::guard::Fencing;
 use crate::ha::{Server, Why};
-use crate::handover::{self, HandoverError, PROMOTE_LIMIT, SHORT_LEASE, json};
+use crate::handover::{self, HandoverError, PROMOTE_LIMIT, SHORT_LEASE};
 use crate::lease::{ClaimError, Held};
 use crate::postgres::{
     BootstrapError, CallbackAction, CloneError, ConfigureError, ControlDataError, PromoteError,
     RewindError, ScriptError, SourceError, SqlError, StartAs, StartError, StopError, StopMode,
     ToolError,
 };
+use crate::starting::{StandAloneError, stand_alone, start_in_place};
+use kornak_dcs::json;
 
 /// How long a server may take to stop in an orderly way before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
@@ -85,12 +86,12 @@ pub enum JobError {
     Store(#[from] kornak_dcs::DcsError),
     #[error("the configuration in the store makes no sense, and no good one is known")]
     ConfigUnknown,
-    #[error("the synchronous standbys in the store have changed meanwhile")]
-    SyncChanged,
+    #[error("name no synchronous standbys")]
+    StandAlone(#[from] StandAloneError),
     #[error("the watchdog that is required could not be switched on")]
     NoWatchdog,
-    #[error("{member} took timeline {timeline} another way than this server")]
-    AnotherWay { member: String, timeline: kornak_cluster::Timeline },
+    #[error("timeline {timeline} of {member} diverged from ours")]
+    TimelineForked { member: String, timeline: kornak_cluster::Timeline },
     #[error("no copy of the leader's server can be made")]
     Source(#[from] SourceError),
     #[error("note how far the new cluster has come")]
@@ -159,53 +160,16 @@ async fn delete_key(ctx: &Context, held: Held, also: Vec<Op>) -> Result<(), JobE
                 break;
             }
             Err(error) if left == 0 => {
-                warn!(error = %error, "the leader key could not be deleted, it ends with its lease");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the leader key could not be deleted, it ends with its lease"
+                );
                 return Err(error.into());
             }
             Err(_) => ctx.machine.sleep(RELEASE_PAUSE).await,
         }
     }
     Ok(())
-}
-
-/// Starts the server as primary, after [`stand_alone`], and waits until it takes connections.
-pub async fn start_in_place(ctx: &Context, limit: Duration) -> Result<(), StartError> {
-    ctx.server.start(&StartAs::Primary(Fencing::Armed)).await?;
-    ctx.server.wait_ready(limit).await
-}
-
-/// A server that starts again shows commits that no standby may have and nobody was told of. A
-/// failover would take back what somebody has read, so the standbys are named again only when they
-/// have all of it (SAFETY scenario A13). What is read of the store may be older than what we have written:
-/// then nobody knows whom it names.
-pub async fn stand_alone(ctx: &Context) -> Result<(), JobError> {
-    let cluster = ctx.cluster();
-    let synchronous =
-        cluster.config.as_ref().is_some_and(|config| config.sync_mode() != SyncMode::Off);
-    let alone = cluster.sync.as_ref().is_some_and(|sync| {
-        sync.standbys().is_empty() && sync.leader.as_deref() == Some(ctx.name.as_str())
-    });
-    if !synchronous || (alone && ctx.sync_writes.lock().are_shown_by(&cluster)) {
-        return Ok(());
-    }
-    let held = ctx.keeper.held().ok_or(ClaimError::Lost)?;
-    let (leader, key) = (ctx.keys.leader(), ctx.keys.sync());
-    let mut txn = Txn::just(Op::put(&key, json(&SyncState::new(&ctx.name, &[]))));
-    txn.compare = leader_checks(&leader, held.lease, held.epoch);
-    txn.compare.push(Compare::Modified { key, revision: cluster.sync_revision });
-    let before = ctx.sync_writes.lock().begin();
-    let result = ctx.store.txn(txn).await;
-    ctx.sync_writes.lock().end(before, &result);
-    match result {
-        Ok(outcome) if outcome.succeeded => Ok(()),
-        Ok(_) => Err(JobError::SyncChanged),
-        Err(kornak_dcs::DcsError::Full { .. }) => {
-            // Nobody can claim the key as long as that lasts, so nobody takes back what will be read here.
-            warn!("synchronous standbys stay named, for the store takes no writes");
-            Ok(())
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// The key is ours and proven: make the server primary.
@@ -267,7 +231,7 @@ async fn finish_handover(ctx: &Arc<Context>, planned: bool) {
         let ctx = Arc::clone(ctx);
         // Nobody is held for it.
         let machine = ctx.machine.clone();
-        machine.spawn(async move { notify::resume(&ctx).await });
+        machine.spawn(async move { notify::unblock_writes(&ctx).await });
         return;
     }
     let cluster = ctx.cluster();
@@ -281,7 +245,7 @@ async fn finish_handover(ctx: &Arc<Context>, planned: bool) {
         .and(Op::DeletePrefix { prefix: ctx.keys.acks() });
     txn.then.extend(handover::cluster_failover_cleared(ctx, &cluster));
     if let Err(error) = ctx.store.txn(txn).await {
-        warn!(error = %error, "the handover record is left to its lease");
+        warn!(error = &error as &dyn std::error::Error, "the handover record is left to its lease");
     }
     take_regular_lease(ctx, &cluster).await;
 }
@@ -336,7 +300,7 @@ pub async fn demote(ctx: Arc<Context>, immediate: bool, why: Why) -> Result<(), 
         (_, false) => (StopMode::Fast, ctx.settings.kornak.guard.stop_budget),
     };
     if let Err(error) = ctx.server.stop(mode, limit).await {
-        warn!(error = %error, "the server is killed");
+        warn!(error = &error as &dyn std::error::Error, "the server is killed");
         if let Err(error) = ctx.server.stop(StopMode::Kill, KILL_LIMIT).await {
             // On a disk that hangs a killed process ends when the disk answers. It runs no further, and the
             // guard goes on killing; the key may end.

@@ -20,13 +20,13 @@ use crate::context::Context;
 use crate::guard::GuardError;
 use crate::ha::slots::{Found, GoneSince};
 use crate::ha::{DataDir, PrimaryFacts, Server, StandbyFacts};
-use crate::handover::json;
 use crate::lease::ClaimError;
 use crate::machine::Task;
 use crate::postgres::{
     ConfigureError, ControlDataError, ReplayError, RewindError, ServerStatus, SqlError,
     slot_name_of,
 };
+use kornak_dcs::json;
 
 /// Between two rounds when nothing changes.
 const EVERY: Duration = Duration::from_secs(1);

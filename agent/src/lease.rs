@@ -211,7 +211,7 @@ impl Keeper {
         match renewed {
             Ok(fresh) => *ahead = Some(fresh),
             Err(error) => {
-                debug!(error = %error, "no lease could be granted ahead");
+                debug!(error = &error as &dyn std::error::Error, "no lease could be granted ahead");
                 *ahead = None;
             }
         }
@@ -467,7 +467,10 @@ impl Keeper {
                     return Moved::NotDone(error);
                 }
                 Err(error) => {
-                    debug!(error = %error, "a move of the leader key has no answer");
+                    debug!(
+                        error = &error as &dyn std::error::Error,
+                        "a move of the leader key has no answer"
+                    );
                     may_be_done = true;
                     false
                 }

@@ -4,21 +4,23 @@
 //! A pure core decides ([`ha::decide`]), a thin shell acts (`driver`). Around the loop, each in a
 //! task of its own so that none waits for another: the leader's lease ([`lease`]), the look at the
 //! server ([`observe`]), the member key ([`publish`]), the leader's housekeeping ([`leading`]),
-//! failsafe rounds ([`rounds`]), the REST API ([`api`]). Beside it runs the [`guard`], a process that
+//! failsafe rounds ([`failsafe_rounds`]), the REST API ([`api`]). Beside it runs the [`guard`], a process that
 //! outlives the agent and stops a primary whose lease is not proven.
 //!
 //! The page to read first is ARCHITECTURE.md, "A failover, told once".
 
-mod account;
 pub mod api;
 pub mod callbacks;
 pub mod citus;
+mod citus_tasks;
 pub mod clock;
 mod commands;
 pub mod context;
+mod counters;
 mod driver;
 pub mod durable;
 pub mod failsafe;
+pub mod failsafe_rounds;
 mod full;
 pub mod guard;
 pub mod ha;
@@ -29,19 +31,22 @@ pub mod leading;
 pub mod lease;
 pub mod machine;
 pub mod memory;
-pub mod metrics;
-mod namesake;
+mod name_clash;
 pub mod node;
 pub mod observe;
 pub mod peers;
 pub mod postgres;
 pub mod publish;
-pub mod rounds;
+pub mod schedule;
+mod self_report;
 pub mod server;
 pub mod slots;
+mod starting;
 pub mod tls;
 mod tries;
+mod units;
 pub mod watchdog;
+mod watchdog_task;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -143,7 +148,7 @@ pub async fn start(
     if home == Home::Own {
         guard::replace_started(&instance::guard_config(&settings).runtime_dir);
     }
-    namesake::refuse(&settings, &*store).await?;
+    name_clash::refuse(&settings, &*store).await?;
     let (listener, api) = listen(&settings).await?;
     let (commands_in, mut commands) = mpsc::channel(COMMAND_QUEUE);
     let (store, all) = Shown::first(&Machine::real(), &settings, store, &reread);
@@ -262,8 +267,8 @@ fn rest_api(
     peers: peers::Peers,
     (views, commands): (NodeViews, node::Commands),
     (counters, restart_plan, citus): (
-        Arc<metrics::Counters>,
-        api::RestartPlan,
+        Arc<counters::Counters>,
+        schedule::RestartPlan,
         Option<Arc<citus::Desk>>,
     ),
 ) -> Result<(Arc<api::Api>, Option<Arc<tls::RestTls>>), tls::TlsError> {

@@ -168,8 +168,14 @@ impl Reading {
                 recovery.end = Some(end);
             }
             Ok(Ok(None)) => debug!("the standby's log is not where it replays"),
-            Ok(Err(error)) => warn!(%error, "the standby's log could not be read"),
-            Err(error) => warn!(%error, "reading the standby's log ended unexpectedly"),
+            Ok(Err(error)) => warn!(
+                error = &error as &dyn std::error::Error,
+                "the standby's log could not be read"
+            ),
+            Err(error) => warn!(
+                error = &error as &dyn std::error::Error,
+                "reading the standby's log ended unexpectedly"
+            ),
         }
     }
 }
@@ -321,7 +327,9 @@ impl Disk {
 }
 
 async fn data_dir(machine: &Machine, postgres: &Arc<dyn LocalServer>, disk: &mut Disk) -> DataDir {
-    let unusable = |error: &dyn std::error::Error| DataDir::Foreign { reason: chain(error) };
+    let unusable = |error: &dyn std::error::Error| DataDir::Foreign {
+        reason: kornak_cluster::error_chain(error),
+    };
     match disk.look(machine, postgres).await {
         None => DataDir::Foreign { reason: "the disk does not answer".to_owned() },
         Some(Ok(DataDirState::Missing | DataDirState::Empty)) => DataDir::Empty,
@@ -347,12 +355,6 @@ async fn data_dir(machine: &Machine, postgres: &Arc<dyn LocalServer>, disk: &mut
         },
         Some(Err(error)) => unusable(&error),
     }
-}
-
-/// An error with its causes: of a program that is missing, the cause says which.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn told_by(status: &ServerStatus) -> DataDir {

@@ -70,7 +70,10 @@ pub async fn run(
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        warn!(error = %error, "this node could not publish itself");
+                        warn!(
+                            error = &error as &dyn std::error::Error,
+                            "this node could not publish itself"
+                        );
                     }
                     pause = Duration::from_millis(500);
                 }

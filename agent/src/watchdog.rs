@@ -9,22 +9,18 @@
 mod device;
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use device::Device;
 use kornak_cluster::Moment;
 use kornak_config::agent::{WatchdogMode, WatchdogSettings};
 use parking_lot::Mutex;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::context::Context;
-use crate::ha::Server;
 use crate::lease::renewed_every;
 
 /// Between two looks when the lease does not change.
-const EVERY: Duration = Duration::from_secs(1);
+pub(crate) const EVERY: Duration = Duration::from_secs(1);
 
 /// Why there is no watchdog.
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +127,10 @@ impl Watchdog {
         if is_of_use || !device.closable {
             *active = Some(Active { device, seconds });
         } else if let Err(error) = device.close() {
-            warn!(error = %error, "the watchdog could not be switched off");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "the watchdog could not be switched off"
+            );
         }
         adjusted
     }
@@ -171,7 +170,10 @@ impl Watchdog {
         let mut active = self.active.lock();
         let Some(on) = active.as_ref() else { return };
         if let Err(error) = on.device.ping() {
-            warn!(error = %error, "the watchdog could not be told that all is well");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "the watchdog could not be told that all is well"
+            );
             *active = None;
         }
     }
@@ -189,7 +191,10 @@ impl Watchdog {
         }
         match device.close() {
             Ok(()) => info!("watchdog switched off"),
-            Err(error) => warn!(error = %error, "the watchdog could not be switched off"),
+            Err(error) => warn!(
+                error = &error as &dyn std::error::Error,
+                "the watchdog could not be switched off"
+            ),
         }
     }
 }
@@ -225,7 +230,7 @@ fn timeout_seconds(settings: &WatchdogSettings, ttl: Duration) -> u32 {
 
 /// The message for the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+pub(crate) enum Word {
     /// All is well, by a proof that has not been told yet.
     Well,
     /// Nothing: there is no news, or the lease is being lost.
@@ -235,7 +240,7 @@ enum Word {
 
 /// Judges what is known. `proof`: the moment until which the lease is proven; `told`: the last one that
 /// the device heard of.
-fn word(
+pub(crate) fn word(
     proof: Option<Moment>,
     told: Option<Moment>,
     now: Moment,
@@ -247,43 +252,6 @@ fn word(
         Some(until) if now < until && told != Some(until) => Word::Well,
         None if !maybe_primary => Word::Off,
         _ => Word::Nothing,
-    }
-}
-
-/// Tells the device what there is to tell until `stop`; switched on by whoever promotes.
-pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
-    let mut held = ctx.keeper.subscribe();
-    let mut told = None;
-    loop {
-        let proof = held.borrow_and_update().map(|held| held.until);
-        let config = ctx.cluster().config.unwrap_or_default();
-        let needed = !config.pause && config.standby_cluster.is_none();
-        let server = ctx.observed().server.clone();
-        let maybe_primary = !matches!(server, Server::Stopped | Server::Standby(_));
-        match word(proof, told, ctx.machine.now(), needed, maybe_primary) {
-            Word::Well => {
-                told = proof;
-                // A leader that has come back into service, or found its server running.
-                if matches!(server, Server::Primary(_)) {
-                    ctx.watchdog.activate(config.ttl);
-                }
-                ctx.watchdog.ping();
-            }
-            Word::Nothing => {}
-            Word::Off => ctx.watchdog.disable(),
-        }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => {
-                // An agent that has stopped its server leaves no host behind that is about to be reset.
-                if matches!(ctx.observed().server, Server::Stopped | Server::Standby(_)) {
-                    ctx.watchdog.disable();
-                }
-                return;
-            }
-            _ = held.changed() => {}
-            () = ctx.machine.sleep(EVERY) => {}
-        }
     }
 }
 

@@ -11,6 +11,7 @@
 pub mod citus;
 pub mod config;
 pub mod epoch;
+pub mod error_chain;
 pub mod handover;
 pub mod id;
 pub mod known;
@@ -24,6 +25,7 @@ pub mod topology;
 pub use citus::{CitusDatabase, CitusRegistration};
 pub use config::{ClusterConfig, StandbyCluster, SyncMode};
 pub use epoch::Epoch;
+pub use error_chain::error_chain;
 pub use handover::{Ack, Handover, HandoverPhase, ProxyRegistration, Unfenced};
 pub use id::{GroupId, Scope};
 pub use known::{Doubt, Known, SafetyKey};

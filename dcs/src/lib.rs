@@ -180,6 +180,11 @@ impl Op {
     }
 }
 
+/// A record of ours as it is stored.
+pub fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("records are plain data with string keys")
+}
+
 impl Compare {
     /// The key does not exist.
     pub fn absent(key: impl Into<String>) -> Self {

@@ -240,7 +240,11 @@ fn keep_running<F: Future<Output = ()> + Send + 'static>(
     let stop = stop.clone();
     tokio::spawn(async move {
         while let Err(error) = tokio::spawn(make()).await {
-            tracing::error!(task, %error, "a task of the proxy has ended unexpectedly and begins anew");
+            tracing::error!(
+                task,
+                error = &error as &dyn std::error::Error,
+                "a task of the proxy has ended unexpectedly and begins anew"
+            );
             let pause = tokio::time::sleep(AGAIN);
             if stop.run_until_cancelled(pause).await.is_none() {
                 return;

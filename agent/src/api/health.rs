@@ -12,8 +12,8 @@
 use kornak_cluster::{ClusterState, Lsn, MemberRole, MemberState, Moment, SyncMode};
 use serde_json::Value;
 
-use super::units;
 use crate::node::NodeView;
+use crate::units;
 
 /// The decoded parameters of a request, in order.
 pub(super) type Query = Vec<(String, String)>;

@@ -16,11 +16,11 @@ use jiff::{Timestamp, Zoned};
 use kornak_cluster::{ClusterState, FailoverRequest, SyncMode};
 use serde_json::{Map, Value};
 
-use super::schedule::{self, print_time};
 use super::{ANSWER_LIMIT, Api, PEER_LIMIT, text};
 use crate::ha::Peer;
 use crate::node::{Command, CommandError, CommandResult, NodeView};
 use crate::peers::{Identity, PeerError};
+use crate::schedule::{self, Refusal, print_time};
 
 /// How long a success may take to show in this node's own view of the cluster, which follows the store
 /// by some milliseconds.
@@ -59,9 +59,6 @@ pub(super) struct Request {
     pub(super) candidate: Option<String>,
     pub(super) at: Option<Zoned>,
 }
-
-/// Status and text of a refusal.
-pub(super) type Refusal = (StatusCode, String);
 
 /// Reads a request. A failover that names a leader is a switchover.
 pub(super) fn read(
@@ -237,7 +234,10 @@ async fn schedule(api: &Api, request: FailoverRequest) -> Response {
     match api.ask(ANSWER_LIMIT, |answer| Command::Schedule { request, answer }).await {
         Ok(Ok(_)) => text(StatusCode::ACCEPTED, "Switchover scheduled"),
         Ok(Err(error)) => {
-            tracing::warn!(%error, "switchover could not be scheduled");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "switchover could not be scheduled"
+            );
             text(StatusCode::SERVICE_UNAVAILABLE, "failed to write failover key into DCS")
         }
         Err(unanswered) => unanswered.response(),
@@ -275,12 +275,20 @@ async fn forward(
             Some(text(status, answer.text()))
         }
         Err(error @ (PeerError::Connect(_) | PeerError::Address(_))) => {
-            tracing::warn!(node = leader, %error, "leader could not be asked");
+            tracing::warn!(
+                node = leader,
+                error = &error as &dyn std::error::Error,
+                "leader could not be asked"
+            );
             let why = format!("{} failed: the leader's REST API cannot be reached", kind.title());
             (kind == Kind::Switchover).then(|| text(StatusCode::SERVICE_UNAVAILABLE, why))
         }
         Err(error) => {
-            tracing::warn!(node = leader, %error, "leader did not say what came of it");
+            tracing::warn!(
+                node = leader,
+                error = &error as &dyn std::error::Error,
+                "leader did not say what came of it"
+            );
             let why = format!("{} status unknown", kind.title());
             Some(text(StatusCode::SERVICE_UNAVAILABLE, why))
         }

@@ -87,7 +87,10 @@ async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     match listener.accept().await {
         Ok(accepted) => Some(accepted),
         Err(error) => {
-            tracing::warn!(%error, "connection to the REST API could not be accepted");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "connection to the REST API could not be accepted"
+            );
             tokio::time::sleep(ACCEPT_PAUSE).await;
             None
         }
@@ -116,7 +119,7 @@ async fn accepted_connection(
             connection(stream, client, router, stop, seat).await;
         }
         Ok(Err(error)) => {
-            tracing::debug!(%error, client = %from, "TLS handshake with the REST API failed");
+            tracing::debug!(error = &error as &dyn std::error::Error, client = %from, "TLS handshake with the REST API failed");
         }
         Err(_) => tracing::debug!(client = %from, "TLS handshake with the REST API took too long"),
     }
@@ -152,7 +155,7 @@ async fn connection(
         }
     };
     if let Err(error) = result {
-        tracing::debug!(%error, client = %client.address, "connection to the REST API ended");
+        tracing::debug!(error = &error as &dyn std::error::Error, client = %client.address, "connection to the REST API ended");
     }
 }
 
@@ -186,8 +189,13 @@ async fn planned_restarts(api: &Api) {
         let restart = |answer| Command::Restart { timeout, answer };
         match api.ask(super::ANSWER_LIMIT, restart).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "scheduled restart failed"),
-            Err(error) => tracing::warn!(%error, "scheduled restart came to nothing"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "scheduled restart failed")
+            }
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "scheduled restart came to nothing"
+            ),
         }
     }
 }

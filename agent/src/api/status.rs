@@ -7,8 +7,8 @@ use kornak_cluster::{
 use serde_json::{Map, Value, json};
 
 use super::health::{self, Synchrony};
+use crate::counters::words;
 use crate::ha::Why;
-use crate::metrics::words;
 use crate::node::NodeView;
 
 /// The answer to `GET /patroni` when the server did not answer in time: state `unknown`, and the last role, as in Patroni.

@@ -45,7 +45,7 @@ impl Standing {
 }
 
 #[derive(Debug, Default)]
-struct Hole {
+struct Inbox {
     waiting: Mutex<Vec<(Request, oneshot::Sender<Answer>)>>,
     arrived: Notify,
 }
@@ -53,7 +53,7 @@ struct Hole {
 /// One for each agent.
 #[derive(Debug)]
 pub struct Desk {
-    holes: BTreeMap<String, Hole>,
+    inboxes: BTreeMap<String, Inbox>,
     /// By database; empty while this node does not lead the coordinator.
     pub standings: watch::Sender<BTreeMap<String, Standing>>,
     /// Hosts of the REST APIs of all groups' members.
@@ -63,11 +63,11 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// With a pigeonhole for each database.
+    /// A desk with an inbox for each database.
     pub fn new(databases: &[String]) -> Self {
-        let holes = databases.iter().map(|name| (name.clone(), Hole::default()));
+        let inboxes = databases.iter().map(|name| (name.clone(), Inbox::default()));
         Self {
-            holes: holes.collect(),
+            inboxes: inboxes.collect(),
             standings: watch::Sender::default(),
             hosts: watch::Sender::default(),
             oldest_prepared: watch::Sender::default(),
@@ -76,12 +76,12 @@ impl Desk {
 
     /// Leaves a request in every database and waits for the worst of their answers.
     pub async fn ask(&self, request: &Request) -> Answer {
-        let answers = self.holes.values().map(|hole| {
+        let answers = self.inboxes.values().map(|inbox| {
             let (answer, answered) = oneshot::channel();
-            let mut waiting = hole.waiting.lock();
+            let mut waiting = inbox.waiting.lock();
             if waiting.len() < QUEUE {
                 waiting.push((request.clone(), answer));
-                hole.arrived.notify_one();
+                inbox.arrived.notify_one();
             }
             answered
         });
@@ -91,23 +91,23 @@ impl Desk {
     }
 
     /// Takes the requests that have arrived for a database.
-    pub(super) fn take(&self, database: &str) -> Vec<(Request, oneshot::Sender<Answer>)> {
-        self.holes
+    pub(crate) fn take(&self, database: &str) -> Vec<(Request, oneshot::Sender<Answer>)> {
+        self.inboxes
             .get(database)
-            .map(|hole| std::mem::take(&mut *hole.waiting.lock()))
+            .map(|inbox| std::mem::take(&mut *inbox.waiting.lock()))
             .unwrap_or_default()
     }
 
     /// Completes when something has arrived for a database.
-    pub(super) async fn arrived(&self, database: &str) {
-        match self.holes.get(database) {
-            Some(hole) => hole.arrived.notified().await,
+    pub(crate) async fn arrived(&self, database: &str) {
+        match self.inboxes.get(database) {
+            Some(inbox) => inbox.arrived.notified().await,
             None => std::future::pending().await,
         }
     }
 
     /// Notes where the members of all groups are.
-    pub(super) fn knows(&self, hosts: &BTreeSet<String>) {
+    pub(crate) fn knows(&self, hosts: &BTreeSet<String>) {
         self.hosts.send_if_modified(|known| {
             let other = known != hosts;
             known.clone_from(hosts);
@@ -116,7 +116,7 @@ impl Desk {
     }
 
     /// Notes how a database stands.
-    pub(super) fn stands(&self, database: &str, standing: Option<Standing>) {
+    pub(crate) fn stands(&self, database: &str, standing: Option<Standing>) {
         self.standings.send_if_modified(|known| match standing {
             Some(standing) if known.get(database) != Some(&standing) => {
                 known.insert(database.to_owned(), standing);

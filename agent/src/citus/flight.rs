@@ -12,7 +12,7 @@
 //! agent) the rows are read again and compared with the store: nothing is remembered that is not a row,
 //! a key, or the open transaction itself.
 //!
-//! Not here: SQL (`super::keeper`), which updates make the rows right ([`super::plan`]).
+//! Not here: SQL (`citus_tasks::keeper`), which updates make the rows right ([`super::plan`]).
 
 #[cfg(test)]
 mod tests;

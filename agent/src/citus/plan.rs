@@ -10,7 +10,7 @@
 //! So all updates are one transaction, and rows are added or removed one by one when nothing is left to
 //! update and every node has the metadata. A group without a known leader is left as it is.
 //!
-//! Not here: when a transaction is opened and ended ([`super::flight`]), SQL (`super::keeper`).
+//! Not here: when a transaction is opened and ended ([`super::flight`]), SQL (`citus_tasks::keeper`).
 
 #[cfg(test)]
 mod tests;

@@ -106,7 +106,7 @@ mod tests {
 
     use super::*;
 
-    pub(super) fn view(keys: &[(&str, &str)]) -> View {
+    pub(crate) fn view(keys: &[(&str, &str)]) -> View {
         let mut view = View::empty();
         view.revision = 7;
         for (key, value) in keys {

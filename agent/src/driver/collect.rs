@@ -50,7 +50,11 @@ impl Driver {
                     );
                     self.wake_after(pause);
                 }
-                Err(error) => error!(job = job.as_str(), error = %error, "step ended unexpectedly"),
+                Err(error) => error!(
+                    job = job.as_str(),
+                    error = &error as &dyn std::error::Error,
+                    "step ended unexpectedly"
+                ),
             }
             self.told = None;
             // What the job has changed must be seen before anything is decided from it.
@@ -60,7 +64,7 @@ impl Driver {
             match handle.await {
                 Ok(Errand::Race(race)) => self.race = Some(race),
                 Ok(Errand::Claimed(result)) => self.claimed(result),
-                Ok(Errand::Done(_, Err(JobError::AnotherWay { member, timeline }))) => {
+                Ok(Errand::Done(_, Err(JobError::TimelineForked { member, timeline }))) => {
                     warn!(node = %member, %timeline, "the leader took this timeline another way");
                     let ctx = Arc::clone(&self.ctx);
                     self.begin(Job::Rejoin, crate::jobs::rejoin(ctx, Some(member), 0));
@@ -71,7 +75,9 @@ impl Driver {
                     self.wake_after(PAUSE);
                 }
                 Ok(Errand::Done(_, Ok(()))) => self.ctx.fresh_look(LOOK_LIMIT).await,
-                Err(error) => error!(error = %error, "step ended unexpectedly"),
+                Err(error) => {
+                    error!(error = &error as &dyn std::error::Error, "step ended unexpectedly")
+                }
             }
         }
     }

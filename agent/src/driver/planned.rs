@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kornak_cluster::error_chain;
 use kornak_dcs::{Compare, Op, Reach, Txn};
 use tracing::{error, info, warn};
 
@@ -119,11 +120,13 @@ impl Driver {
                 Err(handover::HandoverError::Refused(refusal)) => {
                     Err(CommandError::NotPossible(refusal.to_string()))
                 }
-                Err(error) => Err(CommandError::Failed(error.to_string())),
+                Err(error) => Err(CommandError::Failed(error_chain(error))),
             };
-            match &said {
-                Ok(_) => info!("handover done"),
-                Err(error) => warn!(error = %error, "handover not done"),
+            match &result {
+                Ok(new) => info!(leader = %new, "switchover completed"),
+                Err(error) => {
+                    warn!(error = error as &dyn std::error::Error, "switchover not carried out");
+                }
             }
             match asked {
                 Asked::Here => {}
@@ -167,7 +170,10 @@ impl Driver {
         let cleared = self.ctx.postgres.clear_leftovers();
         match self.ctx.machine.timeout(CLEAR_LIMIT, cleared).await {
             Ok(Ok(())) | Err(_) => {}
-            Ok(Err(error)) => warn!(error = %error, "what was begun is left for the next start"),
+            Ok(Err(error)) => warn!(
+                error = &error as &dyn std::error::Error,
+                "what was begun is left for the next start"
+            ),
         }
     }
 
@@ -230,7 +236,7 @@ impl Driver {
         let held = self.ctx.keeper.let_go();
         // Nothing runs that it would have to stop, and the store may take longer than the lease lasts.
         if let Err(error) = self.ctx.guard.disarm().await {
-            warn!(error = %error, "the guard stays armed");
+            warn!(error = &error as &dyn std::error::Error, "the guard stays armed");
         }
         if let Some(held) = held.filter(|_| self.ctx.store_is_full()) {
             warn!(
@@ -258,6 +264,9 @@ async fn clear(ctx: &Context, revision: u64) {
     let unchanged = Compare::Modified { key: key.clone(), revision };
     // Never deleted: Patroni clears it by an empty object.
     if let Err(error) = ctx.store.txn(Txn::just(Op::put(key, "{}")).when(unchanged)).await {
-        warn!(error = %error, "the request in the store could not be cleared");
+        warn!(
+            error = &error as &dyn std::error::Error,
+            "the request in the store could not be cleared"
+        );
     }
 }

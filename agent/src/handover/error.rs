@@ -6,7 +6,8 @@ use kornak_dcs::DcsError;
 
 use crate::ha::switchover::Refusal;
 use crate::lease::ClaimError;
-use crate::postgres::SqlError;
+use crate::postgres::{SqlError, StartError, StopError};
+use crate::starting::StandAloneError;
 
 /// Why a handover did not happen. Until `switch` nobody notices; afterwards the message says where
 /// the primary is.
@@ -37,6 +38,19 @@ pub enum HandoverError {
     NotLed { candidate: String },
     #[error("the server was started again in place and takes no connections yet, after {0:?}")]
     Starting(Duration),
-    #[error("the server has stopped and could not be started again in place: {why}")]
-    Stuck { why: String },
+    #[error("the server has stopped and could not be started again in place")]
+    Stuck(#[from] StuckError),
+}
+
+/// Why a server that was stopped for a handover does not run again.
+#[derive(Debug, thiserror::Error)]
+pub enum StuckError {
+    #[error("take the leader key back")]
+    Claim(#[from] ClaimError),
+    #[error("stop what is left of the server")]
+    Stop(#[from] StopError),
+    #[error("name no synchronous standbys")]
+    StandAlone(#[from] StandAloneError),
+    #[error("start the server")]
+    Start(#[from] StartError),
 }

@@ -50,7 +50,10 @@ pub async fn hand_over(ctx: &Context, asked: Option<&str>) -> Result<String, Han
     let (key, revision) = (ctx.keys.failover(), ctx.cluster().failover_revision);
     let unchanged = Compare::Modified { key: key.clone(), revision };
     if let Err(error) = ctx.store.txn(Txn::just(Op::put(key, "{}")).when(unchanged)).await {
-        warn!(error = %error, "the request in the store could not be cleared");
+        warn!(
+            error = &error as &dyn std::error::Error,
+            "the request in the store could not be cleared"
+        );
     }
     Err(HandoverError::NotLed { candidate: name })
 }

@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use kornak_cluster::{ClusterState, FailoverRequest, Lsn};
-use kornak_dcs::{Compare, Op};
+use kornak_dcs::{Compare, Op, json};
 use tracing::{info, warn};
 
 use super::{
-    HandoverError, Otherwise, Run, SHORT_LEASE, TAKE_OVER_LIMIT, cluster_failover_cleared, json,
-    millis, start_again, stop_cleanly,
+    HandoverError, Otherwise, Run, SHORT_LEASE, StuckError, TAKE_OVER_LIMIT,
+    cluster_failover_cleared, millis, start_again, stop_cleanly,
 };
 use crate::postgres::{StartAs, StopMode, Stopped, Upstream};
 
@@ -21,7 +21,10 @@ impl Run<'_> {
         let limit = Duration::from_millis(self.record.switch_hold_ms);
         let candidate = self.record.candidate.clone().unwrap_or_default();
         if let Err(error) = ctx.server.terminate_walsenders_except(&[&candidate]).await {
-            warn!(error = %error, "other standbys could not be sent away, the stop may take longer");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "other standbys could not be sent away, the stop may take longer"
+            );
         }
         let Some((stopped, wal_end)) = stop_cleanly(ctx, limit).await else {
             return self.go_back(HandoverError::NotStopped).await;
@@ -93,7 +96,10 @@ impl Run<'_> {
             // Counts as released: the wait for the candidate finds out.
             Err(error) if error.outcome_is_unknown() => Ok(true),
             Err(error) => {
-                warn!(error = %error, "the leader key could not be released");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the leader key could not be released"
+                );
                 Ok(false)
             }
         }
@@ -151,11 +157,11 @@ impl Run<'_> {
             let claimed =
                 ctx.keeper.claim(cluster.store, SHORT_LEASE, vec![as_released], |_| also).await;
             if let Err(error) = claimed {
-                return Err(HandoverError::Stuck { why: error.to_string() });
+                return Err(StuckError::from(error).into());
             }
         }
         if let Err(error) = ctx.server.stop(StopMode::Kill, Duration::from_secs(5)).await {
-            return Err(HandoverError::Stuck { why: error.to_string() });
+            return Err(StuckError::from(error).into());
         }
         let limit = ctx.cluster().config.unwrap_or_default().primary_start_timeout;
         let started = start_again(ctx, limit).await;

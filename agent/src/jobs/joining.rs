@@ -277,7 +277,7 @@ async fn refuse_another_way(
     let Ok(position) = ctx.server.leader_position(server).await else { return Ok(()) };
     let own = ctx.server.status().await?.timeline;
     if ctx.server.took_another_way(server, &position, own).await.unwrap_or(false) {
-        return Err(JobError::AnotherWay { member: member.to_owned(), timeline: own });
+        return Err(JobError::TimelineForked { member: member.to_owned(), timeline: own });
     }
     Ok(())
 }

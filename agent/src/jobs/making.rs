@@ -12,8 +12,8 @@ use super::{JobError, SCRIPT_LIMIT, START_LIMIT, STOP_LIMIT};
 use crate::context::Context;
 use crate::guard::Fencing;
 use crate::ha::upstream::clone_sources;
-use crate::handover::json;
 use crate::postgres::{Parameters, ServerProcess, StartAs, StopMode, Upstream, parameter_text};
+use kornak_dcs::json;
 
 /// Creates the cluster: claims the key, so that nobody else does, then makes a data directory.
 pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
@@ -125,7 +125,7 @@ async fn make_primary(ctx: &Context) -> Result<(), JobError> {
     ctx.postgres.begin_filling().await?;
     ctx.postgres.create_roles().await?;
     for database in ctx.settings.citus.iter().flat_map(|citus| &citus.databases) {
-        crate::citus::database::ensure(&ctx.postgres, database).await?;
+        crate::citus_tasks::database::ensure(&ctx.postgres, database).await?;
     }
     if let Some(command) = &ctx.settings.bootstrap.post_bootstrap {
         let url = ctx.postgres.connection_url();

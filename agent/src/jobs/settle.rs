@@ -6,13 +6,13 @@
 //! its primary.
 
 use kornak_cluster::{ClusterState, Handover, HandoverPhase};
-use kornak_dcs::{Compare, DcsError, LeaseId, Op, Txn};
+use kornak_dcs::{Compare, DcsError, LeaseId, Op, Txn, json};
 use tracing::warn;
 
 use super::take_regular_lease;
-use crate::citus::notify::{self, Known};
+use crate::citus_tasks::notify::{self, Known};
 use crate::context::Context;
-use crate::handover::{SHORT_LEASE, json, keep_alive};
+use crate::handover::{SHORT_LEASE, keep_alive};
 
 /// Where the record is.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +29,8 @@ pub(super) async fn until_registered(
     cluster: &ClusterState,
     record: Handover,
 ) -> u64 {
-    let (place, registered) = tokio::join!(move_record(ctx, cluster, &record), notify::resume(ctx));
+    let (place, registered) =
+        tokio::join!(move_record(ctx, cluster, &record), notify::unblock_writes(ctx));
     let renewals = place.own.then(|| keep_alive(ctx, place.lease).drop_guard());
     if !registered {
         notify::until_known(ctx, Known::Coordinator).await;
@@ -62,7 +63,10 @@ async fn move_record(ctx: &Context, cluster: &ClusterState, record: &Handover) -
         }
         Ok(None) => stays,
         Err(error) => {
-            warn!(error = %error, "the record stays on the leader key's lease");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "the record stays on the leader key's lease"
+            );
             stays
         }
     }

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::LeadError;
 use crate::context::Context;
 use crate::ha::{PrimaryFacts, Server};
-use crate::handover::json;
+use kornak_dcs::json;
 
 /// On a leader whose server is a primary.
 pub(super) async fn primary(
@@ -33,7 +33,7 @@ pub(super) async fn primary(
             member: ctx.name.clone(),
             sysid: cluster.initialize.clone().unwrap_or_default(),
             timeline: facts.timeline,
-            conn_url: Some(crate::account::conn_url(&ctx.settings)),
+            conn_url: Some(crate::self_report::conn_url(&ctx.settings)),
         };
         let outcome = ctx.store.txn(Txn::just(Op::put(&key, json(&mark))).when(mine)).await?;
         if outcome.succeeded && !ctx.keeper.is_unfenced() {

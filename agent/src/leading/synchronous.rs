@@ -11,7 +11,7 @@ use super::{LeadError, while_leading};
 use crate::context::Context;
 use crate::ha::PrimaryFacts;
 use crate::ha::sync::{SyncStep, plan};
-use crate::handover::json;
+use kornak_dcs::json;
 
 /// For a changed `synchronous_standby_names` to be in force.
 const IN_FORCE_LIMIT: Duration = Duration::from_secs(5);

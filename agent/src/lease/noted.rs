@@ -88,7 +88,10 @@ impl Shared {
             return;
         }
         if let Err(error) = self.machine.write(&self.path, lease.to_string().as_bytes()) {
-            warn!(error = %error, "the lease could not be noted on disk; a restart will wait for it to end");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "the lease could not be noted on disk; a restart will wait for it to end"
+            );
         }
         if self.wanted.lock().is_none() {
             self.remove();

@@ -345,7 +345,10 @@ impl Postgres {
         match renamed.await.map_err(io::Error::other).and_then(|renamed| renamed) {
             Ok(aside) => Ok(Some(aside)),
             Err(error) => {
-                warn!(error = %error, "cannot set aside what was made, removing it");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot set aside what was made, removing it"
+                );
                 self.place(&claim, place::clear).await.map_err(self.failed())?;
                 Ok(None)
             }

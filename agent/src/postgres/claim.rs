@@ -279,7 +279,10 @@ impl Postgres {
         match self.place(&claim, place::settle).await {
             Ok(false) => {}
             Ok(true) => info!("what an earlier agent had begun in the data directory is settled"),
-            Err(error) => warn!(error = %error, "look after what an earlier agent had begun"),
+            Err(error) => warn!(
+                error = &error as &dyn std::error::Error,
+                "look after what an earlier agent had begun"
+            ),
         }
     }
 

@@ -168,7 +168,7 @@ impl Inner {
             return;
         }
         if let Err(error) = write_if_changed(&path, raw, self.mode_of(&path), self.user.as_ref()) {
-            tracing::warn!(error = %error, file = %path.display(), "the configuration is not shown");
+            tracing::warn!(error = &error as &dyn std::error::Error, file = %path.display(), "the configuration is not shown");
         }
     }
 

@@ -28,7 +28,10 @@ impl Postgres {
             let bounded = tokio::task::spawn_blocking(move || bound(&log, MAX_LOG_BYTES));
             if let Err(error) = bounded.await.map_err(io::Error::other).and_then(|bounded| bounded)
             {
-                warn!(error = %error, "the log of the server cannot be begun anew");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the log of the server cannot be begun anew"
+                );
             }
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -81,7 +81,10 @@ fn reload(file: Option<&Path>, environment: &[(String, String)], reloader: &Relo
     let loaded = match kornak_config::load_agent(file, environment) {
         Ok(loaded) => loaded,
         Err(error) => {
-            tracing::error!(%error, "the configuration is wrong, the old one stays in force");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the configuration is wrong, the old one stays in force"
+            );
             return;
         }
     };

@@ -74,7 +74,7 @@ impl Drop for WorkDir {
         if self.temporary
             && let Err(error) = std::fs::remove_dir_all(&self.path)
         {
-            tracing::warn!(error = %error, dir = %self.path.display(), "work directory not removed");
+            tracing::warn!(error = &error as &dyn std::error::Error, dir = %self.path.display(), "work directory not removed");
         }
     }
 }
@@ -209,7 +209,7 @@ async fn run(args: DemoArgs, prepared: Prepared, stop: CancellationToken) -> any
     proxy_halt.cancel();
     stop_nodes(nodes, halts).await;
     if let Err(error) = proxy.join.await {
-        tracing::warn!(error = %error, "the proxy ended unexpectedly");
+        tracing::warn!(error = &error as &dyn std::error::Error, "the proxy ended unexpectedly");
     }
     if up == progress::Start::TooSlow {
         bail!("the cluster did not come up");
@@ -227,8 +227,13 @@ async fn stop_nodes(nodes: Vec<Running>, halts: Vec<CancellationToken>) {
         for (node, _) in nodes {
             match node.task.await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(error = %error, "an agent failed"),
-                Err(error) => tracing::warn!(error = %error, "an agent ended unexpectedly"),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "an agent failed")
+                }
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "an agent ended unexpectedly"
+                ),
             }
         }
     }

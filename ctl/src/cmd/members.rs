@@ -281,7 +281,7 @@ pub async fn restart(global: &Global, args: RestartArgs) -> anyhow::Result<()> {
         )?,
     };
     if !version.is_empty() {
-        kornak_agent::api::version_number(&version).map_err(anyhow::Error::msg)?;
+        kornak_agent::schedule::version_number(&version).map_err(anyhow::Error::msg)?;
     }
     let mut body = Map::new();
     if args.pending {

@@ -104,7 +104,7 @@ impl Feeder {
     fn note(&self, failure: &Failure) {
         match failure {
             Failure::Definite(error) if self.failures <= 1 => {
-                warn!(%error, prefix = %self.prefix, "a watch was refused");
+                warn!(error = error as &dyn std::error::Error, prefix = %self.prefix, "a watch was refused");
             }
             failure => debug!(?failure, prefix = %self.prefix, "a watch has ended"),
         }

@@ -52,7 +52,10 @@ pub async fn follow(
         // Reading files, and hashing keys that may be encrypted.
         let read = tokio::task::spawn_blocking(move || take(&shared, &names)).await;
         if let Err(error) = read {
-            tracing::error!(%error, "certificates were not read again");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "certificates were not read again"
+            );
         }
     }
 }

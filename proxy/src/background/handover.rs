@@ -185,7 +185,7 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
         attend(&shared, &mut outages, &cluster, &known, now());
         look_for_standbys(&shared, &mut readings, &cluster, now());
         let away = outages.closed();
-        let closed = held.and(away).and(readings.closed(away));
+        let closed = held.union(away).union(readings.closed(away));
         let opens = shared.gate.closed() != closed;
         shared.gate.close(closed);
         if opens {
@@ -213,7 +213,7 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
             changed = topology.changed() => if changed.is_err() { return },
             _ = standings.changed() => {}
             () = listens_again => {}
-            () = shared.gate.empty(sides), if waiting && !retry_ack => {}
+            () = shared.gate.wait_empty(sides), if waiting && !retry_ack => {}
             () = tokio::time::sleep(ACK_PAUSE), if retry_ack => {}
             () = tokio::time::sleep(CURSOR_PAUSE), if waiting => shared.registry.recheck_cursors(),
             () = tokio::time::sleep(deadline.unwrap_or_default()), if deadline.is_some() => {}

@@ -157,7 +157,7 @@ pub async fn open(
         let Some(candidate) = candidate else { continue };
         let side = side_on(listener, &candidate);
         if candidate.leading && way == Way::Gate && shared.gate.is_closed(side) {
-            shared.gate.open(side).await;
+            shared.gate.wait_open(side).await;
             continue;
         }
         let term = known.term(candidate.group);

@@ -261,7 +261,10 @@ impl Conversation {
                     Flow::StopBefore
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, "server sent what was not asked for");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "server sent what was not asked for"
+                    );
                     garbage = true;
                     Flow::StopBefore
                 }

@@ -188,7 +188,9 @@ async fn serve(
                     accept(Rc::clone(&thread), listener, socket, stop.clone(), sessions.clone());
                 tokio::task::spawn_local(accepting);
             }
-            Err(error) => tracing::error!(%error, "listener cannot be used"),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "listener cannot be used")
+            }
         }
     }
     stop.cancelled().await;
@@ -245,7 +247,10 @@ async fn accept(
             Err(error) => {
                 if warned.is_none_or(|when: Instant| when.elapsed() >= WARN_PAUSE) {
                     warned = Some(Instant::now());
-                    tracing::warn!(%error, "connections cannot be accepted at the moment");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "connections cannot be accepted at the moment"
+                    );
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }

@@ -97,7 +97,10 @@ impl ClientSide {
                 Some(Accepted { stream, binding: current.binding.clone(), has_alpn })
             }
             Err(error) => {
-                tracing::info!(%error, "TLS handshake of a client failed");
+                tracing::info!(
+                    error = &error as &dyn std::error::Error,
+                    "TLS handshake of a client failed"
+                );
                 None
             }
         }

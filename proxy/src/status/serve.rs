@@ -98,7 +98,10 @@ async fn accept(port: Port, router: Router, room: Arc<Semaphore>) {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "connection to the status port could not be accepted");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "connection to the status port could not be accepted"
+                );
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -119,7 +122,10 @@ async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
         .header_read_timeout(HEAD_TIME)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     if let Err(error) = connection.await {
-        tracing::debug!(%error, "connection to the status port ended");
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "connection to the status port ended"
+        );
     }
 }
 

@@ -63,7 +63,7 @@ impl Sides {
 
     /// The sides of either set.
     #[must_use]
-    pub fn and(self, other: Self) -> Self {
+    pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
@@ -130,7 +130,7 @@ impl Gate {
     }
 
     /// Waits until nobody of these sides is inside. Meaningful only while they are closed.
-    pub async fn empty(&self, sides: Sides) {
+    pub async fn wait_empty(&self, sides: Sides) {
         loop {
             let left = self.left.notified();
             if self.inside(sides) == 0 {
@@ -141,7 +141,7 @@ impl Gate {
     }
 
     /// Waits until this side is open.
-    pub async fn open(&self, side: Side) {
+    pub async fn wait_open(&self, side: Side) {
         let mut announced = self.announced.subscribe();
         // The sender lives as long as we do.
         let _ = announced.wait_for(|closed| !closed.contains(side)).await;
@@ -227,7 +227,7 @@ mod tests {
         let mut ticket = Ticket::new(&gate, 0);
         assert!(ticket.enter(Side::Leading));
         gate.close(Sides::ALL);
-        let empty = gate.empty(Sides::ALL);
+        let empty = gate.wait_empty(Sides::ALL);
         tokio::pin!(empty);
         tokio::select! {
             biased;

@@ -99,7 +99,7 @@ impl Outages {
             Outage::Spreading { .. } => Sides::WORKERS,
             Outage::GivenUp => Sides::NONE,
         };
-        self.open.values().map(of).fold(Sides::NONE, Sides::and)
+        self.open.values().map(of).fold(Sides::NONE, Sides::union)
     }
 
     /// Groups for which somebody waits.

@@ -8,6 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use super::serving::{Served, served};
 use super::*;
 use crate::peers::PeerError;
+use axum::http::Method;
 
 const SOON: Duration = Duration::from_secs(10);
 

@@ -145,7 +145,7 @@ fn in_force(shared: &Shared, opened: Opened) -> Option<Opened> {
 
 async fn way_is_free(shared: &Shared, side: Side, way: Way) {
     match way {
-        Way::Gate => shared.gate.open(side).await,
+        Way::Gate => shared.gate.wait_open(side).await,
         // Whoever is opened ahead leads the coordinator's group; elsewhere `open` waits.
         Way::Early => {
             let mut standings = shared.standings.subscribe();
@@ -165,7 +165,7 @@ async fn dial_candidate(
     let known = tokio::select! {
         biased;
         known = topology.wait_for(|cluster| certain(cluster).is_some()) => certain(&*known.ok()?)?,
-        () = shared.gate.open(side) => return None,
+        () = shared.gate.wait_open(side) => return None,
     };
     let address = Address::from(&*known.node);
     let begun = match shared.ahead.take(session, &known.name) {

@@ -33,7 +33,7 @@ impl Client {
             let way = if self.talk.session.listens() { Way::Early } else { Way::Gate };
             let opening = async {
                 if linked {
-                    shared.gate.open(side).await;
+                    shared.gate.wait_open(side).await;
                     if let Some(group) = leads {
                         losses::verdict(&shared, group).await;
                     }

@@ -122,7 +122,7 @@ impl Client {
         let since = Instant::now();
         let handle = Arc::clone(&self.talk.handle);
         let waited = tokio::select! {
-            () = shared.gate.open(self.talk.side) => Some(true),
+            () = shared.gate.wait_open(self.talk.side) => Some(true),
             () = absent::hangs_up(&self.talk) => return self.hung_up().await,
             () = handle.flagged() => None,
             () = tokio::time::sleep(shared.settings.limits.hold_timeout) => Some(false),

@@ -3,6 +3,7 @@ use std::time::Duration;
 use crate::ha::{Action, Job, Why};
 
 use super::*;
+use crate::ha::Decision;
 
 #[test]
 fn variants_become_words() {
@@ -38,7 +39,7 @@ fn the_documentation_lists_every_metric_and_no_other() {
     let page = render(&view, &Counters::default(), Moment::at_millis(0));
     let kinds = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let mut shown: Vec<String> = kinds.map(|line| line.replacen(' ', "` | ", 1)).collect();
-    let document = include_str!("../../../docs/metrics.md");
+    let document = include_str!("../../../../docs/metrics.md");
     let mut listed: Vec<String> = document
         .lines()
         .filter_map(|line| line.strip_prefix("| `"))

@@ -20,7 +20,7 @@ const QUIETLY: [&str; 3] = [
 ];
 
 /// Makes the database and the extension in it if they are not there. The server must be a primary.
-pub async fn ensure(postgres: &Postgres, database: &str) -> Result<(), SqlError> {
+pub(crate) async fn ensure(postgres: &Postgres, database: &str) -> Result<(), SqlError> {
     let any = postgres.sql();
     let exists = format!("SELECT 1 FROM pg_database WHERE datname = {}", literal(database));
     if any.query("look for the database of Citus", &exists).await?.is_empty() {
@@ -49,7 +49,7 @@ pub async fn ensure(postgres: &Postgres, database: &str) -> Result<(), SqlError>
 }
 
 /// Restores the rows that a person may have removed. Does nothing where the database or the extension is gone.
-pub async fn look_after(postgres: &Postgres, database: &str) -> Result<(), SqlError> {
+pub(crate) async fn look_after(postgres: &Postgres, database: &str) -> Result<(), SqlError> {
     let client = match postgres.connect_to_database(database, APPLICATION).await {
         Err(error) if error.code() == Some("3D000") => return Ok(()),
         connected => connected?,

@@ -10,10 +10,10 @@ use kornak_dcs::{Compare, Op, Txn};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::desk::{Desk, Standing};
+use crate::citus::desk::{Desk, Standing};
 use crate::context::Context;
 use crate::guard::boottime_now;
-use crate::handover::json;
+use kornak_dcs::json;
 
 /// Changes within this time are told together, unless somebody waits for it: standbys that come and go
 /// are several changes.
@@ -52,7 +52,10 @@ pub(super) async fn run(ctx: Arc<Context>, desk: Arc<Desk>, stop: CancellationTo
                     // The key moves to another lease for a while.
                     Ok(_) => told = None,
                     Err(error) => {
-                        warn!(error = %error, "the store was not told how pg_dist_node stands");
+                        warn!(
+                            error = &error as &dyn std::error::Error,
+                            "the store was not told how pg_dist_node stands"
+                        );
                         told = None;
                     }
                 }

@@ -1,4 +1,4 @@
-//! The hands of [`super::flight`]: one task for each database of the coordinator, with a connection that
+//! The hands of [`crate::citus::flight`]: one task for each database of the coordinator, with a connection that
 //! holds the open transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::database::APPLICATION;
-use super::desk::{Desk, Standing};
-use super::flight::{Answer, Facts, Flight, Next, Request, next};
-use super::plan::{self, Address, Role, Row, Step};
-use super::seen::Seen;
+use crate::citus::desk::{Desk, Standing};
+use crate::citus::flight::{Answer, Facts, Flight, Next, Request, next};
+use crate::citus::plan::{self, Address, Role, Row, Step};
+use crate::citus::seen::Seen;
 use crate::context::Context;
 use crate::guard::boottime_now;
 use crate::postgres::{SqlError, ask, literal};
@@ -421,7 +421,7 @@ impl Keeper {
                     self.say(&synced).await?;
                 }
                 Ok(Err(error)) => {
-                    warn!(database = %self.database, group = group.0, error = %chain(&error), "a worker was not told");
+                    warn!(database = %self.database, group = group.0, error = %kornak_cluster::error_chain(&error), "a worker was not told");
                 }
                 Err(_) => {
                     warn!(database = %self.database, group = group.0, "a worker does not answer");
@@ -466,7 +466,7 @@ impl Keeper {
 
     /// Other rows are not kept waiting for this one.
     fn is_refused(&mut self, address: Address, error: &SqlError) {
-        let why = chain(error);
+        let why = kornak_cluster::error_chain(error);
         let before = self.refused.get(&address);
         if before.is_none_or(|before| before.why != why) {
             warn!(database = %self.database, address = %address, error = %why, "Citus refuses, it is tried again");
@@ -476,7 +476,7 @@ impl Keeper {
     }
 
     fn failed(&mut self, error: &SqlError, changing: bool) {
-        let why = chain(error);
+        let why = kornak_cluster::error_chain(error);
         if self.trouble.as_ref().is_none_or(|before| before.why != why) {
             warn!(database = %self.database, error = %why, "pg_dist_node cannot be kept");
         }
@@ -585,16 +585,4 @@ impl std::fmt::Display for Spoken<'_> {
             Step::Remove { group, address } => write!(f, "group {group} has no {address}"),
         }
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -14,15 +14,17 @@ use kornak_cluster::MemberRole;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 
-use super::manual::Refusal;
-use super::units;
 use crate::node::NodeView;
+use crate::units;
 
 /// The longest sleep before the wall clock is read again, for it may be set.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
+/// Why a request is refused: a status and a sentence.
+pub(crate) type Refusal = (StatusCode, String);
+
 /// Reads a time in the future, with its zone: RFC 3339, or with a space for the T.
-pub(super) fn parse_time(text: &str, now: Timestamp, action: &str) -> Result<Zoned, Refusal> {
+pub(crate) fn parse_time(text: &str, now: Timestamp, action: &str) -> Result<Zoned, Refusal> {
     let text = text.trim();
     if let Ok(at) = text.parse::<Timestamp>() {
         return if at > now {
@@ -43,7 +45,7 @@ pub(super) fn parse_time(text: &str, now: Timestamp, action: &str) -> Result<Zon
 }
 
 /// As Patroni prints it, with the offset it was given with: `2027-01-01T00:00:00+00:00`.
-pub(super) fn print_time(at: &Zoned) -> String {
+pub(crate) fn print_time(at: &Zoned) -> String {
     let whole = at.subsec_nanosecond() == 0;
     let form = if whole { "%Y-%m-%dT%H:%M:%S%:z" } else { "%Y-%m-%dT%H:%M:%S%.6f%:z" };
     at.strftime(form).to_string()
@@ -51,9 +53,9 @@ pub(super) fn print_time(at: &Zoned) -> String {
 
 /// Body of `POST /restart`.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(super) struct RestartRequest {
-    pub(super) at: Option<Zoned>,
-    pub(super) timeout: Option<Duration>,
+pub(crate) struct RestartRequest {
+    pub(crate) at: Option<Zoned>,
+    pub(crate) timeout: Option<Duration>,
     role: Option<MemberRole>,
     /// Only if the server is older than this, as in `server_version_num`.
     older_than: Option<u32>,
@@ -64,7 +66,7 @@ pub(super) struct RestartRequest {
 
 impl RestartRequest {
     /// Reads the body; the text of a refusal names the field.
-    pub(super) fn read(body: &Map<String, Value>, now: Timestamp) -> Result<Self, Refusal> {
+    pub(crate) fn read(body: &Map<String, Value>, now: Timestamp) -> Result<Self, Refusal> {
         let bad = |text: String| (StatusCode::BAD_REQUEST, text);
         let mut request = Self::default();
         for (key, value) in body {
@@ -117,7 +119,7 @@ impl RestartRequest {
     }
 
     /// Whether the node is one that was meant.
-    pub(super) fn applies_to(&self, view: &NodeView) -> bool {
+    pub(crate) fn applies_to(&self, view: &NodeView) -> bool {
         let role = self.role.is_none_or(|role| role == view.role);
         let pending = !self.only_if_pending || view.pending_restart.is_some();
         let version = match (self.older_than, view.server_version) {
@@ -167,12 +169,12 @@ impl RestartPlan {
     }
 
     /// As the REST status shows it.
-    pub(super) fn shown(&self) -> Option<Value> {
+    pub(crate) fn shown(&self) -> Option<Value> {
         self.planned.borrow().as_ref().map(|planned| planned.json(false))
     }
 
     /// False if there is one already.
-    pub(super) fn add(&self, at: Zoned, request: RestartRequest, view: &NodeView) -> bool {
+    pub(crate) fn add(&self, at: Zoned, request: RestartRequest, view: &NodeView) -> bool {
         let postmaster_start_time = view.postmaster_start_time.clone();
         self.planned.send_if_modified(|planned| {
             let free = planned.is_none();
@@ -184,13 +186,13 @@ impl RestartPlan {
     }
 
     /// False if there is none.
-    pub(super) fn remove(&self) -> bool {
+    pub(crate) fn remove(&self) -> bool {
         self.planned.send_if_modified(|planned| planned.take().is_some())
     }
 
     /// Waits for the planned restart's time, whatever is planned meanwhile, and takes it out.
     /// Returns it if it still makes sense then.
-    pub(super) async fn due(&self, views: &crate::node::NodeViews) -> RestartRequest {
+    pub(crate) async fn due(&self, views: &crate::node::NodeViews) -> RestartRequest {
         let mut changes = self.planned.subscribe();
         loop {
             let at = changes.borrow_and_update().as_ref().map(|planned| planned.at.timestamp());

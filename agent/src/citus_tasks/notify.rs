@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::database::APPLICATION;
-use super::desk::Standing;
-use super::plan::Address;
-use super::seen::{Leader, Seen};
+use crate::citus::desk::Standing;
+use crate::citus::plan::Address;
+use crate::citus::seen::{Leader, Seen};
 use crate::context::Context;
 use crate::guard::boottime_now;
 use crate::ha::switchover::Busy;
@@ -31,7 +31,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// The result of a request to make writes wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Paused {
+pub(crate) enum Paused {
     /// Writes wait, or there is nobody through whom they could come.
     Yes,
     /// Writes could not be made to wait in time; nothing has changed.
@@ -71,7 +71,7 @@ fn event(ctx: &Context, kind: &str) -> Value {
 
 /// Makes writes to this group that come through the coordinator wait, until [`resume`] or the next
 /// primary's `announce`; nobody's transaction is ended for it. `hold`: clients are held no longer.
-pub async fn pause(ctx: &Context, record: u64, hold: Duration) -> Paused {
+pub(crate) async fn block_writes(ctx: &Context, record: u64, hold: Duration) -> Paused {
     let Some(leader) = coordinator(ctx) else { return Paused::Yes };
     let Some(api) = leader.api else { return Paused::Yes };
     let mut body = event(ctx, "before_demote");
@@ -105,7 +105,7 @@ pub async fn pause(ctx: &Context, record: u64, hold: Duration) -> Paused {
 
 /// This node accepts writes (again). `true`: the coordinator says that it has registered it; Patroni's
 /// says so in any case, and is not believed.
-pub async fn resume(ctx: &Context) -> bool {
+pub(crate) async fn unblock_writes(ctx: &Context) -> bool {
     let Some(leader) = coordinator(ctx) else { return false };
     let Some(api) = leader.api else { return false };
     let mut body = event(ctx, "after_promote");
@@ -128,14 +128,14 @@ pub async fn resume(ctx: &Context) -> bool {
 
 /// Whether the coordinator, and then every node, knows this node as its group's primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Known {
+pub(crate) enum Known {
     Nowhere,
     Coordinator,
     Everywhere,
 }
 
 /// Waits until this node is known at least so well in every database. `false`: not in time.
-pub async fn until_known(ctx: &Context, wanted: Known) -> bool {
+pub(crate) async fn until_known(ctx: &Context, wanted: Known) -> bool {
     let seen = seen(ctx);
     let ours = seen.coordinator().is_some_and(|leader| leader.kornak);
     let waiting = async {
@@ -315,7 +315,7 @@ async fn to_coordinator(ctx: &Context, database: &str) -> Result<tokio_postgres:
 
 /// The sessions that work on the primaries of other groups: their transactions may reach this one, and a drain waits
 /// for them. A server that gives no answer is left out.
-pub async fn busy_elsewhere(ctx: &Context) -> Busy {
+async fn busy_elsewhere(ctx: &Context) -> Busy {
     let Some(citus) = &ctx.settings.citus else { return Busy::default() };
     let own = ctx.settings.scope.group;
     let others: Vec<Address> = seen(ctx)
@@ -347,8 +347,8 @@ pub async fn busy_elsewhere(ctx: &Context) -> Busy {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::Group;
     use super::*;
+    use crate::citus::plan::Group;
 
     #[test]
     fn pools_are_looked_at_where_kornak_keeps_them_the_new_primary_among_them() {
@@ -372,5 +372,15 @@ mod tests {
         };
         assert_eq!(found(1, "new"), named(&[(0, "c"), (1, "new"), (2, "x")]));
         assert_eq!(found(0, "d"), named(&[(0, "d"), (1, "former"), (2, "x")]));
+    }
+}
+
+/// The sessions that work on any server that a handover of this one concerns: in a Citus cluster a
+/// transaction that began on another node may come here, and every session is held.
+pub(crate) async fn busy_anywhere(ctx: &Context) -> Busy {
+    let (here, there) = tokio::join!(ctx.busy(), busy_elsewhere(ctx));
+    Busy {
+        backends: here.backends.saturating_add(there.backends),
+        oldest: here.oldest.max(there.oldest),
     }
 }

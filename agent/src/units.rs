@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 /// Bytes: `1048576`, `1024kB`, `10MB`. `None` if it is not such a number.
-pub(super) fn bytes(text: &str) -> Option<u64> {
+pub(crate) fn bytes(text: &str) -> Option<u64> {
     let (amount, unit) = split(text)?;
     let factor = match unit {
         "" | "B" => 1.0,
@@ -18,7 +18,7 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
 }
 
 /// Seconds: `30`, `1500ms`, `5min`. `None` if it is not such a number.
-pub(super) fn seconds(text: &str) -> Option<f64> {
+pub(crate) fn seconds(text: &str) -> Option<f64> {
     let (amount, unit) = split(text)?;
     let factor = match unit {
         "" | "s" => 1.0,
@@ -32,7 +32,7 @@ pub(super) fn seconds(text: &str) -> Option<f64> {
 }
 
 /// Patroni's words for yes, in a string or not; anything else is no.
-pub(super) fn is_true(value: &Value) -> bool {
+pub(crate) fn is_true(value: &Value) -> bool {
     let word = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     matches!(word.to_ascii_lowercase().as_str(), "on" | "true" | "yes" | "1")
 }

@@ -7,62 +7,19 @@
 //! Names that begin with `patroni_` are those of Patroni's `GET /metrics`, so that existing dashboards
 //! work.
 
-use std::collections::BTreeMap;
-use std::fmt::{Debug, Display, Write};
+use std::fmt::{Display, Write};
 
 use jiff::Timestamp;
 use kornak_cluster::{MemberRole, MemberState, Moment};
-use parking_lot::Mutex;
 
-use crate::api::health::accepts_writes;
-use crate::api::status::{is_unlocked, job, synchrony_flags};
+use super::health::accepts_writes;
+use super::status::{is_unlocked, job, synchrony_flags};
 use crate::citus::Desk;
-use crate::ha::{Decision, Job};
+use crate::counters::{Counters, words};
 use crate::node::NodeView;
 
-/// The events that are counted since the agent started.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// By action and reason: both are closed lists.
-    decisions: Mutex<BTreeMap<(String, String), u64>>,
-    failures: Mutex<BTreeMap<String, u64>>,
-    /// By status.
-    answers: Mutex<BTreeMap<u16, u64>>,
-}
-
-impl Counters {
-    /// The driver has decided.
-    pub fn decided(&self, decision: &Decision) {
-        let key = (words(&decision.action, '_'), words(&decision.why, '_'));
-        *self.decisions.lock().entry(key).or_default() += 1;
-    }
-
-    /// A step was tried and did not succeed.
-    pub fn step_failed(&self, job: Job) {
-        *self.failures.lock().entry(words(&job, '_')).or_default() += 1;
-    }
-
-    pub(crate) fn answered(&self, status: u16) {
-        *self.answers.lock().entry(status).or_default() += 1;
-    }
-}
-
-/// The name of an enum's variant as words: `StartPrimary` is `start primary`. What the variant carries
-/// is left out, for a label must come from a closed list.
-pub(crate) fn words(variant: &impl Debug, separator: char) -> String {
-    let name = format!("{variant:?}");
-    let mut out = String::new();
-    for c in name.chars().take_while(char::is_ascii_alphanumeric) {
-        if c.is_ascii_uppercase() && !out.is_empty() {
-            out.push(separator);
-        }
-        out.push(c.to_ascii_lowercase());
-    }
-    out
-}
-
 /// `GET /metrics`, in Prometheus' text format 0.0.4.
-pub fn render(view: &NodeView, counters: &Counters, now: Moment) -> String {
+pub(super) fn render(view: &NodeView, counters: &Counters, now: Moment) -> String {
     let mut page = Page::new(view);
     server(view, now, &mut page);
     cluster(view, &mut page);
@@ -71,7 +28,7 @@ pub fn render(view: &NodeView, counters: &Counters, now: Moment) -> String {
 }
 
 /// The additional metrics of a node of a Citus cluster.
-pub fn citus(view: &NodeView, desk: &Desk) -> String {
+pub(super) fn citus(view: &NodeView, desk: &Desk) -> String {
     let mut page = Page::new(view);
     let oldest = *desk.oldest_prepared.borrow();
     let help = "Age of the oldest prepared transaction; one that stays holds locks.";

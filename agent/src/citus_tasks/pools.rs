@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::database::APPLICATION;
-use super::plan::Address;
-use super::seen::Seen;
+use crate::citus::plan::Address;
+use crate::citus::seen::Seen;
 use crate::context::Context;
 use crate::postgres::{SqlError, ask, literal};
 
@@ -144,9 +144,9 @@ pub(super) fn statement(seen: &Seen) -> Option<String> {
 mod tests {
     use kornak_cluster::GroupId;
 
-    use super::super::plan::Group;
-    use super::super::seen::Leader;
     use super::*;
+    use crate::citus::plan::Group;
+    use crate::citus::seen::Leader;
 
     fn at(host: &str) -> Address {
         Address { host: host.to_owned(), port: 5432 }

@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::database::{self, APPLICATION};
-use super::desk::Desk;
-use super::plan::Address;
-use super::seen::Seen;
-use super::settling::{EVERY, Primaries, STALE, Settling};
+use crate::citus::desk::Desk;
+use crate::citus::plan::Address;
+use crate::citus::seen::Seen;
+use crate::citus::settling::{EVERY, Primaries, STALE, Settling};
 use crate::context::Context;
 use crate::guard::boottime_now;
 use crate::postgres::{SqlError, ask};
