@@ -5,6 +5,7 @@
 //! time as well. Neither keeps the loop from looking.
 
 mod collect;
+mod commands;
 mod planned;
 
 use std::sync::Arc;
@@ -560,7 +561,7 @@ impl Driver {
     }
 
     async fn obey(&mut self, command: Command) {
-        crate::commands::obey(self, command).await;
+        commands::obey(self, command).await;
     }
 
     pub(crate) fn busy_with(&self) -> Option<Job> {

@@ -14,7 +14,6 @@ pub mod callbacks;
 pub mod citus;
 mod citus_tasks;
 pub mod clock;
-mod commands;
 pub mod context;
 mod counters;
 mod driver;

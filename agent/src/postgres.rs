@@ -76,7 +76,6 @@ pub use source::SourceError;
 pub use sql::{APPLICATION_PREFIX, Login, Sql, SqlError, TextRow, ask, identifier, literal};
 pub use status::{Activity, Backend, Receiver, ReplicationRow, ServerStatus, Startup};
 pub use stop::{StopError, StopMode, Stopped};
-pub(crate) use tool::hide_settings;
 pub use tool::{Told, ToolError, split_words};
 pub use vetting::refused_parameters;
 pub use words::Ended;

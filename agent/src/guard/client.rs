@@ -391,7 +391,7 @@ fn spawn(config: &GuardConfig) -> Result<tokio::process::Child, GuardError> {
     let millis = |duration: Duration| duration.as_millis().to_string();
     let mut command = tokio::process::Command::new(&config.program);
     // What the guard does not have, the server does not get.
-    crate::postgres::hide_settings(&mut command);
+    super::hide_settings(&mut command);
     let child = command
         .arg("guard")
         .arg("--data-dir")

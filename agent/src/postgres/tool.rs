@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::claim::Claim;
 use super::os::OsUser;
-use crate::guard::run_as;
+use crate::guard::{hide_settings, run_as};
 
 /// Of what a failed program said, as much as a log line can take.
 const TOLD_BYTES: usize = 2000;
@@ -82,20 +82,6 @@ pub(super) fn command(program: impl AsRef<OsStr>, user: Option<&OsUser>) -> Comm
         command.current_dir("/");
     }
     command
-}
-
-/// Takes Patroni's variables out of a child's environment, as Patroni does, for there are passwords in
-/// them; and systemd's, to which a server would tell that it is ready or stops.
-pub(crate) fn hide_settings(command: &mut Command) {
-    for (name, _) in std::env::vars_os() {
-        if is_setting(&name) {
-            command.env_remove(name);
-        }
-    }
-}
-
-fn is_setting(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b"PATRONI_") || name == "NOTIFY_SOCKET"
 }
 
 /// Runs a program that changes a data directory, under a claim that it keeps until its end.
@@ -267,19 +253,6 @@ mod tests {
         assert!(matches!(error, Err(ToolError::Spawn { .. })));
         let error = run(command("sleep", None).arg("60"), Duration::from_millis(20)).await;
         assert!(matches!(error, Err(ToolError::TimedOut { .. })));
-    }
-
-    #[test]
-    fn patronis_variables_are_not_for_children() {
-        for (name, hidden) in [
-            ("PATRONI_SUPERUSER_PASSWORD", true),
-            ("PATRONI_", true),
-            ("NOTIFY_SOCKET", true),
-            ("PATRONICTL_CONFIG_FILE", false),
-            ("PGSSLMODE", false),
-        ] {
-            assert_eq!(is_setting(OsStr::new(name)), hidden, "{name}");
-        }
     }
 
     #[tokio::test]
