@@ -358,7 +358,11 @@ impl Session {
     #[cold]
     pub(super) fn shared_done(&mut self, owner: &Owner) -> Heard {
         let Some(shared) = &mut self.journal.statements else { return Heard::Pass };
-        match shared.answered(owner.unit.token) {
+        let answer = shared.answered(owner.unit.token);
+        if shared.take_raw() {
+            self.journal.pin(Pin::LongStatement);
+        }
+        match answer {
             Answer::Pass => Heard::Pass,
             Answer::Swallow => Heard::Swallow,
         }

@@ -124,6 +124,8 @@ enum Change {
     Refused { name: Box<[u8]> },
     /// A Parse of more than is kept: the server refuses what is sent in its place.
     TooMuch,
+    /// A Parse went as it was, for SQL has this name on the server.
+    Raw { name: Box<[u8]> },
     /// A number was to be closed.
     Closed { number: u32 },
 }
@@ -165,6 +167,10 @@ pub struct Statements {
     nobody: Option<Box<[u8]>>,
     /// All statements are about to be dropped, in this batch; those that were made since are not.
     dropping: Option<u32>,
+    /// The last batch in which SQL makes or drops statements under names of its own.
+    sql_batch: Option<u32>,
+    /// A Parse under a name that SQL was believed to have was taken by the server.
+    raw: bool,
     made_since: HashSet<Box<[u8]>>,
     /// Numbers of statements that were made or dropped since nothing was in flight, and the client's names of
     /// them: what an error says of one of them is about a name that may mean something else by now.
@@ -197,6 +203,8 @@ impl Statements {
             context: 0,
             nobody: None,
             dropping: None,
+            sql_batch: None,
+            raw: false,
             made_since: HashSet::new(),
             named: Vec::new(),
             executed: None,
@@ -220,6 +228,7 @@ impl Statements {
     /// Gives them back; nothing must be in flight.
     pub fn detach(&mut self) -> Option<Box<Prepared>> {
         self.dropped_all();
+        self.sql_batch = None;
         self.undo_until(self.batch.wrapping_add(1));
         self.batch = 0;
         self.ended = 0;
@@ -282,10 +291,14 @@ impl Statements {
     pub fn answered(&mut self, mark: u32) -> Answer {
         let at = self.ahead.iter().position(|ahead| ahead.mark == mark);
         let ahead = at.and_then(|at| self.ahead.remove(at));
-        if let Some(Change::Name { sent: Some(sent), .. } | Change::Sent(sent)) =
-            ahead.map(|ahead| ahead.change)
-        {
-            self.confirm(sent);
+        match ahead.map(|ahead| ahead.change) {
+            Some(Change::Name { sent: Some(sent), .. } | Change::Sent(sent)) => self.confirm(sent),
+            Some(Change::Raw { name }) => {
+                self.by_sql.remove(&name);
+                self.long.insert(name);
+                self.raw = true;
+            }
+            _ => {}
         }
         match mark & SWALLOW != 0 {
             true => Answer::Swallow,

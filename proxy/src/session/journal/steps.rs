@@ -128,6 +128,8 @@ impl Journal {
         {
             pieces.push((range, text));
             (step.mark, step.retag) = (mark, retag);
+        } else if matches!(statement.kind, K::Deallocate | K::Prepare) {
+            shared.named_by_sql();
         }
         step
     }
@@ -251,8 +253,12 @@ impl Journal {
         self.last_reads = statement.reads();
         self.speak(statement, note.as_ref(), note.as_deref().unwrap_or_default());
         let mut step = Step { text: note, mark: 0, retag };
-        if retag && let (Some(shared), Some(text)) = (&mut self.statements, &step.text) {
-            step.mark = shared.deallocate(text);
+        if let (Some(shared), Some(text)) = (&mut self.statements, &step.text) {
+            match statement.kind {
+                _ if retag => step.mark = shared.deallocate(text),
+                StatementKind::Deallocate | StatementKind::Prepare => shared.named_by_sql(),
+                _ => {}
+            }
         }
         if statement.kind == StatementKind::Execute {
             self.calls();

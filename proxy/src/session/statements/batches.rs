@@ -42,8 +42,8 @@ impl Statements {
                 ahead.batch = self.batch;
             }
         }
-        if self.dropping == Some(first) {
-            self.dropping = Some(self.batch);
+        for batch in [&mut self.dropping, &mut self.sql_batch].into_iter().flatten() {
+            *batch = if *batch == first { self.batch } else { *batch };
         }
     }
 
@@ -55,6 +55,7 @@ impl Statements {
         if self.dropping.is_some_and(|batch| is_past(batch, self.ended)) {
             self.dropped_all();
         }
+        self.sql_batch = self.sql_batch.filter(|batch| !is_past(*batch, self.ended));
         if self.ahead.is_empty() && self.named.capacity() > 0 {
             self.named = Vec::new();
         }
@@ -73,9 +74,19 @@ impl Statements {
         !replaces && last.is_some_and(|ahead| ahead.batch != self.batch)
     }
 
-    /// Whether an earlier batch that is not answered yet drops all.
+    /// Whether an earlier batch that is not answered yet drops all, or makes or drops statements by SQL.
     pub fn is_dropping_before(&self) -> bool {
-        self.dropping.is_some_and(|batch| batch != self.batch)
+        [self.dropping, self.sql_batch].into_iter().flatten().any(|batch| batch != self.batch)
+    }
+
+    /// SQL is forwarded that makes or drops a statement under a name of its own.
+    pub fn named_by_sql(&mut self) {
+        self.sql_batch = Some(self.batch);
+    }
+
+    /// Whether a statement was made since the last call under the client's own name on the server.
+    pub fn take_raw(&mut self) -> bool {
+        std::mem::take(&mut self.raw)
     }
 
     /// Whether what any name means hangs on an earlier batch: a text must not be forwarded before that

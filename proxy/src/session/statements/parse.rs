@@ -29,7 +29,8 @@ impl Statements {
         }
         if self.by_sql.contains(name) || self.long.contains(name) {
             // The server has this very name, and refuses.
-            return (Treatment::AsIs, Counts::Parse(0));
+            let mark = self.mark(0, Change::Raw { name: name.into() });
+            return (Treatment::AsIs, Counts::Parse(mark));
         }
         let Some(content) = content else {
             if self.names.contains_key(name) {

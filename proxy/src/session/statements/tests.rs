@@ -389,3 +389,22 @@ fn deallocate_is_judged_at_each_bind() {
     parse(&mut client, b"s1", "SELECT 2");
     assert!(is_ours(&client));
 }
+
+#[test]
+fn a_name_of_sql_that_is_gone_leaves_no_statement_to_others() {
+    let (mut client, mut server) = (Client::new(), Server::default());
+    client.shared.attach(Box::default());
+    client.shared.named_by_sql();
+    assert!(!client.shared.is_dropping_before(), "nothing can wait within a batch");
+    client.say(&query());
+    assert!(client.shared.is_dropping_before(), "whether there is a statement of this name");
+    client.hear(&mut server, "PREPARE a");
+    assert!(!client.shared.is_dropping_before());
+    client.shared.prepared_by_sql(b"PREPARE a AS SELECT 1");
+    // A function has dropped it since.
+    client.say(&parse("a", "one"));
+    client.say(&sync());
+    client.hear(&mut server, "a");
+    assert!(client.shared.take_raw(), "the connection has it under the client's name");
+    assert!(client.shared.has_long());
+}

@@ -66,7 +66,7 @@ impl Statements {
                 }
                 Change::Unnamed { before, there, .. } => self.undo_unnamed(at, before, there),
                 Change::Sent(sent) => self.undo_sent(sent),
-                Change::Refused { .. } | Change::TooMuch => {}
+                Change::Refused { .. } | Change::TooMuch | Change::Raw { .. } => {}
                 Change::Closed { number } => {
                     if let Some(server) = &mut self.server {
                         server.to_close.push(number);
