@@ -29,6 +29,7 @@ mod clock;
 mod environment;
 pub mod fence;
 mod kill;
+mod mounts;
 mod patience;
 mod recipe;
 mod revive;

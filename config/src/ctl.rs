@@ -1,8 +1,10 @@
 //! Settings that the operator's verbs take from a file: patronictl's own, or an agent's.
 
+use std::path::Path;
+
 use kornak_cluster::GroupId;
 
-use crate::agent::CtlSettings;
+use crate::agent::{CtlSettings, ServerTls};
 use crate::store::Etcd3Settings;
 
 /// Everything is optional: arguments of the command line may say the rest.
@@ -19,4 +21,22 @@ pub struct OperatorSettings {
     pub store: Option<Etcd3Settings>,
     /// How to speak to REST.
     pub ctl: CtlSettings,
+    /// What this host's agent serves REST with, if agents ask their clients for certificates.
+    pub served_with: Option<ServerTls>,
+}
+
+impl OperatorSettings {
+    /// Where `ctl` names no certificate, the host's own is shown to agents that ask for one, if its key `is_readable`.
+    #[must_use]
+    pub fn with_own_certificate(mut self, is_readable: impl Fn(&Path) -> bool) -> Self {
+        let Some(own) = self.served_with.as_ref().filter(|_| self.ctl.certfile.is_none()) else {
+            return self;
+        };
+        if is_readable(own.keyfile.as_ref().unwrap_or(&own.certfile)) {
+            self.ctl.certfile = Some(own.certfile.clone());
+            self.ctl.keyfile.clone_from(&own.keyfile);
+            self.ctl.keyfile_password.clone_from(&own.keyfile_password);
+        }
+        self
+    }
 }

@@ -1,7 +1,7 @@
 //! Where the cluster's shared state lives. Only data: `kornak-dcs` makes a client of it.
 
 use secrecy::SecretString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::address::HostPort;
 
@@ -44,6 +44,23 @@ pub struct Etcd3Settings {
     pub cacert: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
+}
+
+impl StoreSettings {
+    /// The same store with relative file names starting from `base`.
+    #[must_use]
+    pub fn relative_to(self, base: &Path) -> Self {
+        let below = |path: PathBuf| base.join(path);
+        match self {
+            Self::Etcd3(etcd) => Self::Etcd3(Etcd3Settings {
+                cacert: etcd.cacert.map(below),
+                cert: etcd.cert.map(below),
+                key: etcd.key.map(below),
+                ..etcd
+            }),
+            Self::Memory => Self::Memory,
+        }
+    }
 }
 
 impl Etcd3Settings {

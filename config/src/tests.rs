@@ -522,6 +522,23 @@ fn operators_verbs_read_any_of_the_files() {
     assert_eq!(settings.ctl.authentication.unwrap().username, "u");
     assert_eq!(settings.store.unwrap().endpoints(), ["http://e:2379"]);
     assert_eq!(operator(AGENT).scope.as_deref(), Some("demo"));
+    for (verify, ctl, readable, shown) in [
+        ("optional", "", true, Some("own.crt")),
+        ("required", "", true, Some("own.crt")),
+        ("optional", "", false, None),
+        ("none", "", true, None),
+        ("optional", "ctl: {certfile: other.crt}", true, Some("other.crt")),
+    ] {
+        let text = format!(
+            "restapi: {{certfile: own.crt, keyfile: own.key, cafile: ca, verify_client: {verify}}}\n{ctl}"
+        );
+        let settings = operator(&text).with_own_certificate(|key| {
+            assert_eq!(key, Path::new("own.key"));
+            readable
+        });
+        let found = settings.ctl.certfile;
+        assert_eq!(found, shown.map(PathBuf::from), "{verify} {ctl} {readable}");
+    }
     assert_eq!(operator(PROXY).store.unwrap().hosts.len(), 2);
     assert!(operator("").store.is_none());
 }

@@ -393,7 +393,8 @@ fn load(global: &Global) -> anyhow::Result<OperatorSettings> {
             named.display()
         );
     }
-    Ok(kornak_config::load_operator(path, &environment)?)
+    let settings = kornak_config::load_operator(path, &environment)?;
+    Ok(settings.with_own_certificate(|key| std::fs::File::open(key).is_ok()))
 }
 
 /// `[etcd3://]host[:port][/namespace]`

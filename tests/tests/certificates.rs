@@ -276,6 +276,36 @@ async fn what_a_server_says_in_the_clear_is_not_lost_behind_a_failed_handshake()
     Ok(())
 }
 
+/// The local server is reached at an address of this host, and its certificate is for the name that others know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_accepts_its_own_server_under_the_name_of_connect_address() -> Result<()> {
+    let mut scratch = Scratch::new("certificates");
+    let shop = Workshop::new(&scratch);
+    let own = shop.self_signed("own", "db1.example")?;
+    let certified = kornak_tls::certified(&own.cert, &own.key, None)?;
+    let acceptor = TlsAcceptor::from(Arc::new(kornak_tls::server_config(None, certified)?));
+    for (name, expected) in [("db1.example", true), ("db2.example", false)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let port = listener.local_addr()?.port();
+        let mut settings = agents("localhost", port, ("verify-full", &own.cert), None)?;
+        name.clone_into(&mut settings.connect_address.host);
+        let asking =
+            tokio::spawn(async move { Sql::new(&settings, "test").value("ask", "SELECT 1").await });
+        let (mut tcp, _) = listener.accept().await?;
+        tcp.read_exact(&mut [0; 8]).await?;
+        tcp.write_all(b"S").await?;
+        // A refusal of TLS 1.3 comes when the server has finished: what counts is whether something follows.
+        let followed = match acceptor.accept(tcp).await {
+            Ok(mut tls) => tls.read_u32().await.is_ok(),
+            Err(_) => false,
+        };
+        assert_eq!(followed, expected, "{name}");
+        asking.abort();
+    }
+    scratch.passed();
+    Ok(())
+}
+
 /// What a client shows.
 struct Shown {
     form: &'static str,

@@ -101,13 +101,16 @@ pub struct OfServers {
     trust: Option<(Authorities, Option<Arc<WebPkiServerVerifier>>)>,
     rules: Rules,
     by_name: bool,
+    /// Names of the peer beside the one that the connection was made to.
+    aliases: Vec<String>,
     provider: Arc<CryptoProvider>,
 }
 
 impl OfServers {
     /// Any certificate will do, so nobody knows who is at the other end.
     pub fn anybody() -> Self {
-        Self { trust: None, rules: Rules::Libpq, by_name: false, provider: provider() }
+        let (rules, by_name, aliases) = (Rules::Libpq, false, Vec::new());
+        Self { trust: None, rules, by_name, aliases, provider: provider() }
     }
 
     /// One of the authorities must have issued it and, with `by_name`, for the host.
@@ -115,7 +118,15 @@ impl OfServers {
         let store = Arc::clone(&authorities.store);
         // Without an authority that it can read it cannot be made, and would refuse everybody.
         let webpki = WebPkiServerVerifier::builder_with_provider(store, provider()).build().ok();
-        Self { trust: Some((authorities, webpki)), rules, by_name, provider: provider() }
+        let (trust, aliases) = (Some((authorities, webpki)), Vec::new());
+        Self { trust, rules, by_name, aliases, provider: provider() }
+    }
+
+    /// A certificate for one of `aliases` will do as well as one for the host that is connected to.
+    #[must_use]
+    pub fn or_named(mut self, aliases: Vec<String>) -> Self {
+        self.aliases = aliases;
+        self
     }
 }
 
@@ -147,7 +158,10 @@ impl ServerCertVerifier for OfServers {
         authorities.second_opinion(first, question, end_entity, intermediates, now)?;
         if self.by_name {
             let certificate = names::parse(end_entity).map_err(other)?;
-            if !names::is_for_host(&certificate, &server_name.to_str(), self.rules) {
+            let names = [server_name.to_str()];
+            let mut names =
+                names.iter().map(AsRef::as_ref).chain(self.aliases.iter().map(String::as_str));
+            if !names.any(|name: &str| names::is_for_host(&certificate, name, self.rules)) {
                 return Err(CertificateError::NotValidForName.into());
             }
         }

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::mounts;
+
 /// A process that runs on a data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
@@ -68,7 +70,9 @@ pub(super) fn is_server_in(pid: u32, data_dir: &Path) -> bool {
 }
 
 fn runs_in(proc: &Path, data_dir: &Path) -> bool {
-    fs::read_link(proc.join("cwd")).is_ok_and(|cwd| alive_name(cwd.as_os_str()) == data_dir)
+    let cwd = fs::read_link(proc.join("cwd"));
+    cwd.is_ok_and(|cwd| alive_name(cwd.as_os_str()) == data_dir)
+        && mounts::is_same_directory(proc, data_dir)
 }
 
 /// A living one: zombies are only waited for.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kornak_cluster::{ClusterConfig, ClusterState, StandbyCluster};
+use kornak_cluster::{ClusterConfig, ClusterState, StandbyCluster, SyncMode, SyncState};
 use kornak_config::agent::BootstrapMethod;
 use kornak_dcs::{Compare, Op, Txn};
 use tracing::{info, warn};
@@ -35,7 +35,12 @@ pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
     let made = make_cluster(&ctx, &first).await;
     match made {
         Ok(identifier) => {
-            let known = vec![Op::put(&initialize, &identifier), Op::put(ctx.keys.history(), "[]")];
+            let mut known =
+                vec![Op::put(&initialize, &identifier), Op::put(ctx.keys.history(), "[]")];
+            if first.sync_mode() != SyncMode::Off {
+                // A cluster whose key `sync` is missing has lost it; this one has no synchronous standby yet.
+                known.push(Op::put(ctx.keys.sync(), json(&SyncState::new(&ctx.name, &[]))));
+            }
             let key = ctx.keys.config();
             let mut then = known.clone();
             then.push(Op::put(&key, json(&first.raw)));

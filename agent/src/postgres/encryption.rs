@@ -44,6 +44,8 @@ pub(super) struct Encryption {
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
     key_password: Option<SecretString>,
+    /// Names of the server beside the one that is connected to.
+    aliases: Vec<String>,
 }
 
 impl Encryption {
@@ -75,7 +77,15 @@ impl Encryption {
             cert: file(&credentials.sslcert, "PGSSLCERT", "postgresql.crt"),
             key: file(&credentials.sslkey, "PGSSLKEY", "postgresql.key"),
             key_password: credentials.sslpassword.clone(),
+            aliases: Vec::new(),
         }
+    }
+
+    /// The server has this name as well. The local server is reached at `localhost`, but its certificate is for the
+    /// name by which the others know it.
+    pub(super) fn or_named(mut self, name: &str) -> Self {
+        self.aliases.push(name.to_owned());
+        self
     }
 
     /// No server encrypts its unix socket.
@@ -88,6 +98,7 @@ impl Encryption {
             cert: None,
             key: None,
             key_password: None,
+            aliases: Vec::new(),
         }
     }
 
@@ -124,7 +135,8 @@ impl Encryption {
             _ => None,
         };
         let verifier = match authorities {
-            Some(trusted) => OfServers::new(trusted.revoking(self.lists()?), Rules::Libpq, by_name),
+            Some(trusted) => OfServers::new(trusted.revoking(self.lists()?), Rules::Libpq, by_name)
+                .or_named(self.aliases.clone()),
             None => OfServers::anybody(),
         };
         let cert = self.cert.as_deref().filter(|cert| self.mode != Mode::Disable && cert.exists());

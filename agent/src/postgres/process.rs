@@ -28,6 +28,8 @@ const PROMOTION_LOOK: Duration = Duration::from_millis(5);
 const PROMOTION_REMINDER: Duration = Duration::from_millis(100);
 /// Between two looks at a server that starts or reads its configuration.
 const LOOK: Duration = Duration::from_millis(20);
+/// TLS handshakes that fail for longer than this with a server that starts fail for a reason that a person has to mend.
+const HANDSHAKES_FAIL: Duration = Duration::from_secs(5);
 /// Standbys are asked so often for what they have, [`LOOK`] between: walsenders read the configuration within
 /// milliseconds, and a standby that is behind reports without being asked.
 const ASKED_AT_MOST: u32 = 20;
@@ -257,6 +259,7 @@ impl Postgres {
     pub async fn wait_ready(&self, limit: Duration) -> Result<(), StartError> {
         let watch = self.guard().await?.watch();
         let deadline = Instant::now() + limit;
+        let mut failing_since = None;
         loop {
             if let Watched::Ending { exit, .. } | Watched::Gone { exit, .. } = *watch.borrow() {
                 return Err(self.exited(exit));
@@ -266,8 +269,19 @@ impl Postgres {
                 Err(error @ (SqlError::Login(_) | SqlError::Failed { .. })) => {
                     return Err(StartError::Sql(error));
                 }
+                // A handshake may fail once because the server is busy starting; a certificate stays wrong.
+                Err(error @ (SqlError::Encryption(_) | SqlError::Certificates(_))) => {
+                    let since = *failing_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > HANDSHAKES_FAIL || Instant::now() >= deadline {
+                        return Err(StartError::Sql(error));
+                    }
+                    sleep(LOOK * 20).await;
+                }
                 Err(_) if Instant::now() >= deadline => return Err(StartError::NotReady(limit)),
-                Err(_) => sleep(LOOK).await,
+                Err(_) => {
+                    failing_since = None;
+                    sleep(LOOK).await;
+                }
             }
         }
     }

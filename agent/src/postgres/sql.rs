@@ -293,7 +293,7 @@ pub(super) fn local_login(
         Encryption::of_a_socket()
     } else {
         config.host(local_host(settings));
-        Encryption::of(credentials)
+        Encryption::of(credentials).or_named(&settings.connect_address.host)
     };
     config.port(settings.listen.port).dbname(&settings.database);
     log_in_as(&mut config, credentials, application);

@@ -105,12 +105,8 @@ fn restapi(section: &Section<'_>) -> Option<RestSettings> {
         section.expected("listen", "one host:port, such as *:8008 for every address");
     }
     let connect_address = connect_address(section, &listen);
-    let verify = [
-        ("none", VerifyClient::None),
-        ("optional", VerifyClient::Optional),
-        ("required", VerifyClient::Required),
-    ];
-    let verify_client = section.word("verify_client", &verify).unwrap_or_default();
+    let tls = served_with(section);
+    let verify_client = verify_client(section);
     if verify_client != VerifyClient::None && !section.has("cafile") {
         section.expected("cafile", "the authority that client certificates are checked against");
     }
@@ -119,13 +115,6 @@ fn restapi(section: &Section<'_>) -> Option<RestSettings> {
         ("minimal", ServerTokens::Minimal),
         ("productonly", ServerTokens::ProductOnly),
     ];
-    let tls = section.path("certfile").map(|certfile| ServerTls {
-        certfile,
-        keyfile: section.path("keyfile"),
-        keyfile_password: section.secret("keyfile_password"),
-        cafile: section.path("cafile"),
-        verify_client,
-    });
     Some(RestSettings {
         listen,
         connect_address: connect_address?,
@@ -179,6 +168,26 @@ fn headers(section: &Section<'_>, key: &str) -> BTreeMap<String, String> {
         }
     }
     headers
+}
+
+fn verify_client(section: &Section<'_>) -> VerifyClient {
+    let words = [
+        ("none", VerifyClient::None),
+        ("optional", VerifyClient::Optional),
+        ("required", VerifyClient::Required),
+    ];
+    section.word("verify_client", &words).unwrap_or_default()
+}
+
+/// The certificate of the section `restapi`.
+pub(super) fn served_with(section: &Section<'_>) -> Option<ServerTls> {
+    section.path("certfile").map(|certfile| ServerTls {
+        certfile,
+        keyfile: section.path("keyfile"),
+        keyfile_password: section.secret("keyfile_password"),
+        cafile: section.path("cafile"),
+        verify_client: verify_client(section),
+    })
 }
 
 /// The client side of REST; without an own user that of the server side is used, as Patroni does.

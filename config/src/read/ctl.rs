@@ -3,7 +3,8 @@
 
 use kornak_cluster::GroupId;
 
-use super::agent::{basic_auth, ctl};
+use super::agent::{basic_auth, ctl, served_with};
+use crate::agent::VerifyClient;
 use crate::ctl::OperatorSettings;
 use crate::section::Section;
 
@@ -20,5 +21,6 @@ pub(crate) fn operator(root: &Section<'_>) -> OperatorSettings {
         citus: root.has("citus"),
         store: super::store::optional(root).flatten(),
         ctl: client,
+        served_with: served_with(&rest).filter(|own| own.verify_client != VerifyClient::None),
     }
 }

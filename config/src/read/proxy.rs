@@ -56,7 +56,7 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
         "static",
         "rest",
     ]);
-    let source = source(root, &section);
+    let source = source(root, &section, base);
     let scope = match &source {
         Some(Source::Static { .. } | Source::Rest { .. }) if !root.has("scope") => {
             Some(Scope::new(super::DEFAULT_NAMESPACE, "static", None))
@@ -91,7 +91,7 @@ pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
 }
 
 /// One of a store, `static` and `rest`; the latter two at the top or below `proxy`.
-fn source(root: &Section<'_>, proxy: &Section<'_>) -> Option<Source> {
+fn source(root: &Section<'_>, proxy: &Section<'_>, base: &Path) -> Option<Source> {
     let find = |key: &str| [root, proxy].into_iter().find(|section| section.has(key)).cloned();
     let (fixed, rest) = (find("static"), find("rest"));
     let dcs = super::store::SECTIONS.iter().find(|key| root.has(key));
@@ -117,7 +117,7 @@ fn source(root: &Section<'_>, proxy: &Section<'_>) -> Option<Source> {
         below.only(&["members"]);
         return rest_members(&below).map(|members| Source::Rest { members });
     }
-    super::store::store(root).map(Source::Dcs)
+    super::store::store(root).map(|store| Source::Dcs(store.relative_to(base)))
 }
 
 fn static_members(section: &Section<'_>) -> Vec<StaticMember> {

@@ -119,7 +119,7 @@ impl Lan {
         };
         let mut command = Command::new("unshare");
         // It works in the directory, so that whoever clears that up finds it.
-        command.args(["--net", "sleep", "infinity"]).current_dir(dir);
+        command.args(["--net", "--mount", "--uts", "sleep", "infinity"]).current_dir(dir);
         let holder = Process::spawn(&name, command, &log)?;
         let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net"));
         let pid = holder.pid().to_string();
@@ -191,6 +191,19 @@ impl Host {
         inside.arg(command.get_program()).args(command.get_args()).env_clear();
         inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         inside.current_dir(command.get_current_dir().map_or_else(|| "/".into(), PathBuf::from));
+        inside
+    }
+
+    /// The process that keeps the host's namespaces: network, mounts and name.
+    pub fn holder(&self) -> u32 {
+        self.holder.pid()
+    }
+
+    /// Runs `script` with bash on this host, in its network, with its files and under its name.
+    pub fn shell(&self, script: &str) -> Command {
+        let mut inside = Command::new("nsenter");
+        inside.args(["-t", &self.holder.pid().to_string(), "--net", "--mount", "--uts", "--"]);
+        inside.args(["bash", "-ec", script]).env_clear().env("PATH", PATH).env("HOME", "/root");
         inside
     }
 
