@@ -6,10 +6,16 @@ use kornak_protocol::frame::Frame;
 /// statement can neither describe it nor say what is wrong with a Bind of it (docs/pooling.md): its error is
 /// taken for the description, and for any other error.
 pub(super) fn describes_nothing_in_failed_transactions(direct: &mut Vec<Frame>, proxied: &[Frame]) {
-    let is_failed =
-        |frame: &Frame| frame.tag == b'E' && frame.body.windows(6).any(|it| it == b"C25P02");
+    let is = |frame: &Frame, code: &[u8; 6]| {
+        frame.tag == b'E' && frame.body.windows(6).any(|it| it == code)
+    };
+    let is_failed = |frame: &Frame| is(frame, b"C25P02");
     for at in 0.. {
         let Some(told) = proxied.get(at) else { return };
+        // What is wrong with a Bind is said behind what is wrong with its text, which is prepared again.
+        if let Some(error) = direct.get_mut(at).filter(|it| told.tag == b'E' && is(it, b"C08P01")) {
+            *error = told.clone();
+        }
         if direct.get(at).is_some_and(|it| matches!(it.tag, b't' | b'E')) && is_failed(told) {
             let rest = direct.get(at..).unwrap_or_default();
             let end = rest.iter().position(|it| matches!(it.tag, b'E' | b'Z')).unwrap_or(0);
