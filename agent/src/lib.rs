@@ -109,7 +109,7 @@ pub struct Running {
 /// Whose process the agent runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Home {
-    /// Its own: the guard may end it when it is silent, and start it again.
+    /// The agent's own: the guard may end it when the agent is silent, and start it again.
     Own,
     /// Others live there too, so that nobody may end it.
     Shared,

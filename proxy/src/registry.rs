@@ -149,7 +149,7 @@ impl Handle {
         self.asked.load(Ordering::Acquire)
     }
 
-    /// It has asked, or will when it has done what it does, or has nobody to ask.
+    /// The session has asked, or will when it has done what it does, or has nobody to ask.
     pub fn has_asked(&self) {
         self.asked.store(false, Ordering::Release);
     }

@@ -12,7 +12,7 @@ const WORKS: Duration = Duration::from_secs(60);
 /// Waits are doubled no further than this, which is longer than any lease is meant to last.
 const MAX_DOUBLINGS: u32 = 6;
 
-/// What is to be done about the agent.
+/// The guard's next act about its agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Do {
     Nothing,
@@ -22,7 +22,7 @@ pub(super) enum Do {
     Start,
 }
 
-/// What has been heard of the agent.
+/// How the agent was heard lately.
 #[derive(Debug, Clone)]
 pub(super) struct Patience {
     timeout: Duration,

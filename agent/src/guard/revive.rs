@@ -25,7 +25,7 @@ use super::spawn::Origin;
 /// Names the agent that the guard has started: its number and when it began.
 const STARTED: &str = "agent.started";
 
-/// Who is at the other end of the socket.
+/// The process at the other end of the socket.
 struct Peer {
     pid: u32,
     handle: OwnedFd,
@@ -48,7 +48,7 @@ struct Watch {
     ended: bool,
 }
 
-/// What the guard does for its agent.
+/// The part of the guard that watches over the agent.
 pub(super) struct Reviver {
     runtime_dir: PathBuf,
     /// The newest client, until it asks to be watched.

@@ -1,4 +1,4 @@
-//! What a proxy does while a switchover is prepared and clients work on: its sessions are asked what they hold, a few at
+//! A proxy's work while a switchover is prepared and clients work on: sessions are asked what they hold, a few at
 //! a time, and those at work log in to the candidate, a few at a time as well ([`crate::shared::ahead`]). When that is
 //! done, or takes too long, the leader hears of it, and drains then.
 //!
