@@ -41,6 +41,8 @@ pub struct ProxySettings {
     pub log_disconnections: bool,
     /// A session's `application_name` on the server says where its client is.
     pub application_name_add_host: bool,
+    /// Where the servers of the cluster are noted, for a start without the store.
+    pub state_file: Option<PathBuf>,
     /// Worker threads; `None`: one per core.
     pub threads: Option<usize>,
     pub log: LogSettings,
@@ -465,6 +467,7 @@ impl ProxySettings {
             log_connections: false,
             log_disconnections: false,
             application_name_add_host: false,
+            state_file: None,
             threads: None,
             log: LogSettings::default(),
         }

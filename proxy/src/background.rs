@@ -7,6 +7,7 @@
 pub mod beforehand;
 pub mod certificates;
 pub mod handover;
+pub mod known;
 pub mod primary_watch;
 pub mod prover;
 pub mod sampler;

@@ -63,7 +63,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use background::{certificates, handover, prover, sampler, topology};
+use background::{certificates, handover, known, prover, sampler, topology};
 use clients::{cancel, serve};
 use cluster::probe::Prober;
 pub use error::{RunError, StartError};
@@ -216,6 +216,9 @@ fn learn(
             keep_running("obey switchovers", stop, move || {
                 handover::obey(Arc::clone(&context), Arc::clone(&from), until.clone())
             });
+            if let Some(file) = shared.settings.state_file.clone() {
+                tokio::spawn(known::keep(Arc::clone(shared), file, stop.clone()));
+            }
             let (context, until) = (Arc::clone(shared), stop.clone());
             keep_running("follow the store", stop, move || {
                 topology::follow(Arc::clone(&context), Arc::clone(&store), until.clone())

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use kornak_cluster::{GroupId, Topology};
+use kornak_cluster::{GroupId, Timeline, Topology};
 use kornak_config::ProxySettings;
 use kornak_config::rules::Rules;
 use kornak_protocol::params::Parameters;
@@ -37,6 +37,13 @@ use crate::pool::link::Link;
 use crate::registry::{Flags, Registry};
 use crate::waiting::gate::Gate;
 use crate::waiting::read_source::Source;
+
+/// Identifier of a cluster, and the timeline that its last known leader was on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bar {
+    pub identifier: Option<String>,
+    pub timeline: Option<Timeline>,
+}
 
 /// Logins to one server at once. A mass of sessions that move costs a server 5 to 10 ms each; more
 /// at once would only make each of them slower.
@@ -92,6 +99,10 @@ pub struct Shared {
     pub lender: Arc<Lender>,
     /// Name of no server.
     pub nobody: Arc<str>,
+    /// The store has answered since the start.
+    pub store_seen: AtomicBool,
+    /// What a server must be at least, known from before the start, by group; only while the store has not answered.
+    pub bars: Mutex<HashMap<GroupId, Bar>>,
     /// A planned handover is being prepared: who becomes idle asks its server what it holds.
     pub asks: AtomicBool,
     /// Room for questions to servers what a session holds.
@@ -189,6 +200,8 @@ impl Shared {
             rules: ArcSwap::from_pointee(settings.auth.rules.clone()),
             lender,
             nobody: "".into(),
+            store_seen: AtomicBool::new(false),
+            bars: Mutex::default(),
             asks: AtomicBool::new(false),
             asking: Semaphore::new(MAX_QUESTIONS),
             losses: Losses::default(),

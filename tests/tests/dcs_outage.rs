@@ -2,11 +2,13 @@
 //!
 //! `KORNAK_OUTAGE_SECONDS` says for how long; 20 by default, more than two leases.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use kornak_tests::load::{Load, LoadSpec};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
+use kornak_tests::run::postgres::connect;
+use kornak_tests::run::wait::until_true;
 
 fn outage() -> Duration {
     let named = std::env::var("KORNAK_OUTAGE_SECONDS").ok().and_then(|text| text.parse().ok());
@@ -19,10 +21,20 @@ async fn etcd_may_stop_and_come_back_without_a_client_noticing() -> Result<()> {
     let load = Load::start(&LoadSpec::mixed(&cluster.app())).await?;
     load.flows(20, Duration::from_secs(30)).await;
     let leader = cluster.leader().await?;
+    // Another proxy, which is started again while the store is away.
+    let mut other = cluster.pooled_proxy(2).await?;
+    let noted = other.file().with_extension("known.json");
+    let is_noted = || async { noted.exists() };
+    until_true(Duration::from_secs(20), "the other proxy notes the servers", is_noted).await;
 
     let watch = cluster.watch_writes();
     cluster.etcd.kill_all();
     println!("etcd killed at {:.1?}", load.elapsed());
+    other.restart().await?;
+    let asked = Instant::now();
+    let client = connect(&Cluster::app_on(other.primary())).await?;
+    client.batch_execute("CREATE TABLE without_store (i int); DROP TABLE without_store").await?;
+    println!("a proxy that was started without the store serves after {:.1?}", asked.elapsed());
     let end = tokio::time::Instant::now() + outage();
     while tokio::time::Instant::now() < end {
         // Every client goes on all the time, not only at the end.
@@ -33,6 +45,7 @@ async fn etcd_may_stop_and_come_back_without_a_client_noticing() -> Result<()> {
     println!("etcd started at {:.1?}", load.elapsed());
     cluster.etcd.healthy(Duration::from_secs(30)).await;
     cluster.healthy(Duration::from_secs(30)).await;
+    client.simple_query("SELECT 1").await?;
     // Longer than a lease: a leader that failed to take its key back would be gone by then.
     let lease = Duration::from_secs(u64::from(cluster.spec.ttl) + 2);
     let end = tokio::time::Instant::now() + lease;

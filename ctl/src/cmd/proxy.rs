@@ -1,6 +1,7 @@
 //! `kornak proxy FILE`.
 
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use kornak_config::proxy::Source;
@@ -20,7 +21,10 @@ pub struct ProxyArgs {
 pub fn run(args: &ProxyArgs) -> anyhow::Result<()> {
     let environment: Vec<(String, String)> = std::env::vars().collect();
     let loaded = kornak_config::load_proxy(Some(&args.file), &environment)?;
-    let settings = loaded.settings;
+    let mut settings = loaded.settings;
+    if settings.state_file.is_none() {
+        settings.state_file = default_state_file(&args.file, &settings.scope.name);
+    }
     crate::logging::start(&settings.log, None)?;
     for warning in &loaded.warnings {
         tracing::warn!(why = warning.as_str(), "configuration");
@@ -44,8 +48,20 @@ pub fn run(args: &ProxyArgs) -> anyhow::Result<()> {
     })
 }
 
+/// In the service's own folder, or beside the configuration file, unless that is where only configuration belongs.
+fn default_state_file(file: &Path, scope: &str) -> Option<PathBuf> {
+    if let Some(folders) = std::env::var_os("STATE_DIRECTORY") {
+        // systemd separates them so.
+        let first = folders.as_encoded_bytes().split(|byte| *byte == b':').next()?;
+        let folder = Path::new(std::ffi::OsStr::from_bytes(first));
+        return Some(folder.join(format!("{scope}.known.json")));
+    }
+    let file = std::path::absolute(file).ok()?;
+    (!file.starts_with("/etc")).then(|| file.with_extension("known.json"))
+}
+
 /// Answers SIGHUP: takes what can change while sessions live. A wrong file changes nothing.
-fn reload(file: &std::path::Path, reloader: &kornak_proxy::Reloader) {
+fn reload(file: &Path, reloader: &kornak_proxy::Reloader) {
     let environment: Vec<(String, String)> = std::env::vars().collect();
     match kornak_config::load_proxy(Some(file), &environment) {
         Ok(loaded) => {

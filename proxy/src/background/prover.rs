@@ -17,7 +17,7 @@ use crate::background::primary_watch;
 use crate::cluster::probe::{Facts, Prober};
 use crate::cluster::standing::{Instance, Serving, Why};
 use crate::net::backend::{Address, Connected, DialError};
-use crate::shared::Shared;
+use crate::shared::{Bar, Shared};
 use crate::waiting::outage::is_soon_ended;
 
 /// Pause between two looks at a server that is about to be promoted.
@@ -97,7 +97,9 @@ struct GroupProver {
 
 impl GroupProver {
     fn new(shared: Arc<Shared>, group: GroupId) -> Self {
-        Self { shared, group, open: None, identifier: None, timeline: None }
+        let Bar { identifier, timeline } =
+            shared.bars.lock().get(&group).cloned().unwrap_or_default();
+        Self { shared, group, open: None, identifier, timeline }
     }
 
     async fn run(mut self) {

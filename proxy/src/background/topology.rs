@@ -19,10 +19,11 @@ use kornak_cluster::topology::Group;
 use kornak_cluster::{CitusRegistration, GroupId, Scope, Topology};
 use kornak_config::proxy::StaticMember;
 use kornak_dcs::keys::{self, Keys};
-use kornak_dcs::{Dcs, DcsError, Reach, View};
+use kornak_dcs::{Dcs, DcsError, Follow, Reach, View};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::known;
 use crate::shared::Shared;
 
 /// Pause before a linearizable read that failed is made again.
@@ -105,6 +106,21 @@ pub fn merge(known: &Topology, mut new: Topology, certain: bool) -> Merged {
     Merged::Known(Arc::new(new))
 }
 
+/// Serves from what was known before the start if the store does not answer. Answers whether it does.
+async fn take_known(shared: &Arc<Shared>, follow: &mut Follow, stop: &CancellationToken) -> bool {
+    let Some(path) = &shared.settings.state_file else { return false };
+    let first = async {
+        while follow.current().reach == Reach::Never {
+            follow.changed().await;
+        }
+    };
+    let waited = tokio::time::timeout(known::STORE_PATIENCE, first);
+    match stop.run_until_cancelled(waited).await {
+        Some(Err(_)) => known::take(shared, path, stop),
+        Some(Ok(())) | None => false,
+    }
+}
+
 /// Follows the store until told to stop.
 pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationToken) {
     let scope = shared.settings.scope.whole();
@@ -114,10 +130,18 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
     let record_key = Keys::new(&scope).handover();
     let mut named: Vec<String> = Vec::new();
     let mut seen = (0, 0);
+    let mut is_guessed = take_known(&shared, &mut follow, &stop).await;
     loop {
         let view = follow.current();
         if view.reach != Reach::Never {
             let (mut new, unreadable) = read(&scope, &view);
+            shared.store_seen.store(true, Ordering::SeqCst);
+            if std::mem::take(&mut is_guessed) {
+                // Of what was known from before, the leaderships stay the bar for this reading; groups that are gone go.
+                let mut kept = Topology::clone(&shared.topology());
+                kept.groups.retain(|id, _| new.groups.contains_key(id));
+                shared.set_topology(Arc::new(kept));
+            }
             if unreadable.contains(&record_key) {
                 // Not the end of a switchover: that is the record's absence.
                 new.handover.clone_from(&shared.topology().handover);
