@@ -5,7 +5,7 @@ export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
 CARGO ?= cargo
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
-.PHONY: help install demo test lint drivers clients pgbench bench gaps torture matrix
+.PHONY: help install demo test lint drivers clients pgbench bench gaps sessions torture matrix
 
 help:           ## Show this list
 	@sed -nE 's/^([a-z]+): *[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -67,6 +67,12 @@ gaps:           ## Compare what clients see of switchovers and failures with Pat
 	$(CARGO) build --locked --release -p kornak-ctl
 	$(CARGO) build --locked -p kornak-tests --bin kornak-gaps
 	KORNAK_BIN=$(TARGET_DIR)/release/kornak $(TARGET_DIR)/debug/kornak-gaps $(ARGS)
+
+sessions:       ## Measure a switchover and a crash with many sessions (ARGS="--series 100:500,600:2000")
+	scripts/install.sh --tests
+	$(CARGO) build --locked --release -p kornak-ctl
+	$(CARGO) build --locked -p kornak-tests --bin kornak-sessions
+	KORNAK_BIN=$(TARGET_DIR)/release/kornak $(TARGET_DIR)/debug/kornak-sessions $(ARGS)
 
 torture:        ## Break a cluster every few seconds and check what clients saw (MINUTES=30 MODES="on strict quorum off")
 	scripts/install.sh --tests

@@ -188,6 +188,17 @@ pub struct FailoverSettings {
     pub keep_sessions: KeepSessions,
     pub unknown_outcome: UnknownOutcome,
     pub listen: ListenPolicy,
+    pub reruns: Reruns,
+}
+
+/// Statements in flight at a primary that is lost, and that a new primary runs again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reruns {
+    /// None: the client is told that the outcome is unknown.
+    #[default]
+    None,
+    /// Queries of sessions whose transactions the server has said to be read-only.
+    Reads,
 }
 
 /// Fate of a session that listens on channels when its server is switched over.

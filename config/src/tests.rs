@@ -8,7 +8,9 @@ use serde_json::json;
 
 use super::*;
 use crate::agent::{InitdbOption, ReplicaMethod, WatchdogMode};
-use crate::proxy::{FailoverSettings, KeepSessions, ListenPolicy, Source, Target, UnknownOutcome};
+use crate::proxy::{
+    FailoverSettings, KeepSessions, ListenPolicy, Reruns, Source, Target, UnknownOutcome,
+};
 use crate::rules::Method;
 
 mod admission;
@@ -409,12 +411,13 @@ fn what_a_failover_does_to_sessions_is_read_with_safe_defaults() {
     assert_eq!(plain.failover, FailoverSettings::default());
     assert_eq!(plain.failover.keep_sessions, KeepSessions::Clean);
     assert!(plain.listeners.iter().all(|it| !it.retry_reads), "each may lead to a primary");
-    let text = "proxy: {failover: {keep_sessions: none, unknown_outcome: close, listen: move}, listeners: \
+    let text = "proxy: {failover: {keep_sessions: none, unknown_outcome: close, listen: move, reruns: reads}, listeners: \
         [{listen: 'h:1', target: standbys, fallback_to_primary: false}]}";
     let set = proxy(&format!("{head}{text}")).settings;
     assert_eq!(set.failover.keep_sessions, KeepSessions::None);
     assert_eq!(set.failover.unknown_outcome, UnknownOutcome::Close);
     assert_eq!(set.failover.listen, ListenPolicy::Move);
+    assert_eq!(set.failover.reruns, Reruns::Reads);
     assert!(set.listeners[0].retry_reads, "never a primary");
 }
 

@@ -414,6 +414,12 @@ impl Session {
         self.told.in_hot_standby() == Some(true)
     }
 
+    /// Whether each transaction outside of a block is read-only, as the server says of itself (PostgreSQL 14 and newer).
+    #[inline]
+    pub fn is_read_only_by_default(&self) -> bool {
+        self.told.get("default_transaction_read_only") == Some(b"on".as_slice())
+    }
+
     /// The server is gone. `half_told`: the client has received a part of a message that will never
     /// be whole. `sudden`: nobody had announced it.
     pub fn lose_server(&mut self, half_told: bool, sudden: bool, out: &mut BytesMut) -> Aftermath {

@@ -11,8 +11,8 @@ use super::store::strip_scheme;
 use crate::address::{HostPort, Listen};
 use crate::proxy::{
     AuthMethod, AuthSettings, Balance, ClientTls, FailoverSettings, KeepSessions, ListenPolicy,
-    ListenerSettings, PoolMode, ProxyProtocol, ProxySettings, ProxyTls, RequireAuth, ServerSideTls,
-    Source, SslMode, StaticMember, Target, UnknownOutcome,
+    ListenerSettings, PoolMode, ProxyProtocol, ProxySettings, ProxyTls, RequireAuth, Reruns,
+    ServerSideTls, Source, SslMode, StaticMember, Target, UnknownOutcome,
 };
 use crate::rules::{ClientCert, Method, Network};
 use crate::section::{Section, scalar_text};
@@ -435,14 +435,16 @@ fn both(section: &Section<'_>) -> Option<(PathBuf, PathBuf)> {
 }
 
 fn failover(section: &Section<'_>) -> FailoverSettings {
-    section.only(&["keep_sessions", "unknown_outcome", "listen"]);
+    section.only(&["keep_sessions", "unknown_outcome", "listen", "reruns"]);
     let keep =
         [("clean", KeepSessions::Clean), ("all", KeepSessions::All), ("none", KeepSessions::None)];
     let outcome = [("error", UnknownOutcome::Error), ("close", UnknownOutcome::Close)];
     let listen = [("pin", ListenPolicy::Pin), ("move", ListenPolicy::Move)];
+    let reruns = [("none", Reruns::None), ("reads", Reruns::Reads)];
     FailoverSettings {
         keep_sessions: section.word("keep_sessions", &keep).unwrap_or_default(),
         unknown_outcome: section.word("unknown_outcome", &outcome).unwrap_or_default(),
         listen: section.word("listen", &listen).unwrap_or_default(),
+        reruns: section.word("reruns", &reruns).unwrap_or_default(),
     }
 }

@@ -24,6 +24,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
+use kornak_config::proxy::Reruns;
 use kornak_protocol::frame::{Direction, Flow, Scanner};
 
 use crate::net::stream::Stream;
@@ -541,12 +542,16 @@ impl Conversation {
         if ended { self.client_ended(cx) } else { Ok(true) }
     }
 
-    /// Whether what is in flight is a read that may run again on another server (docs/safety.md A9).
+    /// Whether what is in flight is a read that may run again on another server (docs/safety.md A9): a standby or a
+    /// read-only transaction of the primary has it, so that it cannot have written.
     fn may_reread(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.rereads)
-            && !self.said_again
-            && self.session.is_on_standby()
-            && self.session.is_single_batch()
+        let Some(link) = self.link.as_ref().filter(|_| !self.said_again) else { return false };
+        let on_standby = link.rereads && self.session.is_on_standby();
+        let read_only = link.leading
+            && self.member.is_none()
+            && self.shared.settings.failover.reruns == Reruns::Reads
+            && self.session.is_read_only_by_default();
+        (on_standby || read_only) && self.session.is_single_batch()
     }
 
     /// Whether the session stands between transactions, to the byte.

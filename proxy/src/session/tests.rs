@@ -539,6 +539,16 @@ fn a_read_on_a_standby_runs_again_if_it_is_a_batch_of_its_own() {
 }
 
 #[test]
+fn a_session_is_read_only_while_its_server_says_so() {
+    let mut told = Parameters::default();
+    for (value, expected) in [("on", true), ("off", false)] {
+        told.set(b"default_transaction_read_only", value.as_bytes()).unwrap();
+        assert_eq!(Session::new(told.clone()).is_read_only_by_default(), expected);
+    }
+    assert!(!Play::new().0.is_read_only_by_default(), "PostgreSQL 13 does not say");
+}
+
+#[test]
 fn only_what_changes_nothing_may_be_said_again() {
     let again = |play: &mut Play| play.0.is_harmless() && play.0.forget_harmless();
     assert!(again(Play::new().query("BEGIN")));
