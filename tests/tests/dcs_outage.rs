@@ -38,7 +38,7 @@ async fn etcd_may_stop_and_come_back_without_a_client_noticing() -> Result<()> {
     let end = tokio::time::Instant::now() + outage();
     while tokio::time::Instant::now() < end {
         // Every client goes on all the time, not only at the end.
-        load.flows(10, Duration::from_secs(10)).await;
+        load.flows(10, Duration::from_secs(30)).await;
         assert_eq!(watch.writable(), std::slice::from_ref(&leader), "at {:.1?}", load.elapsed());
     }
     cluster.etcd.start_all()?;
@@ -50,7 +50,7 @@ async fn etcd_may_stop_and_come_back_without_a_client_noticing() -> Result<()> {
     let lease = Duration::from_secs(u64::from(cluster.spec.ttl) + 2);
     let end = tokio::time::Instant::now() + lease;
     while tokio::time::Instant::now() < end {
-        load.flows(10, Duration::from_secs(10)).await;
+        load.flows(10, Duration::from_secs(30)).await;
     }
 
     let report = load.stop().await;
