@@ -238,7 +238,10 @@ impl Context {
         let members: Vec<&str> = cluster.members.keys().map(String::as_str).collect();
         if let Err(error) = self.server.terminate_walsenders_except(&members).await {
             // The server may be in any state.
-            debug!(error = &error as &dyn std::error::Error, "receivers could not be sent away");
+            debug!(
+                error = &error as &dyn std::error::Error,
+                "WAL receivers of other standbys could not be ended"
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! What an agent counts: decisions, failed steps, answers of the REST API. One instance per agent and not
+//! The counters of an agent: decisions, failed steps, answers of the REST API. One instance per agent and not
 //! global, because several agents may run in one process (`kornak demo`).
 //!
 //! Not here: the names and the text of the metrics (`api::metrics`).

@@ -259,7 +259,7 @@ impl Driver {
             if let Err(error) = ctx.reload().await {
                 warn!(
                     error = &error as &dyn std::error::Error,
-                    "the new configuration is not in force"
+                    "changed dynamic configuration could not be applied"
                 );
             }
             ctx.look.notify_one();
@@ -280,7 +280,7 @@ impl Driver {
                 Ok(pending) => ctx.note_pending(pending),
                 Err(error) => warn!(
                     error = &error as &dyn std::error::Error,
-                    "it is not known which parameters wait for a restart"
+                    "parameters that wait for a restart could not be read"
                 ),
             }
         });
@@ -306,7 +306,7 @@ impl Driver {
         if decision.why == Why::DataDirUnusable
             && let DataDir::Foreign { reason } = &snapshot.data
         {
-            error!(why = decision.why.as_str(), reason = %reason, "a person must look at the data directory");
+            error!(why = decision.why.as_str(), reason = %reason, "data directory needs an operator");
         }
         if decision.why == Why::WrongSystemIdentifier
             && let DataDir::Initialized(control) = &snapshot.data
@@ -315,7 +315,7 @@ impl Driver {
                 why = decision.why.as_str(),
                 found = %control.system_identifier,
                 expected = snapshot.cluster.initialize.as_deref().unwrap_or("none"),
-                "move this data directory away or correct the scope; it is left alone"
+                "data directory belongs to another cluster and is left alone: move it away or correct the scope"
             );
         }
         let lost = matches!((&decision.action, &snapshot.data), (Action::Wait, DataDir::Empty))
@@ -329,7 +329,12 @@ impl Driver {
             );
         } else if let Why::UnfencedUnheard { left } = decision.why {
             let node = snapshot.cluster.unfenced.as_ref().map(|mark| mark.member.as_str());
-            warn!(node, left_ms = left.as_millis(), why = decision.why.as_str(), "no failover yet");
+            warn!(
+                node,
+                left_ms = left.as_millis(),
+                why = decision.why.as_str(),
+                "no failover possible"
+            );
         } else if decision.action != Action::Refuse {
             let action = &decision.action;
             info!(action = ?action, why = decision.why.as_str(), leader, "decided");
@@ -437,12 +442,12 @@ impl Driver {
         let Some(ended) = self.ctx.server.ended_by_itself().await else { return };
         let (exit, log, said) = (ended.exit, ended.log.display(), &ended.said);
         match self.tries.ended(self.ctx.machine.now()) {
-            None => warn!(pid = ended.pid, %exit, %log, said, "the server has ended by itself"),
+            None => warn!(pid = ended.pid, %exit, %log, said, "server ended by itself"),
             Some(pause) => {
                 warn!(
                     pid = ended.pid, %exit, %log, said, attempts = self.tries.failures(),
                     pause_ms = pause.as_millis(),
-                    "the server ended as it started: mend what it says, it is tried again after a pause"
+                    "server ended while it started, it is started again after a pause: fix the cause that its log gives"
                 );
                 self.wake_after(pause);
             }
@@ -467,7 +472,7 @@ impl Driver {
             if let Err(error) = self.ctx.guard.arm(s.now + ttl).await {
                 warn!(
                     error = &error as &dyn std::error::Error,
-                    "the guard gives the adopted server no more time"
+                    "guard could not extend the deadline of the adopted server"
                 );
             }
         }

@@ -35,14 +35,14 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             ctx.machine.now().since(held.proven_at) > (held.ttl / 3).max(ROUND_EVERY * 2);
         if !leads || !unproven {
             if std::mem::replace(&mut active, false) {
-                info!("the store proves the lease again");
+                info!("lease is proven by the store again");
                 ctx.failsafe_active.store(false, std::sync::atomic::Ordering::Relaxed);
             }
             continue;
         }
         let confirmed = round(&ctx, held.ttl).await;
         if confirmed && !std::mem::replace(&mut active, true) {
-            warn!("the store is away, and every member confirms this leader");
+            warn!("store does not answer, every member confirms this leader");
         }
         ctx.failsafe_active.store(confirmed, std::sync::atomic::Ordering::Relaxed);
     }
@@ -96,19 +96,19 @@ async fn round(ctx: &Context, ttl: Duration) -> bool {
             let base = url.strip_suffix("/patroni").unwrap_or(url);
             match ctx.peers.post_failsafe(base, &body, ROUND_TIMEOUT).await {
                 Ok(FailsafeReply::Accepted { promised: None, .. }) if tells => {
-                    warn!(node = %name, "who answers at a member's address makes no promise");
+                    warn!(node = %name, "server at a member's address makes no promise");
                     None
                 }
                 Ok(FailsafeReply::Accepted { promised, lsn }) => {
                     Some((promised, (slot_name_of(name), lsn)))
                 }
                 Ok(reply) => {
-                    warn!(node = %name, reply = ?reply, "a member does not confirm this leader");
+                    warn!(node = %name, reply = ?reply, "member does not confirm this leader");
                     None
                 }
                 Err(error) => {
                     warn!(node = %name, error = &error as &dyn std::error::Error,
-                        "a member cannot be asked to confirm this leader");
+                        "member could not be asked to confirm this leader");
                     None
                 }
             }

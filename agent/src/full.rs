@@ -30,13 +30,13 @@ impl Noticing {
                 if !self.full.swap(true, Ordering::Relaxed) {
                     error!(
                         error = failure as &dyn std::error::Error,
-                        "no failover is possible until there is room: the leader keeps its key"
+                        "store is full, no failover is possible until there is room: the leader keeps its key"
                     );
                 }
             }
             None => {
                 if self.full.swap(false, Ordering::Relaxed) {
-                    info!("the store takes writes again");
+                    info!("store takes writes again");
                 }
             }
             Some(_) => {}

@@ -98,7 +98,7 @@ pub async fn hand_over(
     let (cluster, candidate) = choose(ctx, asked, of_primary).await?;
     let mut run = begin(ctx, Some(&candidate), held.epoch).await?;
     run.otherwise = otherwise;
-    info!(candidate = %candidate, "handover begun");
+    info!(candidate = %candidate, "switchover begun");
     run.until_drained(&cluster, drain_timeout, stragglers).await?;
     run.switch(&cluster).await?;
     Ok(candidate)
@@ -118,7 +118,7 @@ async fn choose(
         ctx.look.notify_one();
         let fresh = observed.wait_for(|seen| seen.at >= looked);
         if ctx.machine.timeout(LOOK_LIMIT, fresh).await.is_err() {
-            warn!("the server gives no fresh answer about its standbys");
+            warn!("server gives no fresh answer about its standbys");
         }
         let cluster = ctx.cluster();
         let (rows, lsn) = standing(ctx).ok_or(Refusal::NotLeader)?;
@@ -225,7 +225,7 @@ pub fn keep_alive(ctx: &Context, lease: LeaseId) -> CancellationToken {
             if let Err(error) = store.keep_alive(lease).await {
                 warn!(
                     error = &error as &dyn std::error::Error,
-                    "lease of the handover record not renewed"
+                    "lease of the handover record could not be renewed"
                 );
             }
         }
@@ -268,7 +268,7 @@ impl Run<'_> {
                 // A Patroni candidate does not know the request; its promotion takes longer.
                 warn!(
                     error = &error as &dyn std::error::Error,
-                    candidate, "the candidate made no checkpoint"
+                    candidate, "candidate made no checkpoint"
                 );
             }
         };
@@ -294,7 +294,7 @@ impl Run<'_> {
             }
         };
         if ctx.machine.timeout(PROXIES_PREPARE, all).await.is_err() {
-            info!("a proxy has not said that it is prepared, the drain may take longer");
+            info!("proxy has not acknowledged the preparation, the drain may take longer");
         }
     }
 
@@ -321,7 +321,10 @@ impl Run<'_> {
                 return Ok(());
             }
             let pause = switchover::pause_after(self.record.attempt);
-            info!(attempt = self.record.attempt, "drain failed, everybody works on");
+            info!(
+                attempt = self.record.attempt,
+                "drain timed out, clients resume; it is tried again"
+            );
             crate::citus_tasks::notify::unblock_writes(self.ctx).await;
             self.record.attempt += 1;
             self.record.phase = HandoverPhase::Prepare;
@@ -436,7 +439,10 @@ impl Run<'_> {
         crate::citus_tasks::notify::unblock_writes(ctx).await;
         let ttl = ctx.cluster().config.clone().unwrap_or_default().ttl;
         if let Err(error) = ctx.keeper.move_to(ttl).await {
-            warn!(error = &error as &dyn std::error::Error, "the regular lease could not be taken");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "lease of the configured length could not be taken"
+            );
         }
     }
 
@@ -448,7 +454,7 @@ impl Run<'_> {
         if let Err(error) = self.ctx.store.txn(txn).await {
             warn!(
                 error = &error as &dyn std::error::Error,
-                "the handover record is left to its lease"
+                "handover record could not be removed, it ends with its lease"
             );
         }
     }
@@ -474,7 +480,7 @@ async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<(Stopped, Lsn)> 
     let stopped = match ctx.server.stop_writing(limit).await {
         Ok(stopped) => stopped,
         Err(error) => {
-            warn!(error = &error as &dyn std::error::Error, "the server did not stop in time");
+            warn!(error = &error as &dyn std::error::Error, "server did not stop in time");
             return None;
         }
     };
@@ -482,12 +488,12 @@ async fn stop_cleanly(ctx: &Context, limit: Duration) -> Option<(Stopped, Lsn)> 
         Ok(control) => {
             let end = control.shutdown_end();
             if end.is_none() {
-                warn!(state = ?control.state, "the server did not stop cleanly");
+                warn!(state = ?control.state, "server did not stop cleanly");
             }
             Some((stopped, end?))
         }
         Err(error) => {
-            warn!(error = &error as &dyn std::error::Error, "the control file is unreadable");
+            warn!(error = &error as &dyn std::error::Error, "control file could not be read");
             None
         }
     }

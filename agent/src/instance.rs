@@ -333,7 +333,7 @@ impl Instance {
             join_all(tasks).await;
         } else if ctx.machine.timeout(FAREWELL, join_all(&mut tasks)).await.is_err() {
             tasks.iter().for_each(Task::abort);
-            warn!("the store does not answer, this node's keys are left to their leases");
+            warn!("store does not answer, this node's keys end with their leases");
         }
         end
     }

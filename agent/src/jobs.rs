@@ -137,10 +137,10 @@ pub async fn start_primary(ctx: Arc<Context>) -> Result<(), JobError> {
     if matches!(error, StartError::Sql(_)) || matches!(ctx.observed().server, Server::Closed { .. })
     {
         // It is up, for everybody but the agent.
-        warn!(error = &error as &dyn std::error::Error, "the server does not let the agent in");
+        warn!(error = &error as &dyn std::error::Error, "server refuses the agent's login");
         return Ok(());
     }
-    warn!(error = &error as &dyn std::error::Error, "the leader's server does not start");
+    warn!(error = &error as &dyn std::error::Error, "leader's server does not start");
     ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
     if let Some(held) = ctx.keeper.let_go() {
         ctx.callbacks.call(CallbackAction::RoleChange, crate::callbacks::DEMOTED);
@@ -156,13 +156,13 @@ async fn delete_key(ctx: &Context, held: Held, also: Vec<Op>) -> Result<(), JobE
         match ctx.keeper.release_held(held, Vec::new(), also.clone()).await {
             Ok(true) => break,
             Ok(false) => {
-                info!("the leader key was not ours any more");
+                info!("leader key was not ours any more");
                 break;
             }
             Err(error) if left == 0 => {
                 warn!(
                     error = &error as &dyn std::error::Error,
-                    "the leader key could not be deleted, it ends with its lease"
+                    "leader key could not be deleted, it ends with its lease"
                 );
                 return Err(error.into());
             }
@@ -204,10 +204,10 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
         let names = crate::ha::sync::names_at_promotion(&config);
         ctx.server.set_synchronous_standby_names(Some(&names), NAMES_LIMIT).await?;
     }
-    info!(planned, "promoting");
+    info!(planned, "promotion begun");
     match ctx.server.promote(Fencing::Armed, limit).await {
         Ok(promoted) => {
-            info!(timeline = %promoted.timeline, elapsed_ms = elapsed_ms(&ctx, began), "promoted");
+            info!(timeline = %promoted.timeline, elapsed_ms = elapsed_ms(&ctx, began), "promotion completed");
             ctx.look.notify_one();
             finish_handover(&ctx, planned).await;
             Ok(())
@@ -245,7 +245,10 @@ async fn finish_handover(ctx: &Arc<Context>, planned: bool) {
         .and(Op::DeletePrefix { prefix: ctx.keys.acks() });
     txn.then.extend(handover::cluster_failover_cleared(ctx, &cluster));
     if let Err(error) = ctx.store.txn(txn).await {
-        warn!(error = &error as &dyn std::error::Error, "the handover record is left to its lease");
+        warn!(
+            error = &error as &dyn std::error::Error,
+            "handover record could not be removed, it ends with its lease"
+        );
     }
     take_regular_lease(ctx, &cluster).await;
 }
@@ -253,7 +256,10 @@ async fn finish_handover(ctx: &Arc<Context>, planned: bool) {
 async fn take_regular_lease(ctx: &Context, cluster: &ClusterState) {
     let ttl = cluster.config.clone().unwrap_or_default().ttl;
     if let Err(error) = ctx.keeper.move_to(ttl).await {
-        warn!(error = &error as &dyn std::error::Error, "the regular lease could not be taken");
+        warn!(
+            error = &error as &dyn std::error::Error,
+            "lease of the configured length could not be taken"
+        );
     }
 }
 
@@ -300,7 +306,7 @@ pub async fn demote(ctx: Arc<Context>, immediate: bool, why: Why) -> Result<(), 
         (_, false) => (StopMode::Fast, ctx.settings.kornak.guard.stop_budget),
     };
     if let Err(error) = ctx.server.stop(mode, limit).await {
-        warn!(error = &error as &dyn std::error::Error, "the server is killed");
+        warn!(error = &error as &dyn std::error::Error, "server did not stop and is killed");
         if let Err(error) = ctx.server.stop(StopMode::Kill, KILL_LIMIT).await {
             // On a disk that hangs a killed process ends when the disk answers. It runs no further, and the
             // guard goes on killing; the key may end.

@@ -120,7 +120,10 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             debug!(error = &error as &dyn std::error::Error, "leader's housekeeping failed");
         }
         if let Err(error) = follows(&ctx, &mut done).await {
-            debug!(error = &error as &dyn std::error::Error, "slots could not be looked after");
+            debug!(
+                error = &error as &dyn std::error::Error,
+                "replication slots could not be updated"
+            );
         }
         if let Err(error) = replay(&ctx).await {
             debug!(error = &error as &dyn std::error::Error, "replay may wait for parameters");
@@ -151,7 +154,7 @@ async fn replay(ctx: &Context) -> Result<(), ReplayError> {
     let lost = facts.not_streaming_since.is_some_and(|since| observed.at.since(since) > LOST_AFTER);
     let led = cluster.leader.as_ref().is_some_and(|leader| leader.name != ctx.name);
     if !ctx.server.end_for_parameters().await? && lost && led {
-        warn!("replay is paused, and without it this standby cannot follow the leader: it goes on");
+        warn!("paused replay resumed: without it this standby cannot follow the leader");
         ctx.server.resume_replay().await?;
     }
     Ok(())
@@ -297,7 +300,7 @@ async fn identity(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
             let put = Txn::just(Op::put(&key, identifier));
             let put = put.when(Compare::Modified { key, revision });
             ctx.store.txn(while_leading(ctx, put)).await?;
-            tracing::info!("initialize written");
+            tracing::info!("cluster marked as initialized in the store");
         }
     }
     if cluster.config_revision == 0 {
@@ -306,9 +309,7 @@ async fn identity(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
         let text = kept.unwrap_or_else(|| json(&ctx.settings.bootstrap.dcs));
         let put = Txn::just(Op::put(&key, text)).when(Compare::absent(&key));
         if ctx.store.txn(put).await?.succeeded && cluster.is_kept(SafetyKey::Config) {
-            warn!(
-                "the configuration was gone from the store and is written back as it was in force"
-            );
+            warn!("configuration missing in the store, written back as it was in force");
         }
     }
     Ok(())
@@ -321,7 +322,7 @@ async fn record(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError> 
         let (key, revision) = (ctx.keys.handover(), cluster.handover_revision);
         let delete = Txn::just(Op::delete(&key)).when(Compare::Modified { key, revision });
         ctx.store.txn(while_leading(ctx, delete)).await?;
-        warn!("a handover record that made no sense was deleted");
+        warn!("invalid handover record deleted");
     }
     Ok(())
 }
@@ -436,7 +437,10 @@ fn restartpoint(ctx: &Arc<Context>, asked: &mut Option<(Moment, Task<()>)>) {
     let (ctx, machine) = (Arc::clone(ctx), ctx.machine.clone());
     let work = async move {
         if let Err(error) = ctx.server.checkpoint().await {
-            debug!(error = &error as &dyn std::error::Error, "no restartpoint on the new timeline");
+            debug!(
+                error = &error as &dyn std::error::Error,
+                "restartpoint on the new timeline failed"
+            );
         }
         ctx.look.notify_one();
     };

@@ -386,7 +386,7 @@ impl Keeper {
             Err(Unproven::KeyLost) => Err(self.lost("the leader key is not ours")),
             Err(Unproven::NoTime) => Err(self.lost("the lease has ended")),
             Err(unproven @ Unproven::TermChanged { .. }) => {
-                debug!(why = %unproven, "a renewal proves nothing");
+                debug!(why = %unproven, "renewal did not prove the lease");
                 Err(ClaimError::Unproven)
             }
         }
@@ -469,7 +469,7 @@ impl Keeper {
                 Err(error) => {
                     debug!(
                         error = &error as &dyn std::error::Error,
-                        "a move of the leader key has no answer"
+                        "move of the leader key to another lease got no answer"
                     );
                     may_be_done = true;
                     false
@@ -537,7 +537,7 @@ impl Keeper {
             if let Err(error) = self.renew().await
                 && !matches!(error, ClaimError::Lost)
             {
-                warn!(error = &error as &dyn std::error::Error, "lease not renewed");
+                warn!(error = &error as &dyn std::error::Error, "lease could not be renewed");
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => return,

@@ -122,7 +122,7 @@ impl Memory {
             warn!(
                 error = &error as &dyn std::error::Error,
                 file = %self.path.display(),
-                "the configuration could not be kept for a restart of the agent"
+                "configuration could not be saved for a restart of the agent"
             );
             *kept = None;
         }
@@ -140,17 +140,16 @@ impl Inner {
             match doubt {
                 Doubt::Kept => warn!(
                     key = name,
-                    "the key is missing in the store or makes no sense: its last good value stays in force"
+                    "key is missing in the store or invalid: its last good value stays in force"
                 ),
                 Doubt::Unreadable | Doubt::Unknown => warn!(
                     key = name,
-                    "the key is missing in the store or makes no sense, and no good value is known: nothing that \
-                     needs it is decided here; write it again"
+                    "key is missing in the store or invalid, and no good value is known: nothing that needs it is decided here; write it again"
                 ),
             }
         }
         for key in self.said.keys().filter(|key| !state.doubts.contains_key(key)) {
-            info!(key = name(*key, keys), "the key makes sense again");
+            info!(key = name(*key, keys), "key is valid again");
         }
         self.said.clone_from(&state.doubts);
     }

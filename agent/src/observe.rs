@@ -164,14 +164,13 @@ impl Reading {
         };
         match self.end.await {
             Ok(Ok(Some(end))) => {
-                info!(%end, "the standby replays late, the end of its log was read from its files");
+                info!(%end, "end of the standby's log read from its files, because it replays late");
                 recovery.end = Some(end);
             }
-            Ok(Ok(None)) => debug!("the standby's log is not where it replays"),
-            Ok(Err(error)) => warn!(
-                error = &error as &dyn std::error::Error,
-                "the standby's log could not be read"
-            ),
+            Ok(Ok(None)) => debug!("standby's log is not where it replays"),
+            Ok(Err(error)) => {
+                warn!(error = &error as &dyn std::error::Error, "standby's log could not be read")
+            }
             Err(error) => warn!(
                 error = &error as &dyn std::error::Error,
                 "reading the standby's log ended unexpectedly"
@@ -270,14 +269,14 @@ async fn look(
                 if !matches!(before.server, Server::Closed { .. }) {
                     let error = &error as &dyn std::error::Error;
                     // Time does not mend it; it waits for a person.
-                    warn!(error, "the server does not let the agent in");
+                    warn!(error, "server refuses the agent's login");
                 }
                 (Server::Closed { since: since(&before.server, now) }, None)
             }
             Err(error) => {
                 if !matches!(before.server, Server::Silent { .. }) {
                     let error = &error as &dyn std::error::Error;
-                    debug!(error, "the server gives no answer");
+                    debug!(error, "server gives no answer");
                 }
                 (Server::Silent { since: since(&before.server, now) }, None)
             }

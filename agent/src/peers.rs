@@ -340,7 +340,7 @@ impl Peers {
             let status = self.get_status(&member.api_url, timeout).await;
             let status = status.inspect_err(|error| {
                 let error: &dyn std::error::Error = error;
-                tracing::debug!(node = name, error, "member does not say where it stands");
+                tracing::debug!(node = name, error, "member does not answer for its position");
             });
             let answer = status.ok().and_then(|status| {
                 let said = status.name.clone();
@@ -350,7 +350,7 @@ impl Peers {
                         node = name,
                         answered = said,
                         api_url = member.api_url,
-                        "another server answers at this member's address, its answer is ignored"
+                        "answer ignored: another server answers at this member's address"
                     );
                 }
                 peer

@@ -283,7 +283,7 @@ impl Postgres {
             && let Err(error) = self.adopt(&guard).await
         {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "cannot adopt the server that runs");
+            tracing::warn!(error, "running server could not be adopted");
         }
         *current = Some(guard.clone());
         Ok(guard)

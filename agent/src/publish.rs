@@ -72,7 +72,7 @@ pub async fn run(
                     if !std::mem::replace(&mut failing, true) {
                         warn!(
                             error = &error as &dyn std::error::Error,
-                            "this node could not publish itself"
+                            "member key could not be written"
                         );
                     }
                     pause = Duration::from_millis(500);
@@ -120,7 +120,7 @@ impl Publisher {
             match self.store.keep_alive(lease).await {
                 Ok(_) => self.renewed_at = self.machine.now(),
                 Err(DcsError::LeaseLost) => {
-                    debug!("the member key's lease has ended, another is made");
+                    debug!("member key's lease ended, a new one is granted");
                     self.lease = None;
                     return Err(DcsError::LeaseLost);
                 }

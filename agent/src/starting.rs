@@ -60,7 +60,7 @@ pub(crate) async fn stand_alone(ctx: &Context) -> Result<(), StandAloneError> {
         Ok(_) => Err(StandAloneError::SyncChanged),
         Err(DcsError::Full { .. }) => {
             // Nobody can claim the key as long as that lasts, so nobody takes back what will be read here.
-            warn!("synchronous standbys stay named, for the store takes no writes");
+            warn!("synchronous standbys stay named because the store takes no writes");
             Ok(())
         }
         Err(error) => Err(error.into()),

@@ -112,8 +112,7 @@ impl Watchdog {
         if !device.closable {
             warn!(
                 device = self.name(),
-                "this watchdog cannot be switched off again: the host is reset when this node stops \
-                 leading"
+                "watchdog cannot be switched off again: the host is reset when this node stops leading"
             );
         }
         let adjusted = self.adjust(&device, seconds, ttl);
@@ -127,10 +126,7 @@ impl Watchdog {
         if is_of_use || !device.closable {
             *active = Some(Active { device, seconds });
         } else if let Err(error) = device.close() {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "the watchdog could not be switched off"
-            );
+            warn!(error = &error as &dyn std::error::Error, "watchdog could not be switched off");
         }
         adjusted
     }
@@ -160,7 +156,7 @@ impl Watchdog {
         let absent = matches!(error, WatchdogError::Open { .. });
         if !told && (required || !absent) {
             let error = error as &dyn std::error::Error;
-            warn!(error, required, "there is no watchdog that is safe");
+            warn!(error, required, "no safe watchdog is available");
         }
         !required
     }
@@ -170,10 +166,7 @@ impl Watchdog {
         let mut active = self.active.lock();
         let Some(on) = active.as_ref() else { return };
         if let Err(error) = on.device.ping() {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "the watchdog could not be told that all is well"
-            );
+            warn!(error = &error as &dyn std::error::Error, "watchdog could not be pinged");
             *active = None;
         }
     }
@@ -184,16 +177,13 @@ impl Watchdog {
         if !device.closable {
             // Some more time for whoever is at work here.
             let _ = device.ping();
-            error!(
-                device = self.name(),
-                "this watchdog cannot be switched off: it resets the host"
-            );
+            error!(device = self.name(), "watchdog cannot be switched off: it resets the host");
         }
         match device.close() {
             Ok(()) => info!("watchdog switched off"),
             Err(error) => warn!(
                 error = &error as &dyn std::error::Error,
-                "the watchdog could not be switched off"
+                "watchdog could not be switched off"
             ),
         }
     }

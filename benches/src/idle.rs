@@ -1,4 +1,4 @@
-//! What an idle session that has logged in costs a proxy in memory.
+//! Measures the memory that an idle session costs a proxy after its login.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,4 +1,4 @@
-//! What a proxy costs: pgbench against one PostgreSQL, directly and through what a user might put in
+//! The cost of a proxy: pgbench against one PostgreSQL, directly and through what a user might put in
 //! front of it, all started in the same run on the same machine.
 //!
 //! The bench of the cores is in `benches/`; how to read both is in README.md.

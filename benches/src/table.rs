@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-/// What was measured: for each row and way the transactions per second of each round.
+/// The measurements: for each row and way the transactions per second of each round.
 #[derive(Debug, Default)]
 pub struct Table {
     ways: Vec<&'static str>,

@@ -31,9 +31,9 @@ pub struct Way {
     pub port: u16,
     /// A client's prepared statements work (PgBouncer's transaction mode before 1.21: no).
     pub prepared: bool,
-    /// Its clients share server connections.
+    /// The clients of this way share server connections.
     pub pooled: bool,
-    /// Its process; the server's own sessions are processes and not measured.
+    /// The process of this way; the server's own sessions are processes and not measured.
     pub pid: Option<u32>,
 }
 

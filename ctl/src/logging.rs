@@ -40,7 +40,7 @@ const LAST_WORDS: &str = "kornak_ctl::last_words";
 /// Says why the agent ends, for those who read its log and not what it writes to the terminal.
 pub fn last_words(error: &anyhow::Error) {
     let error: &(dyn std::error::Error + 'static) = error.as_ref();
-    tracing::error!(target: LAST_WORDS, error, "the agent ends");
+    tracing::error!(target: LAST_WORDS, error, "agent ends");
 }
 
 /// A logger at work.

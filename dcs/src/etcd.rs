@@ -160,7 +160,7 @@ impl Shared {
         let next = (at + 1) % count;
         let moved = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
         if moved.is_ok() && count > 1 {
-            debug!(from = at, to = next, "requests go to the next endpoint");
+            debug!(from = at, to = next, "requests switched to the next etcd endpoint");
         }
     }
 
@@ -324,7 +324,7 @@ impl Shared {
         for url in named {
             let found = Endpoint::new(&url, self.settings.tls);
             if endpoints.iter().all(|known| known.address() != found.address()) {
-                info!(server = %found, "etcd names another member");
+                info!(server = %found, "etcd member list changed");
                 endpoints.push(Arc::new(found));
             }
         }

@@ -174,7 +174,7 @@ pub async fn start(
         let thread = serve::spawn_thread(lane, Arc::clone(&shared), sockets, orders, stop.clone());
         finished.push(thread.map_err(StartError::Thread)?);
     }
-    tracing::info!(proxy = %shared.id, threads, "proxy serves");
+    tracing::info!(proxy = %shared.id, threads, "proxy started");
     let reloader = Reloader { shared, tls };
     let join = tokio::spawn(async move {
         let mut ended = Ok(());
@@ -246,7 +246,7 @@ fn keep_running<F: Future<Output = ()> + Send + 'static>(
             tracing::error!(
                 task,
                 error = &error as &dyn std::error::Error,
-                "a task of the proxy has ended unexpectedly and begins anew"
+                "task of the proxy ended unexpectedly and is restarted"
             );
             let pause = tokio::time::sleep(AGAIN);
             if stop.run_until_cancelled(pause).await.is_none() {

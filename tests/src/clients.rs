@@ -83,7 +83,7 @@ impl Stack {
 pub struct Spec {
     /// The programs' sources.
     pub sources: PathBuf,
-    /// What was built of them, and `GROUP.skipped` where it could not be.
+    /// The folder of the built programs, with `GROUP.skipped` where one could not be built.
     pub built: PathBuf,
     /// Between two events.
     pub pause: Duration,

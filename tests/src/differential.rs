@@ -1,4 +1,4 @@
-//! The same conversation with a server and, through the proxy, with the same server: a client must not
+//! Compares a conversation with a server and the same one through the proxy: a client must not
 //! be able to tell one from the other by any byte, but for the secret of its cancel requests.
 //!
 //! Conversations are made from a seed ([`conversation`]), so a failure is a number. Each lane has two
@@ -43,7 +43,7 @@ const SHRINKING_PATIENCE: Duration = Duration::from_secs(2);
 const APP: &str = "app";
 const PASSWORD: &str = "an-app's-password";
 
-/// Its verifier with one round of hashing, for logins are many and not what is tested here.
+/// The role's verifier with one round of hashing, for logins are many and not what is tested here.
 const VERIFIER: &str = "SCRAM-SHA-256$1:c2l4dGVlbiBieXRlcyBpdA==\
     $glAwfup1dEL3jXqLi4E1Jlj/+fOVUubVMtmIBTKJcLE=:DPwYGZlfQxTx4auG1vMCs/mhJeSrM+769L29ID3FES4=";
 
@@ -354,7 +354,7 @@ enum End {
     Reset,
 }
 
-/// What was heard since the last wait ended.
+/// The messages since the last wait ended.
 #[derive(Debug, Default)]
 struct Since {
     ready: usize,
@@ -482,7 +482,7 @@ fn is_reset(error: &anyhow::Error) -> bool {
     cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
-/// What tells the two apart, if anything does.
+/// The first difference between the two sides, if there is one.
 fn difference(
     direct: &[Frame],
     proxied: &[Frame],

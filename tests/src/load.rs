@@ -75,7 +75,7 @@ impl LoadSpec {
     }
 }
 
-/// What the clients of one run share.
+/// The state that the clients of one run share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) began: Instant,

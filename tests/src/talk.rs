@@ -54,7 +54,7 @@ pub struct Talker {
     stream: TcpStream,
     inbox: BytesMut,
     port: u16,
-    /// What BackendKeyData said.
+    /// The key of BackendKeyData.
     pub key: BackendKey,
     /// The parameters that were reported at login, in their order.
     pub reported: Vec<(String, String)>,

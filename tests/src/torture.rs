@@ -115,7 +115,7 @@ pub async fn run(lan: Arc<Lan>, spec: &Spec) -> Result<Report> {
     Ok(report)
 }
 
-/// What a run has come to so far.
+/// The state of a run so far.
 struct Run {
     usage: Usage,
     counts: BTreeMap<&'static str, usize>,

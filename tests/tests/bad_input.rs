@@ -1,4 +1,4 @@
-//! What bad input gets, and that others are served meanwhile.
+//! Answers to bad input, and that others are served meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ impl Front {
         connect(&self.conninfo(user, password)).await
     }
 
-    /// It goes on serving.
+    /// Checks that the server still serves.
     async fn serves(&self) -> Result<()> {
         let client = self.login("app", "right").await.context("log in as usual")?;
         let row = client.query_one("SELECT 40 + 2", &[]).await.context("query as usual")?;

@@ -26,7 +26,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// What a server shows, and what its clients trust.
+/// The certificate that a server shows, and what its clients trust.
 struct Row {
     form: &'static str,
     cert: PathBuf,
@@ -34,9 +34,9 @@ struct Row {
     ca: PathBuf,
     crl: Option<PathBuf>,
     host: &'static str,
-    /// What psql with `verify-full` says.
+    /// The verdict of psql with `verify-full`.
     libpq: bool,
-    /// What curl says.
+    /// The verdict of curl.
     https: bool,
 }
 
@@ -306,7 +306,7 @@ async fn an_agent_accepts_its_own_server_under_the_name_of_connect_address() -> 
     Ok(())
 }
 
-/// What a client shows.
+/// The certificate that a client shows.
 struct Shown {
     form: &'static str,
     own: Option<Pair>,

@@ -14,7 +14,7 @@ use kornak_tests::run::wait::until;
 use kornak_tests::talk::{Talker, put_execution};
 use tokio::time::sleep;
 
-/// What a client does between two messages of a COPY, or of a cursor.
+/// The client's pause between two messages of a COPY, or of a cursor.
 const WORK: Duration = Duration::from_millis(30);
 
 /// How long a round of it may wait for a switchover.
@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 enum Habit {
     SimpleCopy,
     ExtendedCopy,
-    /// It fails, and the rest of it is sent all the same.
+    /// The COPY fails, and the rest of it is sent all the same.
     FailedCopy,
     CopyOut,
     Cursor,

@@ -1,4 +1,4 @@
-//! What the fuzzers found worth keeping (`tests/fuzz`) is played with every test run.
+//! Plays what the fuzzers found worth keeping (`tests/fuzz`) with every test run.
 
 use std::fs;
 use std::path::Path;

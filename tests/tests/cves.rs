@@ -23,7 +23,7 @@ use tokio_postgres::Client;
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// What a server's message becomes.
+/// The changed form of a server's message.
 type Lie = Arc<dyn Fn(u8, &[u8]) -> Option<Vec<u8>> + Send + Sync>;
 
 /// A wire to a server: what it says to the role `evil` is changed on the way.

@@ -12,7 +12,7 @@ use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD};
 use kornak_tests::run::proxy::Proxy;
 use kornak_tests::run::scratch::Scratch;
 
-/// What one run of the tests has time for.
+/// The conversations that one run of the tests has time for.
 const CONVERSATIONS: u64 = 20_000;
 
 /// Durability is of no interest here, time is; and rows must not move by themselves.

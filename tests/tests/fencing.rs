@@ -19,7 +19,7 @@ fn asynchronous(name: &'static str) -> ClusterSpec {
     ClusterSpec { name, synchronous: false, agent_timeout: Some(0), ..Default::default() }
 }
 
-/// What is done to the agent, and how it comes back.
+/// The treatment of the agent, and how it comes back.
 enum Fate {
     Killed,
     Frozen,

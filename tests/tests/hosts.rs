@@ -82,7 +82,7 @@ fn a_synchronous_standby_without_power_makes_way_for_one_that_answers() -> Resul
     })
 }
 
-/// Its guard stops it on its own, for nobody can tell it anything.
+/// The guard of the leader stops the server on its own, for nobody can tell it anything.
 #[test]
 fn a_leader_that_is_cut_off_stops_before_another_is_promoted() -> Result<()> {
     on_a_lan("a_leader_that_is_cut_off_stops_before_another_is_promoted", async |lan| {
@@ -111,7 +111,7 @@ fn a_leader_that_is_cut_off_stops_before_another_is_promoted() -> Result<()> {
     })
 }
 
-/// What holds in any case: no connection is lost, and nothing that was acknowledged.
+/// Checks what holds in any case: no connection is lost, and nothing that was acknowledged.
 async fn checked(cluster: &Cluster, load: Load) -> Result<Report> {
     let report = load.stop().await;
     println!("{report}");

@@ -1,4 +1,4 @@
-//! What each client is told when its server is lost: one row for each state that a session can be in,
+//! The errors of clients whose server is lost: one row for each state that a session can be in,
 //! with real servers, and agents played by the test so that every moment can be stopped at.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]

@@ -1,4 +1,5 @@
-//! What operators plan: switchovers and restarts at a set time, maintenance mode, and the end of everything.
+//! Planned work of operators: switchovers and restarts at a set time, maintenance mode, and the end
+//! of everything.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What lies in the store may be anything: no value of a key ends an agent or a proxy, and none that makes no
+//! Values in the store may be anything: no value of a key ends an agent or a proxy, and none that makes no
 //! sense counts as a default.
 
 use kornak_cluster::config::{merge_patch, problems};

@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(60);
 /// Patroni's smallest ttl.
 const TTL: u32 = 20;
 
-/// What a command printed, and how it ended.
+/// The output of a command, and how it ended.
 #[derive(Debug, PartialEq, Eq)]
 struct Said {
     code: Option<i32>,
@@ -28,7 +28,7 @@ struct Said {
     err: String,
 }
 
-/// The same without the time of day that some rows begin with.
+/// The output without the time of day that some rows begin with.
 fn timeless(text: &str) -> Vec<&str> {
     let bare = |line: &'_ str| match line.split_once('\t') {
         Some((time, _)) if time.len() == 19 && time.starts_with("20") => 20,

@@ -89,7 +89,8 @@ fn only_switchovers_were_felt(report: &Report) {
     }
 }
 
-/// What monitoring says of a healthy cluster: each check of the leader, a standby and the whole.
+/// Checks that monitoring is content with a healthy cluster: each check of the leader, a standby
+/// and the whole.
 async fn monitoring_is_content(cluster: &Cluster, patroni: &Patroni) -> Result<()> {
     let leader = cluster.leader().await?;
     let standby = cluster.nodes.iter().find(|node| node.name() != leader);

@@ -1,5 +1,5 @@
-//! What one client of a pool leaves behind reaches nobody else, and is still there for itself: a pool of one
-//! connection, so that every client gets what the last one had.
+//! The state that one client of a pool leaves behind reaches nobody else, and is still there for
+//! itself: a pool of one connection, so that every client gets what the last one had.
 
 use std::fs;
 use std::time::Duration;

@@ -201,7 +201,10 @@ async fn a_diverged_primary_comes_back_by_rewind_or_as_a_new_copy() -> Result<()
     let mut cluster = Cluster::start(spec).await?;
     let former = diverge(&mut cluster).await?;
     let log = cluster.node(&former)?.agent_log()?;
-    assert!(log.contains("this server has diverged, rewinding it") && log.contains("rewound"));
+    assert!(
+        log.contains("server has diverged from the leader, rewind begun")
+            && log.contains("rewind completed")
+    );
 
     let instead = json!({"postgresql": {
         "use_pg_rewind": false, "remove_data_directory_on_diverged_timelines": true}});
@@ -287,7 +290,7 @@ async fn a_copy_that_hangs_gives_way_to_one_that_is_asked_for_with_force() -> Re
     Ok(())
 }
 
-/// Its archive is slow, and a standby looks there before it takes connections.
+/// The standby's archive is slow, and a standby looks there before it takes connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_that_takes_longer_than_asked_for_is_said_to_go_on() -> Result<()> {
     let spec =

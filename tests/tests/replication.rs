@@ -1,4 +1,4 @@
-//! Who is synchronous and who streams from whom, while standbys come and go.
+//! Synchronous standbys and upstreams, while standbys come and go.
 
 use std::time::Duration;
 

@@ -154,7 +154,7 @@ async fn a_changed_file_is_taken_while_the_server_goes_on() -> Result<()> {
     node.agent().context("it runs")?.signal(Signal::HUP)?;
     until(SOON, "the refusal", || async {
         let log = fs::read_to_string(node.log()).map_err(|error| error.to_string())?;
-        let told = log.contains("the configuration is wrong, the old one stays in force");
+        let told = log.contains("configuration is wrong, the old one stays in force");
         if told { Ok(()) } else { Err("not told yet".to_owned()) }
     })
     .await;

@@ -1,4 +1,4 @@
-//! What an operator has a word in: commands before a promotion and before a stop, and how long a stop may
+//! Scripts of an operator: commands before a promotion and before a stop, and how long a stop may
 //! take.
 
 use std::fs;
@@ -160,7 +160,7 @@ async fn an_archiver_that_hangs_keeps_a_server_from_ending_for_a_few_seconds() -
     ensure!(status.success(), "{status}");
     let log = node.agent_log()?;
     ensure!(
-        !log.contains("killing it") && log.contains("neither the archiver nor a walsender"),
+        !log.contains("is killed") && log.contains("neither the archiver nor a walsender"),
         "{log}"
     );
 
@@ -210,8 +210,8 @@ async fn a_switchover_does_not_wait_for_an_archiver_that_hangs() -> Result<()> {
     cluster.healthy(LIMIT).await;
     ensure!(node.postmaster() != postmaster, "it is another server");
     let log = node.agent_log()?;
-    ensure!(log.contains("server has shut down, and lingers"), "{log}");
-    ensure!(!log.contains("starting in place"), "{log}");
+    ensure!(log.contains("server has shut down, its processes linger"), "{log}");
+    ensure!(!log.contains("started in place"), "{log}");
     cluster.passed();
     Ok(())
 }

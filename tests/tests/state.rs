@@ -1,4 +1,4 @@
-//! What sessions hold is there after each switchover, over TLS and in the clear: the servers are asked.
+//! The state that sessions hold is there after each switchover, over TLS and in the clear: the servers are asked.
 //!
 //! `KORNAK_STATE_SWITCHOVERS` says how many there are; the default is what CI has time for.
 
@@ -153,7 +153,7 @@ impl Listener {
     }
 }
 
-/// What goes on in the background for as long as the switchovers last.
+/// Work in the background for as long as the switchovers last.
 struct Background {
     stop: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<Result<u64>>>,

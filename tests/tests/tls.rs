@@ -95,7 +95,7 @@ impl Secure {
         )
     }
 
-    /// What libpq makes of it: under TLS, in the clear, or not at all.
+    /// The verdict of libpq: under TLS, in the clear, or not at all.
     async fn by_libpq(
         &self,
         user: &str,
@@ -107,7 +107,7 @@ impl Secure {
         Ok(said.ok.then(|| said.text == "t"))
     }
 
-    /// What the proxy makes of it, and how it proved itself.
+    /// The verdict of the proxy, and how it proved itself.
     async fn by_us(
         &self,
         user: &str,

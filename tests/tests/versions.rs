@@ -1,5 +1,6 @@
-//! What differs between PostgreSQL's releases: `KORNAK_PG_BIN` names the programs of one, and `make matrix` runs this with
-//! each. A test says `skipped:` with the reason where a release does not have its subject.
+//! The differences between PostgreSQL's releases: `KORNAK_PG_BIN` names the programs of one, and
+//! `make matrix` runs this with each. A test says `skipped:` with the reason where a release does
+//! not have its subject.
 
 #![expect(clippy::print_stdout, reason = "a test says what it skips and what it saw")]
 

@@ -150,7 +150,7 @@ pub(super) async fn run(
     };
     let kind = request.kind;
     let Request { leader, candidate, at, .. } = &request;
-    tracing::info!(action = kind.word(), leader, candidate, scheduled = ?at, "asked for by REST");
+    tracing::info!(action = kind.word(), leader, candidate, scheduled = ?at, "switchover or failover requested by REST");
     if let Some(at) = at {
         let request = FailoverRequest {
             leader: leader.clone(),
@@ -287,7 +287,7 @@ async fn forward(
             tracing::warn!(
                 node = leader,
                 error = &error as &dyn std::error::Error,
-                "leader did not say what came of it"
+                "leader did not answer whether the request was carried out"
             );
             let why = format!("{} status unknown", kind.title());
             Some(text(StatusCode::SERVICE_UNAVAILABLE, why))

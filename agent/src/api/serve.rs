@@ -62,7 +62,7 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, stop: CancellationToken
         let seat = match room.admit(from.ip()) {
             Verdict::Seated(seat) => seat,
             Verdict::Full => {
-                tracing::debug!(client = %from, "connection to the REST API refused, there are too many");
+                tracing::debug!(client = %from, "connection to the REST API refused: too many connections");
                 continue;
             }
         };
@@ -78,7 +78,7 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, stop: CancellationToken
     drop(listener);
     let finished = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP_TIME, finished).await.is_err() {
-        tracing::info!("requests cut off, the agent stops");
+        tracing::info!("requests cut off because the agent stops");
     }
 }
 
@@ -194,7 +194,7 @@ async fn planned_restarts(api: &Api) {
             }
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "scheduled restart came to nothing"
+                "scheduled restart was not carried out"
             ),
         }
     }

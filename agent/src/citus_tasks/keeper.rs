@@ -260,7 +260,7 @@ impl Keeper {
             Next::Open { request, step, former } => self.open(request, &step, former, seen).await?,
             Next::Commit { steps, request } => self.commit(&steps, request, seen).await?,
             Next::Member(step) => {
-                info!(database = %self.database, change = %Spoken(&step), "pg_dist_node");
+                info!(database = %self.database, change = %Spoken(&step), "pg_dist_node updated");
                 let change = statement(&step, false, Duration::ZERO);
                 match self.say(&change).await {
                     // A person may have taken the row away here alone, and others still have it.
@@ -275,7 +275,7 @@ impl Keeper {
             Next::Rollback => {
                 warn!(
                     database = %self.database,
-                    "nobody has ended the switchover that was announced, giving its transaction up"
+                    "announced switchover was not completed in time, its pg_dist_node transaction is rolled back"
                 );
                 self.say("ROLLBACK").await?;
                 self.flight = Flight::Grounded;
@@ -314,7 +314,7 @@ impl Keeper {
             group = asked.group.0,
             leader = %asked.leader,
             elapsed_ms = boottime_now().since(asked.received).as_millis() as u64,
-            "writes to the group wait for its next primary"
+            "writes to the group blocked until its next primary serves"
         );
         if let (Step::Update { node, to }, Some(rows)) = (step, self.rows.as_mut())
             && let Some(row) = rows.iter_mut().find(|row| row.node == *node)
@@ -345,7 +345,7 @@ impl Keeper {
         if past_locks {
             warn!(
                 database = %self.database,
-                "backends that wait for a silent server keep their locks, pg_dist_node is changed without them"
+                "pg_dist_node is changed without the locks of backends that wait for a silent server"
             );
         }
         for step in steps {
@@ -373,7 +373,7 @@ impl Keeper {
             database = %self.database,
             changes = %changes.join(", "),
             elapsed_ms = boottime_now().since(began).as_millis() as u64,
-            "pg_dist_node"
+            "pg_dist_node updated"
         );
         if let Some(request) = request {
             self.answer(request, Answer::Done);
@@ -421,10 +421,10 @@ impl Keeper {
                     self.say(&synced).await?;
                 }
                 Ok(Err(error)) => {
-                    warn!(database = %self.database, group = group.0, error = %kornak_cluster::error_chain(&error), "a worker was not told");
+                    warn!(database = %self.database, group = group.0, error = %kornak_cluster::error_chain(&error), "worker could not be told of the change");
                 }
                 Err(_) => {
-                    warn!(database = %self.database, group = group.0, "a worker does not answer");
+                    warn!(database = %self.database, group = group.0, "worker does not answer");
                 }
             }
         }
@@ -456,7 +456,7 @@ impl Keeper {
                     leader = %asked.leader,
                     event = ?asked.event,
                     answer = ?answer,
-                    "notification not followed"
+                    "notification of another group refused"
                 );
             }
             // Who asked may have gone.
@@ -469,7 +469,7 @@ impl Keeper {
         let why = kornak_cluster::error_chain(error);
         let before = self.refused.get(&address);
         if before.is_none_or(|before| before.why != why) {
-            warn!(database = %self.database, address = %address, error = %why, "Citus refuses, it is tried again");
+            warn!(database = %self.database, address = %address, error = %why, "Citus refused the change of pg_dist_node, it is tried again");
         }
         let pause = before.map_or(FIRST_REFUSAL, |before| (before.pause * 2).min(LONGEST_REFUSAL));
         self.refused.insert(address, Refused { why, until: boottime_now() + pause, pause });
@@ -478,7 +478,7 @@ impl Keeper {
     fn failed(&mut self, error: &SqlError, changing: bool) {
         let why = kornak_cluster::error_chain(error);
         if self.trouble.as_ref().is_none_or(|before| before.why != why) {
-            warn!(database = %self.database, error = %why, "pg_dist_node cannot be kept");
+            warn!(database = %self.database, error = %why, "pg_dist_node could not be updated");
         }
         self.trouble = Some(Trouble { why, changing });
         self.not_before = boottime_now() + self.pause;

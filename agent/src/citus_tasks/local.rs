@@ -180,7 +180,7 @@ impl Local {
         let text = error.to_string();
         if self.complained.as_ref() != Some(&text) {
             let error: &dyn std::error::Error = error;
-            warn!(database, error, "Citus' own tables cannot be kept");
+            warn!(database, error, "Citus' tables on this server could not be updated");
             self.complained = Some(text);
         }
     }

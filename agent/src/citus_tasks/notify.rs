@@ -83,21 +83,21 @@ pub(crate) async fn block_writes(ctx: &Context, record: u64, hold: Duration) -> 
     match ctx.peers.post_json(&format!("{api}/citus"), &body, hold).await {
         Ok(answer) if answer.status == 200 => {
             let elapsed_ms = boottime_now().since(began).as_millis() as u64;
-            info!(coordinator = %leader.name, elapsed_ms, "writes through the coordinator wait");
+            info!(coordinator = %leader.name, elapsed_ms, "coordinator blocks writes to this group");
             Paused::Yes
         }
         Err(crate::peers::PeerError::Connect(error)) => {
             let error: &dyn std::error::Error = &error;
-            warn!(coordinator = %leader.name, error, "the coordinator cannot be told");
+            warn!(coordinator = %leader.name, error, "coordinator could not be reached");
             Paused::Yes
         }
         Ok(answer) => {
-            info!(coordinator = %leader.name, why = answer.text(), "not now, says the coordinator");
+            info!(coordinator = %leader.name, why = answer.text(), "coordinator refused to block writes");
             Paused::No
         }
         Err(error) => {
             let error: &dyn std::error::Error = &error;
-            warn!(coordinator = %leader.name, error, "the coordinator does not answer in time");
+            warn!(coordinator = %leader.name, error, "coordinator did not answer in time");
             Paused::No
         }
     }
@@ -116,11 +116,11 @@ pub(crate) async fn unblock_writes(ctx: &Context) -> bool {
     match ctx.peers.post_json(&format!("{api}/citus"), &body, PATIENCE).await {
         Ok(answer) if answer.status == 200 => return leader.kornak,
         Ok(answer) => {
-            warn!(coordinator = %leader.name, status = answer.status, "the coordinator will find out by itself");
+            warn!(coordinator = %leader.name, status = answer.status, "coordinator was not told that this primary serves, it will see it in the store");
         }
         Err(error) => {
             let error: &dyn std::error::Error = &error;
-            warn!(coordinator = %leader.name, error, "the coordinator will find out by itself");
+            warn!(coordinator = %leader.name, error, "coordinator was not told that this primary serves, it will see it in the store");
         }
     }
     false
@@ -167,7 +167,7 @@ pub(crate) async fn until_known(ctx: &Context, wanted: Known) -> bool {
     };
     let known = tokio::time::timeout(SYNC_LIMIT, waiting).await.is_ok();
     if !known {
-        warn!(wanted = ?wanted, "this primary is not known yet, clients go on without");
+        warn!(wanted = ?wanted, "this primary is not registered in time, clients resume without it");
     }
     known
 }

@@ -50,7 +50,7 @@ pub(super) async fn run(ctx: Arc<Context>, databases: Vec<String>, stop: Cancell
                     let text = error.to_string();
                     if complained.as_ref() != Some(&text) {
                         let error: &dyn std::error::Error = &error;
-                        warn!(error, "pg_dist_poolinfo cannot be kept");
+                        warn!(error, "pg_dist_poolinfo could not be updated");
                         complained = Some(text);
                     }
                     again = Instant::now() + SOON;

@@ -54,7 +54,7 @@ pub(super) async fn run(ctx: Arc<Context>, desk: Arc<Desk>, stop: CancellationTo
                     Err(error) => {
                         warn!(
                             error = &error as &dyn std::error::Error,
-                            "the store was not told how pg_dist_node stands"
+                            "state of pg_dist_node could not be published in the store"
                         );
                         told = None;
                     }

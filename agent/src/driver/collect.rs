@@ -26,7 +26,7 @@ impl Driver {
                 Ok(Ok(())) => {}
                 // Nothing has failed here: this node may soon be the candidate of a handover.
                 Ok(Err(JobError::Claim(ClaimError::Lost))) if job == Job::Bootstrap => {
-                    info!(job = job.as_str(), "another node was faster");
+                    info!(job = job.as_str(), "leader key was claimed by another node");
                 }
                 Ok(Err(JobError::NotYet)) => {
                     self.tries.wait(self.ctx.machine.now(), PAUSE);
@@ -65,7 +65,7 @@ impl Driver {
                 Ok(Errand::Race(race)) => self.race = Some(race),
                 Ok(Errand::Claimed(result)) => self.claimed(result),
                 Ok(Errand::Done(_, Err(JobError::TimelineForked { member, timeline }))) => {
-                    warn!(node = %member, %timeline, "the leader took this timeline another way");
+                    warn!(node = %member, %timeline, "timeline of this server diverged from the leader's");
                     let ctx = Arc::clone(&self.ctx);
                     self.begin(Job::Rejoin, crate::jobs::rejoin(ctx, Some(member), 0));
                 }
@@ -99,7 +99,7 @@ impl Driver {
         if s.now.since(since) < ttl || self.errand.is_some() || !self.may_run_errand() {
             return;
         }
-        warn!(name = %leader.name, "somebody wrote a leader key that no lease would end: it is deleted");
+        warn!(name = %leader.name, "leader key without a lease found and deleted");
         let ctx = Arc::clone(&self.ctx);
         self.run_errand(async move {
             let key = ctx.keys.leader();
@@ -124,9 +124,11 @@ impl Driver {
     fn claimed(&mut self, result: Result<(), JobError>) {
         match result {
             Ok(()) => {}
-            Err(JobError::Claim(ClaimError::Lost)) => info!("another node was faster"),
+            Err(JobError::Claim(ClaimError::Lost)) => {
+                info!("leader key was claimed by another node")
+            }
             Err(error) => {
-                warn!(error = &error as &dyn std::error::Error, "could not claim the leader key");
+                warn!(error = &error as &dyn std::error::Error, "leader key could not be claimed");
                 self.race_not_before = Some(self.ctx.machine.now() + Duration::from_secs(1));
             }
         }
@@ -152,10 +154,10 @@ impl Driver {
             return;
         }
         match self.ctx.postgres.finish_first().await {
-            Ok(()) => info!("the cluster that was made here is known to the store"),
+            Ok(()) => info!("cluster that was created here is in the store"),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                warn!(error, "cannot note that the data directory is complete");
+                warn!(error, "completion of the data directory could not be noted");
             }
         }
         self.ctx.fresh_look(LOOK_LIMIT).await;
@@ -205,7 +207,7 @@ impl Driver {
             if let Some(timeline) = stopped.filter(|_| !is_standby_cluster)
                 && somebody_went_on(&ctx, &cluster, timeline).await
             {
-                warn!("the leader key bears our name, but another member has been promoted since");
+                warn!("leader key has our name, but another member has been promoted since");
                 let given = ctx.keeper.give_back(leader.lease, leader.epoch).await;
                 return Errand::Done("give the leader key back", given.map_err(JobError::Store));
             }

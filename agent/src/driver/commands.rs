@@ -216,7 +216,7 @@ fn reinitialize(
         return;
     }
     if let Some(busy) = driver.busy_with() {
-        warn!(job = busy.as_str(), "given up for the reinitialization that was asked for");
+        warn!(job = busy.as_str(), "running step given up for the requested reinitialization");
         driver.abort();
     }
     driver.start_job(Job::Reinitialize, async move {
@@ -226,7 +226,7 @@ fn reinitialize(
             let _ = answer.send(Err(CommandError::Failed(text)));
             return Err(error);
         }
-        info!(from_leader, "reinitializing this member as asked");
+        info!(from_leader, "reinitialization begun");
         let _ = answer.send(Ok("reinitialize started".to_owned()));
         ctx.postgres.give_up_rewind();
         jobs::reinitialize(ctx, from_leader).await
@@ -277,7 +277,7 @@ fn failsafe(ctx: &Context, leader: &str, asked: Option<std::time::Duration>) -> 
     if !is_from_leader(leader, &cluster, ctx.promises.leader().as_deref()) {
         warn!(
             node = leader,
-            "asks to stay leader without the store, and is not the one that the store named"
+            "failsafe request refused: the sender is not the leader that the store named"
         );
         return FailsafeAnswer::NotTheLeader;
     }
@@ -299,7 +299,7 @@ fn failsafe(ctx: &Context, leader: &str, asked: Option<std::time::Duration>) -> 
         Err(error) => {
             warn!(
                 error = &error as &dyn std::error::Error,
-                "a promise could not be made durable and is not given"
+                "failsafe promise could not be written to disk and is not given"
             );
             FailsafeAnswer::Leading
         }

@@ -58,18 +58,18 @@ impl Driver {
                 info!(
                     candidate,
                     scheduled = cluster.failover.scheduled_at,
-                    "asked for in the store"
+                    "carrying out the switchover requested in the store"
                 );
                 let limit = self.ctx.settings.kornak.handover.drain_timeout;
                 let stragglers = if forced { Stragglers::Terminate } else { Stragglers::Abort };
                 self.hand_over(candidate, limit, stragglers, Asked::Store { revision });
             }
             Due::Done => {
-                info!(candidate = me, "what was asked for in the store is done");
+                info!(candidate = me, "request in the store was carried out");
                 self.clear_request(revision);
             }
             Due::Drop(why) => {
-                warn!(why = %why, "the request in the store is not carried out");
+                warn!(why = %why, "request in the store was not carried out");
                 self.clear_request(revision);
             }
         }
@@ -172,7 +172,7 @@ impl Driver {
             Ok(Ok(())) | Err(_) => {}
             Ok(Err(error)) => warn!(
                 error = &error as &dyn std::error::Error,
-                "what was begun is left for the next start"
+                "unfinished work in the data directory is left for the next start"
             ),
         }
     }
@@ -180,7 +180,9 @@ impl Driver {
     /// Hands over if this node leads and somebody can take over, then stops the server.
     pub(super) async fn shut_down(mut self) -> End {
         if self.ctx.server.is_rewinding() {
-            info!("waiting for pg_rewind, which would leave nothing of use if it were interrupted");
+            info!(
+                "waiting for pg_rewind, because an interrupted one leaves the data directory unusable"
+            );
             while self.ctx.server.is_rewinding() {
                 self.ctx.machine.sleep(REWIND_LOOK).await;
             }
@@ -193,9 +195,7 @@ impl Driver {
             }
         }
         if self.job.is_none() && self.may_leave_running().await {
-            info!(
-                "maintenance mode: the agent stops, its server and the leader key are left alone"
-            );
+            info!("agent stops in maintenance mode, its server and the leader key are left alone");
             return End::LeftRunning;
         }
         let leads = matches!(self.ctx.observed().server, Server::Primary(_));
@@ -204,7 +204,7 @@ impl Driver {
                 info!("handing over before stopping");
                 self.hand_over(None, SHUTDOWN_DRAIN, Stragglers::Terminate, Asked::Here);
             } else {
-                warn!("the store does not answer, stopping without a handover");
+                warn!("stopping without a handover: the store does not answer");
             }
         }
         if let Some((_, handle)) = self.job.take() {
@@ -216,27 +216,27 @@ impl Driver {
                 // It has said itself what came of it.
                 _ = handle => {}
                 () = self.ctx.machine.sleep(limit) => {
-                    warn!("the handover takes too long, stopping without it");
+                    warn!("stopping without a handover: it took too long");
                 }
                 Ok(_) = view.wait_for(|view| view.reach == Reach::Lost) => {
-                    warn!("the store is gone, stopping without a handover");
+                    warn!("stopping without a handover: the store is gone");
                 }
             }
             running.abort();
         }
         let stopped = self.ctx.stop_in_order(self.ctx.stop_limit()).await;
         if let Err(error) = stopped {
-            warn!(error = &error as &dyn std::error::Error, "the server does not stop, killing it");
+            warn!(error = &error as &dyn std::error::Error, "server did not stop and is killed");
             let killed = self.ctx.server.stop(StopMode::Kill, Duration::from_secs(10)).await;
             if let Err(error) = killed {
-                error!(error = &error as &dyn std::error::Error, "the server could not be stopped");
+                error!(error = &error as &dyn std::error::Error, "server could not be stopped");
                 return End::Stopped;
             }
         }
         let held = self.ctx.keeper.let_go();
         // Nothing runs that it would have to stop, and the store may take longer than the lease lasts.
         if let Err(error) = self.ctx.guard.disarm().await {
-            warn!(error = &error as &dyn std::error::Error, "the guard stays armed");
+            warn!(error = &error as &dyn std::error::Error, "guard could not be disarmed");
         }
         if let Some(held) = held.filter(|_| self.ctx.store_is_full()) {
             warn!(
@@ -254,7 +254,7 @@ impl Driver {
         let decision = Decision { action: Action::Wait, why: Why::ServerDown, recheck: BACK_OFF };
         self.show(&decision, &snapshot);
         self.call_back(&snapshot.server, Some(Job::Demote));
-        info!("stopped");
+        info!("agent stopped");
         End::Stopped
     }
 }
@@ -266,7 +266,7 @@ async fn clear(ctx: &Context, revision: u64) {
     if let Err(error) = ctx.store.txn(Txn::just(Op::put(key, "{}")).when(unchanged)).await {
         warn!(
             error = &error as &dyn std::error::Error,
-            "the request in the store could not be cleared"
+            "request in the store could not be cleared"
         );
     }
 }

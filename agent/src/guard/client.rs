@@ -469,11 +469,11 @@ impl Line {
                 });
             }
             Some(Answer::Fired) => {
-                error!("the lease was not proven in time: the guard kills the server");
+                error!("lease was not proven in time, guard kills the server");
                 self.has_fired.send_replace(true);
             }
             Some(Answer::Jumped { millis }) => {
-                warn!(elapsed_ms = millis, "the wall clock jumped");
+                warn!(elapsed_ms = millis, "wall clock jumped");
                 self.jumped.send_modify(|jumps| *jumps += 1);
             }
             Some(Answer::Hello { .. }) | None => {}

@@ -46,13 +46,13 @@ pub async fn hand_over(ctx: &Context, asked: Option<&str>) -> Result<String, Han
     if leads(ctx, &name).await {
         return Ok(name);
     }
-    warn!(candidate = %name, "the candidate does not take the leader key, anybody may");
+    warn!(candidate = %name, "candidate did not take the leader key, any member may");
     let (key, revision) = (ctx.keys.failover(), ctx.cluster().failover_revision);
     let unchanged = Compare::Modified { key: key.clone(), revision };
     if let Err(error) = ctx.store.txn(Txn::just(Op::put(key, "{}")).when(unchanged)).await {
         warn!(
             error = &error as &dyn std::error::Error,
-            "the request in the store could not be cleared"
+            "request in the store could not be cleared"
         );
     }
     Err(HandoverError::NotLed { candidate: name })

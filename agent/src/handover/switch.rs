@@ -23,7 +23,7 @@ impl Run<'_> {
         if let Err(error) = ctx.server.terminate_walsenders_except(&[&candidate]).await {
             warn!(
                 error = &error as &dyn std::error::Error,
-                "other standbys could not be sent away, the stop may take longer"
+                "connections of other standbys could not be ended, the stop may take longer"
             );
         }
         let Some((stopped, wal_end)) = stop_cleanly(ctx, limit).await else {
@@ -35,7 +35,7 @@ impl Run<'_> {
         }
         if let Err(error) = ctx.guard.disarm().await {
             // The server is stopped and the key is given away: nothing is left to guard.
-            warn!(error = &error as &dyn std::error::Error, "the guard stays armed");
+            warn!(error = &error as &dyn std::error::Error, "guard could not be disarmed");
         }
         if !self.taken(&candidate).await {
             return self.go_back(HandoverError::NotTaken { candidate }).await;
@@ -58,7 +58,7 @@ impl Run<'_> {
             Stopped::Lingers => match ctx.server.end_lingering().await {
                 Ok(()) => self.rejoin(cluster, &candidate).await,
                 Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "the old server does not end");
+                    warn!(error = &error as &dyn std::error::Error, "old server does not end");
                 }
             },
         }
@@ -96,10 +96,7 @@ impl Run<'_> {
             // Counts as released: the wait for the candidate finds out.
             Err(error) if error.outcome_is_unknown() => Ok(true),
             Err(error) => {
-                warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the leader key could not be released"
-                );
+                warn!(error = &error as &dyn std::error::Error, "leader key could not be released");
                 Ok(false)
             }
         }
@@ -132,7 +129,10 @@ impl Run<'_> {
         self.ctx.server.prepare_synchronous_standby_names(Some(""));
         if let Err(error) = self.ctx.server.start(&StartAs::Standby(Some(upstream))).await {
             // The next cycle sees a stopped server and tries again.
-            warn!(error = &error as &dyn std::error::Error, "could not start as a standby yet");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "server could not start as a standby yet"
+            );
         }
     }
 
@@ -145,7 +145,7 @@ impl Run<'_> {
             self.remove(Compare::Value { key, value }).await;
             return Err(because);
         }
-        warn!(why = %because, "handover failed, starting in place");
+        warn!(why = %because, "switchover failed, server is started in place");
         if ctx.keeper.held().is_none() {
             let cluster = ctx.cluster();
             // `sync` still names this node and its standbys; a candidate that took the key has

@@ -147,7 +147,7 @@ async fn restart_standby(
 ) -> Result<(), JobError> {
     ctx.guard.disarm().await?;
     let unasked = |why: &(dyn std::error::Error + 'static)| {
-        info!(node = %leader, error = why, "the leader cannot be asked, starting as the standby it was");
+        info!(node = %leader, error = why, "leader does not answer, server starts as the standby that it was");
     };
     let leaders = match member_server(ctx, cluster, leader) {
         Ok(leaders) => leaders,
@@ -186,7 +186,7 @@ async fn rejoin_without_leader(ctx: &Context, cluster: &ClusterState) -> Result<
             // It serves reads all the same, and follows once the other side is there.
             Err(error) => warn!(
                 error = &error as &dyn std::error::Error,
-                "the primary that this standby cluster follows cannot be asked"
+                "primary that this standby cluster follows does not answer"
             ),
         }
     }
@@ -214,10 +214,10 @@ async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Res
         settings.use_pg_rewind.unwrap_or_else(|| dynamic.is_some_and(ClusterConfig::use_pg_rewind));
     let allows = |own: bool, key: &str| own || dynamic.is_some_and(|config| config.allows(key));
     if rewind {
-        info!("this server has diverged, rewinding it");
+        info!("server has diverged from the leader, rewind begun");
         match ctx.server.rewind(upstream).await {
             Ok(()) => {
-                info!("rewound");
+                info!("rewind completed");
                 return Ok(());
             }
             // Time mends these: nothing was tried yet, and nothing is thrown away for them.
@@ -237,7 +237,10 @@ async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Res
                 return Err(JobError::Diverged { source });
             }
             Err(source) => {
-                warn!(error = &source as &dyn std::error::Error, "rewind failed, copying anew");
+                warn!(
+                    error = &source as &dyn std::error::Error,
+                    "rewind failed, a new copy is made"
+                );
             }
         }
     } else if !allows(
@@ -259,9 +262,9 @@ pub async fn follow(ctx: Arc<Context>, from: Source) -> Result<(), JobError> {
         refuse_another_way(&ctx, member, server).await?;
     }
     match &from {
-        Source::Member(node) => info!(node = %node, "following"),
-        Source::Remote => info!("following the primary of another cluster"),
-        Source::Archive => info!("following the archive alone"),
+        Source::Member(node) => info!(node = %node, "standby follows the leader"),
+        Source::Remote => info!("standby follows the primary of another cluster"),
+        Source::Archive => info!("standby follows the archive alone"),
     }
     ctx.server.follow(upstream.as_ref()).await?;
     Ok(())
@@ -285,12 +288,12 @@ async fn refuse_another_way(
 /// The primary of a cluster that becomes a standby cluster. The key is kept; a server that follows
 /// needs no guard.
 pub async fn demote_cluster(ctx: Arc<Context>) -> Result<(), JobError> {
-    info!("this becomes a standby cluster, the primary stops to follow another one");
+    info!("primary stops because this cluster becomes a standby cluster");
     ctx.server.checkpoint().await?;
     let archive = ctx.postgres.archive_command().await.unwrap_or(None);
     let stopped = ctx.stop_in_order(ctx.stop_limit()).await;
     if let Err(error) = &stopped {
-        warn!(error = error as &dyn std::error::Error, "the server is killed");
+        warn!(error = error as &dyn std::error::Error, "server did not stop and is killed");
         ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
     }
     if let (Some(command), Ok(_)) = (archive, stopped)
@@ -298,8 +301,7 @@ pub async fn demote_cluster(ctx: Arc<Context>) -> Result<(), JobError> {
     {
         warn!(
             error = &error as &dyn std::error::Error,
-            "the last segment was not archived: a cluster that follows by the archive alone and is promoted \
-             now leaves this one behind"
+            "last WAL segment was not archived: a cluster that follows by the archive alone and is promoted now diverges from this one"
         );
     }
     rejoin_without_leader(&ctx, &ctx.cluster()).await
@@ -317,7 +319,7 @@ pub async fn copy_slots(ctx: Arc<Context>, names: Vec<String>) -> Result<(), Job
     if states.is_empty() {
         return Ok(());
     }
-    info!(slots = ?states.keys().collect::<Vec<_>>(), "restarting to copy logical slots");
+    info!(slots = ?states.keys().collect::<Vec<_>>(), "standby restarts to copy logical slots");
     let upstream = own_upstream(&ctx, &cluster)?;
     ctx.stop_in_order(STOP_LIMIT).await?;
     ctx.postgres.write_logical_slots(&states)?;

@@ -59,11 +59,13 @@ pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
         Err(error) => {
             ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
             match ctx.postgres.set_data_aside().await {
-                Ok(Some(aside)) => warn!(dir = %aside.display(), "what was made is set aside"),
+                Ok(Some(aside)) => {
+                    warn!(dir = %aside.display(), "bootstrap failed, data directory moved aside")
+                }
                 Ok(None) => {}
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    warn!(error, "what was made could not be set aside");
+                    warn!(error, "bootstrap failed, data directory could not be moved aside");
                 }
             }
             ctx.keeper.release(Vec::new(), vec![Op::delete(&initialize)]).await?;
@@ -116,12 +118,12 @@ async fn make_primary(ctx: &Context) -> Result<(), JobError> {
     let recovers = matches!(start_as, StartAs::PointInTime(..));
     ctx.server.prepare_synchronous_standby_names(Some(""));
     if let ServerProcess::Running { .. } = ctx.server.process().await? {
-        info!("the recovery that was begun goes on");
+        info!("recovery continues");
     } else {
         ctx.postgres.start_first(&start_as).await?;
     }
     if recovers {
-        info!("recovering to the point in time that was asked for");
+        info!("recovery to the requested point in time begun");
         ctx.postgres.wait_writable().await?;
         info!("recovery has ended, the server is a primary");
     } else {
@@ -171,7 +173,10 @@ pub async fn clone(ctx: Arc<Context>, leader: String) -> Result<(), JobError> {
     let copied = ctx.postgres.clone_from(Some(&member_server(&ctx, &cluster, from)?), false).await;
     match copied {
         Err(error) if *from != leader => {
-            warn!(error = &error as &dyn std::error::Error, "copying from the leader instead");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "copy from the leader instead of the member"
+            );
             ctx.postgres.clone_from(Some(&member_server(&ctx, &cluster, &leader)?), false).await?;
         }
         copied => copied?,
@@ -260,7 +265,7 @@ async fn until_it_replicates(ctx: &Context) -> Result<(), JobError> {
         }
         ctx.machine.sleep(std::time::Duration::from_millis(200)).await;
     }
-    info!("reinitialized, this member replicates again");
+    info!("reinitialization completed, this member replicates again");
     Ok(())
 }
 

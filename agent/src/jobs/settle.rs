@@ -65,7 +65,7 @@ async fn move_record(ctx: &Context, cluster: &ClusterState, record: &Handover) -
         Err(error) => {
             warn!(
                 error = &error as &dyn std::error::Error,
-                "the record stays on the leader key's lease"
+                "handover record stays on the leader key's lease"
             );
             stays
         }

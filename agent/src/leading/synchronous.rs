@@ -45,10 +45,10 @@ pub(super) async fn adjust(
         SyncStep::SetNames(names) => {
             if names.contains('*') {
                 warn!(
-                    "no standby can be synchronous: writes wait until a synchronous standby comes"
+                    "no standby can be synchronous, writes wait until a synchronous standby comes"
                 );
             }
-            info!(names = %names, "commits wait for");
+            info!(names = %names, "synchronous_standby_names changed");
             ctx.server.set_synchronous_standby_names(Some(&names), IN_FORCE_LIMIT).await?;
             Ok(false)
         }
@@ -66,7 +66,7 @@ fn to_be_written_again(me: &str, cluster: &ClusterState) -> Option<SyncState> {
 async fn publish(ctx: &Context, cluster: &ClusterState, sync: &SyncState) -> Result<(), LeadError> {
     if cluster.sync.as_ref() != Some(sync) {
         let standbys = sync.sync_standby.as_deref().unwrap_or("none");
-        info!(standbys, quorum = sync.quorum, "synchronous standbys");
+        info!(standbys, quorum = sync.quorum, "synchronous standbys published");
     }
     let key = ctx.keys.sync();
     let txn = Txn::just(Op::put(&key, json(sync)))

@@ -46,7 +46,7 @@ impl Writing {
     pub(super) async fn done(self) {
         if self.machine.timeout(PATIENCE, self.task).await.is_err() {
             warn!(
-                "the disk takes its time: the lease may not be noted, a restart may wait for it to end"
+                "disk is slow: the lease may not be noted, a restart may wait for the lease to end"
             );
         }
     }
@@ -90,7 +90,7 @@ impl Shared {
         if let Err(error) = self.machine.write(&self.path, lease.to_string().as_bytes()) {
             warn!(
                 error = &error as &dyn std::error::Error,
-                "the lease could not be noted on disk; a restart will wait for it to end"
+                "lease could not be noted on disk, a restart will wait for the lease to end"
             );
         }
         if self.wanted.lock().is_none() {

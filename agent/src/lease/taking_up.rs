@@ -21,7 +21,10 @@ impl Keeper {
         if !self.is_unfenced()
             && let Err(error) = self.arm(until).await
         {
-            warn!(error = &error as &dyn std::error::Error, "failsafe could not extend the lease");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "lease could not be extended by failsafe mode"
+            );
             return;
         }
         self.inner.held.send_if_modified(|shown| match shown {
@@ -75,7 +78,7 @@ impl Keeper {
         if self.inner.store.txn(txn).await?.succeeded {
             warn!(
                 epoch = epoch.revision,
-                "the leader key bore our name and this server is no primary: given back"
+                "leader key with our name released, because this server is no primary"
             );
             self.drop_lease(lease);
         }
@@ -106,7 +109,10 @@ impl Keeper {
     pub(super) async fn take_back(&self, held: Held) {
         self.inner.noted.note(held.lease).done().await;
         if let Err(error) = self.prove(held, self.generation()).await {
-            warn!(error = &error as &dyn std::error::Error, "the leader key is left to its lease");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "leader key could not be released, it ends with its lease"
+            );
         }
     }
 }

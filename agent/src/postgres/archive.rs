@@ -49,7 +49,7 @@ impl Postgres {
         let mut shell = tool::command("/bin/sh", self.os_user());
         shell.arg("-c").arg(filled_in(template, &segment)).current_dir(dir);
         tool::run(&mut shell, limit).await?;
-        info!(segment, "the segment of the shutdown checkpoint was archived");
+        info!(segment, "WAL segment of the shutdown checkpoint archived");
         Ok(())
     }
 }

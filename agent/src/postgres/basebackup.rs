@@ -142,7 +142,10 @@ impl Postgres {
                     return Ok(());
                 }
                 Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "copying failed");
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "copy of the data directory failed"
+                    );
                     last = error;
                 }
             }
@@ -235,7 +238,7 @@ impl Postgres {
             }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                warn!(error, "the source does not tell where its tablespaces are");
+                warn!(error, "source does not tell where its tablespaces are");
             }
         }
         all
@@ -347,7 +350,7 @@ impl Postgres {
             Err(error) => {
                 warn!(
                     error = &error as &dyn std::error::Error,
-                    "cannot set aside what was made, removing it"
+                    "data directory could not be moved aside and is removed"
                 );
                 self.place(&claim, place::clear).await.map_err(self.failed())?;
                 Ok(None)

@@ -68,7 +68,7 @@ impl Callbacks {
         let Some((program, arguments)) = split_words(text)
             .and_then(|mut words| (!words.is_empty()).then(|| (words.remove(0), words)))
         else {
-            warn!(callback = action.as_str(), "the command cannot be split into words");
+            warn!(callback = action.as_str(), "callback's command cannot be split into words");
             return;
         };
         let mut running = self.running.lock();
@@ -80,7 +80,7 @@ impl Callbacks {
                 }
                 Ok(None) => end(&mut child),
                 Ok(Some(status)) if !status.success() => {
-                    warn!(code = status.code(), signal = status.signal(), "a callback failed");
+                    warn!(code = status.code(), signal = status.signal(), "callback failed");
                 }
                 Ok(Some(_)) | Err(_) => {}
             }
@@ -94,7 +94,7 @@ impl Callbacks {
             }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                warn!(error, callback = action.as_str(), "callback not started");
+                warn!(error, callback = action.as_str(), "callback could not be started");
             }
         }
     }

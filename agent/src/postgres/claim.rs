@@ -278,10 +278,10 @@ impl Postgres {
         let Ok(claim) = self.inner.claim() else { return };
         match self.place(&claim, place::settle).await {
             Ok(false) => {}
-            Ok(true) => info!("what an earlier agent had begun in the data directory is settled"),
+            Ok(true) => info!("unfinished work of an earlier agent in the data directory settled"),
             Err(error) => warn!(
                 error = &error as &dyn std::error::Error,
-                "look after what an earlier agent had begun"
+                "unfinished work of an earlier agent could not be settled"
             ),
         }
     }

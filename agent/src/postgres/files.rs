@@ -168,7 +168,7 @@ impl Inner {
             return;
         }
         if let Err(error) = write_if_changed(&path, raw, self.mode_of(&path), self.user.as_ref()) {
-            tracing::warn!(error = &error as &dyn std::error::Error, file = %path.display(), "the configuration is not shown");
+            tracing::warn!(error = &error as &dyn std::error::Error, file = %path.display(), "configuration file could not be shown");
         }
     }
 
@@ -232,7 +232,7 @@ impl Inner {
         let text = characters(&read_file(&path, self.user.as_ref()).unwrap_or_default());
         match conf::clean_auto_conf(&text, names_are_ours) {
             Some(clean) => {
-                info!(path = %path.display(), "lines that are ours, or cannot be read, were removed");
+                info!(path = %path.display(), "lines of ours, or unreadable ones, removed from the configuration file");
                 write_file(&path, &bytes(&clean), self.mode_of(&path), self.user.as_ref())
                     .map_err(|source| ConfigureError::Write { path, source })
             }

@@ -30,7 +30,7 @@ impl Postgres {
             {
                 warn!(
                     error = &error as &dyn std::error::Error,
-                    "the log of the server cannot be begun anew"
+                    "log of the server could not be rotated"
                 );
             }
             tokio::select! {

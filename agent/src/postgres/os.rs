@@ -206,7 +206,7 @@ fn remove_lost_and_found(dir: &Path, user: Option<&OsUser>) -> io::Result<()> {
     as_user(user, || match fs::read_dir(&path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             fs::remove_dir(&path)?;
-            info!(path = %path.display(), "removed: PostgreSQL could not read it, which ends every base backup");
+            info!(path = %path.display(), "file removed that PostgreSQL could not read, which ends every base backup");
             Ok(())
         }
         _ => Ok(()),

@@ -308,7 +308,7 @@ impl Postgres {
                 Err(error @ SqlError::Login(_)) => return Err(StartError::Sql(error)),
                 Ok(Some(replayed)) if told.elapsed() > RECOVERY_TOLD => {
                     told = Instant::now();
-                    info!(replayed, "recovering to the point in time that was asked for");
+                    info!(replayed, "recovery to the requested point in time begun");
                 }
                 _ => {}
             }

@@ -46,9 +46,7 @@ impl Postgres {
         if !rows.first().is_some_and(|row| is_too_small(row, needed)) {
             return Ok(false);
         }
-        info!(
-            "the primary runs with greater parameters: the standby is started anew with the same"
-        );
+        info!("standby restarts with the primary's greater parameters");
         self.resume_replay().await?;
         Ok(true)
     }

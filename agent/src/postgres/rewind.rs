@@ -352,7 +352,7 @@ impl Postgres {
         same_cluster(&control, &position)?;
         let own = LocalEnd::of(&control).map_or(control.timeline, |local| local.timeline);
         if self.took_another_way(leader, &position, own).await? {
-            tracing::warn!(timeline = %own, "two servers took the same timeline, each its own way");
+            tracing::warn!(timeline = %own, "two servers diverged on the same timeline");
             return Ok(RewindNeed::Diverged);
         }
         let need = match LocalEnd::of(&control) {
@@ -361,7 +361,7 @@ impl Postgres {
             None if control.timeline < position.timeline => RewindNeed::Diverged,
             None => RewindNeed::No,
         };
-        info!(timeline = %control.timeline, leader = %position.timeline, ?need, "compared with the leader");
+        info!(timeline = %control.timeline, leader = %position.timeline, ?need, "history compared with the leader's");
         Ok(need)
     }
 
@@ -405,7 +405,7 @@ impl Postgres {
         {
             return Err(RewindError::Ahead { timeline: own, ours: local.lsn, theirs });
         }
-        info!(timeline = %control.timeline, leader = %position.timeline, "rewinding");
+        info!(timeline = %control.timeline, leader = %position.timeline, "pg_rewind begun");
         let passfile = self.inner.write_passfile()?;
         let settings = self.settings();
         let mut words = conninfo_words(settings.rewind(), &passfile, &leader.host, leader.port);
@@ -443,7 +443,7 @@ impl Postgres {
         }
         outcome.map_err(RewindError::Rewind)?;
         self.complete_rewind(&claim).await?;
-        info!("rewound");
+        info!("pg_rewind completed");
         Ok(())
     }
 
@@ -468,7 +468,7 @@ impl Postgres {
             return Ok(false);
         }
         self.complete_rewind(claim).await?;
-        info!("a rewind that an earlier agent had begun is complete");
+        info!("rewind of an earlier agent is complete");
         Ok(true)
     }
 

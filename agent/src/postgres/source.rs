@@ -96,7 +96,7 @@ impl Postgres {
         {
             compared?;
         }
-        info!(host, port, "a copy of the leader's server can be made");
+        info!(host, port, "leader's server can be copied");
         Ok(())
     }
 

@@ -120,7 +120,7 @@ impl Postgres {
             if self.has_shut_down().await {
                 info!(
                     elapsed_ms = began.elapsed().as_millis(),
-                    "server has shut down, and lingers"
+                    "server has shut down, its processes linger"
                 );
                 return Ok(Stopped::Lingers);
             }

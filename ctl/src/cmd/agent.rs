@@ -83,7 +83,7 @@ fn reload(file: Option<&Path>, environment: &[(String, String)], reloader: &Relo
         Err(error) => {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
-                "the configuration is wrong, the old one stays in force"
+                "configuration is wrong, the old one stays in force"
             );
             return;
         }
@@ -95,13 +95,13 @@ fn reload(file: Option<&Path>, environment: &[(String, String)], reloader: &Relo
     match reloader.reload(loaded.settings) {
         Ok(waiting) => {
             for key in waiting {
-                tracing::warn!(key, "the changed value needs a restart of the agent");
+                tracing::warn!(key, "changed value needs a restart of the agent");
             }
-            tracing::info!("configuration read again");
+            tracing::info!("configuration reloaded");
         }
         Err(error) => tracing::error!(
             error = &error as &dyn std::error::Error,
-            "the old configuration stays in force"
+            "changed configuration refused, the old one stays in force"
         ),
     }
 }

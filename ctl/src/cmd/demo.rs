@@ -209,7 +209,7 @@ async fn run(args: DemoArgs, prepared: Prepared, stop: CancellationToken) -> any
     proxy_halt.cancel();
     stop_nodes(nodes, halts).await;
     if let Err(error) = proxy.join.await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "the proxy ended unexpectedly");
+        tracing::warn!(error = &error as &dyn std::error::Error, "proxy ended unexpectedly");
     }
     if up == progress::Start::TooSlow {
         bail!("the cluster did not come up");
@@ -228,11 +228,11 @@ async fn stop_nodes(nodes: Vec<Running>, halts: Vec<CancellationToken>) {
             match node.task.await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "an agent failed")
+                    tracing::warn!(error = &error as &dyn std::error::Error, "agent failed")
                 }
                 Err(error) => tracing::warn!(
                     error = &error as &dyn std::error::Error,
-                    "an agent ended unexpectedly"
+                    "agent ended unexpectedly"
                 ),
             }
         }

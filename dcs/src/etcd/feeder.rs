@@ -104,9 +104,9 @@ impl Feeder {
     fn note(&self, failure: &Failure) {
         match failure {
             Failure::Definite(error) if self.failures <= 1 => {
-                warn!(error = error as &dyn std::error::Error, prefix = %self.prefix, "a watch was refused");
+                warn!(error = error as &dyn std::error::Error, prefix = %self.prefix, "watch refused");
             }
-            failure => debug!(?failure, prefix = %self.prefix, "a watch has ended"),
+            failure => debug!(?failure, prefix = %self.prefix, "watch ended"),
         }
     }
 
@@ -141,7 +141,7 @@ impl Feeder {
         let missed = read.keys != self.view.keys;
         let other_store = self.view.store != 0 && self.view.store != read.store;
         if other_store {
-            warn!(was = self.view.store, is = read.store, "the endpoint belongs to another store");
+            warn!(was = self.view.store, is = read.store, "endpoint belongs to another store");
         }
         // A member that answers with less than was seen is refused by raft, unless it is another
         // cluster's or was restored; then what it says now is what there is.
@@ -238,7 +238,7 @@ impl Feeder {
 
     fn lose(&mut self) {
         if self.view.reach == Reach::Live {
-            info!(prefix = %self.prefix, "the store cannot be watched");
+            info!(prefix = %self.prefix, "store could not be watched");
             self.view.reach = Reach::Lost;
             self.publish();
         }

@@ -59,12 +59,12 @@ impl Shared {
                 Ok((stream, renewed)) => return self.renewed(lease, stream, renewed),
                 Err(Failure::Definite(error)) => return Err(error),
                 Err(Failure::Silent(detail)) => {
-                    debug!(lease = %convert::hex(lease), detail, "a renewal was not answered");
+                    debug!(lease = %convert::hex(lease), detail, "renewal was not answered");
                     self.leave(at);
                 }
                 // A stream ends with its member, or with an election: a new one tells more.
                 Err(failure) => {
-                    debug!(lease = %convert::hex(lease), ?failure, "a lease's stream has ended");
+                    debug!(lease = %convert::hex(lease), ?failure, "stream of a lease ended");
                 }
             }
         }

@@ -54,7 +54,7 @@ pub async fn follow(
         if let Err(error) = read {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
-                "certificates were not read again"
+                "certificates could not be reloaded"
             );
         }
     }
@@ -68,7 +68,7 @@ fn take(shared: &Shared, settings: &ProxyTls) {
     match read() {
         Ok(()) => {
             shared.set_trouble("certificates", None);
-            tracing::info!("certificates were read again");
+            tracing::info!("certificates reloaded");
         }
         Err(error) => {
             let text = chain(&error);

@@ -277,14 +277,14 @@ fn attend(
                 tracing::warn!(
                     group = group.0,
                     why = why.as_str(),
-                    "a group has no primary, new transactions of the whole cluster wait"
+                    "group has no primary, new transactions of the whole cluster wait"
                 );
             }
             outage::Event::Spreads { group, held } => {
                 tracing::info!(
                     group = group.0,
                     elapsed_ms = elapsed_ms(held),
-                    "the coordinator knows the group's primary, its sessions go on"
+                    "coordinator knows the group's primary, its sessions continue"
                 );
             }
             outage::Event::Ended { group, held } => {
@@ -292,7 +292,7 @@ fn attend(
                 tracing::info!(
                     group = group.0,
                     elapsed_ms = elapsed_ms(held),
-                    "every node knows the group's primary, all sessions go on"
+                    "every node knows the group's primary, all sessions continue"
                 );
             }
             outage::Event::Gone { group, held } => {
@@ -300,7 +300,7 @@ fn attend(
                 tracing::info!(
                     group = group.0,
                     elapsed_ms = elapsed_ms(held),
-                    "the group was removed or shut down, all sessions go on"
+                    "group was removed or shut down, all sessions continue"
                 );
             }
             outage::Event::GivenUp { group, held } => {
@@ -308,7 +308,7 @@ fn attend(
                 tracing::error!(
                     group = group.0,
                     elapsed_ms = elapsed_ms(held),
-                    "a group stays without a registered primary, transactions go on without it"
+                    "group has no registered primary within the limit, transactions continue without it"
                 );
             }
         }
@@ -326,19 +326,19 @@ fn look_for_standbys(shared: &Shared, readings: &mut Readings, cluster: &Topolog
         match event {
             read_source::Event::Began { group } => tracing::info!(
                 group = group.0,
-                "a registered standby does not run, new transactions of sessions on standbys wait"
+                "registered standby does not run, new transactions of sessions on standbys wait"
             ),
             read_source::Event::Ended { group, held } => tracing::info!(
                 group = group.0,
                 elapsed_ms = held.as_millis() as u64,
-                "the group's standbys run, sessions on standbys go on"
+                "group's standbys run, sessions on standbys continue"
             ),
             read_source::Event::Primaries { group } => tracing::info!(
                 group = group.0,
-                "not every registered standby runs, sessions on standbys read from primaries"
+                "registered standby still does not run, sessions on standbys read from primaries"
             ),
             read_source::Event::Standbys { group } => {
-                tracing::info!(group = group.0, "the group can be read from standbys again");
+                tracing::info!(group = group.0, "group can be read from standbys again");
             }
         }
     }
@@ -367,7 +367,10 @@ async fn acknowledge(
             outcome.succeeded
         }
         Ok(Err(error)) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "acknowledgement not written");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "acknowledgement could not be written"
+            );
             false
         }
         Err(_) => false,

@@ -240,7 +240,7 @@ impl GroupProver {
             Err(error) if error.is_ours() => {
                 let trouble = Some(format!("the leader cannot be asked: {error}"));
                 if self.shared.set_trouble("leader", trouble) {
-                    tracing::error!(node = %node.name, error = &error as &dyn std::error::Error, "leader cannot be asked");
+                    tracing::error!(node = %node.name, error = &error as &dyn std::error::Error, "leader could not be asked");
                 }
                 // Nothing is known that was not known before.
                 return self.shared.standings().serving(self.group).is_ok();
@@ -269,7 +269,7 @@ impl GroupProver {
         if let Some(why) = refused {
             let trouble = (why == Why::Foreign).then(|| why.as_str().to_owned());
             if trouble.is_some() && self.shared.set_trouble("leader", trouble) {
-                tracing::error!(node = %node.name, why = why.as_str(), "leader refused");
+                tracing::error!(node = %node.name, why = why.as_str(), "leader's answers rejected");
             }
             self.shared.change_standing(self.group, |s| s.withdraw(why, false));
             return false;

@@ -83,7 +83,7 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
                 tracing::debug!(
                     server = %name,
                     error = &error as &dyn std::error::Error,
-                    "what sessions hold cannot be asked for"
+                    "locks of sessions could not be asked for"
                 );
             }
         }

@@ -157,7 +157,7 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
                 shared.registered_at.store(0, Ordering::Release);
             }
             for key in unreadable.iter().filter(|key| !named.contains(key)) {
-                tracing::warn!(%key, "value makes no sense, ignored: what was known before stays");
+                tracing::warn!(%key, "invalid value in the store ignored, the last good one stays");
             }
             named = unreadable;
             let lost = view.reach == Reach::Lost;
@@ -190,7 +190,7 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
 }
 
 async fn ask_again(shared: &Shared, store: &Arc<dyn Dcs>) -> bool {
-    tracing::debug!("the store shows an older leadership, or another store's: asking again");
+    tracing::debug!("older leadership or another store's seen, asking again");
     read_now(shared, store).await.is_ok()
 }
 

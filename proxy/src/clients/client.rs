@@ -316,7 +316,10 @@ impl Client {
 
     /// A server does not take what the session holds: without it, it must not go on.
     fn state_refused(&self) -> End {
-        tracing::warn!(session = self.talk.handle.id, "a server refuses what a session holds");
+        tracing::warn!(
+            session = self.talk.handle.id,
+            "server refuses the settings that a session holds"
+        );
         let text = "what the session holds cannot be restored on another server connection";
         self.talk.shared.metrics.error(ADMIN_SHUTDOWN);
         End::Told(ErrorFields::fatal(ADMIN_SHUTDOWN, text).hint(

@@ -264,7 +264,7 @@ impl Conversation {
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
-                        "server sent what was not asked for"
+                        "server sent a message that was not asked for"
                     );
                     garbage = true;
                     Flow::StopBefore

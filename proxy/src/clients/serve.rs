@@ -240,7 +240,7 @@ async fn accept(
                 sessions.spawn_local(AssertUnwindSafe(task).catch_unwind().map(move |ended| {
                     if ended.is_err() {
                         count(&shared.metrics.panics);
-                        tracing::error!("session ended by a defect");
+                        tracing::error!("session task panicked (bug)");
                     }
                 }));
             }
@@ -319,7 +319,7 @@ fn log_disconnection(listener: &ListenerSettings, entry: &Entry, end: &End) {
         database = %Shown(&who.database),
         seconds = handle.since.elapsed().as_secs(),
         why,
-        "client has gone"
+        "client session ended"
     );
 }
 

@@ -209,7 +209,7 @@ impl Proxy {
         self.running.listeners[listener].1.port()
     }
 
-    /// What a path of the status listener answers.
+    /// The answer of a path of the status listener.
     pub async fn page(&self, path: &str) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut stream =

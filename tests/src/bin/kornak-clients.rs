@@ -19,7 +19,7 @@ struct Arguments {
     /// The programs' sources, with stacks.txt
     #[arg(long, default_value = "tests/clients")]
     sources: PathBuf,
-    /// What tests/clients/setup.sh has built
+    /// The folder that tests/clients/setup.sh has built
     #[arg(long, default_value = "target/clients")]
     built: PathBuf,
     /// Seconds between two events

@@ -24,10 +24,10 @@ struct Arguments {
     /// Times that each event happens
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// What happens
+    /// The events that happen
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Event::value_variants().to_vec())]
     events: Vec<Event>,
-    /// Who looks after the cluster
+    /// The systems that look after the cluster
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = System::value_variants().to_vec())]
     systems: Vec<System>,
     /// The lease of the leader key, in seconds
@@ -162,7 +162,7 @@ impl Bench {
     }
 }
 
-/// What the clients saw of one event.
+/// The clients' view of one event.
 struct Seen {
     errors: usize,
     lost_connections: usize,

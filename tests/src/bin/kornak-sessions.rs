@@ -35,7 +35,7 @@ struct Arguments {
     /// Sessions and the pause of each between two statements, in milliseconds
     #[arg(long, value_delimiter = ',', default_values_t = ["100:500".to_owned(), "600:2000".to_owned()])]
     series: Vec<String>,
-    /// What happens
+    /// The events that happen
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Event::value_variants().to_vec())]
     events: Vec<Event>,
     /// Times that each event happens
@@ -54,7 +54,7 @@ enum Event {
     Crash,
 }
 
-/// What the sessions saw since the last event.
+/// The sessions' view since the last event.
 #[derive(Debug, Default)]
 struct Seen {
     statements: u64,

@@ -24,7 +24,7 @@ const RATE: u32 = 100;
 /// Errors that are printed one by one.
 const SHOWN: usize = 20;
 
-/// What others do meanwhile.
+/// The other clients' activity meanwhile.
 #[derive(Debug, Default)]
 struct Others {
     stop: AtomicBool,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::said::{Heard, Phase, Told};
 
-/// What is printed of many lines.
+/// Lines that are printed of many.
 const SHOWN: usize = 6;
 
 /// States that say that nothing was done.
@@ -34,7 +34,7 @@ pub struct Row {
     pub strange: Vec<String>,
     pub shown: Vec<String>,
     pub ops: BTreeMap<String, u64>,
-    /// It did not end by itself.
+    /// The program did not end by itself.
     pub hung: bool,
     /// A switchover that was refused meanwhile.
     pub refused: Option<String>,

@@ -1,11 +1,11 @@
-//! What programs say, line by line.
+//! The output of programs, line by line.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// What happens to the cluster meanwhile.
+/// The events of the cluster meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Phase {
@@ -49,7 +49,7 @@ pub struct Heard {
     pub acknowledged: Vec<i64>,
     pub errors: Vec<Told>,
     pub wrong: Vec<String>,
-    /// What is no line of ours.
+    /// Lines that are not ours.
     pub strange: Vec<String>,
     /// Longest time without a success of one worker.
     pub gaps: BTreeMap<Phase, Duration>,

@@ -9,7 +9,7 @@ use kornak_protocol::frontend::{self, Target};
 use super::statements as sql;
 use crate::sim::rng::Rng;
 
-/// What a client waits for after a step.
+/// The event that a client waits for after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
     /// Nothing: the next step is sent at once.
@@ -81,7 +81,7 @@ fn fits<E: fmt::Debug>(put: Result<(), E>) {
 }
 
 impl Maker<'_> {
-    /// What was written since the last step becomes one.
+    /// Makes a step of everything that was written since the last one.
     fn step(&mut self, wait: Wait) {
         let bytes = self.out.split().to_vec();
         let mut pieces = Vec::new();

@@ -139,7 +139,7 @@ struct Lane {
     logins: [Login; 2],
 }
 
-/// What is played: in each segment a change of the database first, then every client's part.
+/// A round: in each segment a change of the database first, then every client's part.
 #[derive(Debug, Clone)]
 struct Round {
     user: &'static str,
@@ -399,7 +399,7 @@ async fn say(
     Ok(())
 }
 
-/// What a side was told, as far as it can be compared, and its parameters.
+/// The messages of a side, as far as they can be compared, and its parameters.
 fn heard(side: &mut Side) -> (Vec<Frame>, BTreeMap<String, String>) {
     let mut frames = Vec::new();
     for frame in std::mem::take(&mut side.heard) {

@@ -1,4 +1,4 @@
-//! What the clients saw, and what became of their rows.
+//! The clients' view of a run, and the fate of their rows.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 
 use super::TABLE;
 
-/// What a client does.
+/// The activity of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// One INSERT at a time, autocommit.
@@ -51,12 +51,12 @@ pub enum Doing {
     Waiting,
 }
 
-/// What a client may conclude about a unit that failed.
+/// The conclusion that a client may draw about a unit that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It was told, or can tell, that nothing of it was committed.
+    /// The client was told, or can tell, that nothing of the unit was committed.
     NotExecuted,
-    /// It may have been committed.
+    /// The unit may have been committed.
     Unknown,
 }
 
@@ -108,7 +108,7 @@ pub struct Gap {
 /// away for long gives fifty a second.
 const PROBLEMS_KEPT: usize = 2_000;
 
-/// What one client saw.
+/// The experience of one client.
 #[derive(Debug, Clone)]
 pub struct ClientReport {
     pub number: usize,
@@ -118,7 +118,7 @@ pub struct ClientReport {
     pub latencies: Vec<Duration>,
     pub longest_gap: Gap,
     pub problems: Vec<Problem>,
-    /// Those beyond the ones that are kept.
+    /// The number of problems beyond the ones that are kept.
     pub further_problems: usize,
     /// A row that had been acknowledged was not found: when, and which.
     pub stale_reads: Vec<(Duration, i64)>,
@@ -160,7 +160,7 @@ impl ClientReport {
     }
 }
 
-/// What all clients saw. Its `Display` is a table.
+/// The experience of all clients. Its `Display` is a table.
 #[derive(Debug, Clone)]
 pub struct Report {
     pub clients: Vec<ClientReport>,
@@ -169,7 +169,7 @@ pub struct Report {
     pub ids: Range<i64>,
 }
 
-/// What became of the rows.
+/// The fate of the rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Acknowledged rows looked for.

@@ -19,7 +19,7 @@ use super::process::Process;
 use super::rest::Rest;
 use super::scratch::{Scratch, freeze_below, kill_below, processes_below};
 
-/// What differs between clusters.
+/// The differences between clusters.
 #[derive(Debug, Clone, Default)]
 pub struct AgentSpec {
     pub scope: String,
@@ -43,7 +43,7 @@ pub struct AgentSpec {
     pub postgresql: Vec<String>,
     /// Lines of `pg_hba`, each with its dash; the usual ones if there are none.
     pub pg_hba: Vec<String>,
-    /// What each role's login needs besides name and password: `, sslmode: require`.
+    /// The settings that each role's login needs besides name and password: `, sslmode: require`.
     pub login: String,
     /// Seconds of `kornak.guard.agent_timeout`; 0: the guard starts no other agent. The default if `None`.
     pub agent_timeout: Option<u32>,
@@ -120,7 +120,7 @@ impl Node {
         &self.file
     }
 
-    /// What the agent says.
+    /// The log file of the agent.
     pub fn log(&self) -> &Path {
         &self.log
     }
@@ -138,7 +138,7 @@ impl Node {
         super::port::host_of(self.port())
     }
 
-    /// Its REST API.
+    /// The agent's REST API.
     pub fn rest(&self) -> Rest {
         Rest::new(&self.rest.address())
     }
@@ -148,14 +148,14 @@ impl Node {
         connect(&superuser(self.port())).await
     }
 
-    /// The same in another database.
+    /// Connects to another database of the server.
     pub async fn connect_to(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
         let login =
             superuser(self.port()).replace("dbname=postgres", &format!("dbname={database}"));
         connect(&login).await
     }
 
-    /// What the agent has said so far.
+    /// The agent's log so far.
     pub fn agent_log(&self) -> Result<String> {
         fs::read_to_string(&self.log).context("read the agent's log")
     }
@@ -247,14 +247,15 @@ impl Node {
         kill_below(&self.home);
     }
 
-    /// Its host says nothing to nobody any more, and all its processes are gone.
+    /// Cuts the power of the host: it says nothing to nobody any more, and all its processes are
+    /// gone.
     pub fn lose_power(&mut self) -> Result<()> {
         self.cut_off()?;
         self.kill_all();
         Ok(())
     }
 
-    /// Its host loses its network; everything on it goes on.
+    /// Cuts the host off its network; everything on the host goes on.
     pub fn cut_off(&self) -> Result<()> {
         self.host.as_ref().context("it has no host of its own")?.cut_off()
     }

@@ -70,7 +70,7 @@ impl Workshop {
         self.pair(name)
     }
 
-    /// The same, signed by another.
+    /// An intermediate authority that another authority has signed.
     pub fn intermediate(&self, name: &str, by: &str) -> Result<Pair> {
         self.request(name, name)?;
         self.openssl(&format!(

@@ -52,7 +52,7 @@ pub fn is_installed() -> bool {
         .any(|share| share.join("extension/citus.control").exists())
 }
 
-/// What differs between tests.
+/// The differences between tests.
 #[derive(Debug, Clone)]
 pub struct CitusSpec {
     pub name: &'static str,
@@ -139,7 +139,7 @@ impl CitusCluster {
         Ok(cluster)
     }
 
-    /// What a node's file says.
+    /// The settings of a node's file.
     pub fn agent_spec(&self, group: u32, name: &str) -> AgentSpec {
         let databases = self.spec.databases.join(", ");
         let pool = match self.spec.pools && group > 0 {
@@ -303,7 +303,7 @@ impl CitusCluster {
         Ok(leader.with_context(|| format!("no leader among {members:?}"))?.0.clone())
     }
 
-    /// What `pg_dist_node` of the coordinator should say, by the members' word.
+    /// The rows that `pg_dist_node` of the coordinator should have, by the members' word.
     pub async fn expected(&self) -> Result<Vec<Registered>> {
         let mut rows = Vec::new();
         for group in self.groups.keys() {
@@ -320,7 +320,7 @@ impl CitusCluster {
         Ok(rows)
     }
 
-    /// What a server's `pg_dist_node` says.
+    /// The rows of a server's `pg_dist_node`.
     pub async fn registered(&self, port: u16, database: &str) -> Result<Vec<Registered>> {
         let client = connect(&Self::superuser_on(port, database)).await?;
         let rows = client

@@ -37,7 +37,7 @@ const START_LIMIT: Duration = Duration::from_secs(90);
 /// that give each test a process keep them apart by their own means.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
-/// What differs between tests.
+/// The differences between tests.
 #[derive(Debug, Clone)]
 pub struct ClusterSpec {
     /// Names the scratch directory.
@@ -86,7 +86,7 @@ impl Default for ClusterSpec {
     }
 }
 
-/// What a member says of itself at `GET /cluster`.
+/// A member's entry in `GET /cluster`.
 #[derive(Debug, Clone)]
 pub struct Member {
     pub name: String,
@@ -157,7 +157,7 @@ impl Cluster {
         Ok(agent.name)
     }
 
-    /// What the store holds under one of the cluster's keys; empty if nothing.
+    /// The value of one of the cluster's keys in the store; empty if there is none.
     pub async fn key(&self, key: &str) -> Result<String> {
         let path = format!("/service/demo/{key}");
         let value = self.etcd.ctl(&["get", "--print-value-only", &path]).await?;
@@ -188,7 +188,7 @@ impl Cluster {
         Self::app_on(self.proxy.primary())
     }
 
-    /// The same through the standbys' listener.
+    /// A connection string through the standbys' listener.
     pub fn app_reading(&self) -> String {
         Self::app_on(self.proxy.standbys())
     }
@@ -370,7 +370,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The same to whoever may take over, which then leads: each node in turn, and in synchronous
+    /// Switches over to any member that may take over, which then leads: each node in turn, and in synchronous
     /// mode the synchronous standby. Answers with what was done.
     pub async fn switchover_to_the_next(&self) -> Result<String> {
         let leader = self.leader().await?;
@@ -387,7 +387,7 @@ impl Cluster {
         Ok(format!("{leader} -> {candidate}, the command took {took:.2?}"))
     }
 
-    /// The same by `POST /switchover`; the answer's code and text.
+    /// Asks for a switchover by `POST /switchover`; answers with the status and the text.
     pub async fn post_switchover(&self, leader: &str, candidate: &str) -> Result<(u16, String)> {
         let body = json!({"leader": leader, "candidate": candidate});
         let answer = self.node(leader)?.rest().post("/switchover", &body).await?;

@@ -53,7 +53,7 @@ impl Etcd {
         Self::start_at("127.0.0.1", members).await
     }
 
-    /// The same on another address of this host.
+    /// Starts etcd on another address of this host.
     ///
     /// # Panics
     /// When that takes more than 30 s.

@@ -179,12 +179,13 @@ impl Host {
         done(self.run(&command), words)
     }
 
-    /// Its address; the others are in the same network of 24 bits.
+    /// The host's address; the others are in the same network of 24 bits.
     pub fn address(&self) -> String {
         address(self.number)
     }
 
-    /// The same command on this host. Environment and directory are what `command` sets, and nothing else.
+    /// Runs a command on this host. Environment and directory are what `command` sets, and nothing
+    /// else.
     pub fn run(&self, command: &Command) -> Command {
         let mut inside = Command::new("nsenter");
         inside.arg(format!("--net=/proc/{}/ns/net", self.holder.pid())).arg("--");
@@ -213,7 +214,7 @@ impl Host {
         ip(&format!("link set host{} down", self.number))
     }
 
-    /// It is on the network again.
+    /// Puts the host back on the network.
     pub fn reconnect(&self) -> Result<()> {
         ip(&format!("link set host{} up", self.number))
     }

@@ -16,7 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::postgres::server_user;
 
-/// What is installed: Patroni with its etcd v3 client, its driver, and the monitoring checks.
+/// The installed packages: Patroni with its etcd v3 client, its driver, and the monitoring checks.
 const PACKAGES: &[&str] = &["patroni[etcd3]", "psycopg2-binary", "check_patroni"];
 
 /// How long an environment counts as new.

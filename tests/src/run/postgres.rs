@@ -89,7 +89,7 @@ pub async fn connect(conninfo: &str) -> Result<Client, tokio_postgres::Error> {
     Ok(connect_hearing(conninfo).await?.0)
 }
 
-/// The same, with what the server says unasked: notices and notifications.
+/// Connects, and collects what the server says unasked: notices and notifications.
 pub async fn connect_hearing(
     conninfo: &str,
 ) -> Result<(Client, UnboundedReceiver<AsyncMessage>), tokio_postgres::Error> {
@@ -125,7 +125,8 @@ pub fn superuser(port: u16) -> String {
     superuser_at(&host_of(port), port)
 }
 
-/// The same by another address of it, or by the directory of its socket.
+/// A connection string of the superuser by another address of the server, or by the directory of
+/// its socket.
 pub fn superuser_at(host: &str, port: u16) -> String {
     format!(
         "host={host} port={port} user=postgres password='{}' dbname=postgres \
@@ -212,7 +213,7 @@ pub async fn text(client: &Client, query: &str) -> Result<String> {
     Ok(row.context("no row")?.get(0).unwrap_or_default().to_owned())
 }
 
-/// What a query was answered: a SQLSTATE, or that there was no error.
+/// The SQLSTATE of a failed query, or a text that there was no error.
 pub fn sqlstate<T>(result: Result<T, tokio_postgres::Error>) -> String {
     match result {
         Ok(_) => "no error".to_owned(),

@@ -41,7 +41,7 @@ impl Proxy {
         Self::start_as(scratch, name, head, "", proxy).await
     }
 
-    /// The same; `more` is for the primary's listener: `, pool_mode: transaction`.
+    /// Starts a proxy; `more` is for the primary's listener: `, pool_mode: transaction`.
     ///
     /// # Panics
     /// When it does not listen within 15 s.
@@ -55,7 +55,7 @@ impl Proxy {
         Self::start_on(scratch, name, head, more, proxy, None).await
     }
 
-    /// The same on a host of its own.
+    /// Starts a proxy on a host of its own.
     ///
     /// # Panics
     /// When it does not listen within 15 s.

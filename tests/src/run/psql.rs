@@ -48,7 +48,7 @@ async fn run(conninfo: &str, password: &str, what: [&str; 2]) -> Result<Said> {
 }
 
 impl Said {
-    /// Its output.
+    /// The output.
     ///
     /// # Panics
     /// When it failed, with what it said.
@@ -58,7 +58,7 @@ impl Said {
         &self.text
     }
 
-    /// Its complaint.
+    /// The complaint.
     ///
     /// # Panics
     /// When it succeeded.

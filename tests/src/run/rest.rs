@@ -19,7 +19,7 @@ pub struct Rest {
     address: String,
 }
 
-/// What it said.
+/// The answer to a request.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub code: u16,

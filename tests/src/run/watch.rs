@@ -45,7 +45,7 @@ impl fmt::Display for Overlap {
     }
 }
 
-/// What was seen.
+/// The result of a watch.
 #[derive(Debug, Clone)]
 pub struct Verdict {
     pub spans: Vec<Span>,
@@ -104,7 +104,7 @@ impl WriteWatch {
         Self { stop, tasks, writable }
     }
 
-    /// Who said yes last.
+    /// The servers that were writable when asked last.
     pub fn writable(&self) -> Vec<String> {
         self.writable.lock().clone()
     }

@@ -46,7 +46,7 @@ pub struct ClientSpec {
     pub sends_again: bool,
 }
 
-/// What all clients saw.
+/// The experience of all clients.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub units: Vec<Unit>,
@@ -117,7 +117,7 @@ struct One {
     next: Arc<AtomicI64>,
     began: Instant,
     last_success: Duration,
-    /// What [`ClientSpec::sends_again`] asks for.
+    /// The steps to send again, as [`ClientSpec::sends_again`] asks.
     again: Option<Vec<Step>>,
     seen: Seen,
 }

@@ -131,7 +131,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What there is to break.
+/// The things that can be broken.
 #[derive(Debug, Clone, Copy)]
 pub struct Targets {
     pub nodes: usize,

@@ -1,4 +1,4 @@
-//! What clients did, and what must be true of it afterwards: pure.
+//! Judges the history of clients: pure.
 //!
 //! Clients append numbers to lists and read the lists back, as the Elle checker's workload does (Kingsbury
 //! and Alvaro: Elle, 2020). Every number is appended at most once, so a list tells its own history: a read
@@ -26,7 +26,7 @@ pub enum Step {
     Read(Key, Option<Vec<Number>>),
 }
 
-/// What the client was told.
+/// The outcome that the client was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Acknowledged,
@@ -49,7 +49,7 @@ pub struct Unit {
 /// The lists as they are at the end.
 pub type Lists = BTreeMap<Key, Vec<Number>>;
 
-/// What was wrong.
+/// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Anomaly {
     /// An append was acknowledged and is not there.

@@ -1,4 +1,4 @@
-//! What a run has shown, as a table.
+//! The results of a run, as a table.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,7 +25,7 @@ pub struct Report {
     pub returned: Result<(), String>,
     /// Time from the last repair until then.
     pub took: Duration,
-    /// Who was writable when.
+    /// The servers that were writable, and when.
     pub writable: Verdict,
     pub lists: Lists,
 }

@@ -1,4 +1,4 @@
-//! What processes use: memory and open files, over time.
+//! The resources of processes: memory and open files, over time.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -181,7 +181,7 @@ impl World {
         found
     }
 
-    /// What may be broken next.
+    /// The things that may be broken next.
     pub async fn targets(&self) -> Targets {
         let leader = self.leader().await;
         Targets {

@@ -1,4 +1,4 @@
-//! What the lookup role says to a server that nobody knows.
+//! The lookup role's queries to a server that nobody knows.
 
 use std::net::TcpListener as StdListener;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! Who may come in, on a real server: names and words of the startup packet, what a pooled login may
+//! Admission of clients on a real server: names and words of the startup packet, what a pooled login may
 //! do, limits of clients and of their time, balancers, the status port, and what the lookup role says
 //! to a server that nobody knows.
 
@@ -386,7 +386,7 @@ async fn a_clients_time_is_bound(
     }
     let log = proxy.log()?;
     for expected in
-        ["client has logged in", "client has gone", "25P03", "25P04", "57P05", "role=app"]
+        ["client has logged in", "client session ended", "25P03", "25P04", "57P05", "role=app"]
     {
         assert!(log.contains(expected), "{expected}: {log}");
     }

@@ -1,4 +1,4 @@
-//! What an operator changes in the nodes' files: the superuser's login, and where a server is.
+//! Changes of an operator to the nodes' files: the superuser's login, and where a server is.
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 
 use super::{Loads, SOON, distribute, needs_citus};
 
-/// What happens to a primary.
+/// The fault of a primary.
 #[derive(Debug, Clone, Copy)]
 enum Blow {
     /// `kill -9` of its postmaster.
@@ -174,7 +174,8 @@ async fn id_on(cluster: &CitusCluster, group: u32, from: i64) -> Result<i64> {
     Ok(cluster.coordinator("citus").await?.query_one(query, &[&group, &from]).await?.get(0))
 }
 
-/// Whoever waits in a failover sees what was acknowledged before it, wherever that was begun.
+/// Checks that a client that waits in a failover sees what was acknowledged before it, wherever
+/// that was begun.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_committed_before_a_failover_is_seen_after_it() -> Result<()> {
     needs_citus!();

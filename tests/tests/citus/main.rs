@@ -65,7 +65,7 @@ impl Loads {
         [self.coordinator.elapsed(), self.workers.elapsed()]
     }
 
-    /// What the clients saw; every acknowledged row is there, and no transaction is torn.
+    /// The reports of the clients; every acknowledged row is there, and no transaction is torn.
     async fn stop(self, cluster: &CitusCluster) -> Result<[Report; 2]> {
         let reports = [self.coordinator.stop().await, self.workers.stop().await];
         let [first, second] = &reports;

@@ -12,9 +12,9 @@ use super::{distribute, needs_citus, nothing_was_noticed};
 /// Patroni looks around once a second, and its switchovers take some.
 const SOON: Duration = Duration::from_secs(90);
 
-/// What a coordinator of either program notes when it makes writes to a worker's group wait: ours at
+/// The message that a coordinator of either program notes when it makes writes to a worker's group wait: ours at
 /// its usual level, Patroni the statement at DEBUG.
-const KORNAK_WAITS: &str = "writes to the group wait for its next primary";
+const KORNAK_WAITS: &str = "writes to the group blocked until its next primary serves";
 const PATRONI_WAITS: &str = "-demoted";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,7 +27,7 @@ struct Readers {
     tasks: JoinSet<Result<Seen>>,
 }
 
-/// What one of them saw.
+/// The reads of one reader.
 #[derive(Debug, Default)]
 struct Seen {
     reads: usize,

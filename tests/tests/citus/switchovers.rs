@@ -105,7 +105,7 @@ async fn a_switchover_waits_for_a_long_transaction_and_holds_nobody_meanwhile() 
     let working = async {
         until(SOON, "the switchover is prepared", || async {
             let log = cluster.nodes().filter_map(|node| node.agent_log().ok());
-            let begun = log.filter(|log| log.contains("handover begun")).count();
+            let begun = log.filter(|log| log.contains("switchover begun")).count();
             if begun > 0 { Ok(()) } else { Err("no".to_owned()) }
         })
         .await;
@@ -155,12 +155,12 @@ async fn a_lock_on_the_shards_puts_a_switchover_off_and_ends_nobody() -> Result<
             let log = cluster.node(&before).and_then(kornak_tests::run::agent::Node::agent_log);
             let log = log.map_err(|error| format!("{error:#}"))?;
             let refused =
-                ["not now, says the coordinator", "the coordinator does not answer in time"];
+                ["coordinator refused to block writes", "coordinator did not answer in time"];
             if refused.iter().any(|words| log.contains(words)) {
                 return Ok(());
             }
             // A transaction that is old is waited for before anybody is held; a young one is not.
-            if log.contains("handover begun") && since.get().elapsed() > Duration::from_secs(2) {
+            if log.contains("switchover begun") && since.get().elapsed() > Duration::from_secs(2) {
                 let again = holder.batch_execute(&format!("COMMIT; {lock}")).await;
                 again.map_err(|error| describe(&error))?;
                 since.set(Instant::now());

@@ -92,7 +92,7 @@ impl Databases {
                 tracing::debug!(
                     database = name,
                     error = &error as &dyn std::error::Error,
-                    "temporary tables cannot be asked for"
+                    "temporary tables of sessions could not be asked for"
                 );
             }
         }

@@ -121,7 +121,7 @@ pub async fn run(
         }
         if shared.set_trouble("servers", refusal.clone()) {
             let why = refusal.unwrap_or_default();
-            tracing::error!(%why, "a server refuses the proxy's own login");
+            tracing::error!(%why, "server refuses the proxy's own login");
         }
         let finding = find(&said, last.as_ref());
         let seeking = !matches!(finding, Finding::Primary(_));
@@ -134,7 +134,7 @@ pub async fn run(
                 let accepted = Accepted { name, timeline, identifier };
                 if last.as_ref() != Some(&accepted) {
                     terms += 1;
-                    tracing::info!(node = %accepted.name, "found the primary");
+                    tracing::info!(node = %accepted.name, "primary found");
                     last = Some(accepted);
                 }
             }

@@ -87,7 +87,7 @@ pub(super) async fn run(bases: Vec<String>, found: watch::Sender<Vec<Listed>>) {
         }
         let nobody = reasons.len() == bases.len();
         if nobody && !complained {
-            tracing::warn!(why = %reasons.join("; "), "no member of `rest` tells who the members are, going on with those known");
+            tracing::warn!(why = %reasons.join("; "), "no member of `rest` lists the members, the known ones stay");
         }
         complained = nobody;
         tokio::time::sleep(EVERY).await;

@@ -185,7 +185,7 @@ async fn dial_candidate(
             Some(Opened { connected, candidate: known, address, side, term, generation, source })
         }
         Err(error) => {
-            tracing::debug!(server = %known.name, error = &error as &dyn std::error::Error, "candidate cannot be used ahead");
+            tracing::debug!(server = %known.name, error = &error as &dyn std::error::Error, "login to the candidate ahead of its promotion failed");
             None
         }
     }

@@ -56,7 +56,7 @@ pub(super) async fn pause_for_want(shared: &Shared, error: &DialError) {
     count(&shared.metrics.dial_failures);
     if shared.set_trouble("dial", Some(error.to_string())) {
         let error = error as &dyn std::error::Error;
-        tracing::error!(error, "servers cannot be dialled for want of resources");
+        tracing::error!(error, "servers cannot be connected to: this host lacks resources");
     }
     tokio::time::sleep(RETRY_PAUSE).await;
 }

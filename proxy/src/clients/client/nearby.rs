@@ -29,7 +29,7 @@ pub(super) async fn connect(
     let connected = found.unwrap_or(Err(DialError::Timeout));
     if let Err(error) = &connected {
         let error = error as &dyn std::error::Error;
-        tracing::debug!(server = %address.host, error, "server has no way on this host for a role");
+        tracing::debug!(server = %address.host, error, "server takes no login of the role over its socket");
     }
     connected.ok().flatten()
 }

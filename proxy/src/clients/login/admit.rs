@@ -107,7 +107,7 @@ impl Visitor<'_> {
     }
 
     pub(super) fn no_server<T>(&self, stream: Stream, error: &DialError) -> Login<T> {
-        tracing::info!(error = error as &dyn std::error::Error, "no server for a login");
+        tracing::info!(error = error as &dyn std::error::Error, "login failed: no server");
         match error {
             DialError::Refused { body, .. } => {
                 let mut out = BytesMut::with_capacity(body.len() + 5);

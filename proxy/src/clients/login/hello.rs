@@ -143,7 +143,7 @@ async fn take_proxy_header(shared: &Shared, stream: &mut Stream) -> Login<Option
     loop {
         match proxy_protocol::take_header(&mut buf) {
             Ok(Some(source)) => {
-                tracing::debug!(?source, "client behind a balancer");
+                tracing::debug!(?source, "client connected through a balancer");
                 return Ok(source);
             }
             Ok(None) => {

@@ -199,7 +199,7 @@ async fn check(shared: Arc<Shared>, kind: Arc<Kind>, limit: Duration) {
         Ok(Err(error)) if is_about_login(&error) => {
             let (role, database) = (Shown(&kind.user), Shown(&kind.database));
             let error = &error as &dyn std::error::Error;
-            tracing::info!(%role, %database, error, "a server does not let a pool's clients in any more");
+            tracing::info!(%role, %database, error, "server does not admit a pool's clients any more");
             kind.unwelcome();
         }
         Ok(_) | Err(_) => {}

@@ -50,7 +50,7 @@ impl Visitor<'_> {
             Ok(Err(error)) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    "verifier cannot be asked for"
+                    "password verifier could not be read"
                 );
                 self.shared.set_trouble("auth", Some(error.to_string()));
                 let text = "passwords cannot be checked at the moment";
@@ -63,7 +63,7 @@ impl Visitor<'_> {
         let takes_md5 = *method == Method::Md5;
         if !takes_md5 && matches!(known.stored, Some(StoredPassword::Md5(_))) {
             let role = Shown(&self.user);
-            tracing::warn!(%role, "role has an md5 password, and the method is scram: refused");
+            tracing::warn!(%role, "login refused: the role has an md5 password and the method is scram");
         }
         let mut auth = match known.stored {
             Some(StoredPassword::Scram(verifier)) => {
@@ -154,7 +154,7 @@ impl Visitor<'_> {
             Ok(Err(error)) => {
                 if self.shared.set_trouble("access", Some(error.to_string())) {
                     let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, "roles and databases cannot be asked about");
+                    tracing::error!(error, "rights of roles could not be read");
                 }
                 Ok(None)
             }

@@ -1,4 +1,4 @@
-//! What of two answers is compared.
+//! The parts of two answers that are compared.
 
 use kornak_protocol::frame::Frame;
 

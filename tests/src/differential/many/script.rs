@@ -10,11 +10,11 @@ use crate::sim::rng::Rng;
 /// How a client goes on after a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Leave {
-    /// It stays.
+    /// The client stays.
     No,
-    /// It says good-bye and closes.
+    /// The client says good-bye and closes.
     Terminates,
-    /// It closes where its last step ends, at any byte.
+    /// The client closes where its last step ends, at any byte.
     Closes,
 }
 

@@ -1,4 +1,4 @@
-//! What many clients say at once. Names of what a session holds (settings, statements, temporary tables,
+//! The statements of many clients at once. Names of what a session holds (settings, statements, temporary tables,
 //! cursors) are the same for all of them, so that whatever leaks is met; what a database holds is each
 //! client's own, or only read, so that nobody's answers hang on how fast others are.
 //!
@@ -61,7 +61,7 @@ pub(super) fn restore(clients: usize) -> String {
     )
 }
 
-/// What somebody else does to tables that all read.
+/// Changes that somebody else makes to tables that all read.
 pub(super) const CHANGES: &[&str] = &[
     "ALTER TABLE shared ADD COLUMN IF NOT EXISTS more integer DEFAULT 7",
     "ALTER TABLE shared DROP COLUMN IF EXISTS more",
@@ -183,7 +183,7 @@ pub(super) fn sets(rng: &Rng) -> String {
     }
 }
 
-/// Who acts.
+/// The roles of the clients.
 pub(super) fn roles(rng: &Rng) -> &'static str {
     const ALL: &[&str] = &[
         "SET ROLE one",
@@ -235,7 +235,7 @@ pub(super) fn fails(rng: &Rng) -> String {
     }
 }
 
-/// What a session holds.
+/// Something that a session holds.
 pub(super) fn holds(rng: &Rng, who: Speaker) -> String {
     let (key, n) = (1000 + who.session, rng.below(3));
     match rng.below(36) {
