@@ -231,6 +231,7 @@ impl Driver {
             confirmed: self.ctx.failsafe_active.load(std::sync::atomic::Ordering::Relaxed),
             leaderless_since: self.leaderless_since,
             race_not_before: self.race_not_before,
+            lacks_slots: !self.ctx.slots_to_copy.lock().is_empty(),
             lacks_watchdog: !self.ctx.watchdog.is_able(),
             clones_alone: self.ctx.settings.postgresql.clones_alone(),
             failed_starts: self.tries.failures(),
@@ -374,11 +375,9 @@ impl Driver {
     fn apply(&mut self, decision: &Decision, cluster: &Arc<ClusterState>) {
         let ctx = Arc::clone(&self.ctx);
         match decision.action.clone() {
-            Action::Wait if decision.why == Why::AlreadyFollows => {
+            Action::CopySlots => {
                 let missing = std::mem::take(&mut *self.ctx.slots_to_copy.lock());
-                if !missing.is_empty() {
-                    self.begin(Job::Restart, jobs::copy_slots(ctx, missing));
-                }
+                self.begin(Job::Restart, jobs::copy_slots(ctx, missing));
             }
             Action::Lead => self.given_up = 0,
             Action::Wait | Action::Refuse => {}

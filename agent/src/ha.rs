@@ -388,14 +388,22 @@ fn follow(s: &Snapshot, facts: &StandbyFacts, leader: &str) -> Decision {
         return decision(Action::Follow { upstream }, Why::UpstreamChanged, s);
     }
     if upstream == Source::Archive {
-        return wait(s, Why::AlreadyFollows);
+        return keep_following(s);
     }
     let broken = facts.not_streaming_since.is_some_and(|since| s.now.since(since) > BROKEN_AFTER);
     if broken && leader_is_up(s) && !paused(s) {
         let leader = Some(leader.to_owned());
         return decision(Action::Rejoin { leader }, Why::ReplicationBroken, s);
     }
-    wait(s, Why::AlreadyFollows)
+    keep_following(s)
+}
+
+/// The standby replicates from the right server: the logical slots of the leader are all that can be missing.
+fn keep_following(s: &Snapshot) -> Decision {
+    match s.lacks_slots {
+        true => decision(Action::CopySlots, Why::SlotsMissing, s),
+        false => wait(s, Why::AlreadyFollows),
+    }
 }
 
 fn primary(s: &Snapshot, facts: &PrimaryFacts) -> Decision {

@@ -1,14 +1,14 @@
 //! Kornak's own records in the store, below `/<namespace>/<scope>/kornak/`.
 //!
 //! A planned switchover is one [`Handover`] record with a lease, one at a time per cluster.
-//! Its phases are prepare, drain, switch and promote; without a record no switchover is under way.
+//! Its phases are prepare, drain, switch and promote, and in a Citus cluster settle; without a record no switchover is under way.
 //!
 //! ```text
 //! (none) ──► prepare ──► drain ──► switch ──► promote ──► (none)
-//!               ▲          │          │           │
-//!               └──────────┘          └───────────┴─► (none): the old leader starts in place
+//!               ▲          │          │         │ │          ▲
+//!               └──────────┘          │         │ └► settle ─┘ (Citus)
+//!                                     └─────────┴─► (none): the old leader starts in place
 //! ```
-//! In a Citus cluster `settle` is between promote and the end.
 
 use serde::{Deserialize, Serialize};
 

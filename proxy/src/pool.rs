@@ -118,6 +118,15 @@ pub struct Pools {
     shares: Shares,
 }
 
+/// The part that was empty and is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgotten {
+    /// The kind has clients or connections.
+    Nothing,
+    Kind,
+    KindAndPool,
+}
+
 impl Pools {
     /// No pool yet. One entry of `limits` for each listener.
     pub fn new(lanes: usize, limits: impl IntoIterator<Item = Limits>) -> Self {
@@ -166,33 +175,32 @@ impl Pools {
         }
     }
 
-    /// Notes that a client has left. Answers whether nobody and nothing of the kind is left, which is then forgotten,
-    /// and whether the same is true of its pool.
-    pub fn leave(&mut self, kind: KindId) -> (bool, bool) {
+    /// Notes that a client has left, and forgets what is empty then.
+    pub fn leave(&mut self, kind: KindId) -> Forgotten {
         if let Some(kind) = self.kinds.get_mut(kind.0 as usize) {
             kind.clients = kind.clients.saturating_sub(1);
         }
         self.forget_if_empty(kind)
     }
 
-    /// Forgets a kind of which nobody and nothing is left; see [`Pools::leave`].
-    pub fn forget_if_empty(&mut self, id: KindId) -> (bool, bool) {
+    /// Forgets a kind that has no client and no connection, and its pool if that was its last kind.
+    pub fn forget_if_empty(&mut self, id: KindId) -> Forgotten {
         let at = id.0 as usize;
         let empty = self
             .kinds
             .get(at)
             .is_some_and(|kind| kind.clients + kind.waiting + kind.opening + kind.ready == 0);
         if !empty {
-            return (false, false);
+            return Forgotten::Nothing;
         }
         let pool = self.kinds.remove(at).pool as usize;
-        let Some(left) = self.pools.get_mut(pool) else { return (true, false) };
+        let Some(left) = self.pools.get_mut(pool) else { return Forgotten::Kind };
         left.kinds.retain(|kind| *kind != id);
-        let gone = left.kinds.is_empty();
-        if gone {
-            self.pools.remove(pool);
+        if !left.kinds.is_empty() {
+            return Forgotten::Kind;
         }
-        (true, gone)
+        self.pools.remove(pool);
+        Forgotten::KindAndPool
     }
 
     /// Which kind a place belongs to.

@@ -142,12 +142,45 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+/// The reason for which the gate is closed, if it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    #[default]
+    Open,
+    /// A switchover waits for the ends of transactions.
+    Draining,
+    /// A switchover has waited too long: clients go on.
+    Released,
+    /// The old leader stops and the new one is promoted.
+    Switching,
+    /// A Citus cluster's metadata follow a switchover.
+    Settling,
+    /// A group has no primary.
+    Failover,
+    /// A group has no standby: only sessions on standbys wait.
+    Reading,
+}
+
+impl Phase {
+    /// The phase as status and logs show it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Draining => "draining",
+            Self::Released => "released",
+            Self::Switching => "switching",
+            Self::Settling => "settling",
+            Self::Failover => "failover",
+            Self::Reading => "reading",
+        }
+    }
+}
+
 /// The state of the gate.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Holding {
-    /// `open`, `draining`, `released`, `switching`, `settling`; `failover`: for a group without a
-    /// primary; `reading`: for a standby, only sessions on standbys.
-    pub phase: &'static str,
+    pub phase: Phase,
     pub handover: Option<String>,
     pub attempt: u32,
     pub acknowledged: bool,
@@ -180,7 +213,7 @@ impl Shared {
             metrics: Metrics::default(),
             topology: watch::Sender::new(Arc::new(Topology::default())),
             standings: watch::Sender::new(Arc::new(Standings::default())),
-            holding: watch::Sender::new(Holding { phase: "open", ..Holding::default() }),
+            holding: watch::Sender::new(Holding::default()),
             registered: watch::Sender::new(!matches!(
                 settings.source,
                 kornak_config::proxy::Source::Dcs(_)

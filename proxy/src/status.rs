@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::registry::Doing;
 use crate::session::journal::Pin;
-use crate::shared::Shared;
+use crate::shared::{Phase, Shared};
 
 /// The whole status.
 #[derive(Debug, Serialize)]
@@ -41,7 +41,7 @@ pub struct Status {
 /// The sessions that are held, and why.
 #[derive(Debug, Serialize)]
 pub struct GateStatus {
-    pub phase: &'static str,
+    pub phase: Phase,
     pub handover: Option<String>,
     pub attempt: u32,
     pub acknowledged: bool,
@@ -282,7 +282,7 @@ async fn page(shared: Arc<Shared>, detail: Detail) -> Html<String> {
         html(&status.scope),
         html(&status.proxy),
         status.version,
-        status.gate.phase,
+        status.gate.phase.as_str(),
         status.gate.handover.as_deref().map_or(String::new(), |id| format!(" for {}", html(id))),
     );
     for group in &status.gate.without_primary {

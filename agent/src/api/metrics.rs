@@ -12,8 +12,8 @@ use std::fmt::{Display, Write};
 use jiff::Timestamp;
 use kornak_cluster::{MemberRole, MemberState, Moment};
 
-use super::health::accepts_writes;
-use super::status::{is_unlocked, job, synchrony_flags};
+use super::health::{Synchrony, accepts_writes, synchrony};
+use super::status::{is_unlocked, job};
 use crate::citus::Desk;
 use crate::counters::{Counters, words};
 use crate::node::NodeView;
@@ -48,7 +48,8 @@ pub(super) fn citus(view: &NodeView, desk: &Desk) -> String {
 fn server(view: &NodeView, now: Moment, page: &mut Page) {
     let running = view.state == MemberState::Running;
     let standby = running && view.role == MemberRole::Replica;
-    let (sync, quorum) = synchrony_flags(view);
+    let synchrony = synchrony(view);
+    let (sync, quorum) = (synchrony == Synchrony::Sync, synchrony == Synchrony::Quorum);
     let replication = |state| running && view.replication_state.as_deref() == Some(state);
     let location = |lsn: Option<kornak_cluster::Lsn>| lsn.unwrap_or_default().0;
     let version = kornak_cluster::member::COMPATIBLE_PATRONI_VERSION;

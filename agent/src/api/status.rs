@@ -257,12 +257,6 @@ pub(crate) fn job(view: &NodeView) -> Option<&'static str> {
     }
 }
 
-/// Whether the node is a synchronous standby, and whether it is one of a quorum.
-pub(crate) fn synchrony_flags(view: &NodeView) -> (bool, bool) {
-    let synchrony = health::synchrony(view);
-    (synchrony == Synchrony::Sync, synchrony == Synchrony::Quorum)
-}
-
 fn milliseconds(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }

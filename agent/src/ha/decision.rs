@@ -21,7 +21,7 @@ pub struct Decision {
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Nothing to be done.
+    /// Do nothing.
     Wait,
     /// Claim the right to bootstrap, then create the cluster.
     Bootstrap,
@@ -33,6 +33,8 @@ pub enum Action {
     Rejoin { leader: Option<String> },
     /// Start the stopped server in place as primary.
     StartPrimary,
+    /// Copy logical slots from the leader, for which the standby restarts.
+    CopySlots,
     /// Replicate from there from now on; no restart.
     Follow { upstream: Source },
     /// The cluster becomes a standby cluster: stop the primary in order and let it follow the remote
@@ -93,6 +95,8 @@ pub enum Why {
     // following
     LeaderKnown,
     AlreadyFollows,
+    /// The leader has logical slots that this standby lacks.
+    SlotsMissing,
     UpstreamChanged,
     ReplicationBroken,
     ServerDown,
@@ -114,18 +118,29 @@ pub enum Why {
     NotSynchronous,
     SyncUnknown,
     HandoverUnknown,
-    QuorumMissing { votes: u32, needed: u32 },
-    TooFarBehind { lag_bytes: u64 },
+    QuorumMissing {
+        votes: u32,
+        needed: u32,
+    },
+    TooFarBehind {
+        lag_bytes: u64,
+    },
     TimelineBehind,
     OtherIsPrimary,
-    PeerAhead { position: Lsn },
+    PeerAhead {
+        position: Lsn,
+    },
     OwnWalUnread,
     PeerPreferred,
     OtherIsCandidate,
-    CandidateLacksWal { needed: Lsn },
+    CandidateLacksWal {
+        needed: Lsn,
+    },
     UnfencedPrimary,
     UnfencedRuns,
-    UnfencedUnheard { left: Duration },
+    UnfencedUnheard {
+        left: Duration,
+    },
     LeavesUnfenced,
     StoreLost,
 }
@@ -178,6 +193,7 @@ impl Why {
             Self::StandbyCluster => "this is a standby cluster",
             Self::LeaderKnown => "joining the leader",
             Self::AlreadyFollows => "following the leader",
+            Self::SlotsMissing => "logical slots are missing",
             Self::UpstreamChanged => "the leader has changed",
             Self::ReplicationBroken => "replication does not come up",
             Self::ServerDown => "the server is down",

@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub race_not_before: Option<Moment>,
     /// A copy can be made here without a running member (`no_leader`).
     pub clones_alone: bool,
+    /// The leader has logical slots that this standby has to copy.
+    pub lacks_slots: bool,
     /// A watchdog is required and there is none: this node must not lead.
     pub lacks_watchdog: bool,
     /// Attempts in a row to bring the server up that came to nothing: the step failed, or the server ended

@@ -157,7 +157,7 @@ pub fn have_prepared(
     proxies.iter().all(said)
 }
 
-/// Pause after the `attempt`th drain failed: 1, 2, 4 … s, at most three attempts in a minute.
+/// Pause after the `attempt`th drain failed: 1 s, 3 s, then 20 s.
 pub fn pause_after(attempt: u32) -> Duration {
     match attempt {
         1 => Duration::from_secs(1),

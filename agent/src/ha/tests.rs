@@ -179,6 +179,7 @@ pub(super) fn standby() -> Snapshot {
         race_not_before: None,
         lacks_watchdog: false,
         clones_alone: false,
+        lacks_slots: false,
         failed_starts: 0,
         store_is_full: false,
         stop_budget: seconds(1),

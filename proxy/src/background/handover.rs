@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::{beforehand, topology};
 use crate::cluster::standing::Standings;
-use crate::shared::{Holding, Shared};
+use crate::shared::{Holding, Phase, Shared};
 use crate::waiting::gate::Sides;
 use crate::waiting::hold::{Attempt, Effect, Facts, Hold, State};
 use crate::waiting::outage::{self, Outages};
@@ -199,7 +199,7 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
         show(&shared, &hold, &outages, &readings);
         if closed_now {
             tracing::info!(
-                phase = shared.holding.borrow().phase,
+                phase = shared.holding.borrow().phase.as_str(),
                 inside = shared.gate.inside(sides),
                 "gate closed"
             );
@@ -379,13 +379,15 @@ async fn acknowledge(
 
 fn show(shared: &Shared, hold: &Hold, outages: &Outages, readings: &Readings) {
     let (phase, attempt, acknowledged) = match hold.state() {
-        State::Open if !outages.closed().is_empty() => ("failover", None, false),
-        State::Open if readings.waiting().next().is_some() => ("reading", None, false),
-        State::Open => ("open", None, false),
-        State::Draining { attempt, acknowledged, .. } => ("draining", Some(attempt), *acknowledged),
-        State::Released { attempt, .. } => ("released", Some(attempt), false),
-        State::Switching { attempt, .. } => ("switching", Some(attempt), true),
-        State::Settling { attempt, .. } => ("settling", Some(attempt), true),
+        State::Open if !outages.closed().is_empty() => (Phase::Failover, None, false),
+        State::Open if readings.waiting().next().is_some() => (Phase::Reading, None, false),
+        State::Open => (Phase::Open, None, false),
+        State::Draining { attempt, acknowledged, .. } => {
+            (Phase::Draining, Some(attempt), *acknowledged)
+        }
+        State::Released { attempt, .. } => (Phase::Released, Some(attempt), false),
+        State::Switching { attempt, .. } => (Phase::Switching, Some(attempt), true),
+        State::Settling { attempt, .. } => (Phase::Settling, Some(attempt), true),
     };
     let holding = Holding {
         phase,

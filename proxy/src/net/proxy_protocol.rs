@@ -20,9 +20,15 @@ const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 #[error("connection does not begin with a PROXY protocol header")]
 pub struct NoHeader;
 
-/// Takes the header from the front of `buf`; `Ok(None)` means "read more". The address is that of
-/// the client, if the balancer knows it.
-pub fn take_header(buf: &mut BytesMut) -> Result<Option<Option<SocketAddr>>, NoHeader> {
+/// A balancer's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The address of the client, if the balancer knows it.
+    pub client: Option<SocketAddr>,
+}
+
+/// Takes the header from the front of `buf`; `Ok(None)` means "read more".
+pub fn take_header(buf: &mut BytesMut) -> Result<Option<Header>, NoHeader> {
     let first = buf.get(..12.min(buf.len())).unwrap_or_default();
     if V2_SIGNATURE.starts_with(first) {
         return take_v2(buf);
@@ -42,9 +48,9 @@ pub fn take_header(buf: &mut BytesMut) -> Result<Option<Option<SocketAddr>>, NoH
         Some("TCP4" | "TCP6") => {
             let source: IpAddr = words.next().and_then(|it| it.parse().ok()).ok_or(NoHeader)?;
             let port = words.nth(1).and_then(|it| it.parse().ok()).ok_or(NoHeader)?;
-            Ok(Some(Some(SocketAddr::new(source, port))))
+            Ok(Some(Header { client: Some(SocketAddr::new(source, port)) }))
         }
-        Some("UNKNOWN") => Ok(Some(None)),
+        Some("UNKNOWN") => Ok(Some(Header { client: None })),
         _ => Err(NoHeader),
     }
 }
@@ -64,7 +70,7 @@ pub fn missing(buf: &[u8]) -> usize {
     }
 }
 
-fn take_v2(buf: &mut BytesMut) -> Result<Option<Option<SocketAddr>>, NoHeader> {
+fn take_v2(buf: &mut BytesMut) -> Result<Option<Header>, NoHeader> {
     let Some(&[command, family, high, low]) = buf.get(12..16) else { return Ok(None) };
     let len = usize::from(u16::from_be_bytes([high, low]));
     if command >> 4 != 2 || len > MAX_V2_BYTES {
@@ -81,18 +87,18 @@ fn take_v2(buf: &mut BytesMut) -> Result<Option<Option<SocketAddr>>, NoHeader> {
     };
     // Two addresses and two ports, the client's first.
     let source = match (command & 0xf, family) {
-        (0, _) => return Ok(Some(None)),
+        (0, _) => return Ok(Some(Header { client: None })),
         (1, 0x11) => {
             addresses.first_chunk::<4>().map(|a| IpAddr::V4(Ipv4Addr::from(*a))).zip(port(8))
         }
         (1, 0x21) => {
             addresses.first_chunk::<16>().map(|a| IpAddr::V6(Ipv6Addr::from(*a))).zip(port(32))
         }
-        (1, _) => return Ok(Some(None)),
+        (1, _) => return Ok(Some(Header { client: None })),
         _ => return Err(NoHeader),
     };
     let (address, port) = source.ok_or(NoHeader)?;
-    Ok(Some(Some(SocketAddr::new(address, port))))
+    Ok(Some(Header { client: Some(SocketAddr::new(address, port)) }))
 }
 
 /// Fuzz entry: whatever the bytes, never panic and never take more than was there.
@@ -107,7 +113,7 @@ pub fn fuzz_take_header(input: &[u8]) {
 mod tests {
     use super::*;
 
-    fn take(bytes: &[u8]) -> (Result<Option<Option<SocketAddr>>, NoHeader>, usize) {
+    fn take(bytes: &[u8]) -> (Result<Option<Header>, NoHeader>, usize) {
         let mut buf = BytesMut::from(bytes);
         let taken = take_header(&mut buf);
         (taken, buf.len())
@@ -116,15 +122,21 @@ mod tests {
     #[test]
     fn both_versions_are_read_and_what_follows_stays() {
         let v1 = b"PROXY TCP4 10.1.2.3 10.0.0.1 5555 5000\r\nrest";
-        assert_eq!(take(v1), (Ok(Some(Some("10.1.2.3:5555".parse().unwrap()))), 4));
-        assert_eq!(take(b"PROXY UNKNOWN\r\n"), (Ok(Some(None)), 0));
+        assert_eq!(
+            take(v1),
+            (Ok(Some(Header { client: Some("10.1.2.3:5555".parse().unwrap()) })), 4)
+        );
+        assert_eq!(take(b"PROXY UNKNOWN\r\n"), (Ok(Some(Header { client: None })), 0));
         let v2 = [&V2_SIGNATURE[..], &[0x21, 0x11, 0, 12, 10, 1, 2, 3, 10, 0, 0, 1, 1, 2, 3, 4, 9]];
-        assert_eq!(take(&v2.concat()), (Ok(Some(Some("10.1.2.3:258".parse().unwrap()))), 1));
+        assert_eq!(
+            take(&v2.concat()),
+            (Ok(Some(Header { client: Some("10.1.2.3:258".parse().unwrap()) })), 1)
+        );
         // Too short for what it says to have.
         let short = [&V2_SIGNATURE[..], &[0x21, 0x11, 0, 4, 10, 1, 2, 3]];
         assert_eq!(take(&short.concat()).0, Err(NoHeader));
         let local = [&V2_SIGNATURE[..], &[0x20, 0, 0, 0]].concat();
-        assert_eq!(take(&local), (Ok(Some(None)), 0));
+        assert_eq!(take(&local), (Ok(Some(Header { client: None })), 0));
     }
 
     #[test]

@@ -26,7 +26,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::mailbox::{Delivery, Mailbox};
 use super::room::Owner;
 use super::settled::Settled;
-use super::{Effect, Event, KindId, Limits, MemberId, PoolCount, PoolId, Pools, Shares, SlotId};
+use super::{
+    Effect, Event, Forgotten, KindId, Limits, MemberId, PoolCount, PoolId, Pools, Shares, SlotId,
+};
 use crate::admission::identity::Identity;
 use crate::net::backend::DialError;
 use crate::pool::link::Link;
@@ -321,10 +323,8 @@ impl Lender {
         let unused = inner.kinds.values().filter(|kind| Arc::strong_count(kind) == 1);
         let unused: Vec<Arc<Kind>> = unused.cloned().collect();
         for kind in unused {
-            let (kind_gone, pool_gone) = inner.pools.forget_if_empty(kind.id);
-            if kind_gone {
-                inner.forget(&kind, pool_gone);
-            }
+            let forgotten = inner.pools.forget_if_empty(kind.id);
+            inner.forget(&kind, forgotten);
         }
     }
 
@@ -553,18 +553,19 @@ impl Drop for Member {
         self.withdraw();
         let mut inner = self.lender.inner.lock();
         inner.mailboxes.try_remove(self.id.0 as usize);
-        let (kind_gone, pool_gone) = inner.pools.leave(self.kind.id);
-        if kind_gone {
-            inner.forget(&self.kind, pool_gone);
-        }
+        let forgotten = inner.pools.leave(self.kind.id);
+        inner.forget(&self.kind, forgotten);
     }
 }
 
 impl Inner {
-    fn forget(&mut self, kind: &Kind, pool_gone: bool) {
+    fn forget(&mut self, kind: &Kind, forgotten: Forgotten) {
+        if forgotten == Forgotten::Nothing {
+            return;
+        }
         self.kinds.remove(&kind.id);
         self.by_startup.remove(&(kind.listener, kind.startup.clone(), kind.proof));
-        if pool_gone {
+        if forgotten == Forgotten::KindAndPool {
             self.by_role.remove(&(kind.listener, kind.user.clone(), kind.database.clone()));
         }
     }

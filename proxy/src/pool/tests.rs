@@ -230,9 +230,9 @@ fn no_more_connections_are_kept_than_clients_when_a_database_changes() {
 fn what_is_empty_is_forgotten() {
     let (mut story, kind) = Story::new(LIMITS);
     story.ask(1, kind).opened(0);
-    assert_eq!(story.pools.leave(kind), (false, false), "its connection is still there");
+    assert_eq!(story.pools.leave(kind), Forgotten::Nothing, "its connection is still there");
     story.released(0).on(Event::Gone { slot: SlotId(0) });
-    assert_eq!(story.pools.forget_if_empty(kind), (true, true));
+    assert_eq!(story.pools.forget_if_empty(kind), Forgotten::KindAndPool);
 }
 
 /// Whatever happens in whatever order: no bound is broken, nobody has two connections or none that

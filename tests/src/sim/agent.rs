@@ -347,6 +347,7 @@ impl Agent {
             race_not_before: self.race_not_before.get(),
             lacks_watchdog: false,
             clones_alone: false,
+            lacks_slots: false,
             failed_starts: 0,
             store_is_full: false,
             stop_budget: STOP_BUDGET,
@@ -420,7 +421,7 @@ impl Agent {
     fn apply(self: &Rc<Self>, decision: &Decision, cluster: &Arc<ClusterState>) {
         let agent = Rc::clone(self);
         match decision.action.clone() {
-            Action::Wait | Action::Lead | Action::Refuse => {}
+            Action::Wait | Action::CopySlots | Action::Lead | Action::Refuse => {}
             Action::Look => self.notice(),
             // Every host of the model has the cluster's data from the start.
             Action::Bootstrap

@@ -6,6 +6,8 @@ use crate::ha::upstream::{Source, clone_sources};
 #[test]
 fn a_standby_of_the_leader_stays_as_it_is() {
     check(&standby(), Action::Wait, Why::AlreadyFollows);
+    let lacking = Snapshot { lacks_slots: true, ..standby() };
+    check(&lacking, Action::CopySlots, Why::SlotsMissing);
 }
 
 #[test]

@@ -142,7 +142,8 @@ async fn take_proxy_header(shared: &Shared, stream: &mut Stream) -> Login<Option
     let mut buf = BytesMut::new();
     loop {
         match proxy_protocol::take_header(&mut buf) {
-            Ok(Some(source)) => {
+            Ok(Some(header)) => {
+                let source = header.client;
                 tracing::debug!(?source, "client connected through a balancer");
                 return Ok(source);
             }
