@@ -1,6 +1,7 @@
 //! Which crates and modules may use which, and which of them wait for nothing.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use super::{code_of, dependencies, files_below, none, read, root, rust_files, short};
 
