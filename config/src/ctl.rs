@@ -21,7 +21,8 @@ pub struct OperatorSettings {
     pub store: Option<Etcd3Settings>,
     /// How to speak to REST.
     pub ctl: CtlSettings,
-    /// What this host's agent serves REST with, if agents ask their clients for certificates.
+    /// The TLS settings with which this host's agent serves REST, if agents ask their clients for
+    /// certificates.
     pub served_with: Option<ServerTls>,
 }
 

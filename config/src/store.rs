@@ -47,7 +47,7 @@ pub struct Etcd3Settings {
 }
 
 impl StoreSettings {
-    /// The same store with relative file names starting from `base`.
+    /// Makes relative file names of the store's settings start from `base`.
     #[must_use]
     pub fn relative_to(self, base: &Path) -> Self {
         let below = |path: PathBuf| base.join(path);

@@ -170,7 +170,7 @@ impl Machines {
         Ok(())
     }
 
-    /// What the services have printed, for a person who looks at a failure.
+    /// Shows the output of the services, for a person who looks at a failure.
     fn show_journals(&self) {
         for host in self.hosts.keys() {
             let script = "for log in /run/units/*.log; do echo \"== $(hostname) $log\"; tail -n 30 $log; done";
@@ -181,7 +181,7 @@ impl Machines {
         }
     }
 
-    /// What a reader who looks into the logs would wonder about.
+    /// Shows the warnings that a reader of the logs would wonder about.
     fn show_warnings(&self) -> Result<()> {
         for host in ["db1", "db2", "db3", "app1"] {
             let said =
