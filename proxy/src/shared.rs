@@ -101,7 +101,7 @@ pub struct Shared {
     pub nobody: Arc<str>,
     /// The store has answered since the start.
     pub store_seen: AtomicBool,
-    /// What a server must be at least, known from before the start, by group; only while the store has not answered.
+    /// Bars that a server must reach, known from before the start, by group; only while the store has not answered.
     pub bars: Mutex<HashMap<GroupId, Bar>>,
     /// A planned handover is being prepared: who becomes idle asks its server what it holds.
     pub asks: AtomicBool,
