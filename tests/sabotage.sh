@@ -8,7 +8,7 @@ names=("$@")
 export KORNAK_DIFFERENTIAL_CONVERSATIONS=${KORNAK_DIFFERENTIAL_CONVERSATIONS:-1000} KORNAK_DIFFERENTIAL_SHRINK=0
 missed=0
 for name in "${names[@]}"; do
-  if KORNAK_DIFFERENTIAL_MANY=1 KORNAK_SABOTAGE=$name "$test" --nocapture many_clients >/tmp/kornak-sabotage.$$ 2>&1; then
+  if KORNAK_SABOTAGE=$name "$test" --nocapture many_clients >/tmp/kornak-sabotage.$$ 2>&1; then
     missed=$((missed + 1)); echo "$name: not found"
   else
     echo "$name: $(grep -m1 -oE '(pooled|plain|always), round [0-9]+' /tmp/kornak-sabotage.$$ || echo failed otherwise)"

@@ -62,7 +62,7 @@ impl Statements {
             }
             _ => executed(text)?,
         };
-        let meaning = self.names.get(&name)?;
+        let meaning = self.names.get(&name).filter(|_| self.has(&name))?;
         let key = (meaning.context, meaning.content.body.clone());
         let number = match self.find(&key) {
             Some(number) => number,
@@ -126,7 +126,7 @@ impl Statements {
             Some(_) if sabotage::is(Sabotage::Deallocate) => false,
             Some((Named::One(name), _)) => {
                 !self.by_sql.contains(&name)
-                    && (self.names.contains_key(&name) || name.starts_with(PREFIX.as_bytes()))
+                    && (self.has(&name) || name.starts_with(PREFIX.as_bytes()))
             }
             _ => false,
         }
@@ -136,7 +136,7 @@ impl Statements {
     /// that, 0 for none.
     pub fn deallocate(&mut self, text: &[u8]) -> u32 {
         let Some((Named::One(name), _)) = prepared(text) else { return 0 };
-        if !self.names.contains_key(&name) || self.by_sql.contains(&name) {
+        if !self.has(&name) || self.by_sql.contains(&name) {
             return 0;
         }
         let before = self.set(name.clone(), None);

@@ -388,6 +388,8 @@ fn deallocate_is_judged_at_each_bind() {
     assert!(!is_ours(&client), "the second time there is none");
     parse(&mut client, b"s1", "SELECT 2");
     assert!(is_ours(&client));
+    client.drop_all();
+    assert!(!is_ours(&client), "it will be gone with all others");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! The settings of a session, told in the order in which the server applied them.
 
+use std::sync::Arc;
+
 use super::*;
+use crate::session::pooled::ConnectionState;
 
 /// An event: a simple query with the tags of its statements and the status behind it; a batch of the
 /// extended protocol, `!` for the error that ends it.
@@ -346,4 +349,31 @@ fn what_follows_a_discard_is_not_taken_for_discarded() {
     play.complete("DISCARD ALL");
     play.ready(Idle);
     assert_eq!(play.0.pinned(), None);
+}
+
+#[test]
+fn a_search_path_of_temporary_tables_makes_every_table_one() {
+    let mut play = Play::new();
+    play.done("CREATE TABLE t ()", "CREATE TABLE", Idle);
+    assert_eq!(play.0.pinned(), None);
+    play.done("SET search_path = pg_temp", "SET", Idle);
+    play.done("CREATE TABLE t ()", "CREATE TABLE", Idle);
+    assert_eq!(play.0.pinned(), Some(Pin::Temporary));
+}
+
+#[test]
+fn who_acts_as_somebody_is_told_everything_from_the_beginning() {
+    let mut play = Play::new();
+    play.done("SET ROLE a", "SET", Idle);
+    let there = vec![(Box::from(&b"role"[..]), b"SET ROLE a"[..].into())];
+    let mut told = BytesMut::new();
+    let state = ConnectionState { settings: Some(there), ..ConnectionState::fresh(Arc::default()) };
+    // `SET SESSION AUTHORIZATION b` alone would take the role away again.
+    play.done("SET SESSION AUTHORIZATION b", "SET", Idle);
+    play.done("SET ROLE a", "SET", Idle);
+    play.0.put_fit(&state, &mut told);
+    let told = told.escape_ascii().to_string();
+    let at = |text: &str| told.rfind(text).unwrap_or_else(|| panic!("{text}: {told}"));
+    assert!(at("RESET ROLE") < at("SET SESSION AUTHORIZATION b"), "{told}");
+    assert!(at("SET SESSION AUTHORIZATION b") < at("SET ROLE a"), "{told}");
 }
