@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use kornak_tests::run::agent::{AgentSpec, Node, Program};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
 use kornak_tests::run::etcd::Etcd;
-use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, describe, program};
+use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, bin_dir, describe, program};
 use kornak_tests::run::scratch::Scratch;
 use kornak_tests::run::wait::until;
 use rustix::fs::{CWD, Mode, mkfifoat};
@@ -174,6 +174,14 @@ async fn what_is_configured_while_a_cluster_is_created_stays() -> Result<()> {
 /// The leader writes what nobody else gets, and is lost; a standby that was away takes over. Returns
 /// the former leader's name.
 async fn diverge(cluster: &mut Cluster) -> Result<String> {
+    let former = lose_diverged(cluster).await?;
+    cluster.node_mut(&former)?.start_agent()?;
+    cluster.healthy(LIMIT).await;
+    Ok(former)
+}
+
+/// As above, and the former leader is not there yet.
+async fn lose_diverged(cluster: &mut Cluster) -> Result<String> {
     cluster.healthy(LIMIT).await;
     let leader = cluster.leader().await?;
     let other = cluster.nodes.iter().map(|it| it.name().to_owned()).find(|name| *name != leader);
@@ -190,21 +198,55 @@ async fn diverge(cluster: &mut Cluster) -> Result<String> {
     client
         .batch_execute("CREATE TABLE IF NOT EXISTS kept (i int); INSERT INTO kept VALUES (1)")
         .await?;
-    cluster.node_mut(&leader)?.start_agent()?;
-    cluster.healthy(LIMIT).await;
     Ok(leader)
+}
+
+/// The agent is killed while pg_rewind runs, and the next one has what became of it.
+async fn rewound_without_an_agent(cluster: &mut Cluster, hold: &Path) -> Result<String> {
+    fs::write(hold, "")?;
+    let former = lose_diverged(cluster).await?;
+    let node = cluster.node_mut(&former)?;
+    node.start_agent()?;
+    until(LIMIT, "pg_rewind is past its rehearsal", || async {
+        let log = node.agent_log().map_err(|error| error.to_string())?;
+        if log.contains("pg_rewind begun") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    node.kill_agent();
+    node.start_agent()?;
+    fs::remove_file(hold)?;
+    cluster.healthy(LIMIT).await;
+    Ok(former)
+}
+
+/// pg_rewind, which waits while `hold` is there.
+fn rewind_that_waits(dir: &Path) -> Result<(PathBuf, String)> {
+    let (tool, hold) = (dir.join("rewind.sh"), dir.join("hold"));
+    let (real, held) = (bin_dir().join("pg_rewind"), hold.display());
+    let waits = format!("while [ -e {held} ]; do sleep 0.1; done");
+    let text = format!(
+        "#!/bin/sh\ncase \"$*\" in *--dry-run*) ;; *) {waits} ;; esac\nexec {} \"$@\"\n",
+        real.display()
+    );
+    script(&tool, &text)?;
+    Ok((hold, format!("bin_name: {{pg_rewind: {}}}", tool.display())))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_diverged_primary_comes_back_by_rewind_or_as_a_new_copy() -> Result<()> {
-    let spec = ClusterSpec { name: "diverged", nodes: 2, synchronous: false, ..Default::default() };
+    let spec = ClusterSpec { name: "diverged", nodes: 1, synchronous: false, ..Default::default() };
     let mut cluster = Cluster::start(spec).await?;
+    let (hold, line) = rewind_that_waits(cluster.path("").as_path())?;
+    let added = cluster.add_node(|node| node.postgresql = vec![line])?;
     let former = diverge(&mut cluster).await?;
     let log = cluster.node(&former)?.agent_log()?;
     assert!(
         log.contains("server has diverged from the leader, rewind begun")
             && log.contains("rewind completed")
     );
+    assert_eq!(rewound_without_an_agent(&mut cluster, &hold).await?, added);
+    let log = cluster.node(&added)?.agent_log()?;
+    assert!(!log.contains("contents of the data directory removed"), "{log}");
 
     let instead = json!({"postgresql": {
         "use_pg_rewind": false, "remove_data_directory_on_diverged_timelines": true}});
@@ -214,7 +256,7 @@ async fn a_diverged_primary_comes_back_by_rewind_or_as_a_new_copy() -> Result<()
     assert!(log.contains("contents of the data directory removed"), "{log}");
     let client = cluster.node(&former)?.connect().await?;
     let kept: i64 = client.query_one("SELECT count(*) FROM kept", &[]).await?.get(0);
-    assert_eq!(kept, 2);
+    assert_eq!(kept, 3);
 
     // The store comes back from a backup that is older than two changes of leadership.
     let snapshot = cluster.etcd.snapshot().await?;
@@ -222,7 +264,7 @@ async fn a_diverged_primary_comes_back_by_rewind_or_as_a_new_copy() -> Result<()
     cluster.switchover(&first, &former).await?;
     cluster.healthy(LIMIT).await;
     let client = cluster.node(&former)?.connect().await?;
-    client.batch_execute("INSERT INTO kept VALUES (3)").await?;
+    client.batch_execute("INSERT INTO kept VALUES (4)").await?;
     let watch = cluster.watch_writes();
     cluster.etcd.restore(&snapshot).await?;
     cluster.healthy(LIMIT).await;
@@ -232,7 +274,7 @@ async fn a_diverged_primary_comes_back_by_rewind_or_as_a_new_copy() -> Result<()
     })
     .await;
     let kept: i64 = client.query_one("SELECT count(*) FROM kept", &[]).await?.get(0);
-    assert_eq!(kept, 3, "what was written after the backup of the store is there");
+    assert_eq!(kept, 4, "what was written after the backup of the store is there");
     cluster.proxy.ready(&cluster.app(), LIMIT).await;
     let overlaps: Vec<String> =
         watch.finish().await.overlaps().iter().map(ToString::to_string).collect();

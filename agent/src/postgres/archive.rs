@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use kornak_cluster::{Lsn, Timeline};
 use tracing::info;
 
 use super::tool::{self, ToolError};
@@ -39,11 +40,7 @@ impl Postgres {
         limit: Duration,
     ) -> Result<(), ArchiveError> {
         let control = self.controldata().await?;
-        let place = super::rewind::wal_file(
-            control.timeline,
-            control.checkpoint,
-            control.wal_segment_bytes,
-        );
+        let place = wal_file(control.timeline, control.checkpoint, control.wal_segment_bytes);
         let (segment, _) = place.ok_or(ArchiveError::NoSegment)?;
         let dir = self.data_dir();
         let mut shell = tool::command("/bin/sh", self.os_user());
@@ -52,6 +49,15 @@ impl Postgres {
         info!(segment, "WAL segment of the shutdown checkpoint archived");
         Ok(())
     }
+}
+
+/// Name of the file that holds a position, and the offset in it.
+pub(super) fn wal_file(timeline: Timeline, lsn: Lsn, segment_bytes: u64) -> Option<(String, u64)> {
+    let segment = lsn.0.checked_div(segment_bytes)?;
+    let per_log = 0x1_0000_0000_u64.checked_div(segment_bytes)?;
+    let (high, low) = (segment.checked_div(per_log)?, segment.checked_rem(per_log)?);
+    let offset = lsn.0.checked_rem(segment_bytes)?;
+    Some((format!("{:08X}{high:08X}{low:08X}", timeline.0), offset))
 }
 
 /// The command as the server would run it (`src/backend/archive/shell_archive.c`): `%p`, `%f` and

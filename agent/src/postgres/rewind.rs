@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::time::Duration;
 
 use kornak_cluster::{Lsn, Timeline};
 use tracing::info;
 
+use super::archive::wal_file;
 use super::claim::{Claim, Unfinished};
 use super::conf::{BASE_CONF, MAIN_CONF, conninfo_words, join_conninfo};
 use super::controldata::{ControlData, ControlState};
@@ -184,13 +186,11 @@ fn same_way(timeline: Timeline, parents: &[HistoryLine], leader: &LeaderPosition
 /// in it.
 const FORK_BYTES: usize = 256;
 
-/// Name of the file that holds a position, and the offset in it.
-pub(super) fn wal_file(timeline: Timeline, lsn: Lsn, segment_bytes: u64) -> Option<(String, u64)> {
-    let segment = lsn.0.checked_div(segment_bytes)?;
-    let per_log = 0x1_0000_0000_u64.checked_div(segment_bytes)?;
-    let (high, low) = (segment.checked_div(per_log)?, segment.checked_rem(per_log)?);
-    let offset = lsn.0.checked_rem(segment_bytes)?;
-    Some((format!("{:08X}{high:08X}{low:08X}", timeline.0), offset))
+/// Not the whole segment, which may be large: what is freed of it the allocator keeps, for each thread anew.
+fn piece(file: &Path, offset: u64) -> io::Result<[u8; FORK_BYTES]> {
+    let mut bytes = [0; FORK_BYTES];
+    fs::File::open(file)?.read_exact_at(&mut bytes, offset)?;
+    Ok(bytes)
 }
 
 impl Postgres {
@@ -213,11 +213,9 @@ impl Postgres {
         let Some((file, offset)) = wal_file(timeline, fork.end, segment_bytes) else {
             return Ok(false);
         };
-        let ours = fs::read(self.data_dir().join("pg_wal").join(&file)).ok();
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let ours = ours.as_deref().and_then(|bytes| bytes.get(from..from + FORK_BYTES));
+        let ours = piece(&self.data_dir().join("pg_wal").join(&file), offset);
         let theirs = self.leaders_bytes(leader, &file, offset).await?;
-        Ok(matches!((ours, theirs.as_deref()), (Some(a), Some(b)) if a != b))
+        Ok(matches!((&ours, &theirs), (Ok(a), Some(b)) if a.as_slice() != b.as_slice()))
     }
 
     /// A piece of the leader's log; `None` if it has it no more.
