@@ -6,7 +6,7 @@ use std::time::Duration;
 use kornak_cluster::{ClusterConfig, ClusterState, StandbyCluster};
 use tracing::{info, warn};
 
-use super::{JobError, STOP_LIMIT};
+use super::{JobError, START_LIMIT, STOP_LIMIT};
 use crate::context::Context;
 use crate::ha::upstream::{Source, source};
 use crate::postgres::{
@@ -47,6 +47,9 @@ const ARCHIVE_LIMIT: Duration = Duration::from_secs(30);
 /// that what the leader says is all that helps.
 const ASK_LIMIT: Duration = Duration::from_secs(1);
 const ASK_LIMIT_ONCE_IT_FAILED: Duration = Duration::from_secs(10);
+
+/// Starts in a row that came to nothing, after which the archive is thought to mislead the server.
+const MISLED_AFTER: u32 = 2;
 
 fn standby_cluster(cluster: &ClusterState) -> Option<&StandbyCluster> {
     cluster.config.as_ref()?.standby_cluster.as_ref()
@@ -89,8 +92,7 @@ pub async fn rejoin(
     let Some(leader) = leader else { return rejoin_without_leader(&ctx, &cluster).await };
     let running = matches!(ctx.server.process().await?, ServerProcess::Running { .. });
     if !running && is_standbys(&ctx).await {
-        let limit = if failed_starts == 0 { ASK_LIMIT } else { ASK_LIMIT_ONCE_IT_FAILED };
-        return restart_standby(&ctx, &cluster, &leader, limit).await;
+        return restart_standby(&ctx, &cluster, &leader, failed_starts).await;
     }
     let upstream = own_upstream(&ctx, &cluster)?;
     let leaders = member_server(&ctx, &cluster, &leader)?;
@@ -101,7 +103,7 @@ pub async fn rejoin(
     ctx.stop_in_order(STOP_LIMIT).await?;
     ctx.guard.disarm().await?;
     let need = ctx.server.rewind_needed(&leaders).await?;
-    join(&ctx, &cluster, (&leader, &leaders), need, upstream).await
+    join(&ctx, &cluster, (&leader, &leaders), need, upstream, failed_starts).await
 }
 
 /// The server does not run, and compared with the leader it is so: mended if need be, then started.
@@ -111,11 +113,16 @@ async fn join(
     (leader, leaders): (&str, &Upstream),
     need: RewindNeed,
     upstream: Option<Upstream>,
+    failed_starts: u32,
 ) -> Result<(), JobError> {
     ctx.server.prepare_synchronous_standby_names(Some(""));
     if need == RewindNeed::No {
-        ctx.server.start(&StartAs::Standby(upstream)).await?;
-        return Ok(());
+        return match upstream {
+            Some(upstream) if failed_starts >= MISLED_AFTER => {
+                start_without_archive(ctx, leaders, upstream).await
+            }
+            upstream => Ok(ctx.server.start(&StartAs::Standby(upstream)).await.map(drop)?),
+        };
     }
     let still_settling = cluster
         .members
@@ -132,6 +139,26 @@ async fn join(
     Ok(())
 }
 
+/// A promotion that was killed may have left a timeline in the archive that nobody is on. Servers beyond its
+/// beginning look for the newest timeline as they start, find that one, and end. Once it runs a server is not misled.
+async fn start_without_archive(
+    ctx: &Context,
+    leaders: &Upstream,
+    upstream: Upstream,
+) -> Result<(), JobError> {
+    let leader = ctx.server.leader_position(leaders).await?;
+    warn!(
+        "the server ends as it starts, and its leader has what it needs: starting without the archive"
+    );
+    ctx.postgres.forget_timelines_after(leader.timeline);
+    let mut alone = upstream.clone();
+    alone.recovery.insert("restore_command".to_owned(), String::new());
+    ctx.server.start(&StartAs::Standby(Some(alone))).await?;
+    ctx.server.wait_ready(START_LIMIT).await?;
+    ctx.server.follow(Some(&upstream)).await?;
+    Ok(())
+}
+
 /// The server was certainly a standby when it last ran.
 async fn is_standbys(ctx: &Context) -> bool {
     ctx.server.controldata().await.is_ok_and(|control| control.state.is_recovery())
@@ -143,9 +170,10 @@ async fn restart_standby(
     ctx: &Context,
     cluster: &ClusterState,
     leader: &str,
-    limit: Duration,
+    failed_starts: u32,
 ) -> Result<(), JobError> {
     ctx.guard.disarm().await?;
+    let limit = if failed_starts == 0 { ASK_LIMIT } else { ASK_LIMIT_ONCE_IT_FAILED };
     let unasked = |why: &(dyn std::error::Error + 'static)| {
         info!(node = %leader, error = why, "leader does not answer, server starts as the standby that it was");
     };
@@ -158,20 +186,20 @@ async fn restart_standby(
         }
     };
     let asked = ctx.machine.timeout(limit, ctx.server.rewind_needed(&leaders)).await;
-    let need = match asked {
-        Ok(Ok(need)) => need,
+    let (need, failed_starts) = match asked {
+        Ok(Ok(need)) => (need, failed_starts),
         Ok(Err(error @ (RewindError::Leader(_) | RewindError::History(_)))) => {
             unasked(&error);
-            RewindNeed::No
+            (RewindNeed::No, 0)
         }
         Ok(Err(error)) => return Err(error.into()),
         Err(late) => {
             unasked(&late);
-            RewindNeed::No
+            (RewindNeed::No, 0)
         }
     };
     let upstream = own_upstream(ctx, cluster).unwrap_or(None);
-    join(ctx, cluster, (leader, &leaders), need, upstream).await
+    join(ctx, cluster, (leader, &leaders), need, upstream, failed_starts).await
 }
 
 /// Nobody leads, or this node leads a standby cluster.

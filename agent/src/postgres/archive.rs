@@ -4,12 +4,14 @@
 //! next one, which nobody archives. Who lives on the archive would take the log over without the record and, once
 //! promoted, have left its former primary behind with something that nobody else has.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use kornak_cluster::{Lsn, Timeline};
-use tracing::info;
+use tracing::{info, warn};
 
+use super::os;
 use super::tool::{self, ToolError};
 use super::{ControlDataError, Postgres, SqlError};
 
@@ -31,6 +33,21 @@ impl Postgres {
              WHERE current_setting('archive_mode') <> 'off' \
              AND coalesce(current_setting('archive_library', true), '') = ''";
         self.sql().value("read how it archives", question).await
+    }
+
+    /// Removes what was restored of the histories of later timelines than the leader's, which does not run there.
+    /// What cannot be removed keeps the server from starting, which says so.
+    pub fn forget_timelines_after(&self, leaders: Timeline) {
+        let Ok(entries) = fs::read_dir(self.data_dir().join("pg_wal")) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let timeline = name.to_str().and_then(|name| name.strip_suffix(".history"));
+            let timeline = timeline.and_then(|number| u32::from_str_radix(number, 16).ok());
+            if timeline.is_some_and(|timeline| timeline > leaders.0) {
+                warn!(file = ?name, "the history of a timeline that nobody is on is removed");
+                let _ = os::remove_file(&entry.path(), self.os_user());
+            }
+        }
     }
 
     /// Archives the segment in which the shutdown checkpoint of a server lies that does not run any more.
