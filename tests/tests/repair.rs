@@ -180,7 +180,7 @@ async fn diverge(cluster: &mut Cluster) -> Result<String> {
     Ok(former)
 }
 
-/// As above, and the former leader is not there yet.
+/// Has the leader diverge like [`diverge`], and leaves it down.
 async fn lose_diverged(cluster: &mut Cluster) -> Result<String> {
     cluster.healthy(LIMIT).await;
     let leader = cluster.leader().await?;

@@ -148,7 +148,7 @@ async fn start_without_archive(
 ) -> Result<(), JobError> {
     let leader = ctx.server.leader_position(leaders).await?;
     warn!(
-        "the server ends as it starts, and its leader has what it needs: starting without the archive"
+        "server ended as it started, and its leader has what it needs: started without the archive"
     );
     ctx.postgres.forget_timelines_after(leader.timeline);
     let mut alone = upstream.clone();

@@ -44,7 +44,7 @@ impl Postgres {
             let timeline = name.to_str().and_then(|name| name.strip_suffix(".history"));
             let timeline = timeline.and_then(|number| u32::from_str_radix(number, 16).ok());
             if timeline.is_some_and(|timeline| timeline > leaders.0) {
-                warn!(file = ?name, "the history of a timeline that nobody is on is removed");
+                warn!(file = ?name, "history of a timeline that nobody is on removed");
                 let _ = os::remove_file(&entry.path(), self.os_user());
             }
         }

@@ -186,7 +186,7 @@ fn same_way(timeline: Timeline, parents: &[HistoryLine], leader: &LeaderPosition
 /// in it.
 const FORK_BYTES: usize = 256;
 
-/// Not the whole segment, which may be large: what is freed of it the allocator keeps, for each thread anew.
+/// Reads a piece of a segment. A whole one may be large, and what is freed of it the allocator keeps for each thread.
 fn piece(file: &Path, offset: u64) -> io::Result<[u8; FORK_BYTES]> {
     let mut bytes = [0; FORK_BYTES];
     fs::File::open(file)?.read_exact_at(&mut bytes, offset)?;
