@@ -199,10 +199,10 @@ pub async fn start(
                         return Ok(());
                     }
                     End::Renewed => {
-                        info!("beginning anew with the changed settings, the server goes on");
+                        info!("agent restarts with the changed settings, the server continues");
                     }
                     End::GuardLost => {
-                        warn!("the guard is gone and has taken the server with it, starting anew");
+                        warn!("agent restarts: the guard is gone and the server with it");
                     }
                 }
                 let renewed = end == End::Renewed;
@@ -213,7 +213,7 @@ pub async fn start(
                     Err(error) if renewed => {
                         error!(
                             error = &error as &dyn std::error::Error,
-                            "the changed settings cannot be used, keeping the old ones"
+                            "changed settings cannot be used, the old ones stay in force"
                         );
                         current.store(before);
                         make(token, renewed).await?
@@ -333,7 +333,7 @@ async fn wait_for_end(process: u32) {
         }
     };
     if tokio::time::timeout(GUARD_LINGER + Duration::from_secs(5), gone).await.is_err() {
-        warn!(guard = process, "the guard is still there; it ends when its server does");
+        warn!(guard = process, "guard still runs, it ends when its server does");
     }
 }
 
