@@ -25,6 +25,11 @@ fn function_lengths(text: &str) -> Vec<usize> {
     for (at, line) in lines.iter().enumerate().filter(|(_, line)| is_function(line)) {
         let indent = line.len() - line.trim_start().len();
         let end = format!("{}}}", " ".repeat(indent));
+        let head = lines[at..].iter().find(|line| line.ends_with('{') || line.ends_with(';'));
+        if head.is_none_or(|line| line.ends_with(';')) {
+            // A trait's method without a body.
+            continue;
+        }
         let length = lines[at..].iter().position(|line| *line == end);
         lengths.extend(length.map(|length| length + 1));
     }
@@ -42,7 +47,11 @@ fn unused_dependencies() -> Vec<String> {
         let files = files_below(&root().join(short_name), &[".rs"]);
         let text: String = files.iter().map(|file| read(file)).collect();
         for dependency in used {
-            let ident = dependency.replace('-', "_");
+            // This package's library has another name.
+            let ident = match dependency.as_str() {
+                "md-5" => "md5".to_owned(),
+                other => other.replace('-', "_"),
+            };
             if !text.contains(&format!("{ident}::")) && !text.contains(&format!("use {ident};")) {
                 unused.push(format!("{name}: {dependency}"));
             }
