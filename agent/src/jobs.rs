@@ -30,7 +30,7 @@ use crate::starting::{StandAloneError, stand_alone, start_in_place};
 use kornak_dcs::json;
 
 /// How long a server may take to stop in an orderly way before it is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// For a server to end that was told to end at once: it kills what is left of itself after 5 s.
 const IMMEDIATE_LIMIT: Duration = Duration::from_secs(7);

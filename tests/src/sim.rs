@@ -1,6 +1,6 @@
-//! A seeded simulation of whole clusters: the real decision, the real order of synchronous standbys,
-//! the real judgements of a handover and the real lease arithmetic, on the store's real twin in memory,
-//! among modelled servers, guards, proxies, networks and clocks.
+//! A seeded simulation of whole clusters: the shipped agent (driver, lease keeper, jobs, handover, housekeeping,
+//! failsafe rounds, REST API and its client), the guard's shipped fence and the proxy's shipped gate and hold, on the
+//! store's twin in memory, among modelled servers, networks, clocks and sessions. [`ports`] is where they meet.
 //!
 //! A world is a function of a seed. After every event the six sentences of the design are looked at
 //! ([`checker`]); a broken one is a number, and the number shows the same world again, with its story:
@@ -19,9 +19,9 @@ pub mod clock;
 pub mod disk;
 pub mod exec;
 pub mod faults;
-pub mod guard;
 pub mod host;
 pub mod net;
+pub mod ports;
 pub mod postgres;
 pub mod proxy;
 pub mod rng;
@@ -29,6 +29,8 @@ pub mod scenario;
 pub mod store;
 pub mod trace;
 pub mod world;
+
+use std::time::{Duration, Instant};
 
 pub use checker::Broken;
 pub use scenario::{Kind, Mutation};
@@ -39,20 +41,31 @@ pub fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.trim().parse().ok()
 }
 
-/// Lives through the worlds of these seeds, and panics with the story of the first one in which a
-/// promise was broken. Answers how often something was promoted, and how many commits were
-/// acknowledged, so that a test can see that the worlds were not empty.
-pub fn explore(kind: Kind, seeds: impl Iterator<Item = u64>) -> (u64, u64) {
-    let (mut promotions, mut acknowledged) = (0, 0);
+/// What was lived through, so that a test can see that the worlds were not empty.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lived {
+    pub worlds: u64,
+    pub promotions: u64,
+    pub acknowledged: u64,
+}
+
+/// Lives through the worlds of these seeds, as many as fit into `limit`, and panics with the story of the first one in
+/// which a promise was broken.
+pub fn explore(kind: Kind, seeds: impl Iterator<Item = u64>, limit: Duration) -> Lived {
+    let (began, mut lived) = (Instant::now(), Lived::default());
     for seed in seeds {
+        if began.elapsed() > limit {
+            break;
+        }
         let report = live(seed, kind, None, false);
         if report.broken.is_some() {
             tell(seed, kind);
         }
-        promotions += u64::from(report.promotions);
-        acknowledged += report.acknowledged as u64;
+        lived.worlds += 1;
+        lived.promotions += u64::from(report.promotions);
+        lived.acknowledged += report.acknowledged as u64;
     }
-    (promotions, acknowledged)
+    lived
 }
 
 /// Lives through one world again and tells its story if a promise is broken in it.

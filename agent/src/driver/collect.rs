@@ -10,9 +10,10 @@ use tracing::{error, info, warn};
 use super::{BACK_OFF, Driver, Errand, LOOK_LIMIT};
 use crate::context::Context;
 use crate::ha::{DataDir, Job, Server, Snapshot, Store};
-use crate::jobs::JobError;
+use crate::jobs::{JobError, STOP_LIMIT};
 use crate::lease::ClaimError;
 use crate::peers::Identity;
+use crate::postgres::StopMode;
 
 /// Between two tries of an errand that failed, or of a step that could not be taken yet.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -232,7 +233,14 @@ impl Driver {
             return;
         }
         let (ctx, leader) = (Arc::clone(&self.ctx), leader.clone());
+        // An agent that died in a promotion has asked for it, and a server that replays late ends recovery much later:
+        // it must not do so once the key is another's.
+        let asked = matches!(ctx.observed().server, Server::Standby(_))
+            && ctx.keeper.remembers(leader.lease);
         self.run_errand(async move {
+            if asked && let Err(error) = ctx.server.stop(StopMode::Kill, STOP_LIMIT).await {
+                return Errand::Done("stop a server that may be promoted", Err(error.into()));
+            }
             let given = ctx.keeper.give_back(leader.lease, leader.epoch).await;
             // What is deleted has to be seen before it is done once more.
             ctx.machine.sleep(Duration::from_millis(100)).await;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use kornak_cluster::{Epoch, Moment, SyncMode};
 
 use super::disk::{Record, Wal};
+use super::ports::promise;
 use super::world::World;
 
 /// How long the processes of a thawed host take to run again.
@@ -302,8 +303,7 @@ fn tell_why(w: &World) {
     let list = truth.failsafe.as_ref().map(|list| list.keys().cloned().collect::<Vec<_>>());
     w.note(format_args!("in the store: leader {leader:?}, failsafe {list:?}"));
     for host in &w.hosts {
-        let promise = host.disk.borrow().promise.clone();
-        w.say(host.index, format_args!("clock {}, promise {promise:?}", host.now(w)));
+        w.say(host.index, format_args!("clock {}, promise {:?}", host.now(w), promise(host)));
         // The one that is just changing cannot be looked at.
         if let Ok(server) = host.server.try_borrow() {
             w.say(host.index, format_args!("{}", server.describe()));
@@ -325,10 +325,10 @@ fn entitled(w: &World, index: usize) -> bool {
     w.plan.failsafe
         && w.hosts.iter().filter(|host| host.index != index).all(|host| {
             let asked = truth.failsafe.as_ref().is_some_and(|list| list.contains_key(&host.name));
-            let disk = host.disk.borrow();
-            let bound = disk.promise.as_ref().is_some_and(|promise| {
-                let boot = host.clock.borrow().boot;
-                promise.to == *name && (promise.boot != boot || host.now(w) < promise.until)
+            let bound = promise(host).is_some_and(|promise| {
+                let boot = format!("boot-{}", host.clock.borrow().boot);
+                let until = Moment::at_millis(promise.until_ms);
+                promise.leader == *name && (promise.boot_id != boot || host.now(w) < until)
             });
             bound || !asked
         })

@@ -1,6 +1,9 @@
 //! What a host keeps: over a crash of any process, and (what was flushed) over the loss of power.
 
-use kornak_cluster::{Lsn, Moment};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use kornak_cluster::Lsn;
 
 /// Bytes of one record of the modelled WAL.
 pub const RECORD_BYTES: u64 = 100;
@@ -15,18 +18,6 @@ pub struct Wal {
     flushed: usize,
     /// Timelines and the number of records before each.
     history: Vec<(u32, usize)>,
-}
-
-/// A promise to a leader without the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Promise {
-    pub to: String,
-    pub boot: u32,
-    /// On the clock of that boot.
-    pub until: Moment,
-    pub length: std::time::Duration,
-    /// The leader's epoch, as far as it was known.
-    pub revision: u64,
 }
 
 /// A host's disk.
@@ -44,9 +35,8 @@ pub struct Disk {
     pub was_primary: bool,
     /// pg_rewind was begun and has not ended; the server cannot start.
     pub torn: bool,
-    /// The lease of the last claim.
-    pub lease: Option<i64>,
-    pub promise: Option<Promise>,
+    /// The agent's small files.
+    pub files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
 impl Wal {

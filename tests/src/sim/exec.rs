@@ -120,10 +120,17 @@ impl Exec {
         self.push(delay, What::Call(Box::new(what)));
     }
 
+    /// Wakes a task at a moment.
+    pub fn wake_at(&self, moment: Moment, waker: Waker) {
+        self.push(moment.since(self.now()), What::Wake(waker));
+    }
+
     fn push(&self, delay: Duration, what: What) {
         let order = self.order.get() + 1;
         self.order.set(order);
-        let at = self.now.get() + u64::try_from(delay.as_micros()).unwrap_or(u64::MAX / 2);
+        // Rounded up: who is woken before the moment that it waits for is not woken again.
+        let delay = delay.as_nanos().div_ceil(1000);
+        let at = self.now.get() + u64::try_from(delay).unwrap_or(u64::MAX / 2);
         self.due.borrow_mut().push(Reverse(Due { at, order, what }));
     }
 
@@ -228,11 +235,14 @@ impl Exec {
     pub fn run(&self, end: Moment, mut after_each: impl FnMut() -> bool) {
         loop {
             loop {
-                let woken =
+                let mut woken =
                     std::mem::take(&mut *self.woken.lock().unwrap_or_else(PoisonError::into_inner));
                 if woken.is_empty() {
                     break;
                 }
+                // In which order tokio wakes those who wait for one thing is chance.
+                woken.sort_unstable();
+                woken.dedup();
                 for task in woken {
                     self.poll(task);
                     if !after_each() {

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::agent::{self, rest};
+use super::agent;
 use super::host;
 use super::net::End;
 use super::postgres;
@@ -304,7 +304,7 @@ fn happen(w: &Rc<World>, fault: Fault) {
         CutProxy | KillProxy | FreezeProxy => proxy_fault(w, fault, at, lasts),
         Switchover => {
             let name = w.hosts[w.rng.below(w.hosts.len())].name.clone();
-            rest::switch_over(w, w.rng.chance(500).then_some(name));
+            agent::switch_over(w, w.rng.chance(500).then_some(name));
         }
         Ambush => drop(w.exec.spawn(w.wire, ambush(Rc::clone(w)))),
         StalledStream | VoterDown | WrongAddress => untrue(w, fault, lasts),
@@ -357,7 +357,7 @@ fn proxy_fault(w: &Rc<World>, fault: Fault, at: usize, lasts: Duration) {
 /// A switchover in which the old leader sleeps from its release on, and wakes when the new one has
 /// led, acknowledged commits, and died.
 async fn ambush(w: Rc<World>) {
-    rest::switch_over(&w, None);
+    agent::switch_over(&w, None);
     let mut released = None;
     for _ in 0..3000 {
         w.exec.sleep(Duration::from_millis(2)).await;
@@ -444,6 +444,6 @@ fn kill_guard(w: &Rc<World>, at: usize) {
     postgres::kill_all(w, at);
     agent::kill(w, at);
     host.guard_process.set(w.exec.process());
-    host.guard.replace(super::guard::Guard::default());
+    host.fence.take();
     later(w, w.rng.millis(10, 2000), move |w| agent::start(w, at));
 }

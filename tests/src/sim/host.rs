@@ -4,13 +4,15 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use kornak_agent::guard::Watched;
+use kornak_agent::guard::fence::Fence;
 use kornak_cluster::Moment;
+use tokio::sync::watch;
 
 use super::agent::{self, Agent};
 use super::clock::HostClock;
 use super::disk::Disk;
 use super::exec::ProcessId;
-use super::guard::Guard;
 use super::net::End;
 use super::postgres::{self, Postgres};
 use super::world::World;
@@ -27,7 +29,10 @@ pub struct Host {
     pub clock: RefCell<HostClock>,
     pub disk: RefCell<Disk>,
     pub server: RefCell<Postgres>,
-    pub guard: RefCell<Guard>,
+    /// The guard's deadline.
+    pub fence: RefCell<Fence>,
+    /// What the guard sees of the postmaster.
+    pub watched: watch::Sender<Watched>,
     pub guard_process: Cell<ProcessId>,
     pub agent_process: Cell<ProcessId>,
     pub agent: RefCell<Option<Rc<Agent>>>,
@@ -47,7 +52,8 @@ impl Host {
             clock: RefCell::new(clock),
             disk: RefCell::new(disk),
             server: RefCell::default(),
-            guard: RefCell::default(),
+            fence: RefCell::default(),
+            watched: watch::Sender::new(Watched::Nothing),
             guard_process: Cell::new(idle),
             agent_process: Cell::new(idle),
             agent: RefCell::new(None),
@@ -88,7 +94,7 @@ pub fn boot(w: &Rc<World>, index: usize) {
     let host = &w.hosts[index];
     host.up.set(true);
     host.guard_process.set(w.exec.process());
-    host.guard.replace(Guard::default());
+    host.fence.take();
     w.say(index, format_args!("boots"));
     agent::start(w, index);
 }

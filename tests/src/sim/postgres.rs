@@ -5,16 +5,16 @@
 //! for goes on when the agent dies. Each start gets a number, and what was begun under another number is
 //! forgotten.
 
-mod look;
+mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use kornak_agent::guard::{Exit, Watched};
 use kornak_cluster::Moment;
 
-use look::Names;
-pub use look::{control, look};
+pub use names::Names;
 
 use super::disk::Record;
 use super::exec::Reply;
@@ -88,7 +88,9 @@ pub struct Postgres {
     /// Start number of the upstream it streams from.
     stream: Option<(usize, u32)>,
     /// Of a standby that has started: how much it shows until when, while it reads its own log.
-    reading: Option<(usize, Moment)>,
+    pub reading: Option<(usize, Moment)>,
+    /// A standby has streamed since it was started.
+    pub has_streamed: bool,
 }
 
 impl Postgres {
@@ -124,6 +126,11 @@ impl Postgres {
         }
     }
 
+    /// Its walsenders: standby, the number of its start, and how much it has flushed.
+    pub fn senders(&self) -> impl Iterator<Item = (usize, u32, usize)> {
+        self.senders.iter().map(|(standby, sender)| (*standby, sender.of, sender.flushed))
+    }
+
     /// Client backends that are not idle.
     pub fn busy(&self) -> usize {
         self.waiting.iter().filter(|waiting| waiting.reply.is_some()).count() + self.open.len()
@@ -137,9 +144,12 @@ fn set(w: &Rc<World>, index: usize, run: Run) {
     drop(server);
     w.say(index, format_args!("server is {run:?}"));
     w.checker.borrow_mut().disturbed();
-    if let Some(agent) = w.hosts[index].agent.borrow().as_ref() {
-        agent.cycle.notify();
-    }
+    let pid = w.hosts[index].server.borrow().number;
+    w.hosts[index].watched.send_replace(match run {
+        Run::Down => Watched::Gone { pid, exit: Exit::Unknown },
+        Run::Leftovers => Watched::Ending { pid, exit: Exit::Unknown },
+        _ => Watched::Running { pid },
+    });
 }
 
 /// Whether any process runs on the data directory.
@@ -209,19 +219,10 @@ pub fn kill_postmaster(w: &Rc<World>, index: usize, linger: Duration) {
     });
 }
 
-/// `pg_ctl start`. False if it cannot be begun.
+/// `pg_ctl start`, permitted by the guard. False if it cannot be begun.
 pub fn start(w: &Rc<World>, index: usize, as_standby: bool) -> bool {
     let host = &w.hosts[index];
     if any_process(w, index) || host.disk.borrow().torn {
-        return false;
-    }
-    let allowed = if as_standby {
-        super::guard::permits_standby(w, index)
-    } else {
-        super::guard::permits(w, index)
-    };
-    if !allowed {
-        w.say(index, format_args!("guard refuses to start the server"));
         return false;
     }
     host.disk.borrow_mut().standby_signal = as_standby;
@@ -247,7 +248,7 @@ pub fn start(w: &Rc<World>, index: usize, as_standby: bool) -> bool {
             if w.plan.untrue {
                 let shown = w.hosts[index].disk.borrow().wal.len();
                 let shown = shown.saturating_sub(w.rng.below(30)).max(1);
-                server.reading = Some((shown, now + w.rng.millis(0, 20_000)));
+                server.reading = Some((shown, now + w.rng.millis(0, 8000)));
             }
             drop(server);
             set(w, index, Run::Standby);
@@ -259,22 +260,24 @@ pub fn start(w: &Rc<World>, index: usize, as_standby: bool) -> bool {
     true
 }
 
-/// The promote signal. False if there is no standby to promote, or the guard does not permit it.
-pub fn promote(w: &Rc<World>, index: usize) -> bool {
+/// The promote signal, permitted by the guard. Nothing happens if there is no standby to promote.
+pub fn promote(w: &Rc<World>, index: usize) {
     let host = &w.hosts[index];
-    if host.server.borrow().run != Run::Standby || !super::guard::permits(w, index) {
-        return false;
+    if host.server.borrow().run != Run::Standby {
+        return;
     }
     set(w, index, Run::Promoting);
     let number = host.server.borrow().number;
     let takes = if w.rng.chance(50) { w.rng.millis(300, 3000) } else { w.rng.millis(20, 200) };
-    host::after(w, index, takes, move |w| {
+    // A server is promoted when it has read its own log to the end.
+    let reads =
+        host.server.borrow().reading.map_or(Duration::ZERO, |(_, until)| until.since(host.now(w)));
+    host::after(w, index, reads + takes, move |w| {
         if w.hosts[index].server.borrow().number == number {
             let timeline = w.next_timeline();
             writable(w, index, Some(timeline));
         }
     });
-    true
 }
 
 fn writable(w: &Rc<World>, index: usize, timeline: Option<u32>) {
@@ -297,9 +300,8 @@ fn writable(w: &Rc<World>, index: usize, timeline: Option<u32>) {
     w.checker.borrow_mut().became_writable(w, index);
 }
 
-/// `pg_ctl stop -m fast`: ends clients, writes the shutdown checkpoint, waits for walsenders (all but
-/// `only` are ended first, if it is given).
-pub fn stop_fast(w: &Rc<World>, index: usize, only: Option<usize>) {
+/// `pg_ctl stop -m fast`: ends clients, writes the shutdown checkpoint, waits for walsenders.
+pub fn stop_fast(w: &Rc<World>, index: usize) {
     let host = &w.hosts[index];
     let run = host.server.borrow().run;
     match run {
@@ -311,9 +313,6 @@ pub fn stop_fast(w: &Rc<World>, index: usize, only: Option<usize>) {
         let mut server = host.server.borrow_mut();
         server.waiting.clear();
         server.open.clear();
-        if let Some(only) = only {
-            server.senders.retain(|standby, _| *standby == only);
-        }
         server.number
     };
     set(w, index, Run::Stopping);
@@ -348,7 +347,8 @@ fn finish_stop(w: &Rc<World>, index: usize, number: u32) {
     host::after(w, index, Duration::from_millis(5), move |w| finish_stop(w, index, number));
 }
 
-fn drop_silent_senders(w: &Rc<World>, index: usize) {
+/// Walsenders whose standby says nothing are over.
+pub fn drop_silent_senders(w: &Rc<World>, index: usize) {
     let now = w.hosts[index].now(w);
     let mut server = w.hosts[index].server.borrow_mut();
     server.senders.retain(|_, sender| now.since(sender.heard) < SENDER_TIMEOUT);
@@ -408,6 +408,18 @@ pub fn transaction(w: &World, index: usize, session: u64, open: bool) -> bool {
 /// A client's connection is gone: its transaction is rolled back, an answer is not read.
 pub fn disconnect(w: &World, index: usize, session: u64) {
     w.hosts[index].server.borrow_mut().open.remove(&session);
+}
+
+/// Ends walsenders, but those for these standbys.
+pub fn end_senders(w: &World, index: usize, keep: &[usize]) {
+    w.hosts[index].server.borrow_mut().senders.retain(|standby, _| keep.contains(standby));
+}
+
+/// Ends the clients' backends.
+pub fn end_clients(w: &World, index: usize) {
+    let mut server = w.hosts[index].server.borrow_mut();
+    server.waiting.clear();
+    server.open.clear();
 }
 
 /// Acknowledges what need not be waited for any longer.
@@ -486,7 +498,9 @@ fn receive_soon(w: &Rc<World>, index: usize, delay: Duration) {
 fn receive(w: &Rc<World>, index: usize, number: u32) {
     let host = &w.hosts[index];
     let upstream = host.disk.borrow().upstream.filter(|upstream| *upstream != index);
-    let reachable = upstream.filter(|upstream| {
+    // No stream is asked for before the own log has been read to its end.
+    let reads = host.server.borrow().reading.is_some_and(|(_, until)| host.now(w) < until);
+    let reachable = upstream.filter(|_| !reads).filter(|upstream| {
         let there = &w.hosts[*upstream];
         there.alive()
             && w.net.both(end(index), end(*upstream))
@@ -519,6 +533,7 @@ fn receive(w: &Rc<World>, index: usize, number: u32) {
         let mut server = host.server.borrow_mut();
         server.broken_since = None;
         server.stream = Some((upstream, up_number));
+        server.has_streamed = true;
     }
     // The status message travels back.
     let there = Rc::clone(w);

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use kornak_cluster::{Ack, ClusterState, Epoch, HandoverPhase, ProxyRegistration};
+use kornak_cluster::{Ack, ClusterState, Epoch, Handover, ProxyRegistration};
 use kornak_dcs::{DcsError, Op, Txn};
+use kornak_proxy::waiting::gate::{Gate, Side, Sides, Ticket};
+use kornak_proxy::waiting::hold::{Effect, Facts, Hold, State as Holding};
 
-use super::agent::handover::{MAX_HOLD, SELF_RELEASE, json};
 use super::disk::Record;
 use super::exec::{Notify, ProcessId, Reply, slot};
 use super::host::index_of;
@@ -29,6 +30,9 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(8);
 
 const LEASE: Duration = Duration::from_secs(6);
 
+/// The longest a drain holds anybody.
+const MAX_HOLD: Duration = Duration::from_secs(1);
+
 /// What a client gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Said {
@@ -37,17 +41,6 @@ pub enum Said {
     Unknown,
     /// 40001 or 57P03: certainly not executed.
     NotDone,
-}
-
-/// What is done with requests.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-enum Hold {
-    #[default]
-    Flow,
-    /// Nothing starts; acknowledged once nothing runs.
-    Drain { id: String, attempt: u32, acknowledged: bool },
-    /// The old leader is stopping.
-    Switch { id: String },
 }
 
 /// A proxy, over all its lives.
@@ -61,19 +54,34 @@ pub struct Proxy {
     pub served: Cell<u32>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     registered: bool,
     revision: u64,
     route: Option<(usize, Epoch)>,
     /// The route has shown that it accepts writes.
     ready: bool,
-    hold: Hold,
-    /// The drain that this proxy has let go by itself.
-    let_go: Option<(String, u32)>,
-    active: u32,
+    /// Counts how often a route has shown that.
+    proof: u64,
+    record: Option<Handover>,
+    gate: Arc<Gate>,
     /// Grows when all server connections are dropped.
     connections: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            registered: false,
+            revision: 0,
+            route: None,
+            ready: false,
+            proof: 0,
+            record: None,
+            gate: Arc::new(Gate::new(1)),
+            connections: 0,
+        }
+    }
 }
 
 impl Proxy {
@@ -110,7 +118,7 @@ pub fn start(w: &Rc<World>, index: usize) {
     w.checker.borrow_mut().proxy_forgot(index);
     w.exec.spawn(process, register(Rc::clone(w), index));
     w.exec.spawn(process, probe(Rc::clone(w), index));
-    w.exec.spawn(process, acknowledge(Rc::clone(w), index));
+    w.exec.spawn(process, obey(Rc::clone(w), index));
 }
 
 /// SIGKILL.
@@ -150,68 +158,70 @@ fn take_in(w: &Rc<World>, index: usize, cluster: &ClusterState) {
     }
     if cluster.revision >= state.revision {
         state.revision = cluster.revision;
-        hold(w, index, &mut state, cluster);
+        state.record.clone_from(&cluster.handover);
     }
     drop(state);
     proxy.changed.notify();
 }
 
-/// Obeys the handover record.
-fn hold(w: &Rc<World>, index: usize, state: &mut State, cluster: &ClusterState) {
-    let record = cluster.handover.as_ref().filter(|record| record.is_understood());
-    let next = match record.map(|record| (record.phase, record)) {
-        Some((HandoverPhase::Drain, record)) => {
-            let (id, attempt) = (record.id.clone(), record.attempt);
-            if state.let_go == Some((id.clone(), attempt)) {
-                Hold::Flow
-            } else {
-                match &state.hold {
-                    Hold::Drain { id: known, attempt: count, .. }
-                        if *known == id && *count == attempt =>
-                    {
-                        return;
-                    }
-                    _ => Hold::Drain { id, attempt, acknowledged: false },
-                }
-            }
-        }
-        Some((HandoverPhase::Switch, record)) => Hold::Switch { id: record.id.clone() },
-        _ => Hold::Flow,
-    };
-    if next == state.hold {
-        return;
-    }
-    let limit = match &next {
-        Hold::Flow => None,
-        Hold::Drain { .. } => Some(MAX_HOLD + SELF_RELEASE),
-        Hold::Switch { .. } => Some(Duration::from_secs(7)),
-    };
-    if matches!(next, Hold::Switch { .. }) {
-        state.connections += 1;
-    }
-    state.hold = next.clone();
-    if let Some(limit) = limit {
-        let there = Rc::clone(w);
-        w.exec.spawn(w.proxies[index].process.get(), async move {
-            there.exec.sleep(limit).await;
-            let proxy = &there.proxies[index];
+/// Obeys the handover record, as `kornak_proxy::handover` does with the same two.
+async fn obey(w: Rc<World>, index: usize) {
+    let proxy = &w.proxies[index];
+    let mut hold = Hold::default();
+    loop {
+        let seen = proxy.changed.version();
+        let mut effects = Vec::new();
+        let (record, waits) = {
             let mut state = proxy.state.borrow_mut();
-            let same = match (&state.hold, &next) {
-                (Hold::Drain { id, attempt, .. }, Hold::Drain { id: of, attempt: count, .. }) => {
-                    id == of && attempt == count
-                }
-                (now, then) => now == then,
+            let record = state.record.clone();
+            let facts = Facts {
+                record: record.as_ref(),
+                inside: state.gate.inside(Sides::LEADING),
+                serving: state.route.filter(|_| state.ready).map(|(_, epoch)| epoch),
+                proof: state.proof,
+                to_listen: 0,
+                max_hold: MAX_HOLD,
             };
-            if same {
-                if let Hold::Drain { id, attempt, .. } = &next {
-                    state.let_go = Some((id.clone(), *attempt));
-                }
-                state.hold = Hold::Flow;
-                drop(state);
-                proxy.changed.notify();
+            let switched = matches!(hold.state(), Holding::Switching { .. });
+            hold.on(&facts, w.exec.now(), &mut effects);
+            if !switched && matches!(hold.state(), Holding::Switching { .. }) {
+                // The leader is about to stop: whoever serves has to prove it anew.
+                state.connections += 1;
+                state.ready = false;
             }
-        });
+            (record, hold.deadline())
+        };
+        let mut ack = None;
+        for effect in effects {
+            let gate = Arc::clone(&proxy.state.borrow().gate);
+            match effect {
+                Effect::Close => gate.close(Sides::LEADING),
+                Effect::Open(_) | Effect::OpenMost(_) => gate.close(Sides::NONE),
+                Effect::Acknowledge(attempt) => ack = Some(attempt),
+            }
+            proxy.changed.notify();
+        }
+        if let (Some(attempt), Some(_)) = (ack, record) {
+            let value = json(&Ack { id: attempt.id.clone(), attempt: attempt.number });
+            let put = Op::put(w.store.keys.ack(&format!("p{index}")), value);
+            if store::txn(&w, End::Proxy(index), Txn::just(put)).await.is_ok() {
+                hold.acknowledged(&attempt);
+            }
+            continue;
+        }
+        let changed = proxy.changed.changed_since(seen);
+        match waits {
+            Some(deadline) => {
+                let left = deadline.since(w.exec.now());
+                w.exec.within(left, changed).await;
+            }
+            None => changed.await,
+        }
     }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("records are plain data with string keys")
 }
 
 /// Keeps the registration; nothing is served before it stands.
@@ -275,39 +285,12 @@ async fn probe(w: Rc<World>, index: usize) {
             let mut state = proxy.state.borrow_mut();
             if state.route == Some((host, epoch)) {
                 state.ready = true;
+                state.proof += 1;
                 drop(state);
                 proxy.changed.notify();
             }
         } else {
             w.exec.sleep(Duration::from_millis(60)).await;
-        }
-    }
-}
-
-/// Acknowledges a drain once nothing runs.
-async fn acknowledge(w: Rc<World>, index: usize) {
-    let proxy = &w.proxies[index];
-    loop {
-        let seen = proxy.changed.version();
-        let due = {
-            let state = proxy.state.borrow();
-            match &state.hold {
-                Hold::Drain { id, attempt, acknowledged: false } if state.active == 0 => {
-                    Some(Ack { id: id.clone(), attempt: *attempt })
-                }
-                _ => None,
-            }
-        };
-        let Some(ack) = due else {
-            proxy.changed.changed_since(seen).await;
-            continue;
-        };
-        let put = Op::put(w.store.keys.ack(&format!("p{index}")), json(&ack));
-        let written = store::txn(&w, End::Proxy(index), Txn::just(put)).await.is_ok();
-        if let Hold::Drain { id, attempt, acknowledged } = &mut proxy.state.borrow_mut().hold
-            && (*id == ack.id && *attempt == ack.attempt)
-        {
-            *acknowledged = written;
         }
     }
 }
@@ -334,8 +317,9 @@ pub async fn submit(
     answer.await.unwrap_or(Said::Unknown)
 }
 
-/// Counts a session as active, and its server transaction as open, for as long as it lives.
+/// A session inside the gate, and its server transaction open, for as long as it lives.
 struct Active {
+    ticket: Ticket,
     w: Rc<World>,
     proxy: usize,
     host: usize,
@@ -345,7 +329,7 @@ struct Active {
 impl Drop for Active {
     fn drop(&mut self) {
         let proxy = &self.w.proxies[self.proxy];
-        proxy.state.borrow_mut().active -= 1;
+        self.ticket.leave();
         proxy.changed.notify();
         postgres::disconnect(&self.w, self.host, self.session);
     }
@@ -365,10 +349,12 @@ async fn serve(
         let seen = proxy.changed.version();
         let open = {
             let state = proxy.state.borrow();
-            let flows = state.hold == Hold::Flow && state.ready && state.registered;
-            state.route.filter(|_| flows).map(|(host, epoch)| (host, epoch, state.connections))
+            let mut ticket = Ticket::new(&state.gate, 0);
+            let flows = state.ready && state.registered && ticket.enter(Side::Leading);
+            let route = state.route.filter(|_| flows);
+            route.map(|(host, epoch)| (host, epoch, state.connections, ticket))
         };
-        let Some((host, epoch, connections)) = open else {
+        let Some((host, epoch, connections, ticket)) = open else {
             let waited = w.exec.now().since(began);
             let rest = HOLD_TIMEOUT.saturating_sub(waited);
             let changed = proxy.changed.changed_since(seen);
@@ -377,8 +363,7 @@ async fn serve(
             }
             continue;
         };
-        proxy.state.borrow_mut().active += 1;
-        let active = Active { w: Rc::clone(w), proxy: index, host, session };
+        let active = Active { ticket, w: Rc::clone(w), proxy: index, host, session };
         if in_transaction {
             if !begin(w, index, host, session).await {
                 // Nothing was done yet; a server that refuses is asked again once it has proven itself.

@@ -44,28 +44,62 @@ pub enum Mutation {
     PlansFromOldView,
     /// A crashed primary starts in place while the store names its standbys as before.
     StartsBesideItsStandbys,
-    /// Whether it does is read from a store that does not show all of its own writes yet.
+    /// Whether it has to name nobody first is read from a store that does not show all of its own writes yet.
     StandsAloneByAnOldView,
     /// A leader that takes its key up again is promoted while the store names its standbys as before.
     PromotedBesideItsStandbys,
     /// A promise to a leader without the store is forgotten by a restart.
     PromiseNotDurable,
-    /// A promise is forgotten as soon as any leader key shows.
+    /// A promise to a leader without the store is not kept by a member that sees a leader key.
     PromiseForgottenWhileLeaderShows,
     /// Members that a leader without the store does not ask race nevertheless.
     FailsafeListIgnored,
     /// A leader that rests on its members' word adds a member that has not given it.
     ListGrowsOverTheMembersHeads,
+    /// A server that was told to end recovery goes on with that when its agent gives the key back.
+    PromotionGoesOn,
     /// A leadership is taken up again although its release was sent.
     ReleasedLeaseTakenUpAgain,
-    /// A release waits for a renewal that is under way, and is decided around meanwhile.
-    ReleaseWaitsItsTurn,
     /// A leader whose handover failed takes the key again without looking.
     GoesBackBlindly,
     /// A proxy believes any leader key it is shown.
     ProxyWalksBack,
     /// A proxy sends a request again when it hears nothing.
     ProxySendsAgain,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 28] = [
+        Self::GuardNeverFires,
+        Self::GuardIsEdgeTriggered,
+        Self::GuardArmedTooLate,
+        Self::KeepaliveIsProof,
+        Self::PostmasterGoneMeansStopped,
+        Self::CandidateIgnoresSync,
+        Self::ClaimOnOldSync,
+        Self::ClaimOnAnotherView,
+        Self::QuorumIgnored,
+        Self::AnswersFromMemory,
+        Self::DownCounts,
+        Self::NameNotChecked,
+        Self::RestartedCounts,
+        Self::NamesBeforeStore,
+        Self::OpenSyncWriteIgnored,
+        Self::PlansFromOldView,
+        Self::StartsBesideItsStandbys,
+        Self::StandsAloneByAnOldView,
+        Self::PromotedBesideItsStandbys,
+        Self::PromiseNotDurable,
+        Self::PromiseForgottenWhileLeaderShows,
+        Self::FailsafeListIgnored,
+        Self::ListGrowsOverTheMembersHeads,
+        Self::PromotionGoesOn,
+        Self::ReleasedLeaseTakenUpAgain,
+        Self::GoesBackBlindly,
+        Self::ProxyWalksBack,
+        Self::ProxySendsAgain,
+    ];
 }
 
 /// The settings of a world.
@@ -196,6 +230,7 @@ impl Scenario {
             "synchronous_mode_strict": self.strict,
             "synchronous_node_count": self.sync_count,
             "failsafe_mode": self.failsafe,
+            "postgresql": {"use_slots": false, "use_pg_rewind": true},
         })
         .to_string()
     }

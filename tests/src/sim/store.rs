@@ -22,6 +22,13 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// Old states that a lagging member of the store may still show.
 const REMEMBERED: usize = 40;
 
+/// What the store shows at one revision: as it is, for agents, and as it is understood.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    pub view: Arc<View>,
+    pub state: Arc<ClusterState>,
+}
+
 /// The store of a world.
 pub struct Store {
     root: MemoryDcs,
@@ -34,7 +41,7 @@ pub struct Store {
     alarm: Cell<Option<Moment>>,
     view: RefCell<Arc<View>>,
     state: RefCell<Arc<ClusterState>>,
-    past: RefCell<VecDeque<Arc<ClusterState>>>,
+    past: RefCell<VecDeque<Shown>>,
 }
 
 impl Store {
@@ -62,8 +69,13 @@ impl Store {
         Arc::clone(&self.state.borrow())
     }
 
-    /// A state of the past, as a lagging member would show it.
-    pub fn lagging(&self, back: usize) -> Option<Arc<ClusterState>> {
+    /// What it shows now.
+    pub fn shown(&self) -> Shown {
+        Shown { view: Arc::clone(&self.view.borrow()), state: self.truth() }
+    }
+
+    /// What it showed before, as a lagging member would.
+    pub fn lagging(&self, back: usize) -> Option<Shown> {
         let past = self.past.borrow();
         past.get(past.len().checked_sub(back + 1)?).cloned()
     }
@@ -141,15 +153,16 @@ impl Store {
         }
         let state = Arc::new(merge(&self.keys, &self.state.borrow(), &old, &new));
         self.view.replace(new);
-        self.state.replace(Arc::clone(&state));
+        self.state.replace(state);
+        let shown = self.shown();
         let mut past = self.past.borrow_mut();
-        past.push_back(Arc::clone(&state));
+        past.push_back(shown.clone());
         if past.len() > REMEMBERED {
             past.pop_front();
         }
         drop(past);
         w.checker.borrow_mut().disturbed();
-        w.publish(&state);
+        w.publish(&shown);
     }
 
     /// Sets the world up before it begins.
@@ -269,6 +282,11 @@ pub async fn keep_alive(w: &Rc<World>, from: End, lease: LeaseId) -> Result<Rene
 /// See [`Dcs::revoke`].
 pub async fn revoke(w: &Rc<World>, from: End, lease: LeaseId) -> Result<(), DcsError> {
     ask(w, from, move |store| now(store.revoke(lease))).await
+}
+
+/// See [`Dcs::range`].
+pub async fn range(w: &Rc<World>, from: End, prefix: String) -> Result<View, DcsError> {
+    ask(w, from, move |store| now(store.range(&prefix))).await
 }
 
 /// Reads everything, linearizably.

@@ -5,6 +5,9 @@ use std::collections::VecDeque;
 use std::fmt::{Arguments, Write};
 
 use kornak_cluster::Moment;
+use tracing::Subscriber;
+
+use super::world::current;
 
 /// Lines kept; the cause of a broken promise lies seconds, not minutes, before it.
 const KEPT: usize = 400;
@@ -43,5 +46,31 @@ impl Trace {
             let _ = writeln!(text, "{:>10.3}  {line}", at.since_start().as_secs_f64());
         }
         text
+    }
+}
+
+/// What agents log goes to the world's story.
+pub fn subscriber() -> impl Subscriber + Send + Sync {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .with_writer(|| Log)
+        .finish()
+}
+
+struct Log;
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        let w = current();
+        w.trace.line(w.exec.now(), format_args!("{}", text.trim_end()));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }

@@ -4,11 +4,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Arguments;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, Moment, SyncMode};
+use kornak_cluster::{Moment, SyncMode, SyncState};
+use serde_json::{Value, json};
 
+use super::agent;
 use super::checker::{Broken, Checker};
 use super::client::{self, Tally};
 use super::clock::HostClock;
@@ -20,8 +21,8 @@ use super::net::{End, Net};
 use super::proxy::{self, Proxy};
 use super::rng::Rng;
 use super::scenario::{Kind, Mutation, Scenario};
-use super::store::Store;
-use super::trace::Trace;
+use super::store::{Shown, Store};
+use super::trace::{self, Trace};
 
 /// The cluster's system identifier.
 pub const SYSID: &str = "7000000000000000001";
@@ -87,14 +88,13 @@ impl World {
             .map(|index| {
                 let disk = Disk {
                     wal: Wal::new(first),
-                    standby_signal: false,
+                    standby_signal: index > 0,
                     upstream: None,
                     sync_names: String::new(),
                     clean: true,
                     was_primary: index == 0,
                     torn: false,
-                    lease: None,
-                    promise: None,
+                    files: BTreeMap::new(),
                 };
                 Host::new(index, disk, HostClock::new(&rng), idle)
             })
@@ -150,10 +150,10 @@ impl World {
     }
 
     /// The store has changed: whoever follows it will see.
-    pub fn publish(self: &Rc<Self>, state: &Arc<ClusterState>) {
+    pub fn publish(self: &Rc<Self>, shown: &Shown) {
         if self.store.is_up() {
             for end in self.followers() {
-                self.send_view(end, state, true);
+                self.send_view(end, shown, true);
             }
         }
     }
@@ -163,7 +163,7 @@ impl World {
         hosts.chain((0..self.proxies.len()).map(End::Proxy)).collect()
     }
 
-    fn send_view(self: &Rc<Self>, end: End, state: &Arc<ClusterState>, new: bool) {
+    fn send_view(self: &Rc<Self>, end: End, shown: &Shown, new: bool) {
         let stalled = self.stalled.borrow().get(&end).copied();
         if stalled == Some(Stall::Silent) || (new && stalled.is_some()) {
             return;
@@ -171,19 +171,14 @@ impl World {
         if !self.net.both(end, End::Store) {
             return;
         }
-        let (there, state) = (Rc::clone(self), Arc::clone(state));
+        let (there, shown) = (Rc::clone(self), shown.clone());
         self.exec.after(self.net.delay(&self.rng), move || {
             if !there.net.both(end, End::Store) {
                 return;
             }
             match end {
-                End::Host(index) => {
-                    let agent = there.hosts[index].agent.borrow().clone();
-                    if let Some(agent) = agent {
-                        agent.show(state);
-                    }
-                }
-                End::Proxy(index) => proxy::show(&there, index, state),
+                End::Host(index) => agent::show(&there, index, shown.view),
+                End::Proxy(index) => proxy::show(&there, index, shown.state),
                 End::Store => {}
             }
         });
@@ -198,9 +193,8 @@ impl World {
             let lags = self.faults_on() && self.rng.chance(100);
             let stale = self.stalled.borrow().contains_key(&end);
             let back = if lags || stale { 1 + self.rng.below(30) } else { 0 };
-            if let Some(state) = self.store.lagging(back).or_else(|| Some(self.store.truth())) {
-                self.send_view(end, &state, false);
-            }
+            let shown = self.store.lagging(back).unwrap_or_else(|| self.store.shown());
+            self.send_view(end, &shown, false);
         }
     }
 
@@ -220,7 +214,7 @@ impl World {
             if !self.hosts[index].up.get() {
                 host::boot(self, index);
             }
-            super::agent::start(self, index);
+            agent::start(self, index);
         }
         for proxy in &self.proxies {
             proxy::start(self, proxy.index);
@@ -265,13 +259,50 @@ async fn referee(w: Rc<World>) {
     w.over.set(true);
 }
 
+thread_local! {
+    /// The world that this thread lives through.
+    static CURRENT: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
+}
+
+/// The world that this thread lives through.
+pub fn current() -> Rc<World> {
+    let current = CURRENT.with_borrow(Option::clone);
+    current.expect("agents live in worlds alone")
+}
+
 /// Lives through one world.
 pub fn live(seed: u64, kind: Kind, mutation: Option<Mutation>, tell: bool) -> Report {
+    if tell {
+        return tracing::subscriber::with_default(trace::subscriber(), || {
+            live_through(seed, kind, mutation, true)
+        });
+    }
+    live_through(seed, kind, mutation, false)
+}
+
+fn live_through(seed: u64, kind: Kind, mutation: Option<Mutation>, tell: bool) -> Report {
     let w = World::new(seed, kind, mutation, tell);
+    CURRENT.replace(Some(Rc::clone(&w)));
     w.net.set_slowness(w.plan.slowness);
     w.note(format_args!("seed {seed}, {kind:?}, {:?}", w.plan));
     let keys = &w.store.keys;
-    let puts = [(keys.initialize(), SYSID.to_owned()), (keys.config(), w.plan.config())];
+    let mut puts = vec![
+        (keys.initialize(), SYSID.to_owned()),
+        (keys.config(), w.plan.config()),
+        (keys.history(), "[]".to_owned()),
+    ];
+    // As the leader that was the last has left it.
+    if w.plan.failsafe {
+        let urls = w
+            .hosts
+            .iter()
+            .map(|host| (host.name.clone(), json!(format!("http://{}:8008/patroni", host.name))));
+        puts.push((keys.failsafe(), Value::Object(urls.collect()).to_string()));
+    }
+    if w.plan.sync != SyncMode::Off {
+        let alone = SyncState::new(&w.hosts[0].name, &[]);
+        puts.push((keys.sync(), json!(alone).to_string()));
+    }
     w.store.prepare(&w, &puts);
     for index in 0..w.hosts.len() {
         host::boot(&w, index);
@@ -298,6 +329,7 @@ pub fn live(seed: u64, kind: Kind, mutation: Option<Mutation>, tell: bool) -> Re
         trace: w.trace.tell(),
     };
     end_world(&w);
+    CURRENT.take();
     report
 }
 

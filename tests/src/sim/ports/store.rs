@@ -1,0 +1,267 @@
+//! The store, as the shipped agent asks it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kornak_agent::ha::sync::Names;
+use kornak_cluster::{Handover, SyncState};
+use kornak_dcs::keys::Keys;
+use kornak_dcs::{
+    Compare, Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, Op, Renewed, Txn, TxnOutcome, View,
+};
+use tokio::sync::watch;
+
+use super::Life;
+use crate::sim::net::End;
+use crate::sim::postgres;
+use crate::sim::scenario::Mutation;
+use crate::sim::store;
+use crate::sim::world::World;
+
+/// A client of the store.
+#[derive(Debug)]
+pub struct Store {
+    pub life: Life,
+    /// What the agent has been shown.
+    pub view: watch::Receiver<Arc<View>>,
+}
+
+impl Store {
+    fn ask<T: Send + 'static>(
+        &self,
+        work: impl AsyncFnOnce(&Rc<World>, End) -> Result<T, DcsError> + 'static,
+    ) -> DcsFuture<'static, T> {
+        let life = self.life;
+        life.ask(async move |w| {
+            life.step(&w).await;
+            let answer = work(&w, End::Host(life.host)).await;
+            life.step(&w).await;
+            answer
+        })
+    }
+}
+
+impl Dcs for Store {
+    fn range(&self, prefix: &str) -> DcsFuture<'_, View> {
+        let prefix = prefix.to_owned();
+        self.ask(async move |w, from| store::range(w, from, prefix).await)
+    }
+
+    fn txn(&self, mut txn: Txn) -> DcsFuture<'_, TxnOutcome> {
+        let (view, host) = (self.view.clone(), self.life.host);
+        self.ask(async move |w, from| {
+            let Some(mutation) = w.plan.mutation else { return store::txn(w, from, txn).await };
+            let view = Arc::clone(&view.borrow());
+            let about = About::new(&w.store.keys, &txn);
+            if let Some(answer) = not_asked(w, host, mutation, &about, &view) {
+                return Ok(answer);
+            }
+            change(w, host, mutation, &about, &mut txn, &view);
+            let answer = store::txn(w, from, txn).await;
+            told(mutation, &about, answer, &view)
+        })
+    }
+
+    fn grant(&self, ttl: Duration) -> DcsFuture<'_, Granted> {
+        self.ask(async move |w, from| store::grant(w, from, ttl).await)
+    }
+
+    fn keep_alive(&self, lease: LeaseId) -> DcsFuture<'_, Renewed> {
+        self.ask(async move |w, from| {
+            let renewed = store::keep_alive(w, from, lease).await?;
+            let blind = w.plan.mutation == Some(Mutation::KeepaliveIsProof);
+            Ok(if blind { Renewed { raft_term: 0, ..renewed } } else { renewed })
+        })
+    }
+
+    fn revoke(&self, lease: LeaseId) -> DcsFuture<'_, ()> {
+        self.ask(async move |w, from| store::revoke(w, from, lease).await)
+    }
+
+    fn follow(&self, _: &str) -> Follow {
+        Follow::new(self.view.clone(), None)
+    }
+}
+
+/// What a transaction is for.
+struct About {
+    /// It creates the leader key.
+    claims: bool,
+    /// It only asks whether the leader key is ours.
+    proves: bool,
+    /// The synchronous standbys that it writes.
+    sync: Option<SyncState>,
+    /// It does so in the name of a proven leadership, before its server starts or is promoted.
+    stands_alone: bool,
+}
+
+impl About {
+    fn new(keys: &Keys, txn: &Txn) -> Self {
+        let (leader, sync) = (keys.leader(), keys.sync());
+        let put = |name: &String| {
+            txn.then.iter().find_map(|op| match op {
+                Op::Put { key, value, .. } if key == name => Some(value.clone()),
+                _ => None,
+            })
+        };
+        let created = |compare: &Compare| match compare {
+            Compare::Created { key, revision } if *key == leader => Some(*revision),
+            _ => None,
+        };
+        let created = txn.compare.iter().find_map(created);
+        let sync = put(&sync).and_then(|text| serde_json::from_str(&text).ok());
+        Self {
+            claims: created == Some(0),
+            proves: txn.then.is_empty() && created.is_some(),
+            stands_alone: sync.is_some() && created.is_some_and(|revision| revision > 0),
+            sync,
+        }
+    }
+}
+
+/// Transactions that are not even sent, and their answer.
+fn not_asked(
+    w: &Rc<World>,
+    host: usize,
+    mutation: Mutation,
+    about: &About,
+    view: &View,
+) -> Option<TxnOutcome> {
+    let standby = w.hosts[host].disk.borrow().standby_signal;
+    let skipped = match mutation {
+        Mutation::KeepaliveIsProof => about.proves,
+        Mutation::StartsBesideItsStandbys => about.stands_alone && !standby,
+        Mutation::PromotedBesideItsStandbys => about.stands_alone && standby,
+        _ => false,
+    };
+    let done =
+        || TxnOutcome { succeeded: true, revision: view.revision, raft_term: 0, gets: Vec::new() };
+    skipped.then(done)
+}
+
+fn revision_of(view: &View, key: &str) -> u64 {
+    view.get(key).map_or(0, |found| found.mod_revision)
+}
+
+/// Changes what is sent, or what is done before.
+fn change(
+    w: &Rc<World>,
+    host: usize,
+    mutation: Mutation,
+    about: &About,
+    txn: &mut Txn,
+    view: &View,
+) {
+    let (sync, handover) = (w.store.keys.sync(), w.store.keys.handover());
+    match mutation {
+        Mutation::ClaimOnOldSync if about.claims => {
+            txn.compare.retain(|it| !matches!(it, Compare::Modified { key, .. } if *key == sync));
+        }
+        Mutation::ClaimOnAnotherView if about.claims => {
+            for compare in &mut txn.compare {
+                if let Compare::Modified { key, revision } = compare
+                    && *key == sync
+                {
+                    *revision = revision_of(view, key);
+                }
+            }
+        }
+        Mutation::GoesBackBlindly if about.claims => {
+            let record = txn.compare.iter().find_map(|it| match it {
+                Compare::Value { key, value } if *key == handover => Some(value.clone()),
+                _ => None,
+            });
+            txn.compare.retain(|it| !matches!(it, Compare::Value { key, .. } if *key == handover));
+            // As it was when the server stopped, it thinks.
+            let record = record.and_then(|text| serde_json::from_str::<Handover>(&text).ok());
+            if let Some(record) = record.filter(|_| w.plan.sync != kornak_cluster::SyncMode::Off) {
+                let standbys: Vec<String> = record.candidate.into_iter().collect();
+                let state = SyncState::new(&w.hosts[host].name, &standbys);
+                txn.then.push(Op::put(sync, serde_json::to_string(&state).unwrap_or_default()));
+            }
+        }
+        Mutation::NamesBeforeStore if !about.claims && !about.stands_alone => {
+            let Some(state) = &about.sync else { return };
+            if w.hosts[host].server.borrow().is_primary() {
+                let standbys = state.standbys();
+                let waits = standbys.len().saturating_sub(state.quorum as usize);
+                let names = Names::of(&standbys, waits, w.plan.sync, w.plan.strict).to_string();
+                postgres::set_sync_names(w, host, &names);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Changes what is answered.
+fn told(
+    mutation: Mutation,
+    about: &About,
+    answer: Result<TxnOutcome, DcsError>,
+    view: &View,
+) -> Result<TxnOutcome, DcsError> {
+    let planned = about.sync.is_some() && !about.claims && !about.stands_alone;
+    match (mutation, answer) {
+        (Mutation::OpenSyncWriteIgnored, Err(error)) if planned => {
+            Err(DcsError::Unreachable { detail: error.to_string() })
+        }
+        (Mutation::PlansFromOldView | Mutation::StandsAloneByAnOldView, Ok(outcome)) if planned => {
+            Ok(TxnOutcome { revision: view.revision.min(outcome.revision), ..outcome })
+        }
+        (_, answer) => answer,
+    }
+}
+
+/// What an agent is shown of the store.
+pub fn as_shown(w: &Rc<World>, host: usize, view: Arc<View>) -> Arc<View> {
+    let keys = &w.store.keys;
+    let everybody = || w.hosts.iter().map(|host| host.name.clone()).collect::<Vec<_>>();
+    let (key, value) = match w.plan.mutation {
+        Some(Mutation::CandidateIgnoresSync) if view.get(&keys.leader()).is_none() => {
+            (keys.sync(), serde_json::to_string(&SyncState::new(&w.hosts[host].name, &everybody())))
+        }
+        Some(Mutation::QuorumIgnored) => {
+            let Some(found) = view.get(&keys.sync()) else { return view };
+            let Ok(state) = serde_json::from_str::<SyncState>(&found.value) else { return view };
+            (keys.sync(), serde_json::to_string(&SyncState { quorum: 0, ..state }))
+        }
+        Some(Mutation::FailsafeListIgnored) => {
+            let all = everybody().into_iter().map(|name| {
+                let url = format!("http://{name}:8008/patroni");
+                (name, url)
+            });
+            let all: std::collections::BTreeMap<String, String> = all.collect();
+            (keys.failsafe(), serde_json::to_string(&all))
+        }
+        _ => return view,
+    };
+    let mut changed = View::clone(&view);
+    if let (Some(found), Ok(value)) = (changed.keys.get_mut(&key), value) {
+        found.value = value;
+    }
+    Arc::new(changed)
+}
+
+/// A leader that rests on its members' word adds members that have not given it.
+pub async fn lets_the_list_grow(w: Rc<World>, life: Life) {
+    loop {
+        w.exec.sleep(Duration::from_millis(200)).await;
+        let keys = &w.store.keys;
+        let Some(agent) = w.hosts[life.host].agent.borrow().clone() else { continue };
+        let Some(held) = agent.keeper.held() else { continue };
+        let view = Arc::clone(&agent.view.borrow());
+        let all: std::collections::BTreeMap<String, String> = view
+            .below(&keys.member(""))
+            .map(|(name, _)| (name.to_owned(), format!("http://{name}:8008/patroni")))
+            .collect();
+        let text = serde_json::to_string(&all).unwrap_or_default();
+        if view.get(&keys.failsafe()).is_some_and(|found| found.value == text) {
+            continue;
+        }
+        let mine = Compare::Lease { key: keys.leader(), lease: held.lease };
+        let put = Txn::just(Op::put(keys.failsafe(), text)).when(mine);
+        // An answer changes nothing.
+        drop(store::txn(&w, End::Host(life.host), put).await);
+    }
+}
