@@ -258,6 +258,17 @@ impl Session {
         matches!(sent, Sent::Query(_) | Sent::FunctionCall(_) | Sent::Sync)
     }
 
+    /// A simple query that is answered was not skipped.
+    #[inline]
+    fn query_ran(&mut self, received: &Received) {
+        if let Some(shared) = &mut self.journal.statements
+            && let Received::Done(owner) | Received::Failed(Some(owner)) = received
+            && owner.kind == Kind::Query
+        {
+            shared.query_ran(self.pipeline.ready_owed());
+        }
+    }
+
     fn malformed(&mut self, sent: Sent) -> Sent {
         self.journal.pin(Pin::Lost);
         sent
@@ -281,12 +292,7 @@ impl Session {
         }
         let failed = self.pipeline.error_passed();
         let received = self.pipeline.received(seen.tag, seen.body)?;
-        if let Some(shared) = &mut self.journal.statements
-            && let Received::Done(owner) | Received::Failed(Some(owner)) = &received
-            && owner.kind == Kind::Query
-        {
-            shared.query_ran(self.pipeline.ready_owed());
-        }
+        self.query_ran(&received);
         match received {
             Received::Ours => return Ok(Heard::Swallow),
             Received::Done(owner) if self.is_shared(&owner) => return Ok(self.shared_done(&owner)),
