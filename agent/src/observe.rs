@@ -169,7 +169,7 @@ impl Reading {
             }
             Ok(Ok(None)) => debug!("standby's log is not where it replays"),
             Ok(Err(error)) => {
-                warn!(error = &error as &dyn std::error::Error, "standby's log could not be read")
+                warn!(error = &error as &dyn std::error::Error, "standby's log could not be read");
             }
             Err(error) => warn!(
                 error = &error as &dyn std::error::Error,

@@ -10,7 +10,7 @@
 //! KORNAK_WORLDS=100000 cargo nextest run -p kornak-tests --test sim
 //! ```
 //!
-//! What the model leaves out is said in docs/safety.md.
+//! docs/safety.md says what the model leaves out.
 
 pub mod agent;
 pub mod checker;
@@ -41,7 +41,7 @@ pub fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.trim().parse().ok()
 }
 
-/// What was lived through, so that a test can see that the worlds were not empty.
+/// Counts of what happened, so that a test can see that the worlds were not empty.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lived {
     pub worlds: u64,

@@ -4,6 +4,8 @@
 //! one, telling its story if a promise is broken in it. `KORNAK_MUTATION=name` looks at one mutation only. Seeds begin at 0
 //! unless asked otherwise, so that a change is judged by the worlds that its predecessor was judged by.
 
+#![expect(clippy::print_stdout, reason = "a run says how many worlds it has seen")]
+
 use std::time::Duration;
 
 use kornak_tests::sim::{self, Kind, Lived, Mutation, Report};

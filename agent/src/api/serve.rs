@@ -190,7 +190,10 @@ async fn planned_restarts(api: &Api) {
         match api.ask(super::ANSWER_LIMIT, restart).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "scheduled restart failed")
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "scheduled restart failed"
+                );
             }
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,

@@ -69,7 +69,7 @@ fn event(ctx: &Context, kind: &str) -> Value {
     })
 }
 
-/// Makes writes to this group that come through the coordinator wait, until [`resume`] or the next
+/// Makes writes to this group that come through the coordinator wait, until [`unblock_writes`] or the next
 /// primary's `announce`; nobody's transaction is ended for it. `hold`: clients are held no longer.
 pub(crate) async fn block_writes(ctx: &Context, record: u64, hold: Duration) -> Paused {
     let Some(leader) = coordinator(ctx) else { return Paused::Yes };
@@ -345,6 +345,16 @@ async fn busy_elsewhere(ctx: &Context) -> Busy {
     busy
 }
 
+/// The sessions that work on any server that a handover of this one concerns: in a Citus cluster a
+/// transaction that began on another node may come here, and every session is held.
+pub(crate) async fn busy_anywhere(ctx: &Context) -> Busy {
+    let (here, there) = tokio::join!(ctx.busy(), busy_elsewhere(ctx));
+    Busy {
+        backends: here.backends.saturating_add(there.backends),
+        oldest: here.oldest.max(there.oldest),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -372,15 +382,5 @@ mod tests {
         };
         assert_eq!(found(1, "new"), named(&[(0, "c"), (1, "new"), (2, "x")]));
         assert_eq!(found(0, "d"), named(&[(0, "d"), (1, "former"), (2, "x")]));
-    }
-}
-
-/// The sessions that work on any server that a handover of this one concerns: in a Citus cluster a
-/// transaction that began on another node may come here, and every session is held.
-pub(crate) async fn busy_anywhere(ctx: &Context) -> Busy {
-    let (here, there) = tokio::join!(ctx.busy(), busy_elsewhere(ctx));
-    Busy {
-        backends: here.backends.saturating_add(there.backends),
-        oldest: here.oldest.max(there.oldest),
     }
 }

@@ -77,7 +77,7 @@ impl Driver {
                 }
                 Ok(Errand::Done(_, Ok(()))) => self.ctx.fresh_look(LOOK_LIMIT).await,
                 Err(error) => {
-                    error!(error = &error as &dyn std::error::Error, "step ended unexpectedly")
+                    error!(error = &error as &dyn std::error::Error, "step ended unexpectedly");
                 }
             }
         }
@@ -126,7 +126,7 @@ impl Driver {
         match result {
             Ok(()) => {}
             Err(JobError::Claim(ClaimError::Lost)) => {
-                info!("leader key was claimed by another node")
+                info!("leader key was claimed by another node");
             }
             Err(error) => {
                 warn!(error = &error as &dyn std::error::Error, "leader key could not be claimed");

@@ -145,6 +145,9 @@ pub enum Why {
     StoreLost,
 }
 
+const FAILSAFE_UNKNOWN: &str = "the key failsafe is missing or makes no sense, so it is not known whom a leader without \
+    the store asks: make sure that the last leader is down and name the next one (failover), or write the key again";
+
 impl Why {
     /// A sentence for the operator's log.
     pub fn as_str(self) -> &'static str {
@@ -214,11 +217,7 @@ impl Why {
             Self::NotInFailsafeList => {
                 "not a member of the list that a leader without the store asks"
             }
-            Self::FailsafeUnknown => {
-                "whom a leader without the store asks is not known, the key failsafe is missing or makes no \
-                 sense: make sure that the last leader is down and name the next one (failover), or write the \
-                 key again"
-            }
+            Self::FailsafeUnknown => FAILSAFE_UNKNOWN,
             Self::LostRecently => "the last attempt to lead failed here",
             Self::NotSynchronous => "not a synchronous standby",
             Self::SyncUnknown => {

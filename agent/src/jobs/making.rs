@@ -60,7 +60,7 @@ pub async fn bootstrap(ctx: Arc<Context>) -> Result<(), JobError> {
             ctx.server.stop(StopMode::Kill, STOP_LIMIT).await?;
             match ctx.postgres.set_data_aside().await {
                 Ok(Some(aside)) => {
-                    warn!(dir = %aside.display(), "bootstrap failed, data directory moved aside")
+                    warn!(dir = %aside.display(), "bootstrap failed, data directory moved aside");
                 }
                 Ok(None) => {}
                 Err(error) => {

@@ -228,7 +228,7 @@ async fn stop_nodes(nodes: Vec<Running>, halts: Vec<CancellationToken>) {
             match node.task.await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "agent failed")
+                    tracing::warn!(error = &error as &dyn std::error::Error, "agent failed");
                 }
                 Err(error) => tracing::warn!(
                     error = &error as &dyn std::error::Error,

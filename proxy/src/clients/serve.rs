@@ -189,7 +189,10 @@ async fn serve(
                 tokio::task::spawn_local(accepting);
             }
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "listener cannot be used")
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "listener cannot be used"
+                );
             }
         }
     }

@@ -40,12 +40,12 @@ pub struct Agent {
     pub process: ProcessId,
     pub api: Arc<Api>,
     pub keeper: Keeper,
-    /// What the store has shown it.
+    /// The state that the store has shown to the agent.
     pub view: watch::Sender<Arc<View>>,
     heard: Cell<Moment>,
 }
 
-/// What the file of each host's agent says; files are read once for all worlds.
+/// Settings in the file of each host's agent; files are read once for all worlds.
 fn settings(index: usize) -> AgentSettings {
     thread_local! {
         static READ: std::cell::RefCell<BTreeMap<usize, AgentSettings>> = const {
@@ -120,7 +120,7 @@ pub fn start(w: &Rc<World>, index: usize) {
     }
 }
 
-/// What the model of a server leaves out would be asked of this one, which has no data directory.
+/// A shipped server without a data directory: questions that the model does not know would go to it.
 fn unused(settings: &AgentSettings) -> Postgres {
     let options = Options {
         name: settings.name.clone(),
@@ -177,7 +177,7 @@ async fn listen(w: Rc<World>, agent: Rc<Agent>) {
 }
 
 /// An operator asks the leader for a switchover.
-pub fn switch_over(w: &Rc<World>, candidate: Option<String>) {
+pub fn switch_over(w: &Rc<World>, candidate: Option<&str>) {
     for host in &w.hosts {
         let Some(agent) = host.agent.borrow().clone() else { continue };
         if agent.keeper.held().is_none() {

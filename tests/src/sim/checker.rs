@@ -41,7 +41,7 @@ pub enum Broken {
     SentAgain { record: Record },
     /// 6, from the server's side.
     ExecutedTwice { record: Record },
-    /// What a client was told is not so.
+    /// A client was told something untrue.
     ToldWrong { record: Record },
     /// A standby's log goes on with another history than its own.
     Corrupted { host: String, upstream: String },
@@ -91,7 +91,7 @@ impl fmt::Display for Broken {
     }
 }
 
-/// What the checker remembers.
+/// The checker's memory.
 #[derive(Default)]
 pub struct Checker {
     broken: Option<Broken>,

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::proxy::{self, Said};
 use super::world::World;
 
-/// What the clients of a world were told.
+/// Answers that the clients of a world were given.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
     pub done: u32,

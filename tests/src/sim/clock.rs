@@ -28,7 +28,7 @@ impl HostClock {
         Self { booted: Moment::default(), rate, boot: 1 }
     }
 
-    /// What it shows.
+    /// The time that the clock shows.
     pub fn show(&self, now: Moment) -> Moment {
         let up = u64::try_from(now.since(self.booted).as_micros()).unwrap_or(u64::MAX);
         Moment::new(Duration::from_micros(up / 1000 * self.rate / 1000 + 1_000_000_000))

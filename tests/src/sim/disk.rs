@@ -1,4 +1,4 @@
-//! What a host keeps: over a crash of any process, and (what was flushed) over the loss of power.
+//! A host's files, which are kept: over a crash of any process, and (what was flushed) over the loss of power.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ pub struct Disk {
     pub upstream: Option<usize>,
     /// `synchronous_standby_names`.
     pub sync_names: String,
-    /// What `pg_controldata` says.
+    /// The answer of `pg_controldata`.
     pub clean: bool,
     pub was_primary: bool,
     /// pg_rewind was begun and has not ended; the server cannot start.

@@ -401,7 +401,7 @@ impl Notify {
         }
     }
 
-    /// What has been seen by now.
+    /// Everything seen up to now.
     pub fn version(&self) -> u64 {
         self.0.borrow().version
     }

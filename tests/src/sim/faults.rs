@@ -1,4 +1,4 @@
-//! What goes wrong, when, and for how long.
+//! Faults: which, when, and for how long.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -304,7 +304,7 @@ fn happen(w: &Rc<World>, fault: Fault) {
         CutProxy | KillProxy | FreezeProxy => proxy_fault(w, fault, at, lasts),
         Switchover => {
             let name = w.hosts[w.rng.below(w.hosts.len())].name.clone();
-            agent::switch_over(w, w.rng.chance(500).then_some(name));
+            agent::switch_over(w, w.rng.chance(500).then_some(name.as_str()));
         }
         Ambush => drop(w.exec.spawn(w.wire, ambush(Rc::clone(w)))),
         StalledStream | VoterDown | WrongAddress => untrue(w, fault, lasts),
@@ -315,7 +315,7 @@ fn happen(w: &Rc<World>, fault: Fault) {
     }
 }
 
-/// What makes answers untrue, or costly if they are.
+/// Faults that make answers untrue, or costly if they are.
 fn untrue(w: &Rc<World>, fault: Fault, lasts: Duration) {
     let mut stalled = None;
     if fault == WrongAddress {

@@ -31,7 +31,7 @@ pub struct Host {
     pub server: RefCell<Postgres>,
     /// The guard's deadline.
     pub fence: RefCell<Fence>,
-    /// What the guard sees of the postmaster.
+    /// The postmaster as the guard sees it.
     pub watched: watch::Sender<Watched>,
     pub guard_process: Cell<ProcessId>,
     pub agent_process: Cell<ProcessId>,
@@ -61,7 +61,7 @@ impl Host {
         }
     }
 
-    /// What this host's clock shows.
+    /// The time on this host's clock.
     pub fn now(&self, w: &World) -> Moment {
         self.clock.borrow().show(w.exec.now())
     }

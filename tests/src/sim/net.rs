@@ -10,7 +10,7 @@ use super::exec::{Reply, slot};
 use super::rng::Rng;
 use super::world::World;
 
-/// Who can be cut off from whom.
+/// Hosts that can be cut off from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum End {
     Store,

@@ -1,4 +1,4 @@
-//! What a world gives to the shipped agent in place of a machine, a store, a guard, a server and other members; and
+//! The world's answers to the shipped agent, in place of a machine, a store, a guard, a server and other members; and
 //! what is broken in them on purpose.
 //!
 //! A defence of the agent is taken away where it meets the world: a store that ignores a comparison, a guard that acts

@@ -1,7 +1,7 @@
 //! The modelled server: what of PostgreSQL decides about commits: its log, its timelines, who streams
 //! from it, whom commits wait for, and how it starts, stops, crashes and is promoted.
 //!
-//! It is no process of the executor, because its processes do not obey the agent: a stop that was asked
+//! The server is no process of the executor, because its processes do not obey the agent: a stop that was asked
 //! for goes on when the agent dies. Each start gets a number, and what was begun under another number is
 //! forgotten.
 
@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_millis(400);
 /// A standby says where it stands at least this often.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
-/// What runs on a data directory.
+/// A server that runs on a data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Run {
     #[default]
@@ -112,7 +112,7 @@ impl Postgres {
         self.run == Run::Standby && self.stream.is_some()
     }
 
-    /// What changes when the server starts, ends or takes another role: agents notice that at once.
+    /// Changes when the server starts, ends or takes another role: agents notice that at once.
     pub fn state(&self) -> (Run, u32) {
         (self.run, self.number)
     }
@@ -126,7 +126,7 @@ impl Postgres {
         }
     }
 
-    /// Its walsenders: standby, the number of its start, and how much it has flushed.
+    /// The server's walsenders: standby, the number of its start, and how much it has flushed.
     pub fn senders(&self) -> impl Iterator<Item = (usize, u32, usize)> {
         self.senders.iter().map(|(standby, sender)| (*standby, sender.of, sender.flushed))
     }

@@ -33,7 +33,7 @@ const LEASE: Duration = Duration::from_secs(6);
 /// The longest a drain holds anybody.
 const MAX_HOLD: Duration = Duration::from_secs(1);
 
-/// What a client gets.
+/// A proxy's answer to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Said {
     Done,

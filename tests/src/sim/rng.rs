@@ -9,7 +9,7 @@ use std::time::Duration;
 pub struct Rng(Cell<u64>);
 
 impl Rng {
-    /// The same seed gives the same choices.
+    /// A generator whose choices depend on `seed` alone.
     pub fn new(seed: u64) -> Self {
         Self(Cell::new(seed ^ 0x6b6f_726e_616b_0001))
     }

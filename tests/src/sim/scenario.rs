@@ -1,4 +1,4 @@
-//! What a world is like: drawn from its seed, with some of it pinned by the test.
+//! The properties of a world: drawn from its seed, with some of it pinned by the test.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub enum Mutation {
     KeepaliveIsProof,
     /// The postmaster's exit counts as the server's.
     PostmasterGoneMeansStopped,
-    /// Whoever asks first is promoted, whether the store names it or not.
+    /// The first candidate that asks is promoted, whether the store names it or not.
     CandidateIgnoresSync,
     /// A claim does not compare that the synchronous standbys are still those that were read.
     ClaimOnOldSync,
@@ -32,7 +32,7 @@ pub enum Mutation {
     AnswersFromMemory,
     /// A member whose server does not run counts as one that has nothing.
     DownCounts,
-    /// Whoever answers at a member's address counts as that member.
+    /// Any process that answers at a member's address counts as that member.
     NameNotChecked,
     /// A standby that was restarted counts what it has replayed since as all that it has.
     RestartedCounts,
@@ -125,13 +125,13 @@ pub struct Scenario {
     pub faults_until: Duration,
     /// Mean time between two faults.
     pub fault_every: Duration,
-    /// What agents see of their servers is up to a second old, a standby that starts does not tell at once what it has,
+    /// Agents' observations of their servers are up to a second old, a standby that starts does not tell at once what it has,
     /// and a member's address may be another one's.
     pub untrue: bool,
     pub mutation: Option<Mutation>,
 }
 
-/// What a test pins of a [`Scenario`].
+/// The part of a [`Scenario`] that a test pins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Asynchronous,

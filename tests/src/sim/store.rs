@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// Old states that a lagging member of the store may still show.
 const REMEMBERED: usize = 40;
 
-/// What the store shows at one revision: as it is, for agents, and as it is understood.
+/// The store's contents at one revision: raw, for agents, and parsed.
 #[derive(Debug, Clone)]
 pub struct Shown {
     pub view: Arc<View>,
@@ -64,17 +64,17 @@ impl Store {
         }
     }
 
-    /// What is true now, which nobody in the world sees.
+    /// The true contents now, which nobody in the world sees.
     pub fn truth(&self) -> Arc<ClusterState> {
         Arc::clone(&self.state.borrow())
     }
 
-    /// What it shows now.
+    /// The contents that the store shows now.
     pub fn shown(&self) -> Shown {
         Shown { view: Arc::clone(&self.view.borrow()), state: self.truth() }
     }
 
-    /// What it showed before, as a lagging member would.
+    /// Contents that the store showed before, as a lagging member would.
     pub fn lagging(&self, back: usize) -> Option<Shown> {
         let past = self.past.borrow();
         past.get(past.len().checked_sub(back + 1)?).cloned()
@@ -85,7 +85,7 @@ impl Store {
         self.up.get()
     }
 
-    /// It stops or starts answering; leases go on counting, as with etcd members that are alive and
+    /// Makes the store stop or start answering; leases go on counting, as with etcd members that are alive and
     /// have no quorum they do after the next election.
     pub fn set_up(&self, up: bool) {
         self.up.set(up);

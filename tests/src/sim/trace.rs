@@ -1,4 +1,4 @@
-//! What happened last: kept in memory, printed when a promise is broken.
+//! The story of a world's last moments: kept in memory, printed when a promise is broken.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -49,7 +49,7 @@ impl Trace {
     }
 }
 
-/// What agents log goes to the world's story.
+/// Adds the log messages of agents to the world's story.
 pub fn subscriber() -> impl Subscriber + Send + Sync {
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::INFO)

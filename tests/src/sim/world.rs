@@ -31,7 +31,7 @@ pub const SYSID: &str = "7000000000000000001";
 /// (20 s), then a lease, then a failed attempt or two.
 pub const RECOVERY: Duration = Duration::from_secs(120);
 
-/// What a follower of the store is shown.
+/// The part of the store that a follower is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stall {
     /// Nothing at all.

@@ -68,7 +68,7 @@ fn serve(w: &Rc<World>, index: usize, request: Request<Bytes>, reply: Reply<Answ
     });
 }
 
-/// What a member says of itself, if that is broken on purpose.
+/// A member's answer about itself, if that is broken on purpose.
 fn falsify(w: &World, name: &str, answer: &mut Answer) {
     let mutations = [Mutation::NameNotChecked, Mutation::DownCounts];
     let Some(mutation) = w.plan.mutation.filter(|it| mutations.contains(it)) else { return };

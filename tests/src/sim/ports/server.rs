@@ -31,7 +31,10 @@ use crate::sim::postgres::{self, Run};
 use crate::sim::scenario::Mutation;
 use crate::sim::world::{World, current};
 
-/// What one life of an agent knows of its server.
+/// An answer: when it was given, by which run of the server in which state, and the status.
+type Told = (Moment, (Run, u32), ServerStatus);
+
+/// Knowledge that one life of an agent has of its server.
 #[derive(Debug)]
 pub struct Server {
     life: Life,
@@ -39,7 +42,7 @@ pub struct Server {
     prepared: Mutex<Option<String>>,
     names_changed_at: Mutex<Moment>,
     /// The last answer, for a server that tells old positions.
-    told: Mutex<Option<(Moment, (Run, u32), ServerStatus)>>,
+    told: Mutex<Option<Told>>,
 }
 
 impl Server {

@@ -23,7 +23,7 @@ use crate::sim::world::World;
 #[derive(Debug)]
 pub struct Store {
     pub life: Life,
-    /// What the agent has been shown.
+    /// The contents that the agent has been shown.
     pub view: watch::Receiver<Arc<View>>,
 }
 
@@ -84,15 +84,15 @@ impl Dcs for Store {
     }
 }
 
-/// What a transaction is for.
+/// The purpose of a transaction.
 struct About {
-    /// It creates the leader key.
+    /// The transaction creates the leader key.
     claims: bool,
-    /// It only asks whether the leader key is ours.
+    /// The transaction only asks whether the leader key is ours.
     proves: bool,
     /// The synchronous standbys that it writes.
     sync: Option<SyncState>,
-    /// It does so in the name of a proven leadership, before its server starts or is promoted.
+    /// The transaction asks so in the name of a proven leadership, before its server starts or is promoted.
     stands_alone: bool,
 }
 
@@ -213,7 +213,7 @@ fn told(
     }
 }
 
-/// What an agent is shown of the store.
+/// The part of the store that an agent is shown.
 pub fn as_shown(w: &Rc<World>, host: usize, view: Arc<View>) -> Arc<View> {
     let keys = &w.store.keys;
     let everybody = || w.hosts.iter().map(|host| host.name.clone()).collect::<Vec<_>>();

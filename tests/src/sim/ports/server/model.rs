@@ -1,4 +1,4 @@
-//! What the modelled server answers, and what it does when it is asked to.
+//! The modelled server's answers and actions.
 
 use std::rc::Rc;
 use std::time::Duration;
