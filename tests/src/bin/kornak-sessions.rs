@@ -288,7 +288,8 @@ async fn main() -> Result<ExitCode> {
         Some(size) => Some(cluster.pooled_proxy(size).await?),
         None => None,
     };
-    let port = pooled.as_ref().map_or(cluster.proxy.primary(), |proxy| proxy.primary());
+    let port =
+        pooled.as_ref().map_or(cluster.proxy.primary(), kornak_tests::run::proxy::Proxy::primary);
     let bench = Bench { conninfo: Cluster::app_on(port), cluster, rounds: arguments.rounds };
     let mut all = Vec::new();
     for (sessions, pause) in series {

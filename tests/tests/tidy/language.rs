@@ -145,7 +145,7 @@ fn a_log_message_names_its_subject() {
                 seen += 1;
                 let message = message.to_lowercase();
                 let points = |opening: &&str| message.starts_with(&opening.to_lowercase());
-                if BANNED_OPENINGS.iter().any(|opening| points(opening)) {
+                if BANNED_OPENINGS.iter().any(points) {
                     found.push(format!("{}:{line}: {message}", short(&file)));
                 }
             }
