@@ -87,7 +87,14 @@ impl Memory {
         }
         if view.reach != Reach::Never {
             inner.known.fill(&mut state, own_identifier);
-            inner.say(&state, keys);
+            // While a cluster is being made its keys are not there yet.
+            let is_made = match state.initialize.as_deref() {
+                Some(identifier) => !identifier.is_empty(),
+                None => own_identifier.is_some(),
+            };
+            if is_made {
+                inner.say(&state, keys);
+            }
         }
         let state = Arc::new(state);
         inner.last = Some((view, own_identifier.map(str::to_owned), Arc::clone(&state)));

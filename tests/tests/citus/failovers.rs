@@ -160,10 +160,15 @@ async fn half_committed(
     let shard: String = on(0).await?.query_one(shard, &[&id]).await?.get(0);
     let name = format!("citus_{origin}_999_{number}_{id}");
     let half = format!("BEGIN; INSERT INTO {shard} VALUES ({id}, 0); PREPARE TRANSACTION '{name}'");
-    on(prepared_on).await?.batch_execute(&half).await?;
     let record =
         format!("INSERT INTO pg_dist_transaction (groupid, gid) VALUES ({prepared_on}, '{name}')");
-    Ok(on(origin).await?.batch_execute(&record).await?)
+    // Nobody looks for what is left between the two halves: without its record the one that is prepared would be rolled back.
+    let mut origin = on(origin).await?;
+    let origin = origin.transaction().await?;
+    origin.batch_execute("LOCK TABLE pg_dist_transaction IN ACCESS EXCLUSIVE MODE").await?;
+    on(prepared_on).await?.batch_execute(&half).await?;
+    origin.batch_execute(&record).await?;
+    Ok(origin.commit().await?)
 }
 
 /// An id whose shard a group has.
