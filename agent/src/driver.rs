@@ -500,16 +500,7 @@ impl Driver {
         if self.job.is_some() || (can_wait && !self.tries.may(self.ctx.machine.now())) {
             return;
         }
-        let ctx = Arc::clone(&self.ctx);
-        let handle = self.ctx.machine.spawn(
-            async move {
-                let result = work.await;
-                ctx.look.notify_one();
-                ctx.cycle.notify_one();
-                result
-            }
-            .in_current_span(),
-        );
+        let handle = self.spawn_and_look(work);
         if job == Job::Bootstrap {
             self.ctx.creating.store(true, std::sync::atomic::Ordering::Relaxed);
         }
@@ -520,18 +511,22 @@ impl Driver {
         if self.errand.is_some() {
             return;
         }
+        self.errand = Some(self.spawn_and_look(work));
+    }
+
+    /// Runs `work` in a task, and has the node looked at and decided about when it has ended.
+    fn spawn_and_look<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Task<T> {
         let ctx = Arc::clone(&self.ctx);
-        self.errand = Some(
-            self.ctx.machine.spawn(
-                async move {
-                    let result = work.await;
-                    ctx.look.notify_one();
-                    ctx.cycle.notify_one();
-                    result
-                }
-                .in_current_span(),
-            ),
-        );
+        let work = async move {
+            let result = work.await;
+            ctx.look.notify_one();
+            ctx.cycle.notify_one();
+            result
+        };
+        self.ctx.machine.spawn(work.in_current_span())
     }
 
     fn ask_peers(&mut self) {

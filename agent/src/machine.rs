@@ -43,7 +43,7 @@ pub trait Ports: Send + Sync + fmt::Debug {
     /// Writes a small file whole and durably.
     ///
     /// # Errors
-    /// It may not survive a loss of power.
+    /// The file was not written, or may not survive a loss of power.
     fn write(&self, path: &Path, contents: &[u8]) -> io::Result<()>;
     /// Removes a small file; one that cannot be removed stays.
     fn remove(&self, path: &Path);
@@ -98,7 +98,7 @@ impl Machine {
     /// Gives `work` up after `limit`.
     ///
     /// # Errors
-    /// It was given up.
+    /// `limit` has passed, and `work` was given up.
     pub async fn timeout<T>(
         &self,
         limit: Duration,
@@ -165,7 +165,7 @@ impl Machine {
     /// See [`Ports::write`].
     ///
     /// # Errors
-    /// It may not survive a loss of power.
+    /// The file was not written, or may not survive a loss of power.
     pub fn write(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
         self.0.write(path, contents)
     }

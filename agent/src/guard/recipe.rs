@@ -1,6 +1,6 @@
 //! How to start an agent again: as the kernel shows that it was started.
 //!
-//! What is needed is read from `/proc` while the agent lives: program, arguments, environment, working directory, and
+//! The guard reads the recipe from `/proc` while the agent lives: program, arguments, environment, working directory, and
 //! where it writes its log. The environment may hold passwords; it stays in the guard's memory, which is not swapped
 //! out, and is given to nothing but the new agent.
 

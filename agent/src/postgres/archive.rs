@@ -36,7 +36,7 @@ impl Postgres {
     }
 
     /// Removes what was restored of the histories of later timelines than the leader's, which does not run there.
-    /// What cannot be removed keeps the server from starting, which says so.
+    /// A file that cannot be removed keeps the server from starting, and the server's log says so.
     pub fn forget_timelines_after(&self, leaders: Timeline) {
         let Ok(entries) = fs::read_dir(self.data_dir().join("pg_wal")) else { return };
         for entry in entries.flatten() {

@@ -4,7 +4,7 @@
 //! and Citus's errors come too late: each is a failed transaction. The kernel closes the connections of
 //! a killed server at once; of a server that is cut off nothing comes, so it is asked every second.
 //!
-//! What is noticed here is a reason to look, never a verdict: [`crate::background::prover`] judges.
+//! A connection that ends is a reason to look, never a verdict: [`crate::background::prover`] judges.
 //!
 //! Not in a plain cluster, whose sessions notice by themselves.
 

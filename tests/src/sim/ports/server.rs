@@ -46,7 +46,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Of a life that begins.
+    /// The server as a life of the agent that begins knows it.
     pub fn new(life: Life) -> Self {
         Self {
             life,
