@@ -8,7 +8,7 @@
 //! Patroni's rules are no table of routes: the first path element and the method choose an endpoint, and any
 //! other path is a health check that is recognised by substring (`api::endpoint`).
 //!
-//! Who may ask, and with which headers it answers, may change while it runs ([`Api::reload`]).
+//! Credentials and headers may change while the API runs ([`Api::reload`]).
 //!
 //! Not here: any decision, any knowledge of how a command is carried out.
 

@@ -1,6 +1,6 @@
 //! The decision: one function from facts to the next step.
 //!
-//! It is total, deterministic and cannot wait: no I/O, no clock, nothing remembered between calls
+//! The decision is total, deterministic and cannot wait: no I/O, no clock, nothing remembered between calls
 //! that is not a fact in the [`Snapshot`]. Killing the agent between any two steps therefore changes
 //! nothing but the time at which the next step is taken.
 //!

@@ -134,7 +134,7 @@ impl RestartRequest {
 /// `15.4` as 150004, `9.6.24` as 90624.
 ///
 /// # Errors
-/// It is no version; the text is what Patroni says.
+/// The text is no version; the error is Patroni's sentence.
 pub fn version_number(text: &str) -> Result<u32, String> {
     let parts: Option<Vec<u32>> =
         text.split('.').map(|part| part.trim().parse().ok().filter(|part| *part < 1000)).collect();

@@ -2,7 +2,7 @@
 //! lease any more, also when the kernel hangs so that no process can do anything
 //! (`Documentation/watchdog/watchdog-api.rst` of Linux).
 //!
-//! It is switched on before a promotion and told that all is well with each proven renewal. A server
+//! The watchdog is switched on before a promotion and told that all is well with each proven renewal. A server
 //! that is no primary any more, and maintenance mode, switch it off in order; losing the lease does
 //! not: then it is what the device is for.
 

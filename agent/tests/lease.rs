@@ -128,7 +128,7 @@ impl Leader {
         view.get(&key).map_or(0, |found| found.lease)
     }
 
-    /// It leads, as it and the store say, and can prove it.
+    /// The node leads, as it and the store say, and can prove it.
     async fn leads(&self, ttl: Duration) {
         self.keeper.renew().await.unwrap();
         let held = self.keeper.held().expect("it leads");

@@ -1,4 +1,4 @@
-//! What a server would not take as it is written: parameters, and passwords in its own encoding.
+//! Values that a server would not take as they are written: parameters, and passwords in its own encoding.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step fails the test")]
 

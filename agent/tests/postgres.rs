@@ -469,7 +469,7 @@ async fn a_cluster_is_made_by_a_command_and_recovers_to_the_end_of_its_archive()
     assert!(b.postgres.run_script("'", &[], LIMIT).await.is_err());
 }
 
-/// What a standby had flushed before a start is in its files, however late it replays.
+/// WAL that a standby had flushed before a start is in its files, however late it replays.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_a_servers_log_is_read_from_its_files() {
     let mut field = Field::new();

@@ -84,7 +84,7 @@ pub fn load_operator(
 /// Reads one YAML value as this crate reads files: `on` is true, `0600` is octal.
 ///
 /// # Errors
-/// What is wrong, with the line.
+/// The mistake, with the line.
 pub fn parse_yaml(text: &str) -> Result<serde_json::Value, Problem> {
     yaml::parse_strictly(text)
 }

@@ -100,7 +100,7 @@ impl Pattern {
     /// Reads `all`, `/regular expression` or a name.
     ///
     /// # Errors
-    /// What is wrong with the regular expression.
+    /// The mistake in the regular expression.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text {
             "all" => Ok(Self::All),
@@ -111,7 +111,7 @@ impl Pattern {
     /// Reads `/regular expression` or a name; no name means more than itself.
     ///
     /// # Errors
-    /// What is wrong with the regular expression.
+    /// The mistake in the regular expression.
     pub fn name(text: &str) -> Result<Self, String> {
         match text.strip_prefix('/') {
             Some(regex) => expression(regex).map(Self::Regex),

@@ -140,7 +140,7 @@ pub fn is_patronictl(program: Option<&OsStr>) -> bool {
 /// 2, as clap and click do.
 ///
 /// # Errors
-/// What is to be told to the operator; the process ends with 1.
+/// The message for the operator; the process ends with 1.
 pub fn main(words: &[OsString]) -> anyhow::Result<()> {
     if is_patronictl(words.first().map(OsString::as_os_str)) {
         let Patronictl { global, verb } = Patronictl::parse_from(words);

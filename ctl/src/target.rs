@@ -339,7 +339,7 @@ impl Target {
     /// Asks a member to do something, and waits until it is done.
     ///
     /// # Errors
-    /// It gave no answer. An answer with any status is none.
+    /// The member gave no answer. An answer with any status is none.
     pub async fn act(
         &self,
         member: &MemberView,
@@ -353,7 +353,7 @@ impl Target {
     /// A member's own account of itself.
     ///
     /// # Errors
-    /// It gave no usable answer.
+    /// The member gave no usable answer.
     pub async fn status(&self, member: &MemberView) -> anyhow::Result<Value> {
         self.get(&member.api, "/patroni").await
     }

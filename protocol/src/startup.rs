@@ -1,7 +1,7 @@
 //! The packets without a tag that open a connection: Startup, SSLRequest, GSSENCRequest and
 //! CancelRequest, and the answer NegotiateProtocolVersion.
 //!
-//! They come from anyone who can reach the port, before any authentication, so the parser
+//! Startup packets come from anyone who can reach the port, before any authentication, so the parser
 //! reserves nothing that a length word asks for and reads nothing behind the packet's end.
 //! Parameters are kept as the bytes that came, in their order and with duplicates: a server
 //! gives them its own meaning, and names need not be UTF-8.

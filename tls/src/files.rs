@@ -22,7 +22,7 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
 /// The revocation lists of a file.
 ///
 /// # Errors
-/// It cannot be read, or one of them not be parsed.
+/// The file cannot be read, or one of the lists not be parsed.
 pub fn revoked_in(path: &Path) -> Result<Vec<Vec<u8>>, TlsError> {
     let read = CertificateRevocationListDer::pem_file_iter(path).and_then(Iterator::collect);
     let found: Vec<CertificateRevocationListDer<'static>> =

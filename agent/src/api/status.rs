@@ -18,7 +18,7 @@ pub(super) fn unanswered(view: &NodeView) -> NodeView {
 
 /// `GET /patroni`, and the body of every health check. `scheduled_restart` is shown as given.
 ///
-/// What only a running server has is left out while it does not run: a member that asks must not
+/// Fields that only a running server has are left out while it does not run: a member that asks must not
 /// take a stopped primary for a living one.
 pub(super) fn node(view: &NodeView, scheduled_restart: Option<Value>) -> Map<String, Value> {
     let mut out = Map::new();

@@ -1,8 +1,8 @@
 //! The primary that maintenance mode has left without a guard, once maintenance mode is over and nobody leads.
 //!
-//! Its agent does not come back to stop it, so another member is promoted beside it only when it is known to
-//! acknowledge nothing any more: it does not run; or commits there wait for standbys, and those that have left it
-//! are so many that it waits for ever. Nothing of its host may be heard, for it is off, or cut off: then it is
+//! The agent of such a server does not come back to stop it, so another member is promoted beside it only when it is
+//! known to acknowledge nothing any more: it does not run; or commits there wait for standbys, and those that have
+//! left it are so many that it waits for ever. Nothing of its host may be heard, for it is off, or cut off: then it is
 //! given `ttl`, and after that the operator's word counts, who has ended maintenance mode.
 
 use std::time::Duration;

@@ -2,8 +2,8 @@
 //! until it is done. Whoever finds such a note after a crash knows what of the directory was made by us and may go;
 //! what an operator puts there instead has none.
 //!
-//! What we make grows in [`NEW`], what we remove goes through [`OLD`], both inside the directory (and inside
-//! those that hold its log and its tablespaces): nothing else is ever removed. Only an operator's own command
+//! A directory that is being made grows in [`NEW`], one that is being removed goes through [`OLD`], both inside the
+//! directory (and inside those that hold its log and its tablespaces): nothing else is ever removed. Only an operator's own command
 //! works in the directory itself.
 
 use std::ffi::OsString;

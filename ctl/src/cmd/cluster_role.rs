@@ -70,7 +70,7 @@ impl Change {
 /// Makes the cluster follow another one.
 ///
 /// # Errors
-/// It does already, it has no leader, or the operator said no.
+/// The cluster does already, it has no leader, or the operator said no.
 pub async fn demote(global: &Global, args: DemoteArgs) -> anyhow::Result<()> {
     let DemoteArgs { cluster_name, force, host, port, restore_command, primary_slot_name } = args;
     if host.is_none() && port.is_none() && restore_command.is_none() {

@@ -1,6 +1,6 @@
 //! `kornak config generate`: an agent's file for a server that runs without one, or a sample.
 //!
-//! What is read is what the server runs with: its data directory, addresses, the parameters that its
+//! The command reads what the server runs with: its data directory, addresses, the parameters that its
 //! file or command line set, and its pg_hba. What only a person knows is marked `CHANGE-ME`; `kornak
 //! check` finds those that are left.
 

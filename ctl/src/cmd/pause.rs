@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Turns maintenance mode on or off.
 ///
 /// # Errors
-/// It is on or off already, or no member could be asked.
+/// Maintenance mode is on or off already, or no member could be asked.
 pub async fn run(global: &Global, args: &PauseArgs, on: bool) -> anyhow::Result<()> {
     let target = Target::find(global, args.cluster_name.as_deref())?;
     let number = args.group.or(target.own_group);

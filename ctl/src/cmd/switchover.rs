@@ -74,7 +74,7 @@ impl Action {
 /// Hands over now or later.
 ///
 /// # Errors
-/// It was refused, by the operator, by us or by the cluster.
+/// The switchover was refused, by the operator, by us or by the cluster.
 pub async fn switchover(global: &Global, args: SwitchoverArgs) -> anyhow::Result<()> {
     run(global, Action::Switchover, args).await
 }

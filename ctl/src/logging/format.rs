@@ -1,8 +1,8 @@
 //! Lines as Python's `logging` writes them, after `log.format`: text with `%(asctime)s` and the like
 //! in it, or a JSON object of such fields.
 //!
-//! What an event carries besides its message follows the message as `key=value` in text, and stands
-//! under keys of its own in JSON.
+//! Fields that an event carries besides its message follow the message as `key=value` in text, and stand
+//! under keys of their own in JSON.
 
 use std::fmt::{self, Write as _};
 

@@ -1,6 +1,6 @@
 //! The proxy's own connections for questions about logins.
 //!
-//! Their startup packet is ours and no client has a say in it (CVE-2025-12819).
+//! The startup packet of such a connection is ours and no client has a say in it (CVE-2025-12819).
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! File descriptors: as many as the system gives, and never more clients than there are for.
 //!
-//! Who is in must be able to get a server whoever else connects, and so must the proxy itself.
+//! A client that has logged in must be able to get a server whoever else connects, and so must the proxy itself.
 
 use std::io;
 

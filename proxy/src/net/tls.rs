@@ -133,7 +133,7 @@ fn accepting(settings: &ClientTls) -> Result<Accepting, TlsError> {
 /// The certificate of the status page.
 ///
 /// # Errors
-/// It cannot be read or used.
+/// A file cannot be read or used.
 pub fn of_status(settings: &StatusTls) -> Result<TlsAcceptor, TlsError> {
     let certified = certified(&settings.certfile, &settings.keyfile, None)?;
     let mut config = kornak_tls::server_config(None, certified)?;

@@ -1,6 +1,6 @@
 //! The proof that a server connection may change hands.
 //!
-//! What a client has left unfinished must not become a part of what the next one says: of a message
+//! Anything that a client has left unfinished must not become a part of what the next one says: of a message
 //! that was forwarded in part, the server still waits for the rest. So pools take and give
 //! [`Settled`] connections only, and only this module makes one.
 

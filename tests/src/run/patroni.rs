@@ -32,7 +32,7 @@ impl Patroni {
     /// Finds the environment, or makes it. `KORNAK_PATRONI_VENV` names another place.
     ///
     /// # Errors
-    /// It cannot be made: no `python3-venv`, no network.
+    /// The environment cannot be made: no `python3-venv`, no network.
     pub fn installed() -> Result<Self> {
         let dir = match std::env::var_os("KORNAK_PATRONI_VENV") {
             Some(named) => named.into(),

@@ -172,7 +172,10 @@ pub(super) fn openings() -> (Vec<String>, usize) {
                         found.push(format!("{}:{}: {text}", short(file), number + 1));
                     }
                 }
-                inside = text.starts_with("//");
+                // A paragraph, and what follows a heading, is read on its own as well.
+                let is_break =
+                    matches!(text, "///" | "//!") || doc.is_some_and(|doc| doc.starts_with("# "));
+                inside = text.starts_with("//") && !is_break;
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A leader's record of its own writes of `sync`, each of which compares the key's revision.
 //!
-//! What is read of the store may be older than what was written, and a write without an answer may be done
+//! A view of the store may be older than the last write, and a write without an answer may be done
 //! late: a standby is named then that nobody here knows of.
 
 use kornak_cluster::ClusterState;

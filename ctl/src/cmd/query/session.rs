@@ -106,7 +106,7 @@ pub(super) struct Session {
 
 impl Session {
     /// # Errors
-    /// What the server, or the network, said, in libpq's form.
+    /// The error of the server, or of the network, in libpq's form.
     pub(super) async fn open(host: &str, port: u16, login: &Login) -> Result<Self, String> {
         let mut config = Config::new();
         config.user(&login.user).dbname(&login.database).application_name("Patroni ctl");

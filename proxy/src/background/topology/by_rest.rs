@@ -1,7 +1,7 @@
 //! Without a store, in front of agents (Kornak's or Patroni's): their REST API tells who the members
 //! are, as it tells HAProxy.
 //!
-//! What a member says of itself over REST is not a proof: Patroni answers `/primary` from memory, also
+//! A member's own word over REST is not a proof: Patroni answers `/primary` from memory, also
 //! before a promotion has ended and after the server has died (docs/safety.md A12). So the API is asked for
 //! the list of members and their tags, `GET /cluster`, and the servers for their roles, as with a
 //! static list ([`super::by_asking`]). Only without `auth.user` the API's word has to do.
