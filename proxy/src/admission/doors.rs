@@ -17,6 +17,7 @@ use kornak_config::proxy::LimitSettings;
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::sqlstate::TOO_MANY_CONNECTIONS;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// The user, database and address of a client.
@@ -75,6 +76,8 @@ impl Full {
 pub struct Doors {
     bounds: LimitSettings,
     inner: Mutex<Inner>,
+    /// Notified when somebody who was sent away has gone.
+    gone: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +87,8 @@ struct Inner {
     /// In the order in which they came.
     strangers: BTreeMap<u64, Stranger>,
     by_origin: HashMap<IpAddr, BTreeSet<u64>>,
+    /// Sent away, and not gone yet: their sockets are still open.
+    leaving: usize,
     asking: usize,
     clients: usize,
     users: HashMap<Bytes, usize>,
@@ -118,7 +123,7 @@ pub struct Visit {
 impl Doors {
     /// With nobody there.
     pub fn new(bounds: &LimitSettings) -> Self {
-        Self { bounds: bounds.clone(), inner: Mutex::default() }
+        Self { bounds: bounds.clone(), inner: Mutex::default(), gone: Notify::new() }
     }
 
     /// Somebody has connected. `origin`: from there, unless only a balancer knows.
@@ -131,6 +136,28 @@ impl Doors {
         inner.put(number, Stranger { origin, sent_away: sent_away.clone() });
         drop(inner);
         Visit { doors: Arc::clone(self), number, stage: Stage::Stranger, origin, sent_away }
+    }
+
+    /// Waits until no more of those sent away are still there than strangers may be: whoever accepts
+    /// faster than others go would run out of file descriptors.
+    pub async fn room(&self) {
+        loop {
+            let mut gone = std::pin::pin!(self.gone.notified());
+            // Before the look, so that nobody goes unnoticed between the look and the wait.
+            gone.as_mut().enable();
+            if self.inner.lock().leaving < self.bounds.max_unauthenticated {
+                return;
+            }
+            gone.await;
+        }
+    }
+
+    /// A stranger is one no more: it has gone, or has come in although it was sent away.
+    fn ends(&self, inner: &mut Inner, number: u64) {
+        if inner.take(number).is_none() {
+            inner.leaving -= 1;
+            self.gone.notify_waiters();
+        }
     }
 
     /// Connections that have proven nothing, and clients.
@@ -181,6 +208,7 @@ impl Inner {
     fn send_away(&mut self, number: Option<u64>) {
         if let Some(stranger) = number.and_then(|number| self.take(number)) {
             stranger.sent_away.cancel();
+            self.leaving += 1;
         }
     }
 
@@ -288,7 +316,7 @@ impl Visit {
             return Err(full);
         }
         match self.stage {
-            Stage::Stranger => drop(inner.take(self.number)),
+            Stage::Stranger => self.doors.ends(&mut inner, self.number),
             Stage::Asking => inner.asking -= 1,
             Stage::Client(_) => return Ok(()),
         }
@@ -310,7 +338,7 @@ impl Drop for Visit {
     fn drop(&mut self) {
         let mut inner = self.doors.inner.lock();
         match &self.stage {
-            Stage::Stranger => drop(inner.take(self.number)),
+            Stage::Stranger => self.doors.ends(&mut inner, self.number),
             Stage::Asking => inner.asking -= 1,
             Stage::Client(who) => inner.discount(who),
         }
@@ -388,6 +416,27 @@ mod tests {
             })
             .collect();
         assert_eq!(asking.iter().filter(|(_, full)| *full).count(), 1);
+    }
+
+    #[test]
+    fn nobody_is_accepted_while_too_many_are_still_leaving() {
+        use futures_util::FutureExt as _;
+        let doors = doors(|_| ());
+        let has_room = || doors.room().now_or_never().is_some();
+        let mut visits: Vec<Visit> = (0..6).map(|_| doors.knock(from(1))).collect();
+        assert!(has_room(), "three of four may be leaving");
+        visits.push(doors.knock(from(1)));
+        assert!(!has_room());
+        let mut waits = Box::pin(doors.room());
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(visits.remove(0));
+        assert!(waits.now_or_never().is_some(), "one of them has gone");
+        visits.push(doors.knock(from(1)));
+        assert!(!has_room());
+        assert!(visits[0].enter(who("app", "db", 1), false).is_ok());
+        assert!(has_room(), "one of them has come in all the same");
+        drop(visits);
+        assert_eq!(doors.inner.lock().leaving, 0);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::doors::Visit;
 use crate::clients::client::together::family_of;
 use crate::clients::client::{Client, End, close, side_of};
 use crate::clients::forward::{Conversation, SCRATCH_BYTES};
@@ -230,15 +231,17 @@ async fn accept(
     let mut warned = None;
     loop {
         let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
+            accepted = thread.shared.doors.room().then(|()| socket.accept()) => accepted,
             () = stop.cancelled() => return,
         };
         match accepted {
             Ok((tcp, from)) => {
                 count(&thread.shared.metrics.accepted);
                 stream::tune(&tcp, Leg::Client);
-                let task = session(Rc::clone(&thread), listener, tcp, from);
                 let shared = Arc::clone(&thread.shared);
+                // Counted before the next one is accepted, whenever its task begins.
+                let visit = shared.doors.knock(origin(&thread, listener, from));
+                let task = session(Rc::clone(&thread), listener, tcp, visit);
                 // Not an async block, which would keep room for the task twice.
                 sessions.spawn_local(AssertUnwindSafe(task).catch_unwind().map(move |ended| {
                     if ended.is_err() {
@@ -261,12 +264,16 @@ async fn accept(
     }
 }
 
-async fn session(thread: Rc<Thread>, listener: usize, tcp: TcpStream, from: SocketAddr) {
+/// The address of a client, unless a balancer that is believed is going to say it.
+fn origin(thread: &Thread, listener: usize, from: SocketAddr) -> Option<IpAddr> {
+    let behind = |it: &Arc<ListenerSettings>| matches!(it.proxy_protocol, ProxyProtocol::From(_));
+    let is_behind = thread.listeners.get(listener).is_some_and(behind);
+    (!is_behind).then(|| from.ip().to_canonical())
+}
+
+async fn session(thread: Rc<Thread>, listener: usize, tcp: TcpStream, visit: Visit) {
     let shared = &thread.shared;
     let Some(settings) = thread.listeners.get(listener) else { return };
-    // Who is behind a balancer that is believed is known by its header only.
-    let behind = matches!(settings.proxy_protocol, ProxyProtocol::From(_));
-    let visit = shared.doors.knock((!behind).then(|| from.ip().to_canonical()));
     let sent_away = visit.sent_away();
     let mut entry = shared.registry.enter(listener, thread.lane, visit);
     // What is over soon is boxed: an idle session keeps no room for it.
