@@ -203,6 +203,16 @@ impl MemoryDcs {
         self.store.set_alarm(&inner);
     }
 
+    /// The store as a whole was down for `away` and is back with what its disk holds: no lease has ended meanwhile, and
+    /// every one starts anew. For a manual clock, which moves on by `away`.
+    pub fn restart(&self, away: Duration) {
+        let mut inner = self.store.inner.lock();
+        inner.manual_now = inner.manual_now + away;
+        let now = self.store.now(&inner);
+        inner.state.elect(now);
+        self.store.set_alarm(&inner);
+    }
+
     /// Runs `step` on the state as of now, and shows followers what it touched.
     fn operate<T>(
         &self,

@@ -14,7 +14,7 @@ use kornak_tests::sim::{self, Kind, Lived, Mutation, Report};
 const WORLDS: u64 = 260;
 
 /// For the worlds of a kind when nobody asks for a number of them.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(15);
 
 /// Defences whose absence shows in one of ten worlds or more of this kind.
 const OFTEN: [(Mutation, Kind); 10] = [
@@ -42,7 +42,13 @@ const SELDOM: [(Mutation, Kind); 7] = [
 ];
 
 /// Defences whose absence takes hundreds of worlds or thousands to show: looked at if `KORNAK_WORLDS` asks for it.
-const RARELY: [(Mutation, Kind); 11] = [
+const RARELY: [(Mutation, Kind); 17] = [
+    (Mutation::NamesSeemRead, Kind::Quorum),
+    (Mutation::ConfigGoneIsDefault, Kind::Settings),
+    (Mutation::ConfiguredLease, Kind::Settings),
+    (Mutation::MarkIgnored, Kind::Settings),
+    (Mutation::NobodyElseCanLead, Kind::Disks),
+    (Mutation::LostLeaseRenewed, Kind::Outage),
     (Mutation::PlansFromOldView, Kind::Churn),
     (Mutation::GuardIsEdgeTriggered, Kind::Handover),
     (Mutation::FailsafeListIgnored, Kind::Failsafe),
@@ -116,6 +122,21 @@ fn worlds_in_quorum_mode_keep_their_promises() {
 #[test]
 fn worlds_whose_answers_are_not_true_keep_their_promises() {
     promises_hold(Kind::Untrue);
+}
+
+#[test]
+fn worlds_whose_store_was_away_have_a_leader_soon_after() {
+    promises_hold(Kind::Outage);
+}
+
+#[test]
+fn worlds_whose_settings_change_keep_their_promises() {
+    promises_hold(Kind::Settings);
+}
+
+#[test]
+fn worlds_whose_disks_fail_keep_their_promises() {
+    promises_hold(Kind::Disks);
 }
 
 /// A checker that cannot fail shows nothing.

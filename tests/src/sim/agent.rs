@@ -118,6 +118,9 @@ pub fn start(w: &Rc<World>, index: usize) {
     if w.plan.mutation == Some(Mutation::ListGrowsOverTheMembersHeads) {
         w.exec.spawn(process, super::ports::lets_the_list_grow(Rc::clone(w), life));
     }
+    if w.plan.mutation == Some(Mutation::LostLeaseRenewed) {
+        w.exec.spawn(process, super::ports::renews_what_is_lost(Rc::clone(w), life));
+    }
 }
 
 /// A shipped server without a data directory: questions that the model does not know would go to it.

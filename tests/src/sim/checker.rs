@@ -45,6 +45,8 @@ pub enum Broken {
     ToldWrong { record: Record },
     /// A standby's log goes on with another history than its own.
     Corrupted { host: String, upstream: String },
+    /// Who holds the leader key neither serves nor gives it up, although another one could lead.
+    KeyWithoutServer { host: String },
     /// After the last fault was healed nobody could write, or some client could not.
     NoPrimary,
 }
@@ -85,6 +87,9 @@ impl fmt::Display for Broken {
             Self::ToldWrong { record } => write!(f, "a client was told what is not so of {record}"),
             Self::Corrupted { host, upstream } => {
                 write!(f, "{host} streams from {upstream} onto a log that is not a part of it")
+            }
+            Self::KeyWithoutServer { host } => {
+                write!(f, "liveness: {host} holds the leader key and does not serve")
             }
             Self::NoPrimary => write!(f, "liveness: after the last fault not everybody can write"),
         }
@@ -171,8 +176,12 @@ impl Checker {
 
     fn excused(&self, w: &World, host: usize) -> bool {
         let now = w.exec.now();
+        // In maintenance mode, and until its guard is back, a primary is the operator's.
+        let marked = w.plan.changing
+            && w.store.truth().unfenced.as_ref().is_some_and(|it| it.member == w.hosts[host].name);
         let woke = w.hosts[host].thawed_at.get();
         woke.is_some_and(|at| now.since(at) <= WAKE)
+            || marked
             || self.deleted_until.is_some_and(|until| now <= until)
     }
 
@@ -185,8 +194,11 @@ impl Checker {
         }
         if w.plan.sync != SyncMode::Off && !self.excused(w, index) {
             self.has_everything(w, index);
-            // Commits that nobody was told of are visible from now on, and count as told.
-            self.acknowledged.extend(host.disk.borrow().wal.records());
+            // Commits that nobody was told of are visible from now on, and count as told; but where the store takes no
+            // writes a leader starts in place although it cannot take its standbys' names out of it.
+            if !w.store.is_full() {
+                self.acknowledged.extend(host.disk.borrow().wal.records());
+            }
         }
     }
 
@@ -214,7 +226,8 @@ impl Checker {
         // acknowledged any more; an operator who deletes it takes that away from a primary that lives.
         let deleted = self.deleted_until.is_some_and(|until| w.exec.now() <= until);
         self.acknowledged.insert(record);
-        if w.plan.sync == SyncMode::Quorum && deleted {
+        let quorum = w.plan.sync == SyncMode::Quorum || w.plan.changing;
+        if quorum && deleted {
             self.forgiven.insert(record);
         }
         if w.plan.sync == SyncMode::Off {
@@ -322,9 +335,10 @@ fn entitled(w: &World, index: usize) -> bool {
     if let Some(leader) = &truth.leader {
         return leader.name == *name;
     }
-    w.plan.failsafe
+    let list = w.store.failsafe_list();
+    (w.plan.failsafe || w.plan.changing && list.is_some())
         && w.hosts.iter().filter(|host| host.index != index).all(|host| {
-            let asked = truth.failsafe.as_ref().is_some_and(|list| list.contains_key(&host.name));
+            let asked = list.as_ref().is_some_and(|list| list.contains(&host.name));
             let bound = promise(host).is_some_and(|promise| {
                 let boot = format!("boot-{}", host.clock.borrow().boot);
                 let until = Moment::at_millis(promise.until_ms);

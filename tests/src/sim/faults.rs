@@ -1,5 +1,7 @@
 //! Faults: which, when, and for how long.
 
+pub mod settings;
+
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ enum Fault {
     CutHosts,
     Isolate,
     StoreAway,
+    StoreRestarts,
     Election,
     WatchStalls,
     CutProxy,
@@ -36,12 +39,19 @@ enum Fault {
     StalledStream,
     VoterDown,
     WrongAddress,
+    ChangeSettings,
+    Maintenance,
+    OddKey,
+    StoreFull,
+    DoesNotStart,
+    HungDisk,
 }
 
 use Fault::{
-    Ambush, CutHosts, CutProxy, CutStore, CutStoreOneWay, DeleteLeaderKey, Election, FreezeAgent,
-    FreezeHost, FreezeProxy, Isolate, KillAgent, KillGuard, KillPostmaster, KillProxy, LosePower,
-    StalledStream, StoreAway, Switchover, VoterDown, WatchStalls, WrongAddress,
+    Ambush, ChangeSettings, CutHosts, CutProxy, CutStore, CutStoreOneWay, DeleteLeaderKey,
+    DoesNotStart, Election, FreezeAgent, FreezeHost, FreezeProxy, HungDisk, Isolate, KillAgent,
+    KillGuard, KillPostmaster, KillProxy, LosePower, Maintenance, OddKey, StalledStream, StoreAway,
+    StoreFull, StoreRestarts, Switchover, VoterDown, WatchStalls, WrongAddress,
 };
 
 /// Each as often as it is named.
@@ -67,6 +77,7 @@ const ANY: &[Fault] = &[
     Isolate,
     Isolate,
     StoreAway,
+    StoreRestarts,
     Election,
     Election,
     WatchStalls,
@@ -82,7 +93,7 @@ const ANY: &[Fault] = &[
 const STORE: &[Fault] = &[
     StoreAway,
     StoreAway,
-    StoreAway,
+    StoreRestarts,
     CutStore,
     CutStore,
     CutStoreOneWay,
@@ -97,6 +108,57 @@ const STORE: &[Fault] = &[
     Election,
     WatchStalls,
     Switchover,
+];
+
+const OUTAGE: &[Fault] = &[
+    StoreRestarts,
+    StoreRestarts,
+    StoreRestarts,
+    StoreRestarts,
+    StoreAway,
+    StoreAway,
+    KillAgent,
+    KillPostmaster,
+    CutStore,
+    Election,
+];
+
+const SETTINGS: &[Fault] = &[
+    ChangeSettings,
+    ChangeSettings,
+    ChangeSettings,
+    ChangeSettings,
+    Maintenance,
+    Maintenance,
+    OddKey,
+    OddKey,
+    StoreFull,
+    KillPostmaster,
+    KillPostmaster,
+    LosePower,
+    KillAgent,
+    FreezeAgent,
+    CutStore,
+    StoreAway,
+    StoreRestarts,
+    CutHosts,
+    Isolate,
+    Switchover,
+    WatchStalls,
+    Election,
+];
+
+const DISKS: &[Fault] = &[
+    DoesNotStart,
+    DoesNotStart,
+    DoesNotStart,
+    HungDisk,
+    HungDisk,
+    HungDisk,
+    KillPostmaster,
+    KillAgent,
+    Switchover,
+    LosePower,
 ];
 
 const PLANNED: &[Fault] = &[
@@ -165,6 +227,9 @@ const UNTRUE: &[Fault] = &[
 pub async fn run(w: Rc<World>, kind: Kind) {
     let list = match kind {
         Kind::Failsafe => STORE,
+        Kind::Outage => OUTAGE,
+        Kind::Settings => SETTINGS,
+        Kind::Disks => DISKS,
         Kind::Handover => PLANNED,
         Kind::Churn => CHURN,
         Kind::Untrue => UNTRUE,
@@ -281,8 +346,12 @@ fn happen(w: &Rc<World>, fault: Fault) {
             cut_for(w, links.flat_map(|end| [(here, *end), (*end, here)]).collect(), lasts);
         }
         StoreAway => {
-            w.store.set_up(false);
-            later(w, lasts * 2, |w| w.store.set_up(true));
+            w.store.set_up(w, false);
+            later(w, lasts * 2, |w| w.store.set_up(w, true));
+        }
+        StoreRestarts => {
+            w.store.stop(w);
+            later(w, lasts * 2, |w| w.store.set_up(w, true));
         }
         Election => {
             // It answers with its own, old term.
@@ -307,6 +376,30 @@ fn happen(w: &Rc<World>, fault: Fault) {
             agent::switch_over(w, w.rng.chance(500).then_some(name.as_str()));
         }
         Ambush => drop(w.exec.spawn(w.wire, ambush(Rc::clone(w)))),
+        ChangeSettings => settings::change(w),
+        Maintenance => {
+            settings::patch(w, "pause", serde_json::json!(true));
+            later(w, lasts, |w| settings::patch(w, "pause", serde_json::json!(false)));
+        }
+        OddKey => {
+            settings::spoil(w);
+            later(w, lasts, settings::restore);
+        }
+        StoreFull => {
+            w.store.set_full(true);
+            later(w, lasts, |w| w.store.set_full(false));
+        }
+        DoesNotStart => {
+            w.hosts[at].does_not_start.set(true);
+            if w.hosts[at].alive() {
+                postgres::kill_postmaster(w, at, Duration::ZERO);
+            }
+            later(w, w.rng.millis(1000, 100_000), move |w| w.hosts[at].does_not_start.set(false));
+        }
+        HungDisk => {
+            w.hosts[at].disk_hangs.set(true);
+            later(w, w.rng.millis(1000, 100_000), move |w| w.hosts[at].disk_hangs.set(false));
+        }
         StalledStream | VoterDown | WrongAddress => untrue(w, fault, lasts),
         DeleteLeaderKey => {
             w.checker.borrow_mut().key_deleted(w);

@@ -17,6 +17,9 @@ use super::net::End;
 use super::postgres::{self, Postgres};
 use super::world::World;
 
+/// Between two looks at a disk that hangs.
+const DISK_LOOK: Duration = Duration::from_millis(50);
+
 /// A machine of the cluster.
 pub struct Host {
     pub index: usize,
@@ -26,6 +29,10 @@ pub struct Host {
     pub frozen: Cell<bool>,
     /// When it was last thawed or an agent-less guard had to wake: see the checker's allowance.
     pub thawed_at: Cell<Option<Moment>>,
+    /// The server ends as it starts.
+    pub does_not_start: Cell<bool>,
+    /// Nothing is written or read on the server's disk.
+    pub disk_hangs: Cell<bool>,
     pub clock: RefCell<HostClock>,
     pub disk: RefCell<Disk>,
     pub server: RefCell<Postgres>,
@@ -49,6 +56,8 @@ impl Host {
             up: Cell::new(true),
             frozen: Cell::new(false),
             thawed_at: Cell::new(None),
+            does_not_start: Cell::new(false),
+            disk_hangs: Cell::new(false),
             clock: RefCell::new(clock),
             disk: RefCell::new(disk),
             server: RefCell::default(),
@@ -167,6 +176,21 @@ pub fn after(
             return;
         }
         what(&later);
+    });
+}
+
+/// As [`after`], for what ends with an answer of the server's disk.
+pub fn once_on_disk<F: FnOnce(&Rc<World>) + 'static>(
+    w: &Rc<World>,
+    index: usize,
+    delay: Duration,
+    what: F,
+) {
+    after(w, index, delay, move |w| {
+        if w.hosts[index].disk_hangs.get() {
+            return once_on_disk(w, index, DISK_LOOK, what);
+        }
+        what(w);
     });
 }
 

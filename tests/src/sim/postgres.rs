@@ -62,12 +62,34 @@ struct Waiting {
     reply: Option<Reply<Outcome>>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Sender {
     flushed: usize,
     heard: Moment,
     /// Start number of the standby it serves.
     of: u32,
+    /// It has not read the newest names yet.
+    late: Option<Late>,
+}
+
+/// A walsender that goes by older names.
+#[derive(Debug, Clone)]
+struct Late {
+    names: String,
+    /// Records that it had sent when they changed.
+    sent: usize,
+}
+
+/// One walsender, as the server shows it.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub standby: usize,
+    /// Number of the standby's start.
+    pub of: u32,
+    pub flushed: usize,
+    pub sent: usize,
+    /// The names that it goes by, if they are not the newest.
+    pub older_names: Option<String>,
 }
 
 /// A server.
@@ -126,9 +148,15 @@ impl Postgres {
         }
     }
 
-    /// The server's walsenders: standby, the number of its start, and how much it has flushed.
-    pub fn senders(&self) -> impl Iterator<Item = (usize, u32, usize)> {
-        self.senders.iter().map(|(standby, sender)| (*standby, sender.of, sender.flushed))
+    /// The server's walsenders; `end`: how much there is to be sent.
+    pub fn senders(&self, end: usize) -> impl Iterator<Item = Row> {
+        self.senders.iter().map(move |(standby, sender)| Row {
+            standby: *standby,
+            of: sender.of,
+            flushed: sender.flushed,
+            sent: sender.late.as_ref().map_or(end, |late| late.sent),
+            older_names: sender.late.as_ref().map(|late| late.names.clone()),
+        })
     }
 
     /// Client backends that are not idle.
@@ -235,9 +263,13 @@ pub fn start(w: &Rc<World>, index: usize, as_standby: bool) -> bool {
     };
     set(w, index, Run::Starting);
     let recovery = if clean { w.rng.millis(20, 120) } else { w.rng.millis(50, 2500) };
-    host::after(w, index, recovery, move |w| {
+    host::once_on_disk(w, index, recovery, move |w| {
         if w.hosts[index].server.borrow().number != number {
             return;
+        }
+        if w.hosts[index].does_not_start.get() {
+            w.say(index, format_args!("server PANICs as it starts"));
+            return end_all(w, index);
         }
         w.hosts[index].disk.borrow_mut().clean = false;
         if w.hosts[index].disk.borrow().standby_signal {
@@ -272,7 +304,7 @@ pub fn promote(w: &Rc<World>, index: usize) {
     // A server is promoted when it has read its own log to the end.
     let reads =
         host.server.borrow().reading.map_or(Duration::ZERO, |(_, until)| until.since(host.now(w)));
-    host::after(w, index, reads + takes, move |w| {
+    host::once_on_disk(w, index, reads + takes, move |w| {
         if w.hosts[index].server.borrow().number == number {
             let timeline = w.next_timeline();
             writable(w, index, Some(timeline));
@@ -317,7 +349,7 @@ pub fn stop_fast(w: &Rc<World>, index: usize) {
     };
     set(w, index, Run::Stopping);
     let checkpoint = w.rng.millis(10, 80);
-    host::after(w, index, checkpoint, move |w| {
+    host::once_on_disk(w, index, checkpoint, move |w| {
         if w.hosts[index].server.borrow().number != number {
             return;
         }
@@ -379,7 +411,7 @@ pub fn write(w: &Rc<World>, index: usize, record: Record, reply: Reply<Outcome>)
         server.number
     };
     let fsync = w.rng.between(Duration::from_micros(200), Duration::from_millis(3));
-    host::after(w, index, fsync, move |w| {
+    host::once_on_disk(w, index, fsync, move |w| {
         let server = &w.hosts[index].server;
         let alive = matches!(server.borrow().run, Run::Primary | Run::Leftovers);
         if server.borrow().number != number || !alive {
@@ -387,7 +419,7 @@ pub fn write(w: &Rc<World>, index: usize, record: Record, reply: Reply<Outcome>)
         }
         w.hosts[index].disk.borrow_mut().wal.flush();
         wake_standbys(w, index);
-        release(w, index);
+        release(w, index, None);
     });
 }
 
@@ -422,14 +454,16 @@ pub fn end_clients(w: &World, index: usize) {
     server.open.clear();
 }
 
-/// Acknowledges what need not be waited for any longer.
-fn release(w: &Rc<World>, index: usize) {
+/// Acknowledges what need not be waited for any longer; by the names that this walsender has read.
+fn release(w: &Rc<World>, index: usize, by: Option<usize>) {
     let host = &w.hosts[index];
+    let mut server = host.server.borrow_mut();
     let (flushed, names) = {
         let disk = host.disk.borrow();
-        (disk.wal.flushed(), Names::parse(&disk.sync_names))
+        let late = by.and_then(|by| server.senders.get(&by)?.late.as_ref());
+        let names = late.map_or(&disk.sync_names, |late| &late.names);
+        (disk.wal.flushed(), Names::parse(names))
     };
-    let mut server = host.server.borrow_mut();
     let senders = server.senders.clone();
     let mut done = Vec::new();
     server.waiting.retain_mut(|waiting| {
@@ -449,9 +483,31 @@ fn release(w: &Rc<World>, index: usize) {
 /// `ALTER SYSTEM SET synchronous_standby_names` and a reload.
 pub fn set_sync_names(w: &Rc<World>, index: usize, names: &str) {
     w.say(index, format_args!("commits wait for {names:?}"));
-    w.hosts[index].disk.borrow_mut().sync_names = names.to_owned();
+    let old = std::mem::replace(&mut w.hosts[index].disk.borrow_mut().sync_names, names.to_owned());
     if w.hosts[index].server.borrow().run == Run::Primary {
-        release(w, index);
+        if w.plan.late_names && old != names {
+            read_late(w, index, &old);
+        }
+        release(w, index, None);
+    }
+}
+
+/// Some walsenders get no processor for a moment, and go by the names that they have read.
+fn read_late(w: &Rc<World>, index: usize, old: &str) {
+    let sent = w.hosts[index].disk.borrow().wal.flushed();
+    let mut server = w.hosts[index].server.borrow_mut();
+    for (standby, sender) in &mut server.senders {
+        if sender.late.is_some() || !w.rng.chance(300) {
+            continue;
+        }
+        sender.late = Some(Late { names: old.to_owned(), sent });
+        let (standby, of) = (*standby, sender.of);
+        host::after(w, index, w.rng.millis(1, 1500), move |w| {
+            let mut server = w.hosts[index].server.borrow_mut();
+            if let Some(sender) = server.senders.get_mut(&standby).filter(|it| it.of == of) {
+                sender.late = None;
+            }
+        });
     }
 }
 
@@ -500,7 +556,8 @@ fn receive(w: &Rc<World>, index: usize, number: u32) {
     let upstream = host.disk.borrow().upstream.filter(|upstream| *upstream != index);
     // No stream is asked for before the own log has been read to its end.
     let reads = host.server.borrow().reading.is_some_and(|(_, until)| host.now(w) < until);
-    let reachable = upstream.filter(|_| !reads).filter(|upstream| {
+    let hangs = host.disk_hangs.get();
+    let reachable = upstream.filter(|_| !reads && !hangs).filter(|upstream| {
         let there = &w.hosts[*upstream];
         there.alive()
             && w.net.both(end(index), end(*upstream))
@@ -571,12 +628,12 @@ fn hear(w: &Rc<World>, index: usize, number: u32, from: usize, of: u32, flushed:
                 sender.heard = now;
             }
             _ if accepts => {
-                server.senders.insert(from, Sender { flushed, heard: now, of });
+                server.senders.insert(from, Sender { flushed, heard: now, of, late: None });
             }
             _ => return,
         }
     }
-    release(w, index);
+    release(w, index, Some(from));
     let end = w.hosts[index].disk.borrow().wal.flushed();
     if flushed < end {
         receive_soon(w, from, w.net.delay(&w.rng));

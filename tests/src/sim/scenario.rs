@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kornak_cluster::{SyncMode, Tags};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::rng::Rng;
 
@@ -58,6 +58,18 @@ pub enum Mutation {
     ListGrowsOverTheMembersHeads,
     /// A server that was told to end recovery goes on with that when its agent gives the key back.
     PromotionGoesOn,
+    /// A walsender that goes by older names seems to have read the new ones.
+    NamesSeemRead,
+    /// A configuration that is gone or makes no sense counts as the default one.
+    ConfigGoneIsDefault,
+    /// A renewal is believed to last as long as the configuration says, whatever was granted.
+    ConfiguredLease,
+    /// The mark of a primary without a guard is not seen.
+    MarkIgnored,
+    /// A leader whose server is down believes that nobody else can lead.
+    NobodyElseCanLead,
+    /// The lease of a leadership that was lost is renewed all the same.
+    LostLeaseRenewed,
     /// A leadership is taken up again although its release was sent.
     ReleasedLeaseTakenUpAgain,
     /// A leader whose handover failed takes the key again without looking.
@@ -70,7 +82,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 34] = [
         Self::GuardNeverFires,
         Self::GuardIsEdgeTriggered,
         Self::GuardArmedTooLate,
@@ -95,6 +107,12 @@ impl Mutation {
         Self::FailsafeListIgnored,
         Self::ListGrowsOverTheMembersHeads,
         Self::PromotionGoesOn,
+        Self::NamesSeemRead,
+        Self::ConfigGoneIsDefault,
+        Self::ConfiguredLease,
+        Self::MarkIgnored,
+        Self::NobodyElseCanLead,
+        Self::LostLeaseRenewed,
         Self::ReleasedLeaseTakenUpAgain,
         Self::GoesBackBlindly,
         Self::ProxyWalksBack,
@@ -128,6 +146,12 @@ pub struct Scenario {
     /// Agents' observations of their servers are up to a second old, a standby that starts does not tell at once what it has,
     /// and a member's address may be another one's.
     pub untrue: bool,
+    /// A walsender may go by older names for a while after they were changed.
+    pub late_names: bool,
+    /// The configuration changes, and maintenance mode comes and goes.
+    pub changing: bool,
+    /// How long a leader's server may take to come up, and say nothing.
+    pub start_timeout: Duration,
     pub mutation: Option<Mutation>,
 }
 
@@ -148,11 +172,19 @@ pub enum Kind {
     /// Three nodes in quorum mode under load, whose answers need not be true ([`Scenario::untrue`]): one standby's stream
     /// stalls or its server goes down shortly before the leader's does.
     Untrue,
+    /// Without failsafe mode the store is away for longer than a lease, again and again, and nothing else is slow: there is
+    /// a leader soon after it is back.
+    Outage,
+    /// Any mode: settings are changed at any time, maintenance mode comes and goes, keys are missing or make no sense for a
+    /// while, and the store is full.
+    Settings,
+    /// Any mode: servers do not start, end as they start, or hang, for longer than a leader may wait.
+    Disks,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Asynchronous,
         Self::Synchronous,
         Self::Strict,
@@ -161,6 +193,9 @@ impl Kind {
         Self::Churn,
         Self::Quorum,
         Self::Untrue,
+        Self::Outage,
+        Self::Settings,
+        Self::Disks,
     ];
 }
 
@@ -176,9 +211,12 @@ impl Scenario {
             Kind::Synchronous => 1,
             Kind::Strict => 2,
             Kind::Churn | Kind::Quorum | Kind::Untrue => 1 + rng.below(2),
-            Kind::Failsafe | Kind::Handover => rng.below(3),
+            Kind::Failsafe | Kind::Handover | Kind::Outage | Kind::Settings | Kind::Disks => {
+                rng.below(3)
+            }
         };
-        let failsafe = kind == Kind::Failsafe || rng.chance(300);
+        let outage = kind == Kind::Outage;
+        let failsafe = kind == Kind::Failsafe || (rng.chance(300) && !outage);
         // With failsafe mode a promise lasts 20 s, whatever the ttl.
         let ttl = Duration::from_secs(5 + rng.below(if failsafe { 12 } else { 6 }) as u64);
         let nodes = if untrue { 3 } else { nodes };
@@ -202,9 +240,16 @@ impl Scenario {
                 _ => 1,
             },
             tags: (0..nodes).map(|node| tags(rng, node, nodes)).collect(),
-            faults_until: Duration::from_secs(20 + rng.below(25) as u64),
+            faults_until: match kind {
+                Kind::Disks => Duration::from_secs(90 + rng.below(60) as u64),
+                _ => Duration::from_secs(20 + rng.below(25) as u64),
+            },
             fault_every: if untrue {
                 rng.millis(3000, 7000)
+            } else if kind == Kind::Disks {
+                rng.millis(8000, 20_000)
+            } else if outage {
+                ttl
             } else if churn {
                 rng.millis(300, 1500)
             } else {
@@ -212,12 +257,15 @@ impl Scenario {
             },
             stalls_per_mille: if churn { 25 } else { 4 },
             untrue,
+            late_names: matches!(kind, Kind::Churn | Kind::Quorum | Kind::Settings),
+            changing: kind == Kind::Settings,
+            start_timeout: Duration::from_secs(if kind == Kind::Disks { 15 } else { 300 }),
             mutation,
         }
     }
 
     /// Value of `config`.
-    pub fn config(&self) -> String {
+    pub fn config(&self) -> Value {
         let ttl = self.ttl.as_secs();
         json!({
             "ttl": ttl, "loop_wait": 1, "retry_timeout": 2,
@@ -230,9 +278,9 @@ impl Scenario {
             "synchronous_mode_strict": self.strict,
             "synchronous_node_count": self.sync_count,
             "failsafe_mode": self.failsafe,
+            "primary_start_timeout": self.start_timeout.as_secs(),
             "postgresql": {"use_slots": false, "use_pg_rewind": true},
         })
-        .to_string()
     }
 }
 

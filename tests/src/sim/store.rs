@@ -1,7 +1,7 @@
 //! The store: the real twin of etcd in memory on simulated time, behind a network.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,9 @@ use futures_util::FutureExt;
 use kornak_cluster::{ClusterState, Moment, Scope};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::memory::MemoryDcs;
-use kornak_dcs::{Dcs, DcsError, Follow, Granted, LeaseId, Reach, Renewed, Txn, TxnOutcome, View};
+use kornak_dcs::{
+    Dcs, DcsError, Follow, Granted, LeaseId, Op, Reach, Renewed, Txn, TxnOutcome, View,
+};
 
 use super::exec::slot;
 use super::net::End;
@@ -36,6 +38,12 @@ pub struct Store {
     follow: RefCell<Follow>,
     pub keys: Keys,
     up: Cell<bool>,
+    /// It takes no writes (etcd's alarm NOSPACE).
+    full: Cell<bool>,
+    /// The members of `failsafe`, as it last made sense.
+    failsafe: RefCell<Option<BTreeSet<String>>>,
+    /// Its members do not run: leases neither end nor grow older.
+    stopped: Cell<bool>,
     /// True time up to which the store's clock has been moved.
     advanced: Cell<Moment>,
     alarm: Cell<Option<Moment>>,
@@ -56,6 +64,9 @@ impl Store {
             follow: RefCell::new(follow),
             keys,
             up: Cell::new(true),
+            full: Cell::new(false),
+            failsafe: RefCell::default(),
+            stopped: Cell::new(false),
             advanced: Cell::new(Moment::default()),
             alarm: Cell::new(None),
             view: RefCell::new(Arc::new(View::empty())),
@@ -87,8 +98,21 @@ impl Store {
 
     /// Makes the store stop or start answering; leases go on counting, as with etcd members that are alive and
     /// have no quorum they do after the next election.
-    pub fn set_up(&self, up: bool) {
+    pub fn set_up(&self, w: &Rc<World>, up: bool) {
         self.up.set(up);
+        if up && self.stopped.replace(false) {
+            let now = w.exec.now();
+            self.root.restart(now.since(self.advanced.get()));
+            self.advanced.set(now);
+            self.set_alarm(w);
+        }
+    }
+
+    /// Every member of the store ends. With [`Store::set_up`] they start again on their disks, where leases have not ended.
+    pub fn stop(&self, w: &Rc<World>) {
+        self.settle(w);
+        self.up.set(false);
+        self.stopped.set(true);
     }
 
     /// A new raft leader.
@@ -124,6 +148,9 @@ impl Store {
 
     /// Moves the store's clock to the world's.
     fn settle(&self, w: &Rc<World>) {
+        if self.stopped.get() {
+            return;
+        }
         let now = w.exec.now();
         self.root.advance(now.since(self.advanced.get()));
         self.advanced.set(now);
@@ -131,7 +158,7 @@ impl Store {
     }
 
     fn set_alarm(&self, w: &Rc<World>) {
-        let Some(end) = self.root.next_lease_end() else { return };
+        let Some(end) = self.root.next_lease_end().filter(|_| !self.stopped.get()) else { return };
         if self.alarm.get().is_some_and(|alarm| alarm <= end && alarm > w.exec.now()) {
             return;
         }
@@ -152,6 +179,9 @@ impl Store {
             return;
         }
         let state = Arc::new(merge(&self.keys, &self.state.borrow(), &old, &new));
+        if let Some(list) = &state.failsafe {
+            self.failsafe.replace(Some(list.keys().cloned().collect()));
+        }
         self.view.replace(new);
         self.state.replace(state);
         let shown = self.shown();
@@ -163,6 +193,47 @@ impl Store {
         drop(past);
         w.checker.borrow_mut().disturbed();
         w.publish(&shown);
+    }
+
+    /// Whom a leader without the store asks, as the store last said in words that make sense.
+    pub fn failsafe_list(&self) -> Option<BTreeSet<String>> {
+        self.failsafe.borrow().clone()
+    }
+
+    /// Lets it be full, or have room.
+    pub fn set_full(&self, full: bool) {
+        self.full.set(full);
+    }
+
+    /// Whether it takes no writes.
+    pub fn is_full(&self) -> bool {
+        self.full.get()
+    }
+
+    /// An operator, or fate, writes past everybody. `None`: deletes.
+    pub fn write(&self, w: &Rc<World>, key: &str, value: Option<&str>) {
+        self.settle(w);
+        let op = match value {
+            Some(value) => kornak_dcs::Op::put(key, value),
+            None => kornak_dcs::Op::delete(key),
+        };
+        // Memory answers at once, and a write without conditions is not refused.
+        let _ = self.root.txn(Txn::just(op)).now_or_never();
+        self.changed(w);
+    }
+
+    /// Value and revision of a key.
+    pub fn found(&self, key: &str) -> Option<(String, u64)> {
+        let view = self.view.borrow();
+        view.get(key).map(|found| (found.value.clone(), found.mod_revision))
+    }
+
+    /// Refused for lack of space, as etcd refuses whatever could write.
+    fn room_for(&self, writes: bool) -> Result<(), DcsError> {
+        match self.full.get() && writes {
+            true => Err(DcsError::Full { detail: "no space".to_owned() }),
+            false => Ok(()),
+        }
     }
 
     /// Sets the world up before it begins.
@@ -266,12 +337,23 @@ fn now<T>(future: impl Future<Output = Result<T, DcsError>>) -> Result<T, DcsErr
 
 /// See [`Dcs::txn`].
 pub async fn txn(w: &Rc<World>, from: End, txn: Txn) -> Result<TxnOutcome, DcsError> {
-    ask(w, from, move |store| now(store.txn(txn))).await
+    let there = Rc::clone(w);
+    let writes = txn.then.iter().chain(&txn.otherwise).any(|op| matches!(op, Op::Put { .. }));
+    ask(w, from, move |store| {
+        there.store.room_for(writes)?;
+        now(store.txn(txn))
+    })
+    .await
 }
 
 /// See [`Dcs::grant`].
 pub async fn grant(w: &Rc<World>, from: End, ttl: Duration) -> Result<Granted, DcsError> {
-    ask(w, from, move |store| now(store.grant(ttl))).await
+    let there = Rc::clone(w);
+    ask(w, from, move |store| {
+        there.store.room_for(true)?;
+        now(store.grant(ttl))
+    })
+    .await
 }
 
 /// See [`Dcs::keep_alive`].

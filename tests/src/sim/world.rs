@@ -15,9 +15,10 @@ use super::client::{self, Tally};
 use super::clock::HostClock;
 use super::disk::{Disk, Wal};
 use super::exec::{Exec, ProcessId};
-use super::faults;
+use super::faults::{self, settings::OddKey};
 use super::host::{self, Host};
 use super::net::{End, Net};
+use super::postgres::Run;
 use super::proxy::{self, Proxy};
 use super::rng::Rng;
 use super::scenario::{Kind, Mutation, Scenario};
@@ -30,6 +31,9 @@ pub const SYSID: &str = "7000000000000000001";
 /// After the last fault everybody writes again within this: a promise to a leader without the store
 /// (20 s), then a lease, then a failed attempt or two.
 pub const RECOVERY: Duration = Duration::from_secs(120);
+
+/// The same in worlds that lack nothing but their store from time to time.
+const RECOVERY_FROM_OUTAGE: Duration = Duration::from_secs(45);
 
 /// The part of the store that a follower is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +61,10 @@ pub struct World {
     pub stalled: RefCell<BTreeMap<End, Stall>>,
     /// Hosts whose REST address is another one's for a while.
     pub answered_by: RefCell<BTreeMap<usize, usize>>,
+    /// The dynamic configuration as an operator wants it.
+    pub config: RefCell<Value>,
+    /// Keys that are missing or make no sense.
+    pub odd: RefCell<Vec<OddKey>>,
     faults: Cell<bool>,
     over: Cell<bool>,
     numbers: Cell<u64>,
@@ -114,6 +122,8 @@ impl World {
             wire,
             stalled: RefCell::default(),
             answered_by: RefCell::default(),
+            config: RefCell::new(plan.config()),
+            odd: RefCell::default(),
             faults: Cell::new(true),
             over: Cell::new(false),
             numbers: Cell::new(first + 1),
@@ -131,6 +141,15 @@ impl World {
     /// same number in PostgreSQL; docs/safety.md says what this leaves out.
     pub fn next_timeline(&self) -> u32 {
         self.timelines.replace(self.timelines.get() + 1)
+    }
+
+    /// The value of `failsafe` that lists every host.
+    pub fn everybody(&self) -> String {
+        let urls = self
+            .hosts
+            .iter()
+            .map(|host| (host.name.clone(), json!(format!("http://{}:8008/patroni", host.name))));
+        Value::Object(urls.collect()).to_string()
     }
 
     /// Whether things still go wrong.
@@ -206,9 +225,12 @@ impl World {
         self.net.heal_all();
         self.stalled.borrow_mut().clear();
         self.answered_by.borrow_mut().clear();
-        self.store.set_up(true);
+        faults::settings::mend(self);
+        self.store.set_up(self, true);
         for index in 0..self.hosts.len() {
             self.store.deposed(index, false);
+            self.hosts[index].disk_hangs.set(false);
+            self.hosts[index].does_not_start.set(false);
             host::thaw(self, index);
             self.exec.thaw(self.hosts[index].agent_process.get(), Duration::ZERO);
             if !self.hosts[index].up.get() {
@@ -241,12 +263,13 @@ async fn beats(w: Rc<World>) {
 }
 
 /// Ends the faults, then the world.
-async fn referee(w: Rc<World>) {
+async fn referee(w: Rc<World>, kind: Kind) {
+    let limit = if kind == Kind::Outage { RECOVERY_FROM_OUTAGE } else { RECOVERY };
     w.exec.sleep(w.plan.faults_until).await;
     w.heal();
     let healed = w.exec.now();
     while !w.is_well() {
-        if w.exec.now().since(healed) > RECOVERY {
+        if w.exec.now().since(healed) > limit {
             w.checker.borrow_mut().found(&w, Broken::NoPrimary);
             return;
         }
@@ -257,6 +280,48 @@ async fn referee(w: Rc<World>) {
         w.checker.borrow_mut().has_everything(&w, primary.index);
     }
     w.over.set(true);
+}
+
+/// Whoever holds the leader key serves or gives it up within this, while another one can lead: two starts or one silence of
+/// [`Scenario::start_timeout`], a lease, and stalls.
+const SERVES_WITHIN: Duration = Duration::from_secs(60);
+
+/// Looks at that.
+async fn holder(w: Rc<World>) {
+    let mut idle = None;
+    while w.faults_on() {
+        w.exec.sleep(Duration::from_millis(500)).await;
+        let truth = w.store.truth();
+        let leader = truth.leader.as_ref();
+        let holds = leader.and_then(|it| Some((host::index_of(&w, &it.name)?, it.epoch)));
+        let idles = holds.filter(|(index, _)| {
+            let host = &w.hosts[*index];
+            let serves = host.server.borrow().is_primary() && !host.disk_hangs.get();
+            !serves && w.hosts.iter().any(|other| other.index != *index && can_lead(&w, other))
+        });
+        let Some(idles) = idles else {
+            idle = None;
+            continue;
+        };
+        let (known, since) = *idle.get_or_insert((idles, w.exec.now()));
+        if known != idles {
+            idle = None;
+        } else if w.exec.now().since(since) > SERVES_WITHIN {
+            let host = w.hosts[idles.0].name.clone();
+            w.checker.borrow_mut().found(&w, Broken::KeyWithoutServer { host });
+            return;
+        }
+    }
+}
+
+/// Whether a standby is fit to take over.
+fn can_lead(w: &World, host: &Host) -> bool {
+    let truth = w.store.truth();
+    let named = w.plan.sync == SyncMode::Off
+        || truth.sync.as_ref().is_some_and(|sync| sync.quorum == 0 && sync.matches(&host.name));
+    let well = host.alive() && !host.disk_hangs.get() && !host.does_not_start.get();
+    let runs = host.server.borrow().state().0 == Run::Standby && host.agent.borrow().is_some();
+    named && well && runs && !w.plan.tags[host.index].nofailover()
 }
 
 thread_local! {
@@ -288,16 +353,12 @@ fn live_through(seed: u64, kind: Kind, mutation: Option<Mutation>, tell: bool) -
     let keys = &w.store.keys;
     let mut puts = vec![
         (keys.initialize(), SYSID.to_owned()),
-        (keys.config(), w.plan.config()),
+        (keys.config(), w.config.borrow().to_string()),
         (keys.history(), "[]".to_owned()),
     ];
     // As the leader that was the last has left it.
     if w.plan.failsafe {
-        let urls = w
-            .hosts
-            .iter()
-            .map(|host| (host.name.clone(), json!(format!("http://{}:8008/patroni", host.name))));
-        puts.push((keys.failsafe(), Value::Object(urls.collect()).to_string()));
+        puts.push((keys.failsafe(), w.everybody()));
     }
     if w.plan.sync != SyncMode::Off {
         let alone = SyncState::new(&w.hosts[0].name, &[]);
@@ -317,7 +378,10 @@ fn live_through(seed: u64, kind: Kind, mutation: Option<Mutation>, tell: bool) -
     }
     w.exec.spawn(w.wire, beats(Rc::clone(&w)));
     w.exec.spawn(w.wire, faults::run(Rc::clone(&w), kind));
-    w.exec.spawn(w.wire, referee(Rc::clone(&w)));
+    if kind == Kind::Disks {
+        w.exec.spawn(w.wire, holder(Rc::clone(&w)));
+    }
+    w.exec.spawn(w.wire, referee(Rc::clone(&w), kind));
     let end = Moment::new(w.plan.faults_until + RECOVERY + Duration::from_secs(5));
     w.exec.run(end, || w.checker.borrow_mut().look(&w) && !w.over.get());
     let report = Report {

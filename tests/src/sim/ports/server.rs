@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::model::{
     control, end_what_lingers, position, reaches, recovery, refused, rewind, run_of, sql, status,
-    stop,
+    stop, unhung_status,
 };
 use super::Life;
 use super::guard::permits;
@@ -90,7 +90,7 @@ impl server::Server for Server {
         Box::pin(async move {
             let old = current().plan.mutation == Some(Mutation::AnswersFromMemory);
             if !old {
-                return self.ask(async |w, index| status(w, index)).await;
+                return self.ask(async |w, index| unhung_status(w, index).await).await;
             }
             let now = || {
                 let w = current();

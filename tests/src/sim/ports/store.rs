@@ -8,7 +8,8 @@ use kornak_agent::ha::sync::Names;
 use kornak_cluster::{Handover, SyncState};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{
-    Compare, Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, Op, Renewed, Txn, TxnOutcome, View,
+    Compare, Dcs, DcsError, DcsFuture, Follow, Granted, KeyValue, LeaseId, Op, Renewed, Txn,
+    TxnOutcome, View,
 };
 use tokio::sync::watch;
 
@@ -69,7 +70,11 @@ impl Dcs for Store {
 
     fn keep_alive(&self, lease: LeaseId) -> DcsFuture<'_, Renewed> {
         self.ask(async move |w, from| {
-            let renewed = store::keep_alive(w, from, lease).await?;
+            let mut renewed = store::keep_alive(w, from, lease).await?;
+            if w.plan.mutation == Some(Mutation::ConfiguredLease) {
+                let seconds = w.config.borrow()["ttl"].as_u64().unwrap_or_default();
+                renewed.ttl = Duration::from_secs(seconds);
+            }
             let blind = w.plan.mutation == Some(Mutation::KeepaliveIsProof);
             Ok(if blind { Renewed { raft_term: 0, ..renewed } } else { renewed })
         })
@@ -226,6 +231,20 @@ pub fn as_shown(w: &Rc<World>, host: usize, view: Arc<View>) -> Arc<View> {
             let Ok(state) = serde_json::from_str::<SyncState>(&found.value) else { return view };
             (keys.sync(), serde_json::to_string(&SyncState { quorum: 0, ..state }))
         }
+        Some(Mutation::ConfigGoneIsDefault) => {
+            let said = view.get(&keys.config());
+            if said.is_some_and(|found| found.value.len() > 2) {
+                return view;
+            }
+            let ttl = w.plan.ttl.as_secs();
+            return with(&view, keys.config(), &serde_json::json!({ "ttl": ttl }).to_string());
+        }
+        Some(Mutation::MarkIgnored) => {
+            let mut changed = View::clone(&view);
+            changed.keys.remove(&keys.unfenced());
+            return Arc::new(changed);
+        }
+        Some(Mutation::NobodyElseCanLead) => return nobody_else(w, host, &view),
         Some(Mutation::FailsafeListIgnored) => {
             let all = everybody().into_iter().map(|name| {
                 let url = format!("http://{name}:8008/patroni");
@@ -241,6 +260,46 @@ pub fn as_shown(w: &Rc<World>, host: usize, view: Arc<View>) -> Arc<View> {
         found.value = value;
     }
     Arc::new(changed)
+}
+
+/// With a key of this value.
+fn with(view: &View, key: String, value: &str) -> Arc<View> {
+    let mut changed = View::clone(view);
+    let revision = changed.revision;
+    let found = KeyValue {
+        key: key.clone(),
+        value: value.to_owned(),
+        create_revision: revision,
+        mod_revision: revision,
+        lease: 0,
+    };
+    changed.keys.insert(key, found);
+    Arc::new(changed)
+}
+
+/// Every other member seems to be down.
+fn nobody_else(w: &World, host: usize, view: &View) -> Arc<View> {
+    let mut changed = View::clone(view);
+    for other in w.hosts.iter().filter(|other| other.index != host) {
+        if let Some(found) = changed.keys.get_mut(&w.store.keys.member(&other.name)) {
+            found.value = found.value.replace("\"running\"", "\"stopped\"");
+        }
+    }
+    Arc::new(changed)
+}
+
+/// Renews the last lease that this agent held for as long as the agent lives.
+pub async fn renews_what_is_lost(w: Rc<World>, life: Life) {
+    let mut last = None;
+    loop {
+        w.exec.sleep(Duration::from_secs(1)).await;
+        let Some(agent) = w.hosts[life.host].agent.borrow().clone() else { continue };
+        last = agent.keeper.held().map(|held| held.lease).or(last);
+        if let Some(lease) = last {
+            // An answer changes nothing.
+            drop(store::keep_alive(&w, End::Host(life.host), lease).await);
+        }
+    }
 }
 
 /// A leader that rests on its members' word adds members that have not given it.

@@ -130,15 +130,31 @@ pub(super) fn status(w: &Rc<World>, index: usize) -> Result<ServerStatus, SqlErr
     })
 }
 
+/// As [`status`], of a server whose disk may hang.
+pub(super) async fn unhung_status(w: &Rc<World>, index: usize) -> Result<ServerStatus, SqlError> {
+    if w.hosts[index].disk_hangs.get() && sql(run_of(w, index)).is_ok() {
+        w.exec.sleep(ASK_LIMIT).await;
+        return Err(SqlError::TimedOut(ASK_LIMIT));
+    }
+    status(w, index)
+}
+
 pub(super) fn replication(w: &World, index: usize) -> Vec<ReplicationRow> {
     let host = &w.hosts[index];
     let names = Names::parse(&host.disk.borrow().sync_names);
     let sent = host.disk.borrow().wal.flush_lsn();
     let server = host.server.borrow();
-    let rows = server.senders().map(|(standby, of, flushed)| {
+    let blind = w.plan.mutation == Some(Mutation::NamesSeemRead);
+    let end = host.disk.borrow().wal.flushed();
+    let rows = server.senders(end).map(|row| {
+        let (standby, of) = (row.standby, row.of);
         let application_name = w.hosts[standby].name.clone();
-        let named = names.names(&application_name);
-        let flushed = Some(lsn(flushed));
+        let older = row.older_names.filter(|_| !blind);
+        let named = match &older {
+            Some(older) => Names::parse(older).names(&application_name),
+            None => names.names(&application_name),
+        };
+        let flushed = Some(lsn(row.flushed));
         ReplicationRow {
             pid: u32::try_from(standby).unwrap_or_default() * 100_000 + of,
             user: None,
@@ -147,12 +163,12 @@ pub(super) fn replication(w: &World, index: usize) -> Vec<ReplicationRow> {
             state: Some("streaming".to_owned()),
             sync_state: Some(if named { "quorum" } else { "async" }.to_owned()),
             sync_priority: Some(u32::from(named)),
-            sent_lsn: Some(sent),
+            sent_lsn: Some(if older.is_some() { lsn(row.sent) } else { sent }),
             write_lsn: flushed,
             flush_lsn: flushed,
             replay_lsn: flushed,
             slot: None,
-            wait_event: Some("WalSenderMain".to_owned()),
+            wait_event: older.is_none().then(|| "WalSenderMain".to_owned()),
         }
     });
     rows.collect()
