@@ -17,7 +17,10 @@ const WORLDS: u64 = 260;
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// Defences whose absence shows in one of ten worlds or more of this kind.
-const OFTEN: [(Mutation, Kind); 10] = [
+const OFTEN: [(Mutation, Kind); 13] = [
+    (Mutation::ConfigGoneIsDefault, Kind::Settings),
+    (Mutation::NobodyElseCanLead, Kind::Disks),
+    (Mutation::LostLeaseRenewed, Kind::Outage),
     (Mutation::GuardNeverFires, Kind::Synchronous),
     (Mutation::GuardArmedTooLate, Kind::Churn),
     (Mutation::KeepaliveIsProof, Kind::Asynchronous),
@@ -42,13 +45,10 @@ const SELDOM: [(Mutation, Kind); 7] = [
 ];
 
 /// Defences whose absence takes hundreds of worlds or thousands to show: looked at if `KORNAK_WORLDS` asks for it.
-const RARELY: [(Mutation, Kind); 17] = [
+const RARELY: [(Mutation, Kind); 14] = [
     (Mutation::NamesSeemRead, Kind::Quorum),
-    (Mutation::ConfigGoneIsDefault, Kind::Settings),
     (Mutation::ConfiguredLease, Kind::Settings),
     (Mutation::MarkIgnored, Kind::Settings),
-    (Mutation::NobodyElseCanLead, Kind::Disks),
-    (Mutation::LostLeaseRenewed, Kind::Outage),
     (Mutation::PlansFromOldView, Kind::Churn),
     (Mutation::GuardIsEdgeTriggered, Kind::Handover),
     (Mutation::FailsafeListIgnored, Kind::Failsafe),

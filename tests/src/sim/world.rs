@@ -245,8 +245,18 @@ impl World {
         }
     }
 
-    /// One primary, everybody else follows it, and the clients of every proxy write.
+    /// One primary, everybody else follows it, the clients of every proxy write, and the store says so: every member is
+    /// there, and in synchronous mode a standby is named.
     fn is_well(&self) -> bool {
+        let truth = self.store.truth();
+        let listed = self.hosts.iter().all(|host| truth.members.contains_key(&host.name));
+        let leads = |index: usize| self.hosts[index].server.borrow().is_primary();
+        let able = |index: usize| !leads(index) && !self.plan.tags[index].nofailover();
+        let somebody = self.plan.sync != SyncMode::Off && (0..self.hosts.len()).any(able);
+        let named = truth.sync.as_ref().is_some_and(|sync| !sync.standbys().is_empty());
+        if !listed || (somebody && !named) {
+            return false;
+        }
         let primaries = self.hosts.iter().filter(|host| host.server.borrow().is_primary()).count();
         let following = self.hosts.iter().filter(|host| host.server.borrow().streams()).count();
         primaries == 1
