@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::slots::{PermanentSlot, SlotMatcher};
 
 mod check;
-pub use check::{Problem, problems, unread};
+pub use check::{Problem, problems, ttl_beyond_the_ceiling, unread};
 
 /// Whether commits wait for standbys (Patroni's `synchronous_mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -129,7 +129,7 @@ impl ClusterConfig {
         };
         let flag = |key: &str| raw.get(key).is_some_and(truthy);
         let count = |key: &str| raw.get(key).and_then(number).map(|value| value.max(0.0) as u64);
-        let ttl = seconds("ttl", 30).max(MINIMUM_TTL);
+        let ttl = seconds("ttl", 30).clamp(MINIMUM_TTL, MAXIMUM_TTL);
         let mut loop_wait = seconds("loop_wait", 10).max(Duration::from_secs(1));
         let mut retry_timeout = seconds("retry_timeout", 10).max(Duration::from_secs(1));
         if loop_wait + 2 * retry_timeout > ttl {
@@ -250,6 +250,10 @@ impl ClusterConfig {
 /// to that by its configuration.)
 pub const MINIMUM_TTL: Duration = Duration::from_secs(4);
 
+/// Kornak's ceiling for `ttl`: nobody can lead before the lease of a leader that was lost has run out, so a slip of the
+/// finger must not take a cluster's failovers away for years.
+pub const MAXIMUM_TTL: Duration = Duration::from_secs(3600);
+
 /// Seconds, thirty years; more would only make sums overflow.
 const LONGEST: f64 = 1e9;
 
@@ -345,6 +349,7 @@ mod tests {
         let config = read(r#"{"ttl":20,"loop_wait":10,"retry_timeout":8}"#);
         assert_eq!(config.loop_wait, Duration::from_secs(4));
         let config = read(r#"{"ttl":20,"loop_wait":10,"retry_timeout":30}"#);
+        assert_eq!(read(r#"{"ttl":31536000}"#).ttl, MAXIMUM_TTL);
         assert_eq!(
             (config.loop_wait, config.retry_timeout.as_secs_f64()),
             (Duration::from_secs(1), 9.5)

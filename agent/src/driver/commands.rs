@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use kornak_cluster::FailoverRequest;
-use kornak_cluster::config::{merge_patch, problems, unread};
+use kornak_cluster::config::{MAXIMUM_TTL, merge_patch, problems, ttl_beyond_the_ceiling, unread};
 use kornak_dcs::{Compare, Op, Txn, json};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
@@ -245,6 +245,13 @@ async fn configure(
         warn!(
             key,
             "a key of the dynamic configuration that nobody reads is stored: is it misspelled?"
+        );
+    }
+    if let Some(ttl) = ttl_beyond_the_ceiling(&change) {
+        warn!(
+            ttl,
+            in_force_s = MAXIMUM_TTL.as_secs(),
+            "ttl is longer than Kornak takes: nobody could lead for so long after a leader was lost"
         );
     }
     let cluster = ctx.cluster();

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::{number, seconds_with_unit};
+use super::{MAXIMUM_TTL, number, seconds_with_unit};
 
 /// The three names of the operator's slots.
 pub(super) const SLOTS: [&str; 3] = ["slots", "permanent_slots", "permanent_replication_slots"];
@@ -144,6 +144,11 @@ pub fn problems(raw: &Map<String, Value>) -> Vec<Problem> {
     found
 }
 
+/// A `ttl` that is not taken as it is, because it is beyond [`MAXIMUM_TTL`].
+pub fn ttl_beyond_the_ceiling(raw: &Map<String, Value>) -> Option<f64> {
+    raw.get("ttl").and_then(number).filter(|ttl| *ttl > MAXIMUM_TTL.as_secs_f64())
+}
+
 /// Keys that neither Kornak nor Patroni reads; a misspelled one is stored, and nothing comes of it.
 pub fn unread(raw: &Map<String, Value>) -> Vec<&str> {
     let known = |key: &str| TOP.iter().any(|(name, _, _)| *name == key);
@@ -209,6 +214,16 @@ mod tests {
     fn what_nobody_reads_is_named() {
         let config = json!({"ttl": 20, "loop_wiat": 5, "gone": null, "postgresql": {"x": 1}});
         assert_eq!(unread(config.as_object().unwrap()), ["loop_wiat"]);
+    }
+
+    #[test]
+    fn a_lease_of_years_is_noticed() {
+        for (ttl, noticed) in
+            [(json!(3600), None), (json!("86400"), Some(86400.0)), (json!("x"), None)]
+        {
+            let config = json!({ "ttl": ttl });
+            assert_eq!(ttl_beyond_the_ceiling(config.as_object().unwrap()), noticed, "{config}");
+        }
     }
 
     fn wrong(config: &Value) -> Vec<String> {

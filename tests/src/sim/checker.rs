@@ -45,7 +45,7 @@ pub enum Broken {
     ToldWrong { record: Record },
     /// A standby's log goes on with another history than its own.
     Corrupted { host: String, upstream: String },
-    /// Who holds the leader key neither serves nor gives it up, although another one could lead.
+    /// The holder of the leader key neither serves nor gives it up, although another one could lead.
     KeyWithoutServer { host: String },
     /// After the last fault was healed nobody could write, or some client could not.
     NoPrimary,

@@ -345,20 +345,6 @@ fn happen(w: &Rc<World>, fault: Fault) {
             let links = others.iter().filter(|end| **end != here);
             cut_for(w, links.flat_map(|end| [(here, *end), (*end, here)]).collect(), lasts);
         }
-        StoreAway => {
-            w.store.set_up(w, false);
-            later(w, lasts * 2, |w| w.store.set_up(w, true));
-        }
-        StoreRestarts => {
-            w.store.stop(w);
-            later(w, lasts * 2, |w| w.store.set_up(w, true));
-        }
-        Election => {
-            // It answers with its own, old term.
-            w.store.deposed(at, true);
-            w.store.elect(w);
-            later(w, w.rng.millis(200, 5000), move |w| w.store.deposed(at, false));
-        }
         WatchStalls => {
             let end = match w.rng.below(3) {
                 0 => End::Proxy(w.rng.below(w.proxies.len())),
@@ -376,6 +362,30 @@ fn happen(w: &Rc<World>, fault: Fault) {
             agent::switch_over(w, w.rng.chance(500).then_some(name.as_str()));
         }
         Ambush => drop(w.exec.spawn(w.wire, ambush(Rc::clone(w)))),
+        StalledStream | VoterDown | WrongAddress => untrue(w, fault, lasts),
+        StoreAway | StoreRestarts | StoreFull | Election | DeleteLeaderKey | ChangeSettings
+        | Maintenance | OddKey => in_the_store(w, fault, at, lasts),
+        DoesNotStart | HungDisk => on_a_disk(w, fault, at),
+    }
+}
+
+/// Faults of the store, and in what it holds.
+fn in_the_store(w: &Rc<World>, fault: Fault, at: usize, lasts: Duration) {
+    match fault {
+        StoreAway => {
+            w.store.set_up(w, false);
+            later(w, lasts * 2, |w| w.store.set_up(w, true));
+        }
+        StoreRestarts => {
+            w.store.stop(w);
+            later(w, lasts * 2, |w| w.store.set_up(w, true));
+        }
+        Election => {
+            // It answers with its own, old term.
+            w.store.deposed(at, true);
+            w.store.elect(w);
+            later(w, w.rng.millis(200, 5000), move |w| w.store.deposed(at, false));
+        }
         ChangeSettings => settings::change(w),
         Maintenance => {
             settings::patch(w, "pause", serde_json::json!(true));
@@ -389,22 +399,25 @@ fn happen(w: &Rc<World>, fault: Fault) {
             w.store.set_full(true);
             later(w, lasts, |w| w.store.set_full(false));
         }
-        DoesNotStart => {
-            w.hosts[at].does_not_start.set(true);
-            if w.hosts[at].alive() {
-                postgres::kill_postmaster(w, at, Duration::ZERO);
-            }
-            later(w, w.rng.millis(1000, 100_000), move |w| w.hosts[at].does_not_start.set(false));
-        }
-        HungDisk => {
-            w.hosts[at].disk_hangs.set(true);
-            later(w, w.rng.millis(1000, 100_000), move |w| w.hosts[at].disk_hangs.set(false));
-        }
-        StalledStream | VoterDown | WrongAddress => untrue(w, fault, lasts),
-        DeleteLeaderKey => {
+        _ => {
             w.checker.borrow_mut().key_deleted(w);
             w.store.delete_leader_key(w);
         }
+    }
+}
+
+/// Faults of a server's disk.
+fn on_a_disk(w: &Rc<World>, fault: Fault, at: usize) {
+    let lasts = w.rng.millis(1000, 100_000);
+    if fault == DoesNotStart {
+        w.hosts[at].does_not_start.set(true);
+        if w.hosts[at].alive() {
+            postgres::kill_postmaster(w, at, Duration::ZERO);
+        }
+        later(w, lasts, move |w| w.hosts[at].does_not_start.set(false));
+    } else {
+        w.hosts[at].disk_hangs.set(true);
+        later(w, lasts, move |w| w.hosts[at].disk_hangs.set(false));
     }
 }
 

@@ -38,11 +38,11 @@ pub struct Store {
     follow: RefCell<Follow>,
     pub keys: Keys,
     up: Cell<bool>,
-    /// It takes no writes (etcd's alarm NOSPACE).
+    /// No writes are taken (etcd's alarm NOSPACE).
     full: Cell<bool>,
     /// The members of `failsafe`, as it last made sense.
     failsafe: RefCell<Option<BTreeSet<String>>>,
-    /// Its members do not run: leases neither end nor grow older.
+    /// The members do not run: leases neither end nor grow older.
     stopped: Cell<bool>,
     /// True time up to which the store's clock has been moved.
     advanced: Cell<Moment>,
@@ -133,7 +133,7 @@ impl Store {
     /// than this.
     pub fn delete_leader_key(&self, w: &Rc<World>) {
         self.settle(w);
-        let txn = Txn::just(kornak_dcs::Op::delete(self.keys.leader()));
+        let txn = Txn::just(Op::delete(self.keys.leader()));
         // Memory answers at once, and a delete without conditions is not refused.
         let _ = self.root.txn(txn).now_or_never();
         self.changed(w);
@@ -214,8 +214,8 @@ impl Store {
     pub fn write(&self, w: &Rc<World>, key: &str, value: Option<&str>) {
         self.settle(w);
         let op = match value {
-            Some(value) => kornak_dcs::Op::put(key, value),
-            None => kornak_dcs::Op::delete(key),
+            Some(value) => Op::put(key, value),
+            None => Op::delete(key),
         };
         // Memory answers at once, and a write without conditions is not refused.
         let _ = self.root.txn(Txn::just(op)).now_or_never();
@@ -239,7 +239,7 @@ impl Store {
     /// Sets the world up before it begins.
     pub fn prepare(&self, w: &Rc<World>, puts: &[(String, String)]) {
         for (key, value) in puts {
-            let _ = self.root.txn(Txn::just(kornak_dcs::Op::put(key, value))).now_or_never();
+            let _ = self.root.txn(Txn::just(Op::put(key, value))).now_or_never();
         }
         self.changed(w);
     }

@@ -32,7 +32,7 @@ pub const SYSID: &str = "7000000000000000001";
 /// (20 s), then a lease, then a failed attempt or two.
 pub const RECOVERY: Duration = Duration::from_secs(120);
 
-/// The same in worlds that lack nothing but their store from time to time.
+/// As [`RECOVERY`], in worlds that lack nothing but their store from time to time.
 const RECOVERY_FROM_OUTAGE: Duration = Duration::from_secs(45);
 
 /// The part of the store that a follower is shown.
@@ -292,7 +292,7 @@ async fn referee(w: Rc<World>, kind: Kind) {
     w.over.set(true);
 }
 
-/// Whoever holds the leader key serves or gives it up within this, while another one can lead: two starts or one silence of
+/// The holder of the leader key serves or gives it up within this, while another one can lead: two starts or one silence of
 /// [`Scenario::start_timeout`], a lease, and stalls.
 const SERVES_WITHIN: Duration = Duration::from_secs(60);
 
