@@ -214,13 +214,36 @@ struct Wanted {
     /// Win over everything else that stands in the file.
     overrides: Parameters,
     /// `None`: not decided since this process began; the file keeps what it says.
-    synchronous_standby_names: Option<Option<String>>,
-    /// As above: `None` keeps the file's; `Some(None)` is a standby without a primary.
-    upstream: Option<Option<Upstream>>,
+    synchronous_standby_names: Option<String>,
+    upstream: Following,
     /// Where a recovery to a point in time ends and what it reads; empty but for such a start.
     recovery: Parameters,
     /// The program that made the data directory has left such parameters in `postgresql.auto.conf`.
     keeps_recovery: bool,
+}
+
+/// The server that a standby's files name as its primary.
+#[derive(Debug, Clone, Default)]
+enum Following {
+    /// Not decided since this process began; the file keeps what it says.
+    #[default]
+    Undecided,
+    /// A standby without a primary.
+    Nobody,
+    Server(Upstream),
+}
+
+impl Following {
+    fn of(upstream: Option<&Upstream>) -> Self {
+        upstream.map_or(Self::Nobody, |upstream| Self::Server(upstream.clone()))
+    }
+
+    fn server(&self) -> Option<&Upstream> {
+        match self {
+            Self::Undecided | Self::Nobody => None,
+            Self::Server(upstream) => Some(upstream),
+        }
+    }
 }
 
 impl Postgres {

@@ -74,7 +74,7 @@ port! {
     // Changing what it does.
     waits fn follow(&self, upstream: Option<&'a Upstream>) -> Result<(), ConfigureError>;
     waits fn reload(&self) -> Result<Vec<PendingRestart>, ConfigureError>;
-    waits fn set_synchronous_standby_names(&self, names: Option<&'a str>, limit: Duration)
+    waits fn set_synchronous_standby_names(&self, names: &'a str, limit: Duration)
         -> Result<(), ConfigureError>;
     waits fn pending_restart(&self) -> Result<Vec<PendingRestart>, ConfigureError>;
     waits fn asks_an_archive(&self) -> bool;
@@ -106,7 +106,7 @@ port! {
     fn is_rewinding(&self) -> bool;
     fn commits_wait_for_replay(&self) -> bool;
     fn names_changed_at(&self) -> Moment;
-    fn prepare_synchronous_standby_names(&self, names: Option<&str>);
+    fn prepare_synchronous_standby_names(&self, names: &str);
     fn set_dynamic(&self, config: &ClusterConfig);
     fn show_dynamic(&self);
     fn has_adopted_a_primary(&self) -> bool;

@@ -63,7 +63,7 @@ async fn a_standby_is_cloned_and_streams_and_everybody_says_so() {
     assert_eq!(receiver.sender_port, Some(a.port));
     assert!(!standby.primary_conninfo.contains("pl'ica"), "no password outside of its file");
 
-    a.postgres.set_synchronous_standby_names(Some("\"b\""), LIMIT).await.unwrap();
+    a.postgres.set_synchronous_standby_names("\"b\"", LIMIT).await.unwrap();
     until("b is synchronous", async || {
         let rows = a.postgres.status().await.unwrap().replication;
         rows.first().is_some_and(|row| row.sync_state.as_deref() == Some("sync"))
@@ -80,7 +80,7 @@ async fn a_standby_is_cloned_and_streams_and_everybody_says_so() {
 async fn a_commit_that_waits_for_the_lost_is_let_go_once_another_counts_that_has_it() {
     let mut field = Field::new();
     let (a, _b) = pair(&mut field).await;
-    a.postgres.set_synchronous_standby_names(Some("\"lost\""), LIMIT).await.unwrap();
+    a.postgres.set_synchronous_standby_names("\"lost\"", LIMIT).await.unwrap();
     let client = a.postgres.sql().connect_patiently().await.unwrap();
     let commit = tokio::spawn(async move {
         let sql = "SET synchronous_commit = on; CREATE TABLE public.t AS SELECT 1 AS i";
@@ -96,7 +96,7 @@ async fn a_commit_that_waits_for_the_lost_is_let_go_once_another_counts_that_has
         a.execute(told).await.as_deref() == Some("t")
     })
     .await;
-    a.postgres.set_synchronous_standby_names(Some("\"b\""), LIMIT).await.unwrap();
+    a.postgres.set_synchronous_standby_names("\"b\"", LIMIT).await.unwrap();
     let done = tokio::time::timeout(Duration::from_secs(3), commit).await;
     done.expect("it is let go").unwrap().unwrap();
 }

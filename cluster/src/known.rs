@@ -55,6 +55,22 @@ pub enum Doubt {
 /// or two for each standby that comes or goes.
 const WITNESSED: usize = 64;
 
+/// What a key said when it was last read without doubt.
+#[derive(Debug, Clone, Default)]
+enum LastRead<T> {
+    #[default]
+    Never,
+    /// The key was positively absent.
+    Absent,
+    Value(T),
+}
+
+impl<T> From<Option<T>> for LastRead<T> {
+    fn from(read: Option<T>) -> Self {
+        read.map_or(Self::Absent, Self::Value)
+    }
+}
+
 /// The last good values. One for each agent, fed with every view in the order in which they came.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
@@ -69,10 +85,9 @@ pub struct Known {
     sync: Option<SyncState>,
     /// By the revision at which each was written.
     witnessed: BTreeMap<u64, SyncState>,
-    /// Inner `None`: the key was positively absent.
-    failsafe: Option<Option<BTreeMap<String, String>>>,
-    unfenced: Option<Option<Unfenced>>,
-    handover: Option<Option<Handover>>,
+    failsafe: LastRead<BTreeMap<String, String>>,
+    unfenced: LastRead<Unfenced>,
+    handover: LastRead<Handover>,
     initialize: Option<String>,
     leader: Option<String>,
     /// The store's id and the highest revision seen in it.
@@ -233,16 +248,20 @@ impl Known {
         let unreadable = state.doubts.contains_key(&SafetyKey::Failsafe);
         let on = state.config.as_ref().is_some_and(|config| config.failsafe_mode);
         match (&state.failsafe, unreadable) {
-            (Some(list), false) => self.failsafe = Some(Some(list.clone())),
+            (Some(list), false) => self.failsafe = LastRead::Value(list.clone()),
             // Before the mode is on nobody needs a list.
-            (None, false) if !on => self.failsafe = Some(None),
+            (None, false) if !on => self.failsafe = LastRead::Absent,
             (_, unreadable) => match &self.failsafe {
-                Some(None) if !unreadable => {}
-                Some(last) => {
-                    state.failsafe.clone_from(last);
+                LastRead::Absent if !unreadable => {}
+                LastRead::Absent => {
+                    state.failsafe = None;
                     state.doubts.insert(SafetyKey::Failsafe, Doubt::Kept);
                 }
-                None => {
+                LastRead::Value(last) => {
+                    state.failsafe = Some(last.clone());
+                    state.doubts.insert(SafetyKey::Failsafe, Doubt::Kept);
+                }
+                LastRead::Never => {
                     state.doubts.insert(SafetyKey::Failsafe, Doubt::Unknown);
                 }
             },
@@ -252,41 +271,42 @@ impl Known {
     /// The record hangs on a lease, so that its absence is its regular end.
     fn fill_handover(&mut self, state: &mut ClusterState) {
         if !state.doubts.contains_key(&SafetyKey::Handover) {
-            self.handover = Some(state.handover.clone());
+            self.handover = state.handover.clone().into();
             return;
         }
-        let doubt = match &self.handover {
-            Some(last) => {
-                state.handover.clone_from(last);
-                Doubt::Kept
-            }
-            None => Doubt::Unknown,
+        let (handover, doubt) = match &self.handover {
+            LastRead::Value(last) => (Some(last.clone()), Doubt::Kept),
+            LastRead::Absent => (None, Doubt::Kept),
+            LastRead::Never => (state.handover.take(), Doubt::Unknown),
         };
+        state.handover = handover;
         state.doubts.insert(SafetyKey::Handover, doubt);
     }
 
     fn fill_unfenced(&mut self, state: &mut ClusterState) {
-        let unreadable = state.doubts.contains_key(&SafetyKey::Unfenced);
-        let last = self.unfenced.clone();
-        match (&state.unfenced, unreadable, last) {
-            (found, false, last) => {
-                let gone =
-                    last.flatten().filter(|mark| found.is_none() && !is_taken_back(mark, state));
-                if let Some(mark) = gone {
-                    state.unfenced = Some(mark);
-                    state.doubts.insert(SafetyKey::Unfenced, Doubt::Kept);
-                } else {
-                    self.unfenced = Some(found.clone());
+        let doubt = if state.doubts.contains_key(&SafetyKey::Unfenced) {
+            match &self.unfenced {
+                LastRead::Value(mark) => {
+                    state.unfenced = Some(mark.clone());
+                    Doubt::Kept
                 }
+                LastRead::Absent => {
+                    state.unfenced = None;
+                    Doubt::Kept
+                }
+                LastRead::Never => Doubt::Unknown,
             }
-            (_, true, Some(last)) => {
-                state.unfenced = last;
-                state.doubts.insert(SafetyKey::Unfenced, Doubt::Kept);
-            }
-            (_, true, None) => {
-                state.doubts.insert(SafetyKey::Unfenced, Doubt::Unknown);
-            }
-        }
+        } else if let LastRead::Value(mark) = &self.unfenced
+            && state.unfenced.is_none()
+            && !is_taken_back(mark, state)
+        {
+            state.unfenced = Some(mark.clone());
+            Doubt::Kept
+        } else {
+            self.unfenced = state.unfenced.clone().into();
+            return;
+        };
+        state.doubts.insert(SafetyKey::Unfenced, doubt);
     }
 }
 

@@ -126,7 +126,7 @@ impl Run<'_> {
             return;
         };
         let upstream = Upstream::new(host, port, self.ctx.slot_name(cluster));
-        self.ctx.server.prepare_synchronous_standby_names(Some(""));
+        self.ctx.server.prepare_synchronous_standby_names("");
         if let Err(error) = self.ctx.server.start(&StartAs::Standby(Some(upstream))).await {
             // The next cycle sees a stopped server and tries again.
             warn!(

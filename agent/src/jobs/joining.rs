@@ -115,7 +115,7 @@ async fn join(
     upstream: Option<Upstream>,
     failed_starts: u32,
 ) -> Result<(), JobError> {
-    ctx.server.prepare_synchronous_standby_names(Some(""));
+    ctx.server.prepare_synchronous_standby_names("");
     if need == RewindNeed::No {
         return match upstream {
             Some(upstream) if failed_starts >= MISLED_AFTER => {
@@ -206,7 +206,7 @@ async fn restart_standby(
 async fn rejoin_without_leader(ctx: &Context, cluster: &ClusterState) -> Result<(), JobError> {
     let upstream = own_upstream(ctx, cluster)?;
     ctx.guard.disarm().await?;
-    ctx.server.prepare_synchronous_standby_names(Some(""));
+    ctx.server.prepare_synchronous_standby_names("");
     if let Some(remote) = upstream.as_ref().filter(|upstream| upstream.is_server()) {
         match ctx.server.rewind_needed(remote).await {
             Ok(RewindNeed::No) => {}

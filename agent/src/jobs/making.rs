@@ -116,7 +116,7 @@ async fn make_files(ctx: &Context) -> Result<StartAs, JobError> {
 async fn make_primary(ctx: &Context) -> Result<(), JobError> {
     let start_as = make_files(ctx).await?;
     let recovers = matches!(start_as, StartAs::PointInTime(..));
-    ctx.server.prepare_synchronous_standby_names(Some(""));
+    ctx.server.prepare_synchronous_standby_names("");
     if let ServerProcess::Running { .. } = ctx.server.process().await? {
         info!("recovery continues");
     } else {
@@ -154,7 +154,7 @@ async fn copy_remote(ctx: &Context, section: &StandbyCluster) -> Result<(), JobE
         ctx.postgres.remove_first().await?;
         ctx.postgres.copy_first(methods, from).await?;
     }
-    ctx.server.prepare_synchronous_standby_names(Some(""));
+    ctx.server.prepare_synchronous_standby_names("");
     if let ServerProcess::None = ctx.server.process().await? {
         ctx.postgres.start_first(&StartAs::Standby(Some(upstream))).await?;
     }
@@ -194,7 +194,7 @@ pub async fn clone_without_leader(ctx: Arc<Context>) -> Result<(), JobError> {
 async fn start_copy(ctx: &Context) -> Result<(), JobError> {
     // Who leads may have changed during a long copy.
     let upstream = own_upstream(ctx, &ctx.cluster())?;
-    ctx.server.prepare_synchronous_standby_names(Some(""));
+    ctx.server.prepare_synchronous_standby_names("");
     ctx.server.start(&StartAs::Standby(upstream)).await?;
     Ok(())
 }

@@ -49,7 +49,7 @@ pub(super) async fn adjust(
                 );
             }
             info!(names = %names, "synchronous_standby_names changed");
-            ctx.server.set_synchronous_standby_names(Some(&names), IN_FORCE_LIMIT).await?;
+            ctx.server.set_synchronous_standby_names(&names, IN_FORCE_LIMIT).await?;
             Ok(false)
         }
     }

@@ -12,7 +12,7 @@ use tracing::info;
 use super::conf::{self, BASE_CONF, MAIN_CONF, Parameters};
 use super::os::{read_file, remove_file, write_file, write_if_changed};
 use super::sql::SqlError;
-use super::{Inner, Wanted};
+use super::{Following, Inner, Wanted};
 use crate::guard::GuardError;
 
 /// Why the configuration could not be put in force.
@@ -79,10 +79,9 @@ impl Inner {
         let before = fs::read_to_string(self.main_conf()).unwrap_or_default();
         let before = conf::read_rendered(&before);
         match &wanted.synchronous_standby_names {
-            Some(Some(names)) => {
+            Some(names) => {
                 parameters.insert(SYNC.to_owned(), names.clone());
             }
-            Some(None) => {}
             None => parameters.extend(before.get_key_value(SYNC).map(owned)),
         }
         parameters.extend(wanted.recovery.clone());
@@ -100,12 +99,12 @@ impl Inner {
             if wanted.feedback {
                 parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
             }
-            let upstream = wanted.upstream.as_ref().and_then(Option::as_ref);
+            let upstream = wanted.upstream.server();
             let passfile = passfile(&self.settings);
             let dynamic = &wanted.dynamic_recovery;
             let recovery = conf::recovery(&self.settings, dynamic, &self.name, &passfile, upstream);
             parameters.extend(recovery);
-            if wanted.upstream.is_none() {
+            if matches!(wanted.upstream, Following::Undecided) {
                 parameters
                     .extend(KEPT.iter().filter_map(|kept| before.get_key_value(*kept)).map(owned));
             }
@@ -158,7 +157,7 @@ impl Inner {
         if wanted.keeps_recovery {
             return Ok(());
         }
-        self.clean_auto_conf(matches!(wanted.synchronous_standby_names, Some(Some(_))))
+        self.clean_auto_conf(wanted.synchronous_standby_names.is_some())
     }
 
     /// See [`DYNAMIC`]. No server needs it.

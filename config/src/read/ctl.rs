@@ -19,7 +19,7 @@ pub(crate) fn operator(root: &Section<'_>) -> OperatorSettings {
         namespace: root.text("namespace").unwrap_or_else(|| super::DEFAULT_NAMESPACE.to_owned()),
         group: group.and_then(|group| u32::try_from(group).ok()).map(GroupId),
         citus: root.has("citus"),
-        store: super::store::optional(root).flatten(),
+        store: super::store::optional(root).valid(),
         ctl: client,
         served_with: served_with(&rest).filter(|own| own.verify_client != VerifyClient::None),
     }

@@ -15,8 +15,10 @@ const DEFAULT_PORT: u16 = 2379;
 
 /// The store that the file names; an error is recorded if it names none.
 pub(crate) fn store(root: &Section<'_>) -> Option<StoreSettings> {
-    if let Some(found) = optional(root) {
-        return found.map(StoreSettings::Etcd3);
+    match optional(root) {
+        StoreSection::Valid(settings) => return Some(StoreSettings::Etcd3(settings)),
+        StoreSection::Invalid => return None,
+        StoreSection::Absent => {}
     }
     match OTHERS.iter().find(|name| root.has(name)) {
         Some(name) => root.problem(name, "this store is not supported, expected etcd3"),
@@ -25,9 +27,28 @@ pub(crate) fn store(root: &Section<'_>) -> Option<StoreSettings> {
     None
 }
 
-/// `Some(None)`: there is a section, and it is wrong.
-pub(crate) fn optional(root: &Section<'_>) -> Option<Option<Etcd3Settings>> {
-    let key = ["etcd3", "etcd"].into_iter().find(|key| root.has(key))?;
+/// The section of etcd in a file that may lack one.
+pub(crate) enum StoreSection {
+    Absent,
+    /// The errors are recorded.
+    Invalid,
+    Valid(Etcd3Settings),
+}
+
+impl StoreSection {
+    pub(crate) fn valid(self) -> Option<Etcd3Settings> {
+        match self {
+            Self::Absent | Self::Invalid => None,
+            Self::Valid(settings) => Some(settings),
+        }
+    }
+}
+
+/// Reads the section of etcd, if there is one.
+pub(crate) fn optional(root: &Section<'_>) -> StoreSection {
+    let Some(key) = ["etcd3", "etcd"].into_iter().find(|key| root.has(key)) else {
+        return StoreSection::Absent;
+    };
     for other in SECTIONS.iter().filter(|other| **other != key && root.has(other)) {
         root.warn(other, &format!("has no effect, {key} is used"));
     }
@@ -36,7 +57,7 @@ pub(crate) fn optional(root: &Section<'_>) -> Option<Option<Etcd3Settings>> {
                    cluster cannot be seen from here";
         root.warn(key, why);
     }
-    Some(etcd3(&root.section(key)))
+    etcd3(&root.section(key)).map_or(StoreSection::Invalid, StoreSection::Valid)
 }
 
 fn etcd3(section: &Section<'_>) -> Option<Etcd3Settings> {

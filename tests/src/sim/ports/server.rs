@@ -275,10 +275,10 @@ impl server::Server for Server {
 
     fn set_synchronous_standby_names<'a>(
         &'a self,
-        names: Option<&'a str>,
+        names: &'a str,
         _: Duration,
     ) -> Answered<'a, Result<(), ConfigureError>> {
-        let names = names.unwrap_or_default().to_owned();
+        let names = names.to_owned();
         *self.prepared.lock() = Some(names.clone());
         let life = self.life;
         Box::pin(async move {
@@ -430,8 +430,8 @@ impl server::Server for Server {
         *self.names_changed_at.lock()
     }
 
-    fn prepare_synchronous_standby_names(&self, names: Option<&str>) {
-        *self.prepared.lock() = names.map(str::to_owned);
+    fn prepare_synchronous_standby_names(&self, names: &str) {
+        *self.prepared.lock() = Some(names.to_owned());
     }
 
     fn set_dynamic(&self, _: &ClusterConfig) {}
