@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use kornak_cluster::ClusterState;
+use kornak_cluster::{ClusterState, discard};
 use kornak_config::agent::AgentSettings;
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Dcs, View};
@@ -155,7 +155,7 @@ impl Context {
         let mut observed = self.observation.clone();
         self.look.notify_one();
         let seen = observed.wait_for(|observation| observation.at >= asked);
-        let _ = self.machine.timeout(limit, seen).await;
+        discard::goes_on_either_way(self.machine.timeout(limit, seen).await);
     }
 
     /// The sessions that work on the server now. A server that does not answer counts as busy.

@@ -202,7 +202,7 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
     if config.sync_mode() != SyncMode::Off && config.synchronous_mode_strict {
         // No commit before a standby is there to wait for.
         let names = crate::ha::sync::names_at_promotion(&config);
-        ctx.server.set_synchronous_standby_names(Some(&names), NAMES_LIMIT).await?;
+        ctx.server.set_synchronous_standby_names(&names, NAMES_LIMIT).await?;
     }
     info!(planned, "promotion begun");
     match ctx.server.promote(Fencing::Armed, limit).await {
@@ -350,7 +350,10 @@ pub async fn claim(
     let config = cluster.config.clone().unwrap_or_default();
     if ctx.keeper.is_unfenced() {
         // Of an earlier leadership in maintenance mode; nothing is held, so nothing is renewed.
-        let _ = ctx.keeper.fence().await;
+        if let Err(error) = ctx.keeper.fence().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(error, "no lease to renew after maintenance mode");
+        }
     }
     let mut when = Vec::new();
     let mut also = Vec::new();

@@ -506,7 +506,10 @@ impl Keeper {
         let store = Arc::clone(&self.inner.store);
         // Nobody waits for it: a lease that is not revoked expires by itself.
         self.inner.machine.spawn(async move {
-            let _ = store.revoke(lease).await;
+            if let Err(error) = store.revoke(lease).await {
+                let error = &error as &dyn std::error::Error;
+                debug!(error, lease, "lease could not be revoked");
+            }
         });
     }
 

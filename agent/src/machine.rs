@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{AbortHandle, abortable};
-use kornak_cluster::Moment;
+use kornak_cluster::{Moment, discard};
 use tokio::sync::oneshot;
 
 use crate::guard::boottime_now;
@@ -122,10 +122,10 @@ impl Machine {
         let (work, abort) = abortable(async move {
             let _at_the_end = at_the_end;
             // Who has started it may have no use for the result.
-            let _ = result.send(work.await);
+            discard::receiver_may_be_gone(result.send(work.await));
         });
         self.0.spawn(Box::pin(async move {
-            let _ = work.await;
+            discard::goes_on_either_way(work.await);
         }));
         Task { outcome, finished, abort }
     }
@@ -140,7 +140,7 @@ impl Machine {
         let at_the_end = AtTheEnd(Arc::clone(&finished));
         self.0.spawn_blocking(Box::new(move || {
             let _at_the_end = at_the_end;
-            let _ = result.send(work());
+            discard::receiver_may_be_gone(result.send(work()));
         }));
         // A thread cannot be broken off.
         let (abort, _) = AbortHandle::new_pair();
@@ -255,8 +255,12 @@ impl Ports for Real {
     }
 
     fn remove(&self, path: &Path) {
-        // Absent is as good as removed.
-        let _ = std::fs::remove_file(path);
+        if let Err(error) = std::fs::remove_file(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, file = %path.display(), "file could not be removed");
+        }
     }
 }
 

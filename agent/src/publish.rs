@@ -153,6 +153,9 @@ impl Publisher {
         };
         let put = self.store.txn(Txn::just(Op::put_leased(&self.key, text, lease)));
         // A store that is away must not hold the shutdown up.
-        let _ = self.machine.timeout(Duration::from_secs(2), put).await;
+        if let Ok(Err(error)) = self.machine.timeout(Duration::from_secs(2), put).await {
+            let error = &error as &dyn std::error::Error;
+            debug!(error, "member key could not be updated at the end of the agent");
+        }
     }
 }

@@ -10,7 +10,7 @@ use jiff::civil::DateTime;
 use jiff::fmt::temporal::Pieces;
 use jiff::tz::{Offset, TimeZone};
 use jiff::{Timestamp, Zoned};
-use kornak_cluster::MemberRole;
+use kornak_cluster::{MemberRole, discard};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 
@@ -199,7 +199,7 @@ impl RestartPlan {
             let pause = match at {
                 None => {
                     // Never an error: this plan itself holds the sender.
-                    let _ = changes.changed().await;
+                    discard::sender_outlives_waiters(changes.changed().await);
                     continue;
                 }
                 Some(at) => Duration::try_from(at.duration_since(Timestamp::now())),

@@ -12,7 +12,7 @@ use std::io;
 use std::time::Duration;
 
 use device::Device;
-use kornak_cluster::Moment;
+use kornak_cluster::{Moment, discard};
 use kornak_config::agent::{WatchdogMode, WatchdogSettings};
 use parking_lot::Mutex;
 use tracing::{error, info, warn};
@@ -176,7 +176,7 @@ impl Watchdog {
         let Some(Active { device, .. }) = self.active.lock().take() else { return };
         if !device.closable {
             // Some more time for whoever is at work here.
-            let _ = device.ping();
+            discard::only_helps(device.ping());
             error!(device = self.name(), "watchdog cannot be switched off: it resets the host");
         }
         match device.close() {

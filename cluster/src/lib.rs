@@ -10,6 +10,7 @@
 
 pub mod citus;
 pub mod config;
+pub mod discard;
 pub mod epoch;
 pub mod error_chain;
 pub mod handover;

@@ -13,6 +13,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 
 use anyhow::Context;
+use kornak_cluster::discard;
 use kornak_config::{LogLevel, LogSettings, LogType};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -55,7 +56,7 @@ impl Logs {
         match filter(settings) {
             Ok(filter) => {
                 // Fails only if the logger is gone, and then nobody could be told.
-                let _ = self.filter.reload(filter);
+                discard::nowhere_to_report(self.filter.reload(filter));
             }
             Err(error) => tracing::warn!(error = %format!("{error:#}"), "levels stay as they are"),
         }

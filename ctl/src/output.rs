@@ -6,6 +6,7 @@
 use std::io::{BufRead, IsTerminal, Write};
 
 use anyhow::bail;
+use kornak_cluster::discard;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use secrecy::SecretString;
 
@@ -17,15 +18,15 @@ pub struct Told(pub String);
 /// One or more lines to standard output; a reader that is gone is no error.
 pub fn say(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{text}");
-    let _ = out.flush();
+    discard::nowhere_to_report(writeln!(out, "{text}"));
+    discard::nowhere_to_report(out.flush());
 }
 
 /// Clears the screen, if it is one.
 pub fn clear() {
     let mut out = std::io::stdout().lock();
     if out.is_terminal() {
-        let _ = write!(out, "\x1b[2J\x1b[1;1H");
+        discard::nowhere_to_report(write!(out, "\x1b[2J\x1b[1;1H"));
     }
 }
 
@@ -82,8 +83,8 @@ pub fn confirm(question: &str) -> anyhow::Result<bool> {
 fn ask(question: &str) -> anyhow::Result<String> {
     {
         let mut out = std::io::stdout().lock();
-        let _ = write!(out, "{question}");
-        let _ = out.flush();
+        discard::nowhere_to_report(write!(out, "{question}"));
+        discard::nowhere_to_report(out.flush());
     }
     let mut answer = String::new();
     if std::io::stdin().lock().read_line(&mut answer)? == 0 {
@@ -94,5 +95,5 @@ fn ask(question: &str) -> anyhow::Result<String> {
 
 /// Prints an error to standard error.
 pub fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    discard::nowhere_to_report(writeln!(std::io::stderr().lock(), "{text}"));
 }

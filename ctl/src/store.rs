@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::bail;
+use kornak_cluster::discard;
 use kornak_config::{Scheme, StoreSettings};
 use kornak_dcs::Dcs;
 use kornak_dcs::etcd::{EtcdDcs, EtcdSettings};
@@ -38,5 +39,5 @@ pub fn connect(settings: &StoreSettings) -> anyhow::Result<Arc<dyn Dcs>> {
 /// Chooses the one implementation of cryptography for the whole process.
 pub fn install_tls() {
     // A second call changes nothing, which is what is wanted.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    discard::only_helps(rustls::crypto::aws_lc_rs::default_provider().install_default());
 }

@@ -8,6 +8,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use kornak_cluster::discard;
 use kornak_protocol::sqlstate::SqlState;
 use parking_lot::Mutex;
 
@@ -39,17 +40,17 @@ impl Histogram {
     }
 
     fn print(&self, name: &str, out: &mut String) {
-        let _ = writeln!(out, "# TYPE {name} histogram");
+        discard::string_takes_all(writeln!(out, "# TYPE {name} histogram"));
         let (mut sum, mut bound) = (0, 0.001);
         for bucket in &self.buckets {
             sum += bucket.load(Relaxed);
-            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {sum}");
+            discard::string_takes_all(writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {sum}"));
             bound *= 2.0;
         }
         let count = self.count.load(Relaxed);
         let seconds = self.micros.load(Relaxed) as f64 / 1e6;
-        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}");
-        let _ = writeln!(out, "{name}_sum {seconds}\n{name}_count {count}");
+        discard::string_takes_all(writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}"));
+        discard::string_takes_all(writeln!(out, "{name}_sum {seconds}\n{name}_count {count}"));
     }
 }
 
@@ -158,25 +159,35 @@ impl Metrics {
             ("kornak_proxy_panics_total", &self.panics),
         ];
         for (name, value) in counters {
-            let _ = writeln!(out, "# TYPE {name} counter\n{name} {}", value.load(Relaxed));
+            discard::string_takes_all(writeln!(
+                out,
+                "# TYPE {name} counter\n{name} {}",
+                value.load(Relaxed)
+            ));
         }
         let name = "kornak_proxy_bytes_total";
         let (to_server, to_client) = (self.bytes_in.load(Relaxed), self.bytes_out.load(Relaxed));
-        let _ = writeln!(out, "# TYPE {name} counter");
-        let _ = writeln!(out, "{name}{{direction=\"to_server\"}} {to_server}");
-        let _ = writeln!(out, "{name}{{direction=\"to_client\"}} {to_client}");
+        discard::string_takes_all(writeln!(out, "# TYPE {name} counter"));
+        discard::string_takes_all(writeln!(out, "{name}{{direction=\"to_server\"}} {to_server}"));
+        discard::string_takes_all(writeln!(out, "{name}{{direction=\"to_client\"}} {to_client}"));
         self.login.print("kornak_proxy_login_seconds", out);
         self.hold.print("kornak_proxy_hold_seconds", out);
         self.pool_wait.print("kornak_proxy_pool_wait_seconds", out);
         self.gate.print("kornak_proxy_handover_seconds", out);
         self.outage.print("kornak_proxy_outage_seconds", out);
-        let _ = writeln!(out, "# TYPE kornak_proxy_errors_total counter");
+        discard::string_takes_all(writeln!(out, "# TYPE kornak_proxy_errors_total counter"));
         for (code, n) in self.errors() {
-            let _ = writeln!(out, "kornak_proxy_errors_total{{sqlstate=\"{code}\"}} {n}");
+            discard::string_takes_all(writeln!(
+                out,
+                "kornak_proxy_errors_total{{sqlstate=\"{code}\"}} {n}"
+            ));
         }
-        let _ = writeln!(out, "# TYPE kornak_proxy_pinned_closed_total counter");
+        discard::string_takes_all(writeln!(out, "# TYPE kornak_proxy_pinned_closed_total counter"));
         for (reason, n) in self.pinned.lock().iter() {
-            let _ = writeln!(out, "kornak_proxy_pinned_closed_total{{reason=\"{reason}\"}} {n}");
+            discard::string_takes_all(writeln!(
+                out,
+                "kornak_proxy_pinned_closed_total{{reason=\"{reason}\"}} {n}"
+            ));
         }
     }
 }

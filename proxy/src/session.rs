@@ -27,6 +27,7 @@ pub mod words;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use kornak_cluster::discard;
 use kornak_config::proxy::{FailoverSettings, KeepSessions, ListenPolicy, UnknownOutcome};
 use kornak_protocol::backend;
 use kornak_protocol::error::{ErrorView, Severity};
@@ -302,7 +303,7 @@ impl Session {
                 if let Some(tag) = self.journal.done(owner, tag) {
                     self.edited.clear();
                     // A constant tag always fits.
-                    let _ = backend::put_command_complete(tag, &mut self.edited);
+                    discard::message_fits(backend::put_command_complete(tag, &mut self.edited));
                     return Ok(Heard::Edited);
                 }
                 if tag.is_some() && std::mem::take(&mut self.unconfirmed) {
@@ -542,7 +543,7 @@ impl Session {
     pub fn moved(&mut self, reported: &Parameters, out: &mut BytesMut) {
         for (name, value) in self.told.diff(reported) {
             // Both came from a server's message, so they fit into one.
-            let _ = backend::put_parameter_status(name, value, out);
+            discard::message_fits(backend::put_parameter_status(name, value, out));
         }
         let told = Arc::make_mut(&mut self.told);
         for (name, value) in reported.iter() {

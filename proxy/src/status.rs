@@ -4,10 +4,10 @@
 //! databases, and what servers and files say of themselves, only to those who have shown a password.
 
 mod metrics;
+mod page;
 pub mod serve;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::Arc;
 
 use axum::Router;
@@ -15,8 +15,6 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{Html, IntoResponse, Json};
 use axum::routing::get;
-use kornak_cluster::GroupId;
-use kornak_protocol::sqlstate::SqlState;
 use serde::Serialize;
 
 use crate::registry::Doing;
@@ -269,94 +267,7 @@ async fn series(shared: Arc<Shared>, detail: Detail) -> impl IntoResponse {
 }
 
 async fn page(shared: Arc<Shared>, detail: Detail) -> Html<String> {
-    let status = look(&shared, detail);
-    let mut out = String::from(
-        "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=2>\
-         <title>kornak proxy</title><style>body{font:15px system-ui;margin:2em}\
-         td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}\
-         .bad{color:#a00}</style>",
-    );
-    let _ = write!(
-        out,
-        "<h1>{}</h1><p>proxy {} {}, gate {}{}</p>",
-        html(&status.scope),
-        html(&status.proxy),
-        status.version,
-        status.gate.phase.as_str(),
-        status.gate.handover.as_deref().map_or(String::new(), |id| format!(" for {}", html(id))),
-    );
-    for group in &status.gate.without_primary {
-        let _ = write!(out, "<p class=bad>group {group} has no primary, transactions wait</p>");
-    }
-    for group in &status.gate.without_standby {
-        let _ = write!(out, "<p class=bad>readers wait for a standby of group {group}</p>");
-    }
-    for group in &status.gate.reads_primaries_for {
-        let _ =
-            write!(out, "<p>group {group} has no standby to read from, readers use primaries</p>");
-    }
-    for (place, what) in &status.trouble {
-        let _ = write!(out, "<p class=bad>{place}: {}</p>", html(what));
-    }
-    for (id, group) in &status.groups {
-        if status.groups.len() > 1 || *id != GroupId::COORDINATOR.0 {
-            let _ = write!(out, "<h2>group {id}</h2>");
-        }
-        if let Some(why) = group.why {
-            let _ = write!(out, "<p class=bad>{why}</p>");
-        }
-        if group.unfinished > 0 {
-            let count = group.unfinished;
-            let _ = write!(out, "<p class=bad>{count} distributed transactions are unfinished</p>");
-        }
-        out.push_str("<table><tr><th>node<th>address<th>role<th>running<th>lag<th>sessions</tr>");
-        for node in &group.nodes {
-            let _ = write!(
-                out,
-                "<tr><td>{}<td>{}:{}<td>{}<td>{}<td>{}<td>{}</tr>",
-                html(&node.name),
-                html(&node.host),
-                node.port,
-                node.role,
-                node.running,
-                node.lag_bytes.map_or("?".to_owned(), |lag| lag.to_string()),
-                node.sessions
-            );
-        }
-        out.push_str("</table>");
-    }
-    let _ = write!(out, "<h2>{} sessions</h2><p>", status.sessions.total);
-    for (state, n) in &status.sessions.by_state {
-        let _ = write!(out, "{state}: {n} &nbsp; ");
-    }
-    for (reason, n) in &status.sessions.pinned {
-        let _ = write!(out, "pinned by {reason}: {n} &nbsp; ");
-    }
-    for pool in &status.pools {
-        let of = match (&pool.user, &pool.database) {
-            (Some(user), Some(database)) => format!(" of {} on {}", html(user), html(database)),
-            _ => String::new(),
-        };
-        let _ = write!(
-            out,
-            "pool{of} through {}: {} clients, {} waiting, {} lent, {} idle &nbsp; ",
-            html(&pool.listener),
-            pool.clients,
-            pool.waiting,
-            pool.lent,
-            pool.idle
-        );
-    }
-    for (code, n) in &status.errors {
-        let known = SqlState::from_bytes(code.as_bytes()).is_some();
-        let _ = write!(out, "errors {}: {n} &nbsp; ", if known { code } else { "?" });
-    }
-    out.push_str("</p><p><a href=/metrics>metrics</a> <a href=/status>status</a></p>");
-    Html(out)
-}
-
-fn html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    Html(page::of(&look(&shared, detail)))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{MemberState, Moment};
+use kornak_cluster::{MemberState, Moment, discard};
 use parking_lot::Mutex;
 
 use super::{Api, status};
@@ -55,7 +55,7 @@ impl Api {
             self.machine.spawn(async move {
                 machine.sleep(delay).await;
                 // A queue that is full means a busy driver, and no answer in time.
-                let _ = commands.try_send(Command::Look);
+                discard::goes_on_either_way(commands.try_send(Command::Look));
             });
         }
         let fresh = views.wait_for(|view| view.observed_at >= asked);

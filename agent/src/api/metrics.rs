@@ -10,7 +10,7 @@
 use std::fmt::{Display, Write};
 
 use jiff::Timestamp;
-use kornak_cluster::{MemberRole, MemberState, Moment};
+use kornak_cluster::{MemberRole, MemberState, Moment, discard};
 
 use super::health::{Synchrony, accepts_writes, synchrony};
 use super::status::{is_unlocked, job};
@@ -165,15 +165,19 @@ impl Page {
 
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a String cannot fail.
-        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        discard::string_takes_all(writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}"));
     }
 
     fn labelled(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let _ = write!(self.out, "{name}{{scope=\"{}\",name=\"{}\"", self.scope, self.name);
+        discard::string_takes_all(write!(
+            self.out,
+            "{name}{{scope=\"{}\",name=\"{}\"",
+            self.scope, self.name
+        ));
         for (label, text) in labels {
-            let _ = write!(self.out, ",{label}=\"{}\"", escape(text));
+            discard::string_takes_all(write!(self.out, ",{label}=\"{}\"", escape(text)));
         }
-        let _ = writeln!(self.out, "}} {value}");
+        discard::string_takes_all(writeln!(self.out, "}} {value}"));
     }
 }
 

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use kornak_cluster::discard;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
@@ -70,7 +71,7 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, stop: CancellationToken
         let (router, stop, mine) = (router.clone(), stop.clone(), seat.clone());
         let task: AbortHandle = connections.spawn(async move {
             let served = accepted_connection(stream, from, tls, router, stop, mine);
-            let _ = tokio::time::timeout(CONNECTION_TIME, served).await;
+            discard::goes_on_either_way(tokio::time::timeout(CONNECTION_TIME, served).await);
         });
         // One that has ended meanwhile has nothing to abort.
         seat.ends_with(task);
@@ -107,7 +108,7 @@ async fn accepted_connection(
     seat: Seat,
 ) {
     // Answers are small and written at once; without this they could wait for an acknowledgement.
-    let _ = stream.set_nodelay(true);
+    discard::only_helps(stream.set_nodelay(true));
     let Some(acceptor) = tls else {
         let client = Client { address: from.ip(), certified: false };
         return connection(stream, client, router, stop, seat).await;

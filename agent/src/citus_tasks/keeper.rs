@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{GroupId, Moment, Scope};
+use kornak_cluster::{GroupId, Moment, Scope, discard};
 use tokio::sync::oneshot;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -257,7 +257,7 @@ impl Keeper {
             Next::Load => self.load().await?,
             Next::StandDown => self.stand_down(),
             Next::Answer { request, answer } => self.answer(request, answer),
-            Next::Open { request, step, former } => self.open(request, &step, former, seen).await?,
+            Next::Open { request, step, former } => self.open(request, &step, former).await?,
             Next::Commit { steps, request } => self.commit(&steps, request, seen).await?,
             Next::Member(step) => {
                 info!(database = %self.database, change = %Spoken(&step), "pg_dist_node updated");
@@ -296,13 +296,7 @@ impl Keeper {
     }
 
     /// Renames the primary's row and keeps the transaction.
-    async fn open(
-        &mut self,
-        request: usize,
-        step: &Step,
-        former: Address,
-        seen: &Seen,
-    ) -> Result<(), SqlError> {
+    async fn open(&mut self, request: usize, step: &Step, former: Address) -> Result<(), SqlError> {
         let Some(asked) = self.requests.get(request).cloned() else { return Ok(()) };
         self.say("BEGIN").await?;
         let now = boottime_now();
@@ -324,8 +318,6 @@ impl Keeper {
         let until = now + asked.timeout;
         let record = if asked.hold.is_some() { asked.record.max(1) } else { 0 };
         self.flight = Flight::Open { group: asked.group, former, until, record };
-        // What other databases do meanwhile is theirs; this one is ready.
-        let _ = seen;
         self.answer(request, Answer::Done);
         Ok(())
     }
@@ -460,7 +452,7 @@ impl Keeper {
                 );
             }
             // Who asked may have gone.
-            let _ = self.answers.remove(request).send(answer);
+            discard::receiver_may_be_gone(self.answers.remove(request).send(answer));
         }
     }
 

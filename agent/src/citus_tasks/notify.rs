@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::time::Duration;
 
-use kornak_cluster::GroupId;
+use kornak_cluster::{GroupId, discard};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
@@ -148,7 +148,9 @@ pub(crate) async fn until_known(ctx: &Context, wanted: Known) -> bool {
                     known_by(ctx, now, |it, group| (it.primaries.get(&group), it.behind.is_empty()))
                 };
                 // The sender lives as long as the agent.
-                let _ = standings.wait_for(|now| says(now) >= wanted).await;
+                discard::sender_outlives_waiters(
+                    standings.wait_for(|now| says(now) >= wanted).await,
+                );
             }
             _ => {
                 let mut view = ctx.view.clone();
@@ -228,12 +230,15 @@ async fn known(ctx: &Context, open: &mut Open) -> Result<Known, SqlError> {
             literal(&own.host),
             own.port
         );
-        let known = match flags(ctx, open, None, database, &statement).await? {
-            (false, _) => Known::Nowhere,
-            (true, everywhere) => match pools_follow(ctx, open, database, &own).await? {
-                Known::Everywhere if !everywhere => Known::Coordinator,
+        let row = row_of(ctx, open, None, database, &statement).await?;
+        let (registered, synced) = (is_true(&row, 0), is_true(&row, 1));
+        let known = if registered {
+            match pools_follow(ctx, open, database, &own).await? {
+                Known::Everywhere if !synced => Known::Coordinator,
                 known => known,
-            },
+            }
+        } else {
+            Known::Nowhere
         };
         least = least.min(known);
     }
@@ -258,10 +263,11 @@ async fn pools_follow(
         "SELECT (NOT EXISTS (SELECT FROM pg_catalog.pg_dist_node n \
              LEFT JOIN pg_catalog.pg_dist_poolinfo p USING (nodeid) \
              WHERE n.groupid = {group} AND n.noderole = 'primary' \
-               AND p.poolinfo IS DISTINCT FROM {pool}))::int, 1"
+               AND p.poolinfo IS DISTINCT FROM {pool}))::int"
     );
     for (other, at) in pools_kept_by(&seen, group, own) {
-        if !flags(ctx, open, Some(at), database, &statement).await?.0 {
+        let row = row_of(ctx, open, Some(at), database, &statement).await?;
+        if !is_true(&row, 0) {
             let is_coordinator = other == GroupId::COORDINATOR;
             return Ok(if is_coordinator { Known::Nowhere } else { Known::Coordinator });
         }
@@ -282,14 +288,14 @@ fn pools_kept_by(seen: &Seen, group: GroupId, own: &Address) -> Vec<(GroupId, Ad
     found
 }
 
-/// Two truths from one row of a server.
-async fn flags(
+/// The first row that a server answers with; empty if there is none.
+async fn row_of(
     ctx: &Context,
     open: &mut Open,
     at: Option<Address>,
     database: &str,
     statement: &str,
-) -> Result<(bool, bool), SqlError> {
+) -> Result<Vec<Option<String>>, SqlError> {
     let client = match open.entry((at.clone(), database.to_owned())) {
         Entry::Occupied(client) => client.into_mut(),
         Entry::Vacant(none) => none.insert(match at {
@@ -298,10 +304,12 @@ async fn flags(
         }),
     };
     let rows = ask(client, "tell who is registered", statement).await?;
-    let flag = |n: usize| {
-        rows.first().and_then(|row| row.get(n).cloned().flatten()).as_deref() == Some("1")
-    };
-    Ok((flag(0), flag(1)))
+    Ok(rows.into_iter().next().unwrap_or_default())
+}
+
+/// Whether a truth value that was cast to a number is true; absent and NULL are not.
+fn is_true(row: &[Option<String>], column: usize) -> bool {
+    row.get(column).and_then(Option::as_deref) == Some("1")
 }
 
 async fn to_coordinator(ctx: &Context, database: &str) -> Result<tokio_postgres::Client, SqlError> {

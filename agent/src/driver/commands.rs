@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use kornak_cluster::FailoverRequest;
 use kornak_cluster::config::{MAXIMUM_TTL, merge_patch, problems, ttl_beyond_the_ceiling, unread};
+use kornak_cluster::{FailoverRequest, discard};
 use kornak_dcs::{Compare, Op, Txn, json};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
@@ -53,7 +53,7 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
         Command::Configure { change, replace, answer } => {
             machine.spawn(async move {
                 // Who asked may have gone.
-                let _ = answer.send(configure(&ctx, change, replace).await);
+                discard::receiver_may_be_gone(answer.send(configure(&ctx, change, replace).await));
             });
         }
         Command::Schedule { request, answer } => {
@@ -71,7 +71,7 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
             if matches!(said, FailsafeAnswer::Accepted { .. }) {
                 *ctx.told_slots.lock() = slots;
             }
-            let _ = answer.send(said);
+            discard::receiver_may_be_gone(answer.send(said));
         }
         Command::Look => ctx.look.notify_one(),
         Command::Checkpoint { answer } => {
@@ -108,7 +108,7 @@ fn spawn_answer(
     work: impl Future<Output = CommandResult> + Send + 'static,
 ) {
     machine.spawn(async move {
-        let _ = answer.send(work.await);
+        discard::receiver_may_be_gone(answer.send(work.await));
     });
 }
 
@@ -123,7 +123,7 @@ fn as_job(
 ) {
     if let Some(busy) = driver.busy_with() {
         let text = format!("{} already in progress", busy.as_str());
-        let _ = answer.send(Err(CommandError::NotPossible(text)));
+        discard::receiver_may_be_gone(answer.send(Err(CommandError::NotPossible(text))));
         return;
     }
     driver.start_job(job, async move {
@@ -132,7 +132,7 @@ fn as_job(
             Ok(()) => Ok(done.to_owned()),
             Err(error) => Err(CommandError::Failed(failure(error))),
         };
-        let _ = answer.send(said);
+        discard::receiver_may_be_gone(answer.send(said));
         result
     });
 }
@@ -212,7 +212,7 @@ fn reinitialize(
         busy.map(|busy| format!("{} already in progress", busy.as_str()))
     };
     if let Some(text) = refused {
-        let _ = answer.send(Err(CommandError::NotPossible(text)));
+        discard::receiver_may_be_gone(answer.send(Err(CommandError::NotPossible(text))));
         return;
     }
     if let Some(busy) = driver.busy_with() {
@@ -223,11 +223,11 @@ fn reinitialize(
         // What is there may be the only second copy.
         if let Err(error) = jobs::prove_copy(&ctx, from_leader).await {
             let text = format!("can not reinitialize: {}", kornak_cluster::error_chain(&error));
-            let _ = answer.send(Err(CommandError::Failed(text)));
+            discard::receiver_may_be_gone(answer.send(Err(CommandError::Failed(text))));
             return Err(error);
         }
         info!(from_leader, "reinitialization begun");
-        let _ = answer.send(Ok("reinitialize started".to_owned()));
+        discard::receiver_may_be_gone(answer.send(Ok("reinitialize started".to_owned())));
         ctx.postgres.give_up_rewind();
         jobs::reinitialize(ctx, from_leader).await
     });

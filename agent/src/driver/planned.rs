@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kornak_cluster::error_chain;
+use kornak_cluster::{discard, error_chain};
 use kornak_dcs::{Compare, Op, Reach, Txn};
 use tracing::{error, info, warn};
 
@@ -99,7 +99,7 @@ impl Driver {
             };
             if let Asked::Rest(answer) = asked {
                 // Who asked may have gone; there is nobody else to tell.
-                let _ = answer.send(Err(CommandError::NotPossible(text)));
+                discard::receiver_may_be_gone(answer.send(Err(CommandError::NotPossible(text))));
             }
             return;
         }

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::Moment;
+use kornak_cluster::{Moment, discard};
 use rustix::fs::{Mode, OFlags, fchown, open};
 use rustix::process::{Gid, Uid, geteuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -487,7 +487,7 @@ fn answer(
 ) {
     if let Some(owed) = owed.take() {
         // Whoever asked may have given up.
-        let _ = owed.send(answer);
+        discard::receiver_may_be_gone(owed.send(answer));
     }
 }
 

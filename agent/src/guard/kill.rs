@@ -14,6 +14,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use kornak_cluster::discard;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::mounts;
@@ -139,6 +140,6 @@ pub(super) fn kill_loggers(data_dir: &Path, now: bool) -> usize {
 fn kill(pid: u32) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         // It may have ended meanwhile; the next look will tell.
-        let _ = kill_process(pid, Signal::KILL);
+        discard::may_be_gone_already(kill_process(pid, Signal::KILL));
     }
 }

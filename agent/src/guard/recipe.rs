@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use kornak_cluster::discard;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{setpriority_process, setsid};
 
@@ -100,11 +101,11 @@ impl Recipe {
         let before_exec = move || {
             // It has nothing to do with the guard's terminal, which is none.
             setsid()?;
-            let _ = setpriority_process(None, nice);
+            discard::only_helps(setpriority_process(None, nice));
             let score =
                 rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY, Mode::empty());
             if let Ok(file) = score {
-                let _ = rustix::io::write(&file, oom_score.as_bytes());
+                discard::only_helps(rustix::io::write(&file, oom_score.as_bytes()));
             }
             accept_requests_to_end();
             Ok(())

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kornak_cluster::Moment;
+use kornak_cluster::{Moment, discard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
@@ -125,7 +125,7 @@ impl Reviver {
             Do::Kill if watch.ended || is_asked_to_end(pid) => None,
             Do::Kill => {
                 let outputs = watch.recipe.outputs(&self.runtime_dir);
-                let _ = pidfd_send_signal(&watch.agent.handle, Signal::KILL);
+                discard::may_be_gone_already(pidfd_send_signal(&watch.agent.handle, Signal::KILL));
                 watch.ended = true;
                 let said = format!("agent {pid} is silent and is ended");
                 if watch.recipe.is_a_service() {
@@ -166,7 +166,7 @@ impl Reviver {
 
     fn forget(&mut self) {
         if self.started.take().is_some() {
-            let _ = fs::remove_file(self.runtime_dir.join(STARTED));
+            discard::may_be_gone_already(fs::remove_file(self.runtime_dir.join(STARTED)));
         }
     }
 }
@@ -175,7 +175,7 @@ impl Reviver {
 /// is started again later.
 fn wait_for_end(handle: &OwnedFd) {
     let limit = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
-    let _ = poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&limit));
+    discard::goes_on_either_way(poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&limit)));
 }
 
 fn has_ended(handle: &OwnedFd) -> bool {

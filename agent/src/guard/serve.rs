@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use kornak_cluster::Moment;
+use kornak_cluster::{Moment, discard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::mm::{MlockAllFlags, mlockall};
@@ -62,7 +62,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "kornak guard: {error}");
+            discard::nowhere_to_report(writeln!(io::stderr(), "kornak guard: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -141,7 +141,7 @@ impl Guard {
         }
         let log = options.open(args.runtime_dir.join(LOG))?;
         // It is the leader of its group only if started by a shell; then it has a session already.
-        let _ = setsid();
+        discard::only_helps(setsid());
         std::env::set_current_dir("/")?;
         ignore_requests_to_end();
         set_child_subreaper(Some(getpid()))?;
@@ -186,7 +186,7 @@ impl Guard {
             self.write_notes();
             if self.unneeded() {
                 // The lock is held until the process has ended, so no other guard has bound it yet.
-                let _ = fs::remove_file(socket_path(&self.runtime_dir));
+                discard::may_be_gone_already(fs::remove_file(socket_path(&self.runtime_dir)));
                 self.note("ended: nobody is connected and nothing runs");
                 self.write_notes();
                 return Ok(());
@@ -206,7 +206,9 @@ impl Guard {
             self.say(&Answer::Fired);
             self.note("fired: the deadline has come");
             // Unlike a kill it lets the standbys have what was acknowledged.
-            let _ = self.signal(Signal::INT);
+            if let Err(error) = self.signal(Signal::INT) {
+                self.note(&error);
+            }
         }
         if self.is_draining(now) {
             return;
@@ -222,7 +224,7 @@ impl Guard {
         }
         if first.is_some() {
             // By its handle: its number may be another process's by now.
-            let _ = self.signal(Signal::KILL);
+            discard::may_be_gone_already(self.signal(Signal::KILL));
         }
         let mut left = kill_once(&self.real_dir, first, loggers);
         if late && self.ending.is_none() && (left > 0 || first.is_some()) {
@@ -404,7 +406,7 @@ impl Guard {
                 File::create(&file).map_err(|error| format!("create promote file: {error}"))?;
                 // The disk may have taken its time.
                 if let Err(error) = self.fence.may_write(fencing, boottime_now()) {
-                    let _ = fs::remove_file(&file);
+                    discard::may_be_gone_already(fs::remove_file(&file));
                     return Err(error.to_owned());
                 }
                 self.signal(Signal::USR1)
@@ -457,7 +459,7 @@ impl Guard {
         let pid = child.id();
         let handle = open_handle(pid).map_err(|error| {
             // It cannot be watched, so it must not run.
-            let _ = child.kill();
+            discard::may_be_gone_already(child.kill());
             kill_once(&self.real_dir, Some(pid), true);
             failed(error)
         })?;
@@ -535,7 +537,7 @@ impl Guard {
     fn write_notes(&mut self) {
         if self.ending.is_none() && !self.is_draining(boottime_now()) {
             for note in self.notes.drain(..) {
-                let _ = writeln!(&self.log, "{note}");
+                discard::nowhere_to_report(writeln!(&self.log, "{note}"));
             }
         }
     }
@@ -566,11 +568,11 @@ fn become_important() -> Origin {
         nice: getpriority_process(None).unwrap_or_default(),
         oom_score: fs::read_to_string(OOM_SCORE).unwrap_or_default().trim().to_owned(),
     };
-    let _ = fs::write(OOM_SCORE, "-1000");
-    let _ = setpriority_process(None, -20);
+    discard::only_helps(fs::write(OOM_SCORE, "-1000"));
+    discard::only_helps(setpriority_process(None, -20));
     // With a limit on locked memory, a lock on future pages would make allocations fail.
     let unlimited = geteuid().is_root() || getrlimit(Resource::Memlock).current.is_none();
     let future = if unlimited { MlockAllFlags::FUTURE } else { MlockAllFlags::empty() };
-    let _ = mlockall(MlockAllFlags::CURRENT | future);
+    discard::only_helps(mlockall(MlockAllFlags::CURRENT | future));
     origin
 }

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use kornak_cluster::discard;
 use rustix::fs::{OFlags, fchown};
 use rustix::process::{
     Gid, Signal, Uid, getpid, getppid, set_parent_process_death_signal, setpriority_process,
@@ -69,7 +70,7 @@ pub(super) fn spawn(
             return Err(io::Error::from(io::ErrorKind::BrokenPipe));
         }
         // A server that runs as another user may not be allowed to; then it stays important.
-        let _ = setpriority_process(None, nice);
+        discard::only_helps(setpriority_process(None, nice));
         accept_requests_to_end();
         Ok(())
     };

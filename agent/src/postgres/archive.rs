@@ -44,8 +44,12 @@ impl Postgres {
             let timeline = name.to_str().and_then(|name| name.strip_suffix(".history"));
             let timeline = timeline.and_then(|number| u32::from_str_radix(number, 16).ok());
             if timeline.is_some_and(|timeline| timeline > leaders.0) {
+                if let Err(error) = os::remove_file(&entry.path(), self.os_user()) {
+                    let error = &error as &dyn std::error::Error;
+                    warn!(error, file = ?name, "history of a timeline could not be removed");
+                    continue;
+                }
                 warn!(file = ?name, "history of a timeline that nobody is on removed");
-                let _ = os::remove_file(&entry.path(), self.os_user());
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use kornak_cluster::discard;
 use kornak_config::agent::Callbacks as Commands;
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -104,7 +105,7 @@ fn end(child: &mut Child) {
     let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     if let Some(group) = group {
         // It may have ended meanwhile; the runtime reaps it.
-        let _ = kill_process_group(group, Signal::KILL);
+        discard::may_be_gone_already(kill_process_group(group, Signal::KILL));
     }
-    let _ = child.start_kill();
+    discard::may_be_gone_already(child.start_kill());
 }

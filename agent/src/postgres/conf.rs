@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
+use kornak_cluster::discard;
 use kornak_config::agent::{Credentials, PostgresqlSettings};
 use serde_json::{Map, Value};
 
@@ -192,10 +193,14 @@ pub(super) fn render(base: Option<&Path>, parameters: &Parameters) -> String {
          # of the node's own file.\n",
     );
     if let Some(base) = base {
-        let _ = writeln!(text, "include {}\n", quote(&base.display().to_string()));
+        discard::string_takes_all(writeln!(
+            text,
+            "include {}\n",
+            quote(&base.display().to_string())
+        ));
     }
     for (name, value) in parameters {
-        let _ = writeln!(text, "{name} = {}", quote(value));
+        discard::string_takes_all(writeln!(text, "{name} = {}", quote(value)));
     }
     text
 }
@@ -358,7 +363,7 @@ pub(super) fn passfile(logins: &[(&str, &str)]) -> String {
     let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:").replace('\n', "");
     let mut text = String::new();
     for (user, password) in logins {
-        let _ = writeln!(text, "*:*:*:{}:{}", escape(user), escape(password));
+        discard::string_takes_all(writeln!(text, "*:*:*:{}:{}", escape(user), escape(password)));
     }
     text
 }
@@ -367,7 +372,7 @@ pub(super) fn passfile(logins: &[(&str, &str)]) -> String {
 pub(super) fn render_lines(lines: &[String]) -> String {
     let mut text = String::from("# Written by Kornak: changes are lost.\n");
     for line in lines {
-        let _ = writeln!(text, "{}", line.replace(['\n', '\r'], " "));
+        discard::string_takes_all(writeln!(text, "{}", line.replace(['\n', '\r'], " ")));
     }
     text
 }

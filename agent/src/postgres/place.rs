@@ -9,6 +9,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use kornak_cluster::discard;
+
 use super::marker::{
     MARK, Mark, Means, NEW, OLD, PASSWORD, Purpose, Step, Tablespace, Wal, contents,
 };
@@ -200,7 +202,7 @@ pub(super) fn clear(dir: &Path) -> io::Result<()> {
             Mark::remove(dir)?;
             if mark.with_dir {
                 // Not if somebody has put something there, or mounted it.
-                let _ = fs::remove_dir(dir);
+                discard::goes_on_either_way(fs::remove_dir(dir));
             }
             Ok(())
         }

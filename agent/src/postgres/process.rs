@@ -8,7 +8,7 @@ use std::time::Duration;
 use kornak_cluster::{Moment, Timeline};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::conf::{self, Parameters};
 use super::files::ConfigureError;
@@ -17,7 +17,7 @@ use super::marker::Step;
 use super::sql::{SqlError, literal};
 use super::tool::ToolError;
 use super::words::Begun;
-use super::{Postgres, Unfinished, Upstream};
+use super::{Following, Postgres, Unfinished, Upstream};
 use crate::guard::{
     Exit, Fencing, GuardClient, GuardError, ServerSignal, StartRequest, Watched, boottime_now,
 };
@@ -160,9 +160,11 @@ impl Postgres {
         };
         // Held until the postmaster runs: then its own lock file keeps tools away.
         let claim = self.inner.claim()?;
-        if self.unfinished() == Some(Unfinished::Rewind) {
-            // What it cannot tell stays as it is.
-            let _ = self.take_over_rewind(&claim).await;
+        if self.unfinished() == Some(Unfinished::Rewind)
+            && let Err(error) = self.take_over_rewind(&claim).await
+        {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "rewind of an earlier agent could not be completed");
         }
         match self.unfinished() {
             unfinished if unfinished == expected => {}
@@ -215,7 +217,7 @@ impl Postgres {
         match start_as {
             StartAs::Primary(_) => self.inner.set_signal_file(None)?,
             StartAs::Standby(upstream) => {
-                self.inner.wanted.lock().upstream = Some(upstream.clone());
+                self.inner.wanted.lock().upstream = Following::of(upstream.as_ref());
                 self.inner.set_signal_file(Some("standby.signal"))?;
             }
             StartAs::PointInTime(_, None) => {}
@@ -374,7 +376,7 @@ impl Postgres {
     /// Makes a running standby follow another server, without a restart.
     pub async fn follow(&self, upstream: Option<&Upstream>) -> Result<(), ConfigureError> {
         let _writing = self.inner.writing.lock().await;
-        self.inner.wanted.lock().upstream = Some(upstream.cloned());
+        self.inner.wanted.lock().upstream = Following::of(upstream);
         self.inner.write_configuration(true)?;
         let written = fs::read_to_string(self.inner.main_conf()).unwrap_or_default();
         let written = conf::read_rendered(&written);
@@ -437,32 +439,27 @@ impl Postgres {
         Ok(pending)
     }
 
-    /// Sets the standbys that must confirm a commit; `None` leaves that to the operator's
-    /// parameters. Returns when the change is in force: commits that begin later obey it.
+    /// Sets the standbys that must confirm a commit. Returns when the change is in force: commits that
+    /// begin later obey it.
     pub async fn set_synchronous_standby_names(
         &self,
-        names: Option<&str>,
+        names: &str,
         limit: Duration,
     ) -> Result<(), ConfigureError> {
         let _writing = self.inner.writing.lock().await;
         let changed = self.change_names(names, limit).await;
         *self.inner.names_changed_at.lock() = boottime_now();
         changed?;
-        if names.is_some_and(|names| !names.is_empty()) {
+        if !names.is_empty() {
             self.ask_for_acknowledgements().await?;
         }
         Ok(())
     }
 
-    async fn change_names(
-        &self,
-        names: Option<&str>,
-        limit: Duration,
-    ) -> Result<(), ConfigureError> {
-        self.inner.wanted.lock().synchronous_standby_names = Some(names.map(str::to_owned));
+    async fn change_names(&self, names: &str, limit: Duration) -> Result<(), ConfigureError> {
+        self.inner.wanted.lock().synchronous_standby_names = Some(names.to_owned());
         self.inner.write_configuration(self.inner.has_standby_signal())?;
         self.guard().await?.signal(ServerSignal::Reload).await?;
-        let Some(names) = names else { return Ok(()) };
         self.wait_in_force("synchronous_standby_names", names, limit).await
     }
 
@@ -492,8 +489,8 @@ impl Postgres {
     }
 
     /// As `set_synchronous_standby_names`, for the next start: nothing runs yet.
-    pub fn prepare_synchronous_standby_names(&self, names: Option<&str>) {
-        self.inner.wanted.lock().synchronous_standby_names = Some(names.map(str::to_owned));
+    pub fn prepare_synchronous_standby_names(&self, names: &str) {
+        self.inner.wanted.lock().synchronous_standby_names = Some(names.to_owned());
     }
 
     /// Waits until our own session, and so the postmaster before it, has read the files.

@@ -8,6 +8,7 @@
 use std::fs;
 use std::time::Duration;
 
+use kornak_cluster::discard;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
@@ -233,6 +234,6 @@ async fn wait_until_gone(guard: &GuardClient, deadline: Instant) -> Result<bool,
         }
         // News wake us; processes that nobody holds make none.
         let pause = if status.postmaster.is_some() { deadline - now } else { GONE_LOOK };
-        let _ = timeout(pause.min(deadline - now), watch.changed()).await;
+        discard::goes_on_either_way(timeout(pause.min(deadline - now), watch.changed()).await);
     }
 }

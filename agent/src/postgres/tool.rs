@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
+use kornak_cluster::discard;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -156,7 +157,7 @@ impl Drop for Group {
         let leader = self.0.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         if let Some(leader) = leader {
             // They may have ended meanwhile.
-            let _ = kill_process_group(leader, Signal::KILL);
+            discard::may_be_gone_already(kill_process_group(leader, Signal::KILL));
         }
     }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use kornak_cluster::GroupId;
 use kornak_cluster::config::{merge_patch, problems};
+use kornak_cluster::{GroupId, discard};
 use serde_json::{Map, Value};
 
 use crate::diff;
@@ -199,7 +199,7 @@ fn in_editor(text: &str) -> anyhow::Result<Map<String, Value>> {
     let path = std::env::temp_dir().join(name);
     let edited = edit_file(&editor, &path, text);
     // Without the file there is nothing to remove.
-    let _ = std::fs::remove_file(&path);
+    discard::may_be_gone_already(std::fs::remove_file(&path));
     parse(&edited?)
 }
 

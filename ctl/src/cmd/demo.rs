@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use kornak_agent::Running;
+use kornak_cluster::discard;
 use kornak_config::{Environment, load_agent, load_proxy};
 use kornak_dcs::Dcs;
 use kornak_dcs::memory::MemoryDcs;
@@ -85,8 +86,8 @@ struct Etcd(std::process::Child);
 impl Drop for Etcd {
     fn drop(&mut self) {
         // Both fail only if it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        discard::may_be_gone_already(self.0.kill());
+        discard::may_be_gone_already(self.0.wait());
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{anyhow, bail};
 use clap::{Args, ValueEnum};
 use hyper::Method;
 use jiff::Zoned;
-use kornak_cluster::{FailoverRequest, GroupId};
+use kornak_cluster::{FailoverRequest, GroupId, discard};
 use serde_json::{Map, Value, json};
 
 use crate::output::{Told, confirm, prompt, say};
@@ -305,7 +305,9 @@ pub async fn restart(global: &Global, args: RestartArgs) -> anyhow::Result<()> {
     for member in &choice.members {
         if scheduled && force && member.scheduled_restart.is_some() {
             // Refused or not: whether the new one is taken is what counts.
-            let _ = choice.target.act(member, Method::DELETE, "/restart", None).await;
+            discard::goes_on_either_way(
+                choice.target.act(member, Method::DELETE, "/restart", None).await,
+            );
         }
         let request = (Method::POST, "/restart", Some(&body));
         let judge = |status| match status {

@@ -7,6 +7,7 @@
 use std::fmt::{self, Write as _};
 
 use jiff::Zoned;
+use kornak_cluster::discard;
 use kornak_config::{LogField, LogSettings, LogType};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -115,12 +116,11 @@ impl PythonFormat {
             let text = plain(&self.attribute(name, record));
             let width = flags.trim_start_matches('-').split('.').next().unwrap_or_default();
             let width = width.parse().unwrap_or(0);
-            // Writing to a String cannot fail.
-            let _ = if flags.starts_with('-') {
+            discard::string_takes_all(if flags.starts_with('-') {
                 write!(line, "{text:<width$}")
             } else {
                 write!(line, "{text:>width$}")
-            };
+            });
             rest = after;
         }
         line.push_str(rest);

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use kornak_cluster::discard;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Makes writers that do so.
@@ -68,14 +69,13 @@ fn one_line(event: &str, colours: bool) -> Cow<'_, str> {
     }
     let mut out = String::with_capacity(event.len() + 16);
     for letter in line.chars() {
-        // Writing to a String cannot fail.
-        let _ = match letter {
+        discard::string_takes_all(match letter {
             '\n' => out.write_str("\\n"),
             '\r' => out.write_str("\\r"),
             // As in JSON, since the line may be an object.
             letter if acts(letter, colours) => write!(out, "\\u{:04x}", u32::from(letter)),
             letter => out.write_char(letter),
-        };
+        });
     }
     out.push_str(end);
     Cow::Owned(out)

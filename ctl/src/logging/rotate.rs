@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kornak_cluster::discard;
 use kornak_config::LogSettings;
 use parking_lot::{Mutex, MutexGuard};
 use tracing_subscriber::fmt::MakeWriter;
@@ -82,7 +83,7 @@ impl Write for Writer<'_> {
         let length = u64::try_from(line.len()).unwrap_or(u64::MAX);
         if inner.limit > 0 && inner.written > 0 && inner.written + length > inner.limit {
             // A file that cannot be put aside is better written to than lost.
-            let _ = inner.rotate();
+            discard::nowhere_to_report(inner.rotate());
         }
         inner.file.write_all(line)?;
         inner.written += length;

@@ -3,8 +3,6 @@
 //! Served because old roles have such hashes; whoever knows the hash can log in, so it is as
 //! secret as a password. `/docs/current/auth-password.html`.
 
-use std::fmt::Write;
-
 use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest, Md5};
 use sha2::Sha256;
@@ -70,7 +68,8 @@ fn hex_md5(parts: &[&[u8]]) -> Zeroizing<String> {
     parts.iter().for_each(|part| hash.update(part));
     let mut hex = Zeroizing::new(String::with_capacity(32));
     for byte in hash.finalize() {
-        let _ = write!(hex, "{byte:02x}");
+        let digits = [byte >> 4, byte & 0xf];
+        hex.extend(digits.iter().filter_map(|digit| char::from_digit(u32::from(*digit), 16)));
     }
     hex
 }

@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use kornak_cluster::member::KORNAK_RECORDS_VERSION;
-use kornak_cluster::{Ack, GroupId, Handover, HandoverPhase, Moment, ProxyRegistration, Topology};
+use kornak_cluster::{
+    Ack, GroupId, Handover, HandoverPhase, Moment, ProxyRegistration, Topology, discard,
+};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Compare, Dcs, DcsError, LeaseId, Op, Txn};
 use tokio_util::sync::CancellationToken;
@@ -84,8 +86,8 @@ pub async fn register(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellati
         }
     }
     if lease != 0 {
-        // Best effort: it ends by itself.
-        let _ = tokio::time::timeout(PAUSE, store.revoke(lease)).await;
+        // A lease that is not revoked ends by itself.
+        discard::goes_on_either_way(tokio::time::timeout(PAUSE, store.revoke(lease)).await);
     }
 }
 

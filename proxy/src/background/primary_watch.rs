@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::GroupId;
+use kornak_cluster::{GroupId, discard};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::standing::{Serving, Why};
@@ -102,7 +102,9 @@ async fn primary(shared: &Shared, group: GroupId) -> (Arc<Serving>, u64, u64) {
 async fn replaced(shared: &Shared, group: GroupId, term: u64) {
     let mut standings = shared.standings.subscribe();
     // The sender lives as long as the proxy.
-    let _ = standings.wait_for(|now| now.term(group) != term || now.serving(group).is_err()).await;
+    discard::sender_outlives_waiters(
+        standings.wait_for(|now| now.term(group) != term || now.serving(group).is_err()).await,
+    );
 }
 
 async fn watch(shared: &Shared, serving: &Serving) -> Result<Noticed, DialError> {

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use kornak_cluster::{GroupId, HandoverPhase};
+use kornak_cluster::{GroupId, HandoverPhase, discard};
 use kornak_config::proxy::{ListenerSettings, Target};
 use kornak_protocol::error::ErrorFields;
 use kornak_protocol::sqlstate::ADMIN_SHUTDOWN;
@@ -101,7 +101,7 @@ async fn term_ends(shared: &Shared, candidate: &Candidate, term: u64) {
     }
     let (mut watching, group) = (shared.standings.subscribe(), candidate.group);
     // The sender lives as long as the proxy.
-    let _ = watching.wait_for(|now| now.term(group) != term).await;
+    discard::sender_outlives_waiters(watching.wait_for(|now| now.term(group) != term).await);
 }
 
 /// Finds a server for a session and logs in, or only dials if there is no identity yet (the client
@@ -119,7 +119,7 @@ pub async fn open(
     let mut refused: Vec<Arc<str>> = Vec::new();
     let mut registered = shared.registered.subscribe();
     // The sender lives as long as the proxy.
-    let _ = registered.wait_for(|registered| *registered).await;
+    discard::sender_outlives_waiters(registered.wait_for(|registered| *registered).await);
     loop {
         let known = Arc::clone(&standings.borrow_and_update());
         let cluster = Arc::clone(&topology.borrow_and_update());
@@ -215,7 +215,9 @@ async fn doubt_and_wait(
 ) {
     shared.doubt(candidate.group, proof);
     // The sender lives as long as the proxy.
-    let _ = standings.wait_for(|now| now.proof(candidate.group) != proof).await;
+    discard::sender_outlives_waiters(
+        standings.wait_for(|now| now.proof(candidate.group) != proof).await,
+    );
 }
 
 /// A session's task, from login to end.
@@ -481,5 +483,5 @@ pub async fn close(mut client: Stream, out: &[u8]) {
         while client.read(&mut nothing).await? > 0 {}
         Ok::<_, std::io::Error>(())
     };
-    let _ = tokio::time::timeout(LAST_WORDS_WAIT, ending).await;
+    discard::goes_on_either_way(tokio::time::timeout(LAST_WORDS_WAIT, ending).await);
 }

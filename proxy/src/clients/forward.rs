@@ -24,6 +24,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
+use kornak_cluster::discard;
 use kornak_config::proxy::Reruns;
 use kornak_protocol::frame::{Direction, Flow, Scanner};
 
@@ -532,13 +533,12 @@ impl Conversation {
         }
         let Some(link) = &mut self.link else { return Err(Stop::ServerLost(None)) };
         self.shared.metrics.bytes_in.fetch_add(pass.len() as u64, Relaxed);
-        // An error shows itself when the connection is read.
-        let _ = if edits.is_empty() {
+        discard::reader_finds_out(if edits.is_empty() {
             write(&mut link.stream, &mut link.to_server, pass, cx)
         } else {
             edits.apply(pass, &mut link.to_server);
             flush(&mut link.stream, &mut link.to_server, cx).map(drop)
-        };
+        });
         if ended { self.client_ended(cx) } else { Ok(true) }
     }
 

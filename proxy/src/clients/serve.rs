@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use kornak_cluster::discard;
 use kornak_config::Listen;
 use kornak_config::proxy::{ListenerSettings, ProxyProtocol};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -155,7 +156,7 @@ pub fn spawn_thread(
         let local = LocalSet::new();
         local.block_on(&runtime, serve(lane, shared, sockets, orders, stop));
         // The receiver may have gone away first.
-        let _ = done.send(());
+        discard::receiver_may_be_gone(done.send(()));
     })?;
     Ok(finished)
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use kornak_cluster::Node;
+use kornak_cluster::{Node, discard};
 use kornak_config::proxy::RequireAuth;
 use kornak_protocol::auth::{Allowed, ClientAuth, Credentials, LoginError, Method, Step};
 use kornak_protocol::backend::{self, Authentication, BackendKey};
@@ -336,7 +336,7 @@ impl Connected {
                 b'S' => {
                     let (name, value) = backend::parameter_status(&frame.body)?;
                     // More than the bound were refused at login already.
-                    let _ = self.params.set(name, value);
+                    discard::parameter_is_within_bound(self.params.set(name, value));
                 }
                 _ => {}
             }
@@ -396,7 +396,7 @@ pub async fn cancel(address: &Address, tls: &ServerTls, key: &BackendKey) -> Res
     write_all(&mut stream, &out).await?;
     // The server closes when it has sent the signal; closing first could lose the packet.
     let mut nothing = BytesMut::new();
-    let _ = read_more(&mut stream, &mut nothing).await;
+    discard::goes_on_either_way(read_more(&mut stream, &mut nothing).await);
     Ok(())
 }
 

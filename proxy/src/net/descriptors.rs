@@ -4,6 +4,7 @@
 
 use std::io;
 
+use kornak_cluster::discard;
 use kornak_config::ProxySettings;
 use kornak_config::proxy::PoolMode;
 use rustix::io::Errno;
@@ -22,7 +23,7 @@ pub fn raise() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
         // Without the right to it, it stays as it is.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+        discard::only_helps(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }));
     }
     available()
 }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BufMut;
+use kornak_cluster::discard;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
@@ -46,7 +47,7 @@ const CLIENT_USER_TIMEOUT: Duration = Duration::from_secs(120);
 /// Sets what every connection of ours has: no delay, keepalive 5/5/5 s on servers, 60/15/4 on
 /// clients. Failures are of no consequence.
 pub fn tune(stream: &TcpStream, leg: Leg) {
-    let _ = stream.set_nodelay(true);
+    discard::only_helps(stream.set_nodelay(true));
     let socket = SockRef::from(stream);
     let (idle, every, times) = match leg {
         Leg::Client => (60, 15, 4),
@@ -56,12 +57,12 @@ pub fn tune(stream: &TcpStream, leg: Leg) {
         .with_time(Duration::from_secs(idle))
         .with_interval(Duration::from_secs(every))
         .with_retries(times);
-    let _ = socket.set_tcp_keepalive(&keepalive);
+    discard::only_helps(socket.set_tcp_keepalive(&keepalive));
     let limit = match leg {
         Leg::Client => CLIENT_USER_TIMEOUT,
         Leg::Server => SERVER_USER_TIMEOUT,
     };
-    let _ = socket.set_tcp_user_timeout(Some(limit));
+    discard::only_helps(socket.set_tcp_user_timeout(Some(limit)));
 }
 
 /// Whether a peer has closed its side of a connection.
@@ -103,7 +104,7 @@ impl Stream {
     /// A client that takes nothing is there all the same: the kernel would take its full window for death.
     pub fn be_patient(&self, patient: bool) {
         let limit = (!patient).then_some(CLIENT_USER_TIMEOUT);
-        let _ = SockRef::from(self.tcp()).set_tcp_user_timeout(limit);
+        discard::only_helps(SockRef::from(self.tcp()).set_tcp_user_timeout(limit));
     }
 
     /// Whether the peer has closed its side, asked of the kernel.
@@ -181,7 +182,7 @@ impl Stream {
             self.write_all(bytes).await?;
             self.flush().await
         };
-        let _ = saying.now_or_never();
+        discard::goes_on_either_way(saying.now_or_never());
     }
 
     /// The certificate that the client has shown, if it has; it was verified in the handshake.

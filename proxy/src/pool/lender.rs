@@ -16,7 +16,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kornak_cluster::Moment;
+use kornak_cluster::{Moment, discard};
 use kornak_protocol::auth::Credentials;
 use kornak_protocol::params::Parameters;
 use parking_lot::{Mutex, MutexGuard};
@@ -437,7 +437,9 @@ impl Lender {
                     let (kind, lane) = (inner.kinds.get(&kind), self.lanes.get(lane));
                     if let (Some(kind), Some(lane)) = (kind, lane) {
                         // A thread that takes no orders has ended, and so will we.
-                        let _ = lane.send(Order { slot, kind: Arc::clone(kind) });
+                        discard::receiver_may_be_gone(
+                            lane.send(Order { slot, kind: Arc::clone(kind) }),
+                        );
                     }
                 }
                 Effect::Close { slot } => closed.extend(inner.resting.remove(&slot)),

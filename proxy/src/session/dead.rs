@@ -10,6 +10,7 @@
 //! revive it (docs/safety.md A10).
 
 use bytes::BytesMut;
+use kornak_cluster::discard;
 use kornak_protocol::backend;
 use kornak_protocol::frame::Seen;
 use kornak_protocol::frontend::{self, Target};
@@ -83,7 +84,7 @@ impl DeadTransaction {
         };
         if ends {
             // A constant tag always fits.
-            let _ = backend::put_command_complete("ROLLBACK", out);
+            discard::message_fits(backend::put_command_complete("ROLLBACK", out));
             backend::put_ready_for_query(Idle, out);
             return (After::Over, None);
         }
@@ -141,7 +142,7 @@ impl DeadTransaction {
                     self.ended = true;
                     return Some(error);
                 }
-                let _ = backend::put_command_complete("ROLLBACK", out);
+                discard::message_fits(backend::put_command_complete("ROLLBACK", out));
                 self.ended = true;
             }
             b'E' => return Some(self.skip(self.again, out)),

@@ -239,7 +239,7 @@ impl Statements {
 
     /// The connection is gone, and with it all that was not answered.
     pub fn lost_server(&mut self) {
-        let _ = self.detach();
+        drop(self.detach());
     }
 
     /// The content that a name of the client's stands for.

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use kornak_cluster::GroupId;
+use kornak_cluster::{GroupId, discard};
 
 use super::Shared;
 
@@ -45,7 +45,7 @@ impl Losses {
         let recent = now().saturating_sub(last) < RECENT.as_millis() as u64;
         if !recent {
             // Unless there is a newer one.
-            let _ = self.last.compare_exchange(last, 0, Relaxed, Relaxed);
+            discard::goes_on_either_way(self.last.compare_exchange(last, 0, Relaxed, Relaxed));
         }
         recent
     }

@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+use kornak_cluster::discard;
+
 use super::{PoolStatus, Status};
 
 /// A label's value.
@@ -24,7 +26,7 @@ fn print_pools(pools: &[PoolStatus], out: &mut String) {
         ("kornak_proxy_pool_idle_servers", |pool| pool.idle as f64),
     ];
     for (name, value) in series {
-        let _ = writeln!(out, "# TYPE {name} gauge");
+        discard::string_takes_all(writeln!(out, "# TYPE {name} gauge"));
         for pool in pools {
             let listener = escaped(&pool.listener);
             let names = match (&pool.user, &pool.database) {
@@ -33,7 +35,11 @@ fn print_pools(pools: &[PoolStatus], out: &mut String) {
                 }
                 _ => String::new(),
             };
-            let _ = writeln!(out, "{name}{{listener=\"{listener}\"{names}}} {}", value(pool));
+            discard::string_takes_all(writeln!(
+                out,
+                "{name}{{listener=\"{listener}\"{names}}} {}",
+                value(pool)
+            ));
         }
     }
 }
@@ -42,13 +48,13 @@ fn print_pools(pools: &[PoolStatus], out: &mut String) {
 pub(super) fn print_status(status: &Status, out: &mut String) {
     print_pools(&status.pools, out);
     let mut gauge = |name: &str, label: &str, values: &mut dyn Iterator<Item = (&str, f64)>| {
-        let _ = writeln!(out, "# TYPE {name} gauge");
+        discard::string_takes_all(writeln!(out, "# TYPE {name} gauge"));
         for (of, value) in values {
             let of = escaped(of);
-            let _ = match label {
+            discard::string_takes_all(match label {
                 "" => writeln!(out, "{name} {value}"),
                 label => writeln!(out, "{name}{{{label}=\"{of}\"}} {value}"),
-            };
+            });
         }
     };
     let sessions = &status.sessions;

@@ -17,6 +17,7 @@ use base64::prelude::BASE64_STANDARD;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use kornak_cluster::discard;
 use kornak_config::agent::BasicAuth;
 use kornak_config::proxy::StatusTls;
 use secrecy::ExposeSecret;
@@ -93,7 +94,9 @@ async fn accept(port: Port, router: Router, room: Arc<Semaphore>) {
             Ok((tcp, _)) => {
                 let (tls, router) = (port.tls.clone(), router.clone());
                 connections.spawn(async move {
-                    let _ = tokio::time::timeout(CONNECTION_TIME, one(tcp, tls, router)).await;
+                    discard::goes_on_either_way(
+                        tokio::time::timeout(CONNECTION_TIME, one(tcp, tls, router)).await,
+                    );
                     drop(permit);
                 });
             }
@@ -109,7 +112,7 @@ async fn accept(port: Port, router: Router, room: Arc<Semaphore>) {
 }
 
 async fn one(tcp: TcpStream, tls: Option<TlsAcceptor>, router: Router) {
-    let _ = tcp.set_nodelay(true);
+    discard::only_helps(tcp.set_nodelay(true));
     let Some(acceptor) = tls else { return http(tcp, router).await };
     if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIME, acceptor.accept(tcp)).await {
         http(stream, router).await;

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
 
+use kornak_cluster::discard;
 use tokio::sync::{Notify, watch};
 
 /// Which sessions a handover affects.
@@ -144,7 +145,7 @@ impl Gate {
     pub async fn wait_open(&self, side: Side) {
         let mut announced = self.announced.subscribe();
         // The sender lives as long as we do.
-        let _ = announced.wait_for(|closed| !closed.contains(side)).await;
+        discard::sender_outlives_waiters(announced.wait_for(|closed| !closed.contains(side)).await);
     }
 
     fn counter(&self, lane: usize, side: Side) -> Option<&AtomicUsize> {

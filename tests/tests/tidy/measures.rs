@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{dependencies, files_below, language, modules, none, read, root, short};
+use super::{code_of, dependencies, files_below, language, modules, none, read, root, short};
 
 const CRATES: [&str; 8] = ["agent", "cluster", "config", "ctl", "dcs", "protocol", "proxy", "tls"];
 
@@ -34,6 +34,35 @@ fn function_lengths(text: &str) -> Vec<usize> {
         lengths.extend(length.map(|length| length + 1));
     }
     lengths
+}
+
+/// Statements that drop a value without a name for the reason (`kornak_cluster::discard` has the names);
+/// fuzzers, which look only whether anything panics, and inline tests excluded.
+fn unnamed_discards() -> Vec<String> {
+    let mut found = Vec::new();
+    for file in product().iter().filter(|file| !short(file).contains("fuzz")) {
+        let text = read(file);
+        let lines = text.lines().take_while(|line| !is_test_code(line));
+        for (at, line) in lines.enumerate() {
+            if code_of(line).contains(concat!("let", " _ =")) {
+                found.push(format!("{}:{}", short(file), at + 1));
+            }
+        }
+    }
+    found
+}
+
+/// Whether inline tests, or a fuzzer's entry points, begin here: they stand at the end of a file.
+fn is_test_code(line: &str) -> bool {
+    line == "mod tests {" || line.starts_with("pub fn fuzz_")
+}
+
+#[test]
+fn each_discarded_result_says_why() {
+    none(
+        &unnamed_discards(),
+        "handle the error, log it, or name the reason (kornak_cluster::discard)",
+    );
 }
 
 /// Dependencies of our crates that no file of theirs names.
@@ -94,6 +123,7 @@ fn the_measures_of_the_review_hold() {
     println!("functions over 70 lines: {}, over 100: {}", over(70), over(100));
     println!("upward imports between modules of agent and proxy: {upward}");
     println!("doc comments with a banned opening: {} of {comments}", banned.len());
+    println!("results discarded without a reason: {}", unnamed_discards().len());
     println!("dependencies that are not used: {}", unused_dependencies().len());
     assert!(functions.len() > 2000, "only {} functions found", functions.len());
     assert!(over(100) == 0 && over(70) <= 25, "{} functions over 70 lines", over(70));

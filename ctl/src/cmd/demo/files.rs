@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use kornak_cluster::discard;
 use serde_json::json;
 
 use super::layout::{Layout, Node};
@@ -64,7 +65,7 @@ pub(super) fn postgres_bin_dir() -> anyhow::Result<PathBuf> {
 }
 
 fn secret_file(path: &Path, text: &str) -> anyhow::Result<()> {
-    let _ = fs::remove_file(path);
+    discard::may_be_gone_already(fs::remove_file(path));
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes()).with_context(|| format!("write {}", path.display()))
 }
@@ -193,7 +194,7 @@ impl Drop for Note {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
             // A note that stays names a process that is gone, which readers notice.
-            let _ = fs::remove_file(path);
+            discard::may_be_gone_already(fs::remove_file(path));
         }
     }
 }

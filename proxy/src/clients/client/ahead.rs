@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use kornak_cluster::{GroupId, HandoverPhase, Topology};
+use kornak_cluster::{GroupId, HandoverPhase, Topology, discard};
 use kornak_config::proxy::{ListenerSettings, Target};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -138,7 +138,7 @@ fn in_force(shared: &Shared, opened: Opened) -> Option<Opened> {
     let mut opened = Opened { term: standings.term(opened.candidate.group), ..opened };
     // It said "on" at login; the promotion is proven.
     if opened.connected.params.in_hot_standby().is_some() {
-        let _ = opened.connected.params.set(b"in_hot_standby", b"off");
+        discard::parameter_is_within_bound(opened.connected.params.set(b"in_hot_standby", b"off"));
     }
     Some(opened)
 }
@@ -150,7 +150,9 @@ async fn way_is_free(shared: &Shared, side: Side, way: Way) {
         Way::Early => {
             let mut standings = shared.standings.subscribe();
             // The sender lives as long as the proxy.
-            let _ = standings.wait_for(|now| now.serving(GroupId::COORDINATOR).is_ok()).await;
+            discard::sender_outlives_waiters(
+                standings.wait_for(|now| now.serving(GroupId::COORDINATOR).is_ok()).await,
+            );
         }
     }
 }

@@ -4,6 +4,7 @@
 //! A statement of ours between two of the client's, while the session is inside the gate.
 
 use bytes::BytesMut;
+use kornak_cluster::discard;
 use kornak_protocol::frontend::Target;
 use kornak_protocol::{backend, frontend};
 
@@ -191,9 +192,9 @@ impl Client {
 fn put_question(statement: &str, out: &mut BytesMut) {
     // Constant texts always fit.
     let statement = format!("{MARK}{statement}");
-    let _ = frontend::put_parse(NAME, statement.as_bytes(), &[], out);
-    let _ = frontend::put_bind(b"", NAME, &[], out);
-    let _ = frontend::put_execute(b"", 0, out);
-    let _ = frontend::put_close(Target::Statement(NAME), out);
+    discard::message_fits(frontend::put_parse(NAME, statement.as_bytes(), &[], out));
+    discard::message_fits(frontend::put_bind(b"", NAME, &[], out));
+    discard::message_fits(frontend::put_execute(b"", 0, out));
+    discard::message_fits(frontend::put_close(Target::Statement(NAME), out));
     frontend::put_sync(out);
 }

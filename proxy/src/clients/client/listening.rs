@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use kornak_cluster::discard;
 use kornak_protocol::error::{ErrorFields, Severity};
 use kornak_protocol::frontend;
 use kornak_protocol::sqlstate::SUCCESSFUL_COMPLETION;
@@ -47,7 +48,7 @@ impl Client {
             }
         };
         // It may be gone already.
-        let _ = tokio::time::timeout(LEAVE_WAIT, hearing).await;
+        discard::goes_on_either_way(tokio::time::timeout(LEAVE_WAIT, hearing).await);
         say_good_bye(&mut link.stream);
     }
 

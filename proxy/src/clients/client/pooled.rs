@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use kornak_cluster::discard;
 use kornak_config::proxy::PoolReset;
 use kornak_protocol::params::Parameters;
 use kornak_protocol::{backend, frontend};
@@ -90,7 +91,7 @@ impl Client {
         let limit = shared.settings.limits.connect_timeout;
         let mut out = BytesMut::new();
         // A constant text always fits.
-        let _ = frontend::put_query(RESET, &mut out);
+        discard::message_fits(frontend::put_query(RESET, &mut out));
         let mut reported = self.talk.session.told().clone();
         // A connection that does not take it is of no use to anybody.
         let told = tell(laden.link_mut(), &out, 1, &mut reported, limit).await;
@@ -173,7 +174,7 @@ impl Client {
                         shared.prober.tls(),
                         &target.key,
                     );
-                    let _ = tokio::time::timeout(limit, cancel).await;
+                    discard::goes_on_either_way(tokio::time::timeout(limit, cancel).await);
                 }
                 say_good_bye(&mut link.stream);
                 return;
@@ -181,7 +182,7 @@ impl Client {
         };
         let mut out = BytesMut::new();
         // A constant text always fits.
-        let _ = frontend::put_query(DISCARD, &mut out);
+        discard::message_fits(frontend::put_query(DISCARD, &mut out));
         let mut reported = self.talk.session.told().clone();
         let told = tell(laden.link_mut(), &out, 1, &mut reported, limit).await;
         let Ok(answers) = told else { return };
@@ -228,7 +229,7 @@ pub(super) async fn tell(
                 b'S' => {
                     let (name, value) = backend::parameter_status(&frame.body)?;
                     // More than the bound were refused at login already.
-                    let _ = reported.set(name, value);
+                    discard::parameter_is_within_bound(reported.set(name, value));
                 }
                 _ => {}
             }

@@ -6,6 +6,7 @@
 //! is still there shows when something is written to it, so it is told a parameter that it knows.
 
 use bytes::BytesMut;
+use kornak_cluster::discard;
 use kornak_protocol::backend;
 use kornak_protocol::frame::{Direction, Flow, Scanner};
 use kornak_protocol::frontend;
@@ -67,7 +68,7 @@ impl Conversation {
             frontend::put_terminate(&mut bye);
             self.session.terminated();
             // An error shows itself when the connection is read.
-            let _ = write(&mut link.stream, &mut link.to_server, &bye, cx);
+            discard::reader_finds_out(write(&mut link.stream, &mut link.to_server, &bye, cx));
         }
         Err(Stop::ClientEnded)
     }
@@ -114,11 +115,11 @@ impl Conversation {
         let Some(link) = &mut self.link else { return };
         let mut marker = BytesMut::new();
         // A constant name always fits.
-        let _ = frontend::put_close(Target::Statement(NOBODY), &mut marker);
+        discard::message_fits(frontend::put_close(Target::Statement(NOBODY), &mut marker));
         frontend::put_sync(&mut marker);
         self.session.marked();
         // An error shows itself when the connection is read.
-        let _ = write(&mut link.stream, &mut link.to_server, &marker, cx);
+        discard::reader_finds_out(write(&mut link.stream, &mut link.to_server, &marker, cx));
     }
 
     /// Whether bytes are held back until something else has happened.

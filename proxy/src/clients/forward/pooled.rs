@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use kornak_cluster::discard;
 use kornak_config::proxy::PoolReset;
 use kornak_protocol::error::{ErrorFields, Severity};
 use kornak_protocol::frontend;
@@ -230,7 +231,7 @@ impl Conversation {
             let mut flush = bytes::BytesMut::new();
             frontend::put_flush(&mut flush);
             // An error shows itself when the connection is read.
-            let _ = write(&mut link.stream, &mut link.to_server, &flush, cx);
+            discard::reader_finds_out(write(&mut link.stream, &mut link.to_server, &flush, cx));
         }
         true
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use kornak_cluster::discard;
 use kornak_config::proxy::PoolMode;
 use kornak_protocol::auth::{Credentials, LoginError, Refusal};
 use kornak_protocol::backend::{self, BackendKey};
@@ -82,7 +83,7 @@ impl Visitor<'_> {
         let mut own = Parameters::clone(&params);
         if let Some(name) = super::pooled::application_name(&self.startup) {
             // It is one of those that are reported already.
-            let _ = own.set(b"application_name", &name);
+            discard::parameter_is_within_bound(own.set(b"application_name", &name));
         }
         own.into()
     }

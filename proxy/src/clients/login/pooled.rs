@@ -6,6 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use kornak_cluster::discard;
 use kornak_protocol::auth::Credentials;
 use kornak_protocol::backend;
 use kornak_protocol::error::ErrorFields;
@@ -173,7 +174,7 @@ impl Visitor<'_> {
     fn named(&self, name: &[u8], params: &Arc<Parameters>) -> Arc<Parameters> {
         let mut named = Parameters::clone(params);
         // It is one of those that are reported already.
-        let _ = named.set(b"application_name", name);
+        discard::parameter_is_within_bound(named.set(b"application_name", name));
         match self.shared.settings.application_name_add_host {
             // Each client's is another.
             true => named.into(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use kornak_cluster::discard;
 use kornak_protocol::auth::Credentials;
 use kornak_protocol::backend::{self, Authentication, BackendKey};
 use kornak_protocol::frame::Frame;
@@ -49,7 +50,7 @@ impl Visitor<'_> {
                 b'K' => {
                     if let Ok(theirs) = BackendKey::parse(&frame.body) {
                         let ours = self.new_key(entry, theirs.pid);
-                        let _ = ours.put(&mut out);
+                        discard::message_fits(ours.put(&mut out));
                         connected.key = Some(theirs);
                     }
                 }
@@ -58,7 +59,7 @@ impl Visitor<'_> {
                         if name == b"server_version" {
                             self.shared.prober.heard_version(Some(value));
                         }
-                        let _ = params.set(name, value);
+                        discard::parameter_is_within_bound(params.set(name, value));
                     }
                     put_frame(&frame, &mut out);
                 }
@@ -108,7 +109,7 @@ fn relay_request(frame: &Frame, out: &mut BytesMut) -> bool {
                 .filter(|name| !name.ends_with("-PLUS"))
                 .collect();
             // Names that came in a message fit into one.
-            let _ = backend::put_authentication_sasl(&names, out);
+            discard::message_fits(backend::put_authentication_sasl(&names, out));
             true
         }
         Ok(Authentication::Ok | Authentication::SaslFinal(_)) => {
