@@ -55,7 +55,7 @@ pub enum Doubt {
 /// or two for each standby that comes or goes.
 const WITNESSED: usize = 64;
 
-/// What a key said when it was last read without doubt.
+/// The last reading of a key that left no doubt.
 #[derive(Debug, Clone, Default)]
 enum LastRead<T> {
     #[default]
