@@ -1,12 +1,13 @@
-//! Effects of a changed file of an agent while the agent runs.
+//! Effects of a changed file of an agent or a proxy while it runs.
 //!
-//! Most settings do: the agent begins anew with them, around a server that goes on. What names the
-//! node, its data or its sockets belongs to the process; such keys keep their value, and the operator
-//! is told which ones wait for a restart.
+//! Most settings take effect: the agent begins anew with them, around a server that goes on, and the proxy
+//! goes on with its sessions. What names the node, its data or its sockets belongs to the process; such keys
+//! keep their value, and the operator is told which ones wait for a restart.
 
 use secrecy::ExposeSecret;
 
 use crate::agent::AgentSettings;
+use crate::proxy::{AuthSettings, ListenerSettings, ProxySettings, Source, StatusSettings};
 use crate::store::StoreSettings;
 
 /// The settings that hold from now on, and the keys whose change needs a restart of the agent.
@@ -52,6 +53,98 @@ pub fn agent(old: &AgentSettings, new: AgentSettings) -> (AgentSettings, Vec<&'s
     merged.kornak.state_dir.clone_from(&old.kornak.state_dir);
     merged.kornak.guard = old.kornak.guard.clone();
     (merged, waiting)
+}
+
+/// The settings of a proxy that hold from now on, and the keys whose change needs a restart.
+pub fn proxy(old: &ProxySettings, new: ProxySettings) -> (ProxySettings, Vec<String>) {
+    let mut merged = new;
+    let mut waiting = Vec::new();
+    let mut keep = |key: &str, same: bool| {
+        if !same {
+            waiting.push(key.to_owned());
+        }
+    };
+    keep("scope", old.scope == merged.scope);
+    keep("proxy.name", old.name == merged.name);
+    keep("etcd3, static or rest", same_source(&old.source, &merged.source));
+    keep("proxy.connect_address", old.connect_address == merged.connect_address);
+    keep("proxy.status", same_status(old.status.as_ref(), merged.status.as_ref()));
+    keep("proxy.auth (but for the rules)", same_login(&old.auth, &merged.auth));
+    keep("proxy.state_file", old.state_file == merged.state_file);
+    keep("proxy.threads", old.threads == merged.threads);
+    let form = |settings: &ProxySettings| {
+        let log = &settings.log;
+        (log.kind, log.format.clone(), log.date_format.clone(), log.dir.clone(), log.file_size)
+    };
+    keep("log (but for the levels)", form(old) == form(&merged));
+    merged.listeners = listeners(&old.listeners, merged.listeners, &mut waiting);
+
+    merged.scope = old.scope.clone();
+    merged.name.clone_from(&old.name);
+    merged.source = old.source.clone();
+    merged.connect_address.clone_from(&old.connect_address);
+    merged.status.clone_from(&old.status);
+    let rules = std::mem::take(&mut merged.auth.rules);
+    merged.auth = AuthSettings { rules, ..old.auth.clone() };
+    merged.state_file.clone_from(&old.state_file);
+    merged.threads = old.threads;
+    (merged, waiting)
+}
+
+/// The listeners from now on: where they listen, where they lead to and whether they pool stays.
+fn listeners(
+    old: &[ListenerSettings],
+    new: Vec<ListenerSettings>,
+    waiting: &mut Vec<String>,
+) -> Vec<ListenerSettings> {
+    let names = |of: &[ListenerSettings]| of.iter().map(|it| it.name.clone()).collect::<Vec<_>>();
+    if names(old) != names(&new) {
+        waiting.push("proxy.listeners (which there are)".to_owned());
+        return old.to_vec();
+    }
+    let merge = |(old, new): (&ListenerSettings, ListenerSettings)| {
+        for (key, same) in [
+            ("listen", old.listen == new.listen),
+            ("target", old.target == new.target),
+            ("pool_mode", old.pool_mode == new.pool_mode),
+        ] {
+            if !same {
+                waiting.push(format!("proxy.listeners.{}.{key}", old.name));
+            }
+        }
+        ListenerSettings {
+            listen: old.listen.clone(),
+            target: old.target.clone(),
+            pool_mode: old.pool_mode,
+            ..new
+        }
+    };
+    old.iter().zip(new).map(merge).collect()
+}
+
+fn same_source(a: &Source, b: &Source) -> bool {
+    match (a, b) {
+        (Source::Dcs(a), Source::Dcs(b)) => same_store(a, b),
+        (Source::Static { members: a }, Source::Static { members: b }) => a == b,
+        (Source::Rest { members: a }, Source::Rest { members: b }) => a == b,
+        _ => false,
+    }
+}
+
+fn same_status(a: Option<&StatusSettings>, b: Option<&StatusSettings>) -> bool {
+    let login = |it: &StatusSettings| {
+        let login = it.authentication.as_ref();
+        login.map(|it| (it.username.clone(), it.password.expose_secret().to_owned()))
+    };
+    let (Some(a), Some(b)) = (a, b) else { return a.is_none() && b.is_none() };
+    a.listen == b.listen && a.tls == b.tls && login(a) == login(b)
+}
+
+fn same_login(a: &AuthSettings, b: &AuthSettings) -> bool {
+    let secret = |it: &AuthSettings| it.password.as_ref().map(|it| it.expose_secret().to_owned());
+    (&a.user, &a.database, &a.query, a.require_auth)
+        == (&b.user, &b.database, &b.query, b.require_auth)
+        && secret(a) == secret(b)
 }
 
 /// Whether nothing is different, secrets included.
@@ -137,5 +230,53 @@ mod tests {
         );
         assert_eq!(merged.postgresql.config_dir, old.postgresql.config_dir);
         assert!(merged.restapi.tls.is_none());
+    }
+
+    fn read_proxy(proxy: &str, log: &str) -> ProxySettings {
+        let text = format!(
+            "{{scope: demo, static: {{members: [{{name: a, host: h}}]}}, log: {{{log}}}, proxy: {{{proxy}}}}}"
+        );
+        let environment = [("PATRONI_CONFIGURATION".to_owned(), text)];
+        crate::load_proxy(None, &environment).expect("it is right").settings
+    }
+
+    #[test]
+    fn a_proxy_goes_on_with_other_limits_and_says_what_waits() {
+        let auth = "auth: {method: scram, user: u, password: p}";
+        let listener =
+            |more: &str| format!("listeners: [{{name: x, listen: '*:1', target: primary{more}}}]");
+        let old = read_proxy(&format!("{auth}, {}", listener("")), "");
+        let new = format!(
+            "{auth}, {}, limits: {{max_clients: 7, client_idle_timeout: 5s}}, pool: {{size: 3}}, \
+             failover: {{listen: move}}, log_connections: true",
+            listener(", pool_size: 9, balance: random")
+        );
+        let (merged, waiting) = proxy(&old, read_proxy(&new, "level: DEBUG"));
+        assert!(waiting.is_empty(), "{waiting:?}");
+        assert_eq!((merged.limits.max_clients, merged.pool.size), (7, 3));
+        assert_eq!(merged.listeners[0].pool_size, Some(9));
+        assert!(merged.log_connections);
+
+        let new = format!(
+            "auth: {{method: trust, user: u, password: q}}, threads: 3, status: false, {}",
+            listener(", pool_mode: transaction, max_servers: 4")
+        );
+        let (merged, waiting) = proxy(&old, read_proxy(&new, "dir: /x"));
+        let expected = [
+            "proxy.status",
+            "proxy.auth (but for the rules)",
+            "proxy.threads",
+            "log (but for the levels)",
+            "proxy.listeners.x.pool_mode",
+        ];
+        assert_eq!(waiting, expected);
+        assert_eq!(merged.auth.rules.rules[0].method, crate::rules::Method::Trust);
+        assert!(same_login(&old.auth, &merged.auth) && merged.threads.is_none());
+        assert_eq!(merged.listeners[0].max_servers, Some(4));
+        assert_eq!(merged.listeners[0].pool_mode, old.listeners[0].pool_mode);
+
+        let (merged, waiting) = proxy(&old, read_proxy(auth, ""));
+        assert_eq!(waiting, ["proxy.listeners (which there are)"]);
+        assert_eq!(merged.listeners, old.listeners);
     }
 }

@@ -172,7 +172,8 @@ impl Scanner {
     }
 
     /// From now on shows the whole body of a Query or Parse of at most so many bytes; of a longer one
-    /// [`PREFIX_TEXT_BYTES`] as ever. The caller has to keep as much of a message back.
+    /// [`PREFIX_TEXT_BYTES`] as ever, and as much of messages with names. The caller has to keep as much of a
+    /// message back.
     pub fn show_whole(&mut self, limit: u32) {
         self.whole = limit;
     }
@@ -336,6 +337,10 @@ fn check(rules: &[Rule; 256], tag: u8, len: u32, whole: u32) -> Result<(u32, u32
     let body_len = len - 4;
     if body_len > rule.shown && body_len <= whole && matches!(tag, b'Q' | b'P') {
         return Ok((body_len, body_len));
+    }
+    // Who looks at whole texts replaces names, and has to see them.
+    if body_len > rule.shown && whole > 0 && matches!(tag, b'B' | b'C' | b'D' | b'E') {
+        return Ok((body_len, body_len.min(PREFIX_TEXT_BYTES)));
     }
     Ok((body_len, body_len.min(rule.shown)))
 }

@@ -93,12 +93,20 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Takes what can change while sessions live: the rules, for logins from now on, and `tls`,
-    /// whose files are read again even if the settings are the same. The rest takes effect with
-    /// the next start.
-    pub fn reload(&self, settings: &ProxySettings) {
-        self.shared.rules.store(Arc::new(settings.auth.rules.clone()));
+    /// Takes what can change while sessions live, and reads the files of `tls` again even if the settings are
+    /// the same. The answer names the keys that wait for a restart.
+    pub fn reload(&self, settings: ProxySettings) -> Vec<String> {
+        let shared = &self.shared;
+        let (mut settings, waiting) = kornak_config::reload::proxy(&shared.settings(), settings);
+        if let Some(lowered) = descriptors::fit(&mut settings) {
+            tracing::warn!("too few file descriptors: {lowered}");
+        }
+        let limits = &settings.limits;
+        let (user, database) = (limits.max_user_connections, limits.max_db_connections);
+        shared.lender.set_limits(pool_limits(&settings), user, database);
         self.tls.send_replace(settings.tls.clone());
+        shared.set_settings(settings);
+        waiting
     }
 }
 
@@ -160,7 +168,7 @@ pub async fn start(
     let shared = Arc::new(shared);
     learn(&shared, store, &stop)?;
     tokio::spawn(prover::run(Arc::clone(&shared), stop.clone()));
-    let (tls, named) = watch::channel(shared.settings.tls.clone());
+    let (tls, named) = watch::channel(shared.settings().tls.clone());
     tokio::spawn(certificates::follow(Arc::clone(&shared), named, stop.clone()));
     if shared.prober.can_ask() {
         tokio::spawn(sampler::run(Arc::clone(&shared), stop.clone()));
@@ -206,7 +214,8 @@ fn learn(
     store: Option<Arc<dyn Dcs>>,
     stop: &CancellationToken,
 ) -> Result<(), StartError> {
-    match &shared.settings.source {
+    let settings = Arc::clone(&shared.settings());
+    match &settings.source {
         Source::Dcs(_) => {
             let store = store.ok_or(StartError::NoStore)?;
             let registering =
@@ -216,7 +225,7 @@ fn learn(
             keep_running("obey switchovers", stop, move || {
                 handover::obey(Arc::clone(&context), Arc::clone(&from), until.clone())
             });
-            if let Some(file) = shared.settings.state_file.clone() {
+            if let Some(file) = settings.state_file.clone() {
                 tokio::spawn(known::keep(Arc::clone(shared), file, stop.clone()));
             }
             let (context, until) = (Arc::clone(shared), stop.clone());

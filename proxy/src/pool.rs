@@ -146,6 +146,19 @@ impl Pools {
         Self { shares, ..self }
     }
 
+    /// Other bounds hold from now on. Connections beyond them end when they are given back.
+    pub fn set_limits(
+        &mut self,
+        limits: impl IntoIterator<Item = Limits>,
+        per_user: Option<usize>,
+        per_database: Option<usize>,
+    ) {
+        for (listener, limits) in self.listeners.iter_mut().zip(limits) {
+            listener.limits = limits;
+        }
+        (self.shares.per_user, self.shares.per_database) = (per_user, per_database);
+    }
+
     /// A role and database on a listener.
     pub fn add_pool(&mut self, listener: usize, user: &Bytes, database: &Bytes) -> PoolId {
         let owner = Owner { user: user.clone(), database: database.clone() };
@@ -314,7 +327,7 @@ impl Pools {
 
     fn released(&mut self, id: SlotId, now: Moment, out: &mut Vec<Effect>) {
         let Some(slot) = self.slots.get(id.0 as usize) else { return };
-        if now >= slot.expires {
+        if now >= slot.expires || self.is_beyond(slot.kind) {
             out.push(Effect::Close { slot: id });
             self.gone(id, now, out);
             return;

@@ -343,6 +343,22 @@ impl Registry {
         self.on(server).iter().for_each(|handle| handle.raise(flag));
     }
 
+    /// Every session's time is to be looked at.
+    pub fn look_anew(&self) {
+        let now = Instant::now();
+        self.sessions.lock().values().for_each(|handle| handle.set_next_look(now));
+    }
+
+    /// Sessions whose time is to be looked at do so, unless their request is held back: a server connection that
+    /// is being opened for it would be given up.
+    pub fn raise_time(&self, now: Instant) {
+        let is_due = |handle: &&Arc<Handle>| {
+            !matches!(handle.doing(), Doing::Held | Doing::Login) && handle.next_look() <= now
+        };
+        let due: Vec<_> = self.sessions.lock().values().filter(is_due).cloned().collect();
+        due.iter().for_each(|handle| handle.raise(Flags::TIME));
+    }
+
     /// Sessions that are pinned by what a server can be asked for see whether they have asked.
     pub fn recheck_suspects(&self) {
         for handle in self.all() {

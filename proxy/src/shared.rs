@@ -62,7 +62,8 @@ const MAX_PASSED_ON: usize = 16;
 
 /// The state of one proxy.
 pub struct Shared {
-    pub settings: ProxySettings,
+    /// The settings that hold; a reload puts others in their place.
+    settings: ArcSwap<ProxySettings>,
     /// Names this proxy in the store and in logs.
     pub id: String,
     pub gate: Arc<Gate>,
@@ -126,6 +127,8 @@ pub struct Shared {
     reads_primaries: AtomicBool,
     /// Why the last thing that a person should know of went wrong.
     pub trouble: Mutex<HashMap<&'static str, String>>,
+    /// When settings were read again: bounds of clients' times count from there.
+    pub timed_since: Mutex<Option<Instant>>,
 }
 
 /// The properties that sessions with the same startup packet have in common.
@@ -248,8 +251,25 @@ impl Shared {
             dice: AtomicUsize::new(rand::random_range(0..1024)),
             reads_primaries: AtomicBool::new(false),
             trouble: Mutex::new(HashMap::new()),
-            settings,
+            timed_since: Mutex::new(None),
+            settings: ArcSwap::from_pointee(settings),
         }
+    }
+
+    /// The settings that hold now. For a moment: whoever waits with them in hand keeps others from being cheap.
+    #[inline]
+    pub fn settings(&self) -> arc_swap::Guard<Arc<ProxySettings>> {
+        self.settings.load()
+    }
+
+    /// Other settings hold from now on.
+    pub fn set_settings(&self, settings: ProxySettings) {
+        self.doors.set_bounds(&settings.limits);
+        // Nobody counted until now: nobody's time is up at once.
+        *self.timed_since.lock() = Some(Instant::now());
+        self.rules.store(Arc::new(settings.auth.rules.clone()));
+        self.settings.store(Arc::new(settings));
+        self.registry.look_anew();
     }
 
     /// The cluster as last seen.

@@ -166,7 +166,7 @@ fn look(shared: &Shared, detail: Detail) -> Status {
     Status {
         proxy: shared.id.clone(),
         version: env!("CARGO_PKG_VERSION"),
-        scope: shared.settings.scope.name.clone(),
+        scope: shared.settings().scope.name.clone(),
         gate: GateStatus {
             phase: holding.phase,
             handover: holding.handover,
@@ -196,7 +196,8 @@ fn troubles(shared: &Shared, detail: Detail) -> BTreeMap<&'static str, String> {
 }
 
 fn pools(shared: &Shared, detail: Detail) -> Vec<PoolStatus> {
-    let listeners = &shared.settings.listeners;
+    let settings = shared.settings();
+    let listeners = &settings.listeners;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let counts = shared.lender.counts().into_iter();
     let mut pools: Vec<PoolStatus> = counts
@@ -242,7 +243,8 @@ fn nameless(pools: Vec<PoolStatus>) -> Vec<PoolStatus> {
 
 fn sessions(shared: &Shared) -> SessionStatus {
     let mut by_state: BTreeMap<_, _> = Doing::ALL.iter().map(|doing| (doing.as_str(), 0)).collect();
-    let listeners = &shared.settings.listeners;
+    let settings = shared.settings();
+    let listeners = &settings.listeners;
     let mut by_listener: BTreeMap<String, usize> =
         listeners.iter().map(|listener| (listener.name.clone(), 0)).collect();
     let mut pinned = BTreeMap::new();

@@ -25,7 +25,7 @@ pub fn run(args: &ProxyArgs) -> anyhow::Result<()> {
     if settings.state_file.is_none() {
         settings.state_file = default_state_file(&args.file, &settings.scope.name);
     }
-    crate::logging::start(&settings.log, None)?;
+    let logs = crate::logging::start(&settings.log, None)?;
     for warning in &loaded.warnings {
         tracing::warn!(why = warning.as_str(), "configuration");
     }
@@ -41,7 +41,7 @@ pub fn run(args: &ProxyArgs) -> anyhow::Result<()> {
         };
         let running = kornak_proxy::start(settings, store, stop.clone()).await?;
         let (file, reloader) = (args.file.clone(), running.reloader);
-        signals::on_hangup(stop, move || signals::reloading(|| reload(&file, &reloader)))?;
+        signals::on_hangup(stop, move || signals::reloading(|| reload(&file, &reloader, &logs)))?;
         signals::ready();
         running.join.await??;
         Ok(())
@@ -61,18 +61,18 @@ fn default_state_file(file: &Path, scope: &str) -> Option<PathBuf> {
 }
 
 /// Answers SIGHUP: takes what can change while sessions live. A wrong file changes nothing.
-fn reload(file: &Path, reloader: &kornak_proxy::Reloader) {
+fn reload(file: &Path, reloader: &kornak_proxy::Reloader, logs: &crate::logging::Logs) {
     let environment: Vec<(String, String)> = std::env::vars().collect();
     match kornak_config::load_proxy(Some(file), &environment) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 tracing::warn!(why = warning.as_str(), "configuration");
             }
-            reloader.reload(&loaded.settings);
-            tracing::info!(
-                "configuration was read again: rules and certificates are in force now, \
-                 the rest takes effect with the next start"
-            );
+            logs.reload(&loaded.settings.log);
+            for key in reloader.reload(loaded.settings) {
+                tracing::warn!(key, "changed value needs a restart of the proxy");
+            }
+            tracing::info!("configuration reloaded");
         }
         Err(error) => {
             let error = &error as &dyn std::error::Error;

@@ -120,6 +120,26 @@ fn a_text_longer_than_the_prefix_is_shown_cut_and_never_buffered() {
 }
 
 #[test]
+fn who_replaces_names_sees_long_ones() {
+    let name = [vec![b'n'; 3000], vec![0]].concat();
+    let describe = message(b'D', &[b"S", &name[..]].concat());
+    let bind = message(b'B', &[&name[..], &name, &[0; 20_000]].concat());
+    for (whole, of_describe, of_bind) in [(0, 1024, 1024), (1 << 20, 3002, 16 * 1024)] {
+        let mut scanner = Scanner::new(Direction::Frontend);
+        scanner.show_whole(whole);
+        let mut lengths = Vec::new();
+        for chunk in [&describe[..], &bind].concat().chunks(700) {
+            let seen = scanner.scan(chunk, |seen| {
+                lengths.push(seen.body.len());
+                Flow::Pass
+            });
+            assert_eq!(seen, Ok(chunk.len()));
+        }
+        assert_eq!(lengths, [of_describe, of_bind]);
+    }
+}
+
+#[test]
 fn an_empty_chunk_changes_nothing() {
     let mut scanner = Scanner::new(Direction::Backend);
     for piece in [&b"Z\0"[..], b"", b"\0\0\x05", b"", b"I", b""] {

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use kornak_config::proxy::LimitSettings;
 use kornak_protocol::error::ErrorFields;
@@ -74,7 +75,7 @@ impl Full {
 /// All counts of one proxy.
 #[derive(Debug)]
 pub struct Doors {
-    bounds: LimitSettings,
+    bounds: ArcSwap<LimitSettings>,
     inner: Mutex<Inner>,
     /// Notified when somebody who was sent away has gone.
     gone: Notify,
@@ -123,7 +124,15 @@ pub struct Visit {
 impl Doors {
     /// With nobody there.
     pub fn new(bounds: &LimitSettings) -> Self {
-        Self { bounds: bounds.clone(), inner: Mutex::default(), gone: Notify::new() }
+        let bounds = ArcSwap::from_pointee(bounds.clone());
+        Self { bounds, inner: Mutex::default(), gone: Notify::new() }
+    }
+
+    /// Other bounds hold from now on; who is in stays.
+    pub fn set_bounds(&self, bounds: &LimitSettings) {
+        self.bounds.store(Arc::new(bounds.clone()));
+        // Whoever waits for room may have it now.
+        self.gone.notify_waiters();
     }
 
     /// Somebody has connected. `origin`: from there, unless only a balancer knows.
@@ -132,7 +141,7 @@ impl Doors {
         inner.last += 1;
         let number = inner.last;
         let sent_away = CancellationToken::new();
-        inner.make_room(origin, &self.bounds);
+        inner.make_room(origin, &self.bounds.load());
         inner.put(number, Stranger { origin, sent_away: sent_away.clone() });
         drop(inner);
         Visit { doors: Arc::clone(self), number, stage: Stage::Stranger, origin, sent_away }
@@ -145,7 +154,7 @@ impl Doors {
             let mut gone = std::pin::pin!(self.gone.notified());
             // Before the look, so that nobody goes unnoticed between the look and the wait.
             gone.as_mut().enable();
-            if self.inner.lock().leaving < self.bounds.max_unauthenticated {
+            if self.inner.lock().leaving < self.bounds.load().max_unauthenticated {
                 return;
             }
             gone.await;
@@ -266,7 +275,7 @@ impl Visit {
         self.origin = Some(origin);
         let mut inner = self.doors.inner.lock();
         let Some(stranger) = inner.take(self.number) else { return };
-        inner.make_room(self.origin, &self.doors.bounds);
+        inner.make_room(self.origin, &self.doors.bounds.load());
         inner.put(self.number, Stranger { origin: self.origin, ..stranger });
     }
 
@@ -280,7 +289,7 @@ impl Visit {
     /// # Errors
     /// Too many wait already.
     pub fn asks(&mut self) -> Result<(), Full> {
-        let bounds = &self.doors.bounds;
+        let bounds = self.doors.bounds.load();
         let mut inner = self.doors.inner.lock();
         let room = bounds.max_clients.saturating_add(bounds.max_unauthenticated);
         if inner.clients + inner.asking >= room {
@@ -301,7 +310,7 @@ impl Visit {
         self.stage = Stage::Stranger;
         let mut inner = self.doors.inner.lock();
         inner.asking -= 1;
-        inner.make_room(self.origin, &self.doors.bounds);
+        inner.make_room(self.origin, &self.doors.bounds.load());
         let stranger = Stranger { origin: self.origin, sent_away: self.sent_away.clone() };
         inner.put(self.number, stranger);
     }
@@ -312,7 +321,7 @@ impl Visit {
     /// The bound that keeps it out; it stays what it was.
     pub fn enter(&mut self, who: Who, is_superuser: bool) -> Result<(), Full> {
         let mut inner = self.doors.inner.lock();
-        if let Some(full) = inner.full(&who, &self.doors.bounds, is_superuser) {
+        if let Some(full) = inner.full(&who, &self.doors.bounds.load(), is_superuser) {
             return Err(full);
         }
         match self.stage {

@@ -84,7 +84,7 @@ async fn ask_in_turn(shared: &Shared, leader: &str) -> usize {
 
 /// Says that everything was done beforehand; a leader that does not hear it waits a little longer.
 async fn tell(shared: &Shared, store: &Arc<dyn Dcs>, record: &Handover) {
-    let keys = Keys::new(&shared.settings.scope.whole());
+    let keys = Keys::new(&shared.settings().scope.whole());
     let value = serde_json::to_string(&Ack { id: record.id.clone(), attempt: 0 });
     let lease = shared.lease();
     let revision = shared.topology().handover_revision;

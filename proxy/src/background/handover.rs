@@ -107,12 +107,12 @@ async fn step(
     if *lease == 0 {
         *lease = store.grant(LEASE).await?.lease;
     }
-    let keys = Keys::new(&shared.settings.scope.whole());
+    let keys = Keys::new(&shared.settings().scope.whole());
     let registration = ProxyRegistration {
         speaks: vec![KORNAK_RECORDS_VERSION],
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         pid: std::process::id(),
-        status: shared.settings.status.as_ref().map(|status| status.listen.to_string()),
+        status: shared.settings().status.as_ref().map(|status| status.listen.to_string()),
         cancel: shared.reached_at.clone(),
         prepares: true,
     };
@@ -173,7 +173,7 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
                 State::Switching { .. } => shared.registry.to_listen(&former, known.term(group)),
                 _ => 0,
             },
-            max_hold: shared.settings.limits.max_hold,
+            max_hold: shared.settings().limits.max_hold,
         };
         let asked = record.map_or(Duration::ZERO, |r| Duration::from_millis(r.max_hold_ms));
         let short = (asked > facts.max_hold).then(|| {
@@ -269,7 +269,7 @@ fn attend(
 ) {
     // A little less than a unit's own patience: whoever waits for another group goes on, and is not
     // refused.
-    let patience = shared.settings.limits.hold_timeout.mul_f32(0.95);
+    let patience = shared.settings().limits.hold_timeout.mul_f32(0.95);
     let mut events = Vec::new();
     outages.on(&outage::Facts { cluster, standings, patience }, now, &mut events);
     for event in events {
@@ -319,7 +319,7 @@ fn attend(
 
 /// Looks whether sessions on standbys of a Citus cluster can be answered by standbys.
 fn look_for_standbys(shared: &Shared, readings: &mut Readings, cluster: &Topology, now: Moment) {
-    let patience = STANDBY_PATIENCE.min(shared.settings.limits.hold_timeout.mul_f32(0.95));
+    let patience = STANDBY_PATIENCE.min(shared.settings().limits.hold_timeout.mul_f32(0.95));
     let mut events = Vec::new();
     readings.on(cluster, patience, now, &mut events);
     // Before the gate: who waited must not begin on the connection it had.
@@ -353,7 +353,7 @@ async fn acknowledge(
     attempt: &Attempt,
     revision: u64,
 ) -> bool {
-    let keys = Keys::new(&shared.settings.scope.whole());
+    let keys = Keys::new(&shared.settings().scope.whole());
     let ack = Ack { id: attempt.id.clone(), attempt: attempt.number };
     let value = serde_json::to_string(&ack).unwrap_or_default();
     let lease = shared.lease.load(std::sync::atomic::Ordering::Acquire);

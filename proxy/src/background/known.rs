@@ -167,7 +167,7 @@ impl KnownNode {
 
 /// Keeps the file as new as what the store says.
 pub async fn keep(shared: Arc<Shared>, path: PathBuf, stop: CancellationToken) {
-    let cluster = shared.settings.scope.whole().root();
+    let cluster = shared.settings().scope.whole().root();
     let (mut topology, mut standings) = (shared.topology.subscribe(), shared.standings.subscribe());
     let mut written = read(&path).ok();
     let mut complained = false;
@@ -204,7 +204,7 @@ pub async fn keep(shared: Arc<Shared>, path: PathBuf, stop: CancellationToken) {
 /// The store does not answer: takes what the file says, if servers can be asked whether it is true. Answers whether
 /// that was done.
 pub fn take(shared: &Arc<Shared>, path: &Path, stop: &CancellationToken) -> bool {
-    let cluster = shared.settings.scope.whole().root();
+    let cluster = shared.settings().scope.whole().root();
     if !shared.prober.can_ask() {
         tracing::warn!(
             "the store does not answer, and without auth.user servers cannot be asked who leads"

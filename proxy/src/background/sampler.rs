@@ -96,7 +96,7 @@ async fn sample(
     sessions: &Sessions,
     server: &mut Server,
 ) -> Result<(), DialError> {
-    let limit = shared.settings.limits.connect_timeout;
+    let limit = shared.settings().limits.connect_timeout;
     // Given back when it has answered: one that was left in the middle of an answer is of no use.
     let mut connected = match server.connected.take() {
         Some(connected) => connected,
@@ -122,7 +122,7 @@ async fn sample(
         shared.standings().0.values().any(|standing| {
             standing.serving.as_ref().is_ok_and(|serving| *serving.name == *node.name)
         });
-    if leads && shared.settings.failover.keep_sessions == KeepSessions::Clean {
+    if leads && shared.settings().failover.keep_sessions == KeepSessions::Clean {
         server.databases.sample(shared, node, sessions, &mut connected).await?;
     }
     server.connected = Some(connected);

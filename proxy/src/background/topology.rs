@@ -108,7 +108,7 @@ pub fn merge(known: &Topology, mut new: Topology, certain: bool) -> Merged {
 
 /// Serves from what was known before the start if the store does not answer. Answers whether it does.
 async fn take_known(shared: &Arc<Shared>, follow: &mut Follow, stop: &CancellationToken) -> bool {
-    let Some(path) = &shared.settings.state_file else { return false };
+    let Some(path) = &shared.settings().state_file.clone() else { return false };
     let first = async {
         while follow.current().reach == Reach::Never {
             follow.changed().await;
@@ -123,7 +123,7 @@ async fn take_known(shared: &Arc<Shared>, follow: &mut Follow, stop: &Cancellati
 
 /// Follows the store until told to stop.
 pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationToken) {
-    let scope = shared.settings.scope.whole();
+    let scope = shared.settings().scope.whole();
     let root = scope.root();
     let mut follow = store.follow(&root);
     let own_key = Keys::new(&scope).proxy(&shared.id);
@@ -196,7 +196,7 @@ async fn ask_again(shared: &Shared, store: &Arc<dyn Dcs>) -> bool {
 
 /// Reads the store linearizably and takes in what it says.
 pub async fn read_now(shared: &Shared, store: &Arc<dyn Dcs>) -> Result<(), DcsError> {
-    let scope = shared.settings.scope.whole();
+    let scope = shared.settings().scope.whole();
     loop {
         let before = shared.topology();
         let view = store.range(&scope.root()).await?;

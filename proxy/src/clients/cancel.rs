@@ -92,7 +92,7 @@ pub async fn obey(shared: &Shared, from: IpAddr, request: &CancelRequest) {
     }
     let topology = shared.topology();
     let Way::Peers(peers) = way(&request.key, &shared.id, topology.proxies.iter()) else { return };
-    let rate = shared.settings.limits.max_cancels_per_address;
+    let rate = shared.settings().limits.max_cancels_per_address;
     if !shared.cancels.lock().take(from, rate, Instant::now()) {
         count(&shared.metrics.cancels_dropped);
         return;
@@ -110,7 +110,7 @@ async fn deliver(shared: &Shared, handle: &Arc<Handle>) {
     let is_held = handle.doing() == Doing::Held;
     match if is_held { None } else { handle.begin_cancel() } {
         Some(mut cancelling) => {
-            let limit = shared.settings.limits.connect_timeout;
+            let limit = shared.settings().limits.connect_timeout;
             let target = &cancelling.target;
             let sent = backend::cancel(&target.address, shared.prober.tls(), &target.key);
             match tokio::time::timeout(limit, sent).await {
@@ -128,7 +128,7 @@ async fn deliver(shared: &Shared, handle: &Arc<Handle>) {
 
 async fn pass_on(shared: &Shared, peer: &str, key: &BackendKey) {
     let Some(HostPort { host, port }) = HostPort::parse(peer, None) else { return };
-    let limit = shared.settings.limits.connect_timeout;
+    let limit = shared.settings().limits.connect_timeout;
     let address = Address { host: host.into(), port };
     let sent = backend::cancel(&address, &shared.peer_tls, key);
     let told = match tokio::time::timeout(limit, sent).await {

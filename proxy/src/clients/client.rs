@@ -296,7 +296,7 @@ impl Client {
         if !self.talk.session.is_clean() {
             let mut replay = BytesMut::new();
             let owed = self.talk.session.put_replay(&mut replay);
-            let limit = self.talk.shared.settings.limits.connect_timeout;
+            let limit = self.talk.shared.settings().limits.connect_timeout;
             let replayed =
                 tokio::time::timeout(limit, opened.connected.replay(&replay, owed)).await;
             match replayed {
@@ -440,7 +440,8 @@ impl Client {
         if !shared.is_current(link) || shared.topology.borrow().handover.is_some() {
             return true;
         }
-        shared.prober.is_going_down(&link.address, shared.settings.limits.connect_timeout).await
+        let limit = shared.settings().limits.connect_timeout;
+        shared.prober.is_going_down(&link.address, limit).await
     }
 
     fn after_loss(&mut self) -> Result<(), End> {

@@ -202,7 +202,8 @@ impl Conversation {
             Poll::Ready(Ok(n)) => n,
         };
         link.tail.clear();
-        let limits = &self.shared.settings.limits;
+        let settings = self.shared.settings();
+        let limits = &settings.limits;
         if limits.client_idle_timeout.is_some() || limits.idle_transaction_timeout.is_some() {
             self.last_told = Instant::now();
         }
@@ -549,7 +550,7 @@ impl Conversation {
         let on_standby = link.rereads && self.session.is_on_standby();
         let read_only = link.leading
             && self.member.is_none()
-            && self.shared.settings.failover.reruns == Reruns::Reads
+            && self.shared.settings().failover.reruns == Reruns::Reads
             && self.session.is_read_only_by_default();
         (on_standby || read_only) && self.session.is_single_batch()
     }

@@ -181,7 +181,7 @@ fn packets(
     let mut packet = BytesMut::new();
     message.put_patched(ProtocolVersion::V3_0, &changes, &mut packet).ok()?;
     let plain = packet.split().freeze();
-    if !shared.settings.application_name_add_host {
+    if !shared.settings().application_name_add_host {
         return Some((plain.clone(), plain));
     }
     let address = peer.claimed.unwrap_or(peer.address);

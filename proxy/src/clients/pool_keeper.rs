@@ -2,12 +2,13 @@
 //! ordered, ending idle ones whose server has closed them or leads no more, and the passing of time.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::spawn_local;
 
 use crate::clients::client::{Way, open};
+use crate::clients::serve::patience;
 use crate::pool::lender::{Lender, Order};
 use crate::pool::link::Link;
 use crate::shared::Shared;
@@ -30,6 +31,10 @@ pub async fn run(lane: usize, shared: Arc<Shared>, mut orders: UnboundedReceiver
             _ = tick.tick() => {
                 if lane == 0 {
                     lender.tick();
+                    // Sessions of before a reload have no clock of their own.
+                    if patience::shortest(&shared.settings().limits).is_some() {
+                        shared.registry.raise_time(Instant::now());
+                    }
                 }
                 sift(lane, &shared, &lender);
             }
@@ -51,13 +56,13 @@ fn spread(lifetime: Duration) -> Duration {
 }
 
 async fn carry_out(lane: usize, shared: Arc<Shared>, order: Order) {
-    let listeners = &shared.settings.listeners;
-    let Some(listener) = listeners.get(order.kind.listener) else { return };
+    let settings = Arc::clone(&shared.settings());
+    let Some(listener) = settings.listeners.get(order.kind.listener) else { return };
     let identity = order.kind.identity();
     match open(&shared, listener, Some(&identity), None, Way::Gate).await {
         Ok(opened) => {
             let (link, params) = Link::new(opened, listener);
-            let lifetime = spread(shared.settings.pool.lifetime);
+            let lifetime = spread(settings.pool.lifetime);
             shared.lender.opened(&order, lane, link, params, lifetime);
         }
         Err(error) => {

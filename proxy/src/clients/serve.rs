@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use kornak_cluster::discard;
-use kornak_config::Listen;
 use kornak_config::proxy::{ListenerSettings, ProxyProtocol};
+use kornak_config::{Listen, ProxySettings};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -166,7 +166,31 @@ struct Thread {
     lane: usize,
     shared: Arc<Shared>,
     scratch: Rc<RefCell<Box<[u8]>>>,
-    listeners: Vec<Arc<ListenerSettings>>,
+    listeners: RefCell<Listeners>,
+}
+
+/// Settings of the listeners, one copy for the sessions of a thread; made anew after a reload.
+struct Listeners {
+    of: Arc<ProxySettings>,
+    all: Vec<Arc<ListenerSettings>>,
+}
+
+impl Listeners {
+    fn new(shared: &Shared) -> Self {
+        let of = Arc::clone(&shared.settings());
+        let all = of.listeners.iter().cloned().map(Arc::new).collect();
+        Self { of, all }
+    }
+}
+
+impl Thread {
+    fn listener(&self, at: usize) -> Option<Arc<ListenerSettings>> {
+        let mut known = self.listeners.borrow_mut();
+        if !Arc::ptr_eq(&known.of, &self.shared.settings()) {
+            *known = Listeners::new(&self.shared);
+        }
+        known.all.get(at).cloned()
+    }
 }
 
 async fn serve(
@@ -176,7 +200,7 @@ async fn serve(
     orders: UnboundedReceiver<Order>,
     stop: CancellationToken,
 ) {
-    let listeners = shared.settings.listeners.iter().cloned().map(Arc::new).collect();
+    let listeners = RefCell::new(Listeners::new(&shared));
     let scratch = Rc::new(RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()));
     let thread = Rc::new(Thread { lane, shared: Arc::clone(&shared), scratch, listeners });
     let sessions = tokio_util::task::TaskTracker::new();
@@ -205,7 +229,7 @@ async fn serve(
 
 /// Ends sessions between their transactions, and after `shutdown_timeout` wherever they are.
 async fn drain(shared: &Shared, sessions: &tokio_util::task::TaskTracker) {
-    let give_up = Instant::now() + shared.settings.limits.shutdown_timeout;
+    let give_up = Instant::now() + shared.settings().limits.shutdown_timeout;
     let mut flag = Flags::STOP;
     for _ in 0.. {
         shared.registry.raise_all(flag);
@@ -268,13 +292,13 @@ async fn accept(
 /// The address of a client, unless a balancer that is believed is going to say it.
 fn origin(thread: &Thread, listener: usize, from: SocketAddr) -> Option<IpAddr> {
     let behind = |it: &Arc<ListenerSettings>| matches!(it.proxy_protocol, ProxyProtocol::From(_));
-    let is_behind = thread.listeners.get(listener).is_some_and(behind);
+    let is_behind = thread.listener(listener).as_ref().is_some_and(behind);
     (!is_behind).then(|| from.ip().to_canonical())
 }
 
 async fn session(thread: Rc<Thread>, listener: usize, tcp: TcpStream, visit: Visit) {
     let shared = &thread.shared;
-    let Some(settings) = thread.listeners.get(listener) else { return };
+    let Some(settings) = &thread.listener(listener) else { return };
     let sent_away = visit.sent_away();
     let mut entry = shared.registry.enter(listener, thread.lane, visit);
     // What is over soon is boxed: an idle session keeps no room for it.
@@ -288,14 +312,15 @@ async fn session(thread: Rc<Thread>, listener: usize, tcp: TcpStream, visit: Vis
     };
     let Some(admitted) = admitted else { return };
     let mut client = assemble(&thread, settings, &entry, admitted);
-    if shared.settings.log_connections {
+    if shared.settings().log_connections {
         log_connection(settings, &entry);
     }
-    let end = match patience::shortest(&shared.settings.limits) {
+    let first = patience::shortest(&shared.settings().limits);
+    let end = match first {
         None => client.run().await,
         Some(first) => Box::pin(run_in_time(&mut client, first)).await,
     };
-    if shared.settings.log_disconnections {
+    if shared.settings().log_disconnections {
         log_disconnection(settings, &entry, &end);
     }
     Box::pin(client.finish(end)).await;
@@ -343,7 +368,8 @@ async fn admit(
     let shared = &thread.shared;
     let began = Instant::now();
     let login = login(shared, settings, Stream::Plain(tcp), entry);
-    match tokio::time::timeout(shared.settings.limits.login_timeout, login).await {
+    let limit = shared.settings().limits.login_timeout;
+    match tokio::time::timeout(limit, login).await {
         Ok(Ok(admitted)) => {
             count(&shared.metrics.logins);
             shared.metrics.login.record(began.elapsed());
@@ -377,7 +403,7 @@ fn assemble(
         handle.set_family(family);
     }
     let mut session = admitted.session;
-    session.set_policy(shared.settings.failover);
+    session.set_policy(shared.settings().failover);
     let talk = Conversation::new(
         admitted.stream,
         session,

@@ -199,6 +199,18 @@ impl Lender {
         Self { inner: Mutex::new(inner), clock, lanes, queued, texts }
     }
 
+    /// Other bounds hold from now on.
+    pub fn set_limits(
+        &self,
+        limits: impl IntoIterator<Item = Limits>,
+        per_user: Option<usize>,
+        per_database: Option<usize>,
+    ) {
+        self.inner.lock().pools.set_limits(limits, per_user, per_database);
+        // Whoever waits may have room now, and what is beyond the bounds rests no longer.
+        self.happened(self.inner.lock(), Event::Tick, self.now(), None, None);
+    }
+
     fn queued(&self, listener: usize) -> &AtomicUsize {
         let last = self.queued.len() - 1;
         &self.queued[listener.min(last)]

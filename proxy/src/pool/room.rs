@@ -37,13 +37,10 @@ impl Shares {
         self.per_user.is_some() || self.per_database.is_some()
     }
 
+    /// Counted whether there is a bound or not: a reload may bring one.
     pub(super) fn take(&mut self, owner: &Owner) {
-        if self.per_user.is_some() {
-            *self.users.entry(owner.user.clone()).or_insert(0) += 1;
-        }
-        if self.per_database.is_some() {
-            *self.databases.entry(owner.database.clone()).or_insert(0) += 1;
-        }
+        *self.users.entry(owner.user.clone()).or_insert(0) += 1;
+        *self.databases.entry(owner.database.clone()).or_insert(0) += 1;
     }
 
     pub(super) fn give_back(&mut self, owner: &Owner) {
@@ -98,6 +95,19 @@ impl Pools {
             listener: listener.slots >= listener.limits.max_servers,
             ..self.full_of(&pool.owner)
         })
+    }
+
+    /// Whether the kind's pool, its listener, its role or its database has more connections than it may: bounds
+    /// were lowered.
+    pub(super) fn is_beyond(&self, kind: KindId) -> bool {
+        let pool = self.kinds.get(kind.0 as usize).and_then(|it| self.pools.get(it.pool as usize));
+        let Some(pool) = pool else { return false };
+        let Some(listener) = self.listeners.get(pool.listener) else { return false };
+        let Shares { per_user, per_database, users, databases } = &self.shares;
+        pool.slots > listener.limits.pool_size
+            || listener.slots > listener.limits.max_servers
+            || Shares::is_full(per_user.map(|it| it + 1), users, &pool.owner.user)
+            || Shares::is_full(per_database.map(|it| it + 1), databases, &pool.owner.database)
     }
 
     /// Whether both pools lie within each of these bounds, so that a connection of the one can make

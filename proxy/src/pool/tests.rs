@@ -381,3 +381,22 @@ fn clients_with_a_connection_to_themselves_count_as_well() {
     assert!(out.is_empty());
     assert!(!story.pools.take_own(&owner, &mut out), "the one that was let in anyhow counts");
 }
+
+#[test]
+fn other_bounds_hold_from_now_on() {
+    let (mut story, first) = Story::new(LIMITS);
+    story.ask(1, first).ask(2, first).ask(3, first).opened(0).opened(1).out.clear();
+    story.pools.set_limits([Limits { pool_size: 3, ..LIMITS }], None, None);
+    story.on(Event::Tick);
+    assert_eq!(opens(&mut story), [first.0], "there is room for who waits");
+    story.opened(2).out.clear();
+    // One more than a role may have now is closed when it is given back, and only that one.
+    story.pools.set_limits([Limits { pool_size: 3, ..LIMITS }], Some(2), None);
+    story.released(0).released(1);
+    assert_eq!(story.out, [Effect::Close { slot: SlotId(0) }]);
+    // One that rests already ends as well.
+    story.out.clear();
+    story.pools.set_limits([Limits { pool_size: 1, ..LIMITS }], None, None);
+    story.on(Event::Tick);
+    assert_eq!(story.out, [Effect::Close { slot: SlotId(1) }]);
+}

@@ -65,7 +65,7 @@ impl Pools {
             let Some(known) = self.slots.get(slot.0 as usize) else { continue };
             let SlotState::Idle { since } = known.state else { continue };
             let bored = limits.idle_timeout.is_some_and(|limit| now.since(since) >= limit);
-            if bored || now >= known.expires {
+            if bored || now >= known.expires || self.is_beyond(id) {
                 out.push(Effect::Close { slot });
                 self.gone(slot, now, out);
             }

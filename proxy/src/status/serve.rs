@@ -67,7 +67,7 @@ impl Port {
 /// Serves the status on all ports until told to stop.
 pub async fn serve(shared: Arc<Shared>, ports: Vec<Port>, stop: CancellationToken) {
     let authentication =
-        shared.settings.status.as_ref().and_then(|status| status.authentication.clone());
+        shared.settings().status.as_ref().and_then(|status| status.authentication.clone());
     let router = super::router(Arc::clone(&shared), authentication.is_some());
     let router = match authentication {
         None => router,

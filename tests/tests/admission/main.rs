@@ -3,6 +3,7 @@
 //! to a server that nobody knows.
 
 mod lookup;
+mod reload;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -165,6 +166,7 @@ async fn how_many_may_come_in_and_for_how_long() -> Result<()> {
     strangers_keep_nobody_out(&scratch, &server).await?;
     clients_and_servers_are_bound_by_role_database_and_address(&scratch, &server).await?;
     a_clients_time_is_bound(&scratch, &server, &admin).await?;
+    reload::other_settings_hold_while_clients_are_in(&scratch, &server).await?;
     who_is_in_goes_on_when_descriptors_are_few(&scratch, &server).await?;
     scratch.passed();
     Ok(())

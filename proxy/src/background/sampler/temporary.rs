@@ -75,7 +75,7 @@ impl Databases {
         sessions: &Sessions,
         main: &mut Connected,
     ) -> Result<(), DialError> {
-        let limit = shared.settings.limits.connect_timeout;
+        let limit = shared.settings().limits.connect_timeout;
         let list = array(sessions.keys());
         let rows = ask(main, DATABASES, &[Some(list.as_bytes())], limit).await?;
         let name =
@@ -120,7 +120,7 @@ async fn look(
     name: &str,
     database: &mut Database,
 ) -> Result<(), DialError> {
-    let limit = shared.settings.limits.connect_timeout;
+    let limit = shared.settings().limits.connect_timeout;
     let now = Instant::now();
     database.tried = Some(now);
     // Given back when it has answered.

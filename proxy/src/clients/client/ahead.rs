@@ -84,7 +84,7 @@ impl Client {
         if !self.talk.session.put_unnamed(&mut parse) {
             return true;
         }
-        let limit = self.talk.shared.settings.limits.connect_timeout;
+        let limit = self.talk.shared.settings().limits.connect_timeout;
         let replayed = tokio::time::timeout(limit, opened.connected.replay(&parse, 1)).await;
         matches!(replayed, Ok(Ok(_)))
     }

@@ -20,7 +20,7 @@ pub(super) async fn dial(
     let queue = shared.queue_of(&candidate.name);
     // The queue is never closed.
     let _turn = queue.acquire().await;
-    let limit = shared.settings.limits.connect_timeout;
+    let limit = shared.settings().limits.connect_timeout;
     let tls = shared.prober.tls();
     let Some(identity) = identity else {
         let dialled = tokio::time::timeout(limit, backend::dial(address, tls)).await;

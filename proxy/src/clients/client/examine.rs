@@ -175,7 +175,7 @@ impl Client {
         let mut reported = self.talk.session.told().clone();
         let mut out = BytesMut::new();
         put_question(statement, &mut out);
-        let limit = shared.settings.limits.connect_timeout;
+        let limit = shared.settings().limits.connect_timeout;
         let told = tell(&mut link, &out, 1, &mut reported, limit).await;
         self.talk.link = Some(link);
         let Ok(answers) = told else { return Some(Heard::Broken) };

@@ -20,7 +20,7 @@ impl Client {
     pub(super) async fn obtain(&mut self) -> Result<(), End> {
         let since = Instant::now();
         let shared = Arc::clone(&self.talk.shared);
-        let give_up = tokio::time::Instant::now() + shared.settings.limits.hold_timeout;
+        let give_up = tokio::time::Instant::now() + shared.settings().limits.hold_timeout;
         self.drop_stale_link().await?;
         if self.talk.member.is_some() {
             return self.wait_at_gate().await;

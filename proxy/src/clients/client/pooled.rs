@@ -45,7 +45,7 @@ impl Client {
             true => self.talk.session.told().clone(),
             false => Parameters::clone(&lease.state.params),
         };
-        let limit = self.talk.shared.settings.limits.connect_timeout;
+        let limit = self.talk.shared.settings().limits.connect_timeout;
         let told = tell(&mut link, &out, owed, &mut reported, limit).await;
         match told {
             Ok(answers) if answers.failed == 0 => {
@@ -72,7 +72,7 @@ impl Client {
 
     /// The session needs its connection no more: gives it back, made as new if the settings say so.
     pub(super) async fn part(&mut self) -> Result<(), End> {
-        if self.talk.shared.settings.pool.reset == PoolReset::Known {
+        if self.talk.shared.settings().pool.reset == PoolReset::Known {
             self.talk.give_back();
             return Ok(());
         }
@@ -88,7 +88,7 @@ impl Client {
         };
         self.talk.handle.set_server(&self.talk.shared.nobody, None);
         let shared = Arc::clone(&self.talk.shared);
-        let limit = shared.settings.limits.connect_timeout;
+        let limit = shared.settings().limits.connect_timeout;
         let mut out = BytesMut::new();
         // A constant text always fits.
         discard::message_fits(frontend::put_query(RESET, &mut out));
@@ -121,12 +121,13 @@ impl Client {
         }
         self.talk.handle.set_doing(Doing::Held);
         let since = Instant::now();
+        let patience = shared.settings().limits.hold_timeout;
         let handle = Arc::clone(&self.talk.handle);
         let waited = tokio::select! {
             () = shared.gate.wait_open(self.talk.side) => Some(true),
             () = absent::hangs_up(&self.talk) => return self.hung_up().await,
             () = handle.flagged() => None,
-            () = tokio::time::sleep(shared.settings.limits.hold_timeout) => Some(false),
+            () = tokio::time::sleep(patience) => Some(false),
         };
         shared.metrics.hold.record(since.elapsed());
         match waited {
@@ -156,9 +157,10 @@ impl Client {
             return;
         }
         let shared = Arc::clone(&self.talk.shared);
-        let limit = shared.settings.limits.connect_timeout;
+        let limit = shared.settings().limits.connect_timeout;
+        let resets = shared.settings().pool.reset == PoolReset::Always;
         let mut laden = match self.talk.returned(link) {
-            Returned::Settled(settled) if shared.settings.pool.reset == PoolReset::Known => {
+            Returned::Settled(settled) if !resets => {
                 return hand_over(&shared, settled);
             }
             Returned::Settled(settled) => settled.into_laden(),

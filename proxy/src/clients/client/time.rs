@@ -9,7 +9,8 @@ impl Client {
     /// Looks whether a bound of the client's time is reached.
     pub(super) fn look_at_time(&mut self) -> Result<(), End> {
         let now = Instant::now();
-        match patience::look(&self.talk.shared.settings.limits, &self.talk.times(), now) {
+        let verdict = patience::look(&self.talk.shared.settings().limits, &self.talk.times(), now);
+        match verdict {
             Verdict::LookAt(next) => {
                 self.talk.handle.set_next_look(next);
                 Ok(())

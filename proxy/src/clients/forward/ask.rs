@@ -71,7 +71,7 @@ impl Conversation {
         self.session.pinned().is_some()
             && self.session.has_doubt()
             && self.examined.is_none_or(|when| when.elapsed() >= ASK_PAUSE)
-            && self.shared.settings.failover.keep_sessions == KeepSessions::Clean
+            && self.shared.settings().failover.keep_sessions == KeepSessions::Clean
             && self.is_askable()
     }
 

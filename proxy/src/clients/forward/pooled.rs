@@ -129,7 +129,7 @@ impl Conversation {
             None if self.session.must_be_asked() => Err(Stop::Examine),
             None => {
                 self.examined = None;
-                if self.shared.settings.pool.reset == PoolReset::Always {
+                if self.shared.settings().pool.reset == PoolReset::Always {
                     return Err(Stop::Reset);
                 }
                 self.give_back();

@@ -16,6 +16,9 @@ impl Conversation {
             false if self.is_quiet() => patience::Doing::Idle,
             false => patience::Doing::Answering,
         };
-        Times { doing, last_said: self.last_heard.max(self.last_told), began: self.began }
+        // Without a bound nobody noted when the server spoke; after a reload that brings one it counts from there.
+        let since = self.shared.timed_since.lock().unwrap_or(self.began);
+        let last_said = self.last_heard.max(self.last_told).max(since);
+        Times { doing, last_said, began: self.began.max(since) }
     }
 }

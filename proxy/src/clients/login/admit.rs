@@ -77,7 +77,7 @@ impl Visitor<'_> {
 
     /// The parameters that a client with another address was told, with this client's address.
     fn with_own_name(&self, params: Arc<Parameters>) -> Arc<Parameters> {
-        if !self.shared.settings.application_name_add_host {
+        if !self.shared.settings().application_name_add_host {
             return params;
         }
         let mut own = Parameters::clone(&params);
@@ -95,7 +95,8 @@ impl Visitor<'_> {
     }
 
     pub(super) fn patience(&self) -> Duration {
-        let limits = &self.shared.settings.limits;
+        let settings = self.shared.settings();
+        let limits = &settings.limits;
         limits.hold_timeout.min(limits.login_timeout.mul_f32(0.9))
     }
 

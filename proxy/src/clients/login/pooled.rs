@@ -93,7 +93,7 @@ impl Visitor<'_> {
         backend::put_ready_for_query(TransactionStatus::Idle, &mut out);
         write_all(&mut stream, &out).await.map_err(silent)?;
         let base = asked.application_name.as_deref().map(set_application_name);
-        let limit = self.shared.settings.pool.prepared_statements;
+        let limit = self.shared.settings().pool.prepared_statements;
         let session = Session::pooled(params, limit, base.into_iter().collect());
         let identity = Arc::clone(&member.kind.nobody);
         Ok(Admitted { stream, read, identity, session, opened: None, member: Some(member) })
@@ -175,7 +175,7 @@ impl Visitor<'_> {
         let mut named = Parameters::clone(params);
         // It is one of those that are reported already.
         discard::parameter_is_within_bound(named.set(b"application_name", name));
-        match self.shared.settings.application_name_add_host {
+        match self.shared.settings().application_name_add_host {
             // Each client's is another.
             true => named.into(),
             false => self.shared.remember_welcome(&self.startup, &named),
@@ -186,7 +186,8 @@ impl Visitor<'_> {
 /// Logs in as a pool's clients do, and out again.
 async fn try_login(shared: &Shared, kind: &Kind) -> Result<Arc<Parameters>, DialError> {
     let identity = kind.identity();
-    let listener = shared.settings.listeners.get(kind.listener).ok_or(DialError::Timeout)?;
+    let settings = Arc::clone(&shared.settings());
+    let listener = settings.listeners.get(kind.listener).ok_or(DialError::Timeout)?;
     let mut opened = open(shared, listener, Some(&identity), None, Way::Gate).await?;
     say_good_bye(&mut opened.connected.stream);
     let params = Arc::new(opened.connected.params);

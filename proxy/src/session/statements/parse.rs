@@ -8,6 +8,10 @@ use super::{Change, Content, Counts, ENTRY_BYTES, Injected, Meaning, Statements,
 /// Prepared statements of one client, in bytes; what clients share counts for each.
 const MAX_BYTES: usize = 4 << 20;
 
+/// A longer name is left to the server, and with it the connection to its client: no message is looked at
+/// far enough for two of these.
+const MAX_NAME: usize = 7 * 1024;
+
 /// Never valid SQL: its error is told in words of ours.
 const TAKEN: &[u8] = b"kornak refuses this statement\0\0\0";
 
@@ -32,7 +36,7 @@ impl Statements {
             let mark = self.mark(0, Change::Raw { name: name.into() });
             return (Treatment::AsIs, Counts::Parse(mark));
         }
-        let Some(content) = content else {
+        let Some(content) = content.filter(|_| name.len() <= MAX_NAME) else {
             if self.names.contains_key(name) {
                 return self.refuse(TAKEN, Change::Refused { name: name.into() }, len, out);
             }

@@ -1,5 +1,7 @@
 //! Scripts of one client among many: conversations that are made from a seed, and how it leaves.
 
+use std::sync::LazyLock;
+
 use bytes::{BufMut, BytesMut};
 use kornak_protocol::frontend::{self, Target};
 
@@ -57,6 +59,9 @@ pub(super) fn part(rng: &Rng, who: Speaker, keeps: bool) -> Part {
     Part { says, leaves }
 }
 
+/// The name of a statement may be as long as its message.
+static LONG_NAME: LazyLock<String> = LazyLock::new(|| "n".repeat(3000));
+
 struct Script<'a> {
     rng: &'a Rng,
     who: Speaker,
@@ -97,6 +102,9 @@ impl Script<'_> {
     }
 
     fn name(&self) -> &'static str {
+        if self.rng.chance(20) {
+            return &LONG_NAME;
+        }
         ["", "", "s1", "s1", "s2", "s3"][self.rng.below(6)]
     }
 
