@@ -121,7 +121,7 @@ impl Context {
         if self.rewound.swap(state.rewound, Ordering::AcqRel) != state.rewound {
             warn!(
                 store = state.store,
-                revision = state.revision,
+                revision = state.revision.0,
                 "the store's history went back: it was restored, or is another one"
             );
             // Revisions of the history before say nothing about this one.

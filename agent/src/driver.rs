@@ -11,7 +11,7 @@ mod planned;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterConfig, ClusterState};
+use kornak_cluster::{ClusterConfig, ClusterState, Revision};
 use kornak_dcs::Reach;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -62,7 +62,7 @@ pub(crate) struct Driver {
     lost_since: Option<kornak_cluster::Moment>,
     leaderless_since: Option<kornak_cluster::Moment>,
     /// A leader key that hangs on no lease: its revision, and since when it was seen.
-    foreign_key: Option<(u64, kornak_cluster::Moment)>,
+    foreign_key: Option<(Revision, kornak_cluster::Moment)>,
     dcs_last_seen: u64,
     told: Option<(Action, Why)>,
     /// Whether the log has said, since the last leader was gone, that the other members are asked.

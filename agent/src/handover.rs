@@ -14,7 +14,9 @@ mod switch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, Handover, HandoverPhase, Lsn, Moment, ProxyRegistration};
+use kornak_cluster::{
+    ClusterState, Handover, HandoverPhase, Lsn, Moment, ProxyRegistration, Revision,
+};
 use kornak_dcs::{Compare, LeaseId, Op, Txn, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, warn};
@@ -76,7 +78,7 @@ struct Run<'a> {
     otherwise: Otherwise,
     record: Handover,
     lease: LeaseId,
-    revision: u64,
+    revision: Revision,
     keep_alive: CancellationToken,
 }
 

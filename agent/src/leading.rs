@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, HandoverPhase, Lsn, Moment, SafetyKey, Status, Timeline};
+use kornak_cluster::{
+    ClusterState, HandoverPhase, LeaseId, Lsn, Moment, Revision, SafetyKey, Status, Timeline,
+};
 use kornak_dcs::{Compare, DcsError, Op, Txn};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
@@ -68,9 +70,9 @@ enum LeadError {
 #[derive(Debug, Default)]
 struct Done {
     /// Leadership and timeline for which the history was compared.
-    history: Option<(u64, Timeline)>,
+    history: Option<(Revision, Timeline)>,
     /// Leadership (its key's creation) after which the checkpoint was begun.
-    checkpointed: Option<u64>,
+    checkpointed: Option<Revision>,
     /// The last restartpoint that a standby cluster's leader asked for, and when.
     restartpoint: Option<(Moment, Task<()>)>,
     /// `status` changes with every commit, and is written once in [`EVERY`].
@@ -303,7 +305,7 @@ async fn identity(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
             tracing::info!("cluster marked as initialized in the store");
         }
     }
-    if cluster.config_revision == 0 {
+    if cluster.config_revision.is_none() {
         let key = ctx.keys.config();
         let kept = cluster.config.as_ref().map(|config| json(&config.raw));
         let text = kept.unwrap_or_else(|| json(&ctx.settings.bootstrap.dcs));
@@ -329,7 +331,7 @@ async fn record(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError> 
 
 /// A write that the store does late, after its answer was lost, must not outlive the leadership.
 fn while_leading(ctx: &Context, txn: Txn) -> Txn {
-    let lease = ctx.keeper.held().map_or(0, |held| held.lease);
+    let lease = ctx.keeper.held().map_or(LeaseId::NONE, |held| held.lease);
     txn.when(Compare::Lease { key: ctx.keys.leader(), lease })
 }
 
@@ -397,7 +399,7 @@ async fn status(
 }
 
 /// Once for each leadership, in the background: until it is done nobody can be rewound from here.
-fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<u64>) {
+fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<Revision>) {
     let Some(leader) = &cluster.leader else { return };
     if *done == Some(leader.epoch.revision) {
         return;
@@ -466,7 +468,7 @@ mod tests {
                 group: None,
                 leader: "a".to_owned(),
                 candidate: Some("b".to_owned()),
-                epoch: Epoch { store: 1, revision: 1 },
+                epoch: Epoch { store: 1, revision: Revision(1) },
                 max_hold_ms: 1000,
                 switch_hold_ms: 5000,
                 wal_end: None,

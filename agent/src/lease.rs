@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use kornak_cluster::{Epoch, Moment};
+use kornak_cluster::{Epoch, Moment, RaftTerm, Revision};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::lease::{Unproven, fence_at, leader_checks, prove};
 use kornak_dcs::{Compare, Dcs, DcsError, LeaseId, Op, Txn};
@@ -115,7 +115,7 @@ struct Ahead {
     lease: LeaseId,
     ttl: Duration,
     sent: Moment,
-    raft_term: u64,
+    raft_term: RaftTerm,
 }
 
 impl Keeper {
@@ -289,12 +289,12 @@ impl Keeper {
         if self.held().is_none() {
             return Err(ClaimError::TooLate);
         }
-        info!(epoch = revision, "leader key claimed");
+        info!(epoch = revision.0, "leader key claimed");
         Ok(epoch)
     }
 
     /// After a claim without an answer: reads who holds the key until the store says.
-    async fn find_out(&self, lease: LeaseId) -> Result<Option<(u64, u64)>, DcsError> {
+    async fn find_out(&self, lease: LeaseId) -> Result<Option<(Revision, RaftTerm)>, DcsError> {
         let key = self.inner.keys.leader();
         let view = self.inner.store.range(&key).await?;
         let found = view.get(&key).filter(|found| found.lease == lease);
@@ -508,7 +508,7 @@ impl Keeper {
         self.inner.machine.spawn(async move {
             if let Err(error) = store.revoke(lease).await {
                 let error = &error as &dyn std::error::Error;
-                debug!(error, lease, "lease could not be revoked");
+                debug!(error, %lease, "lease could not be revoked");
             }
         });
     }

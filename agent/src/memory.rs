@@ -206,7 +206,7 @@ mod tests {
         for memory in [&memory, &Arc::new(load())] {
             let state = memory.read(&view, &keys, None, Some("7"));
             assert!(state.config.as_ref().is_some_and(|config| config.pause));
-            assert!(state.is_kept(SafetyKey::Config) && state.config_revision == 0);
+            assert!(state.is_kept(SafetyKey::Config) && state.config_revision.is_none());
         }
         let other = load().read(&view, &keys, None, Some("8"));
         assert_eq!(other.config, None, "another cluster's data lies here now");

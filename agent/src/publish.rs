@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{Member, Moment};
+use kornak_cluster::{Member, Moment, Revision};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Dcs, DcsError, LeaseId, Op, Txn, View};
 use tokio::sync::watch;
@@ -32,9 +32,9 @@ struct Publisher {
     renewed_at: Moment,
     written: Option<String>,
     /// Revision of the last write.
-    written_at: u64,
+    written_at: Revision,
     /// The store's id and revision as last seen.
-    seen: (u64, u64),
+    seen: (u64, Revision),
 }
 
 /// Keeps the member key equal to `account` until `stop`, then takes it away if `account` says that
@@ -56,8 +56,8 @@ pub async fn run(
         renewed_at: machine.now(),
         machine: machine.clone(),
         written: None,
-        written_at: 0,
-        seen: (0, 0),
+        written_at: Revision::NONE,
+        seen: (0, Revision::NONE),
     };
     let mut failing = false;
     loop {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, Moment};
+use kornak_cluster::{ClusterState, Moment, Revision};
 
 use crate::ha::Server;
 
@@ -29,8 +29,8 @@ pub(crate) struct Tries {
 /// When it changes, what failed before may succeed now.
 #[derive(Debug, PartialEq, Eq)]
 struct Situation {
-    leader: Option<(String, u64)>,
-    config: u64,
+    leader: Option<(String, Revision)>,
+    config: Revision,
     leader_is_ready: Option<(kornak_cluster::MemberState, Option<bool>)>,
 }
 
@@ -161,7 +161,7 @@ mod tests {
         }
         tries.saw(&down, &cluster, at(2));
         assert!(!tries.may(at(2)));
-        cluster.config_revision = 7;
+        cluster.config_revision = Revision(7);
         tries.saw(&down, &cluster, at(2));
         assert!(tries.may(at(2)));
         assert_eq!(tries.failures(), 5, "it has not succeeded yet");

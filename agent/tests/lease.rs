@@ -125,7 +125,7 @@ impl Leader {
     async fn hangs_on(&self) -> LeaseId {
         let key = self.keys.leader();
         let view = self.store.range(&key).await.unwrap();
-        view.get(&key).map_or(0, |found| found.lease)
+        view.get(&key).map_or(LeaseId(0), |found| found.lease)
     }
 
     /// The node leads, as it and the store say, and can prove it.
@@ -188,7 +188,7 @@ async fn what_is_not_known_in_time_is_no_leadership() {
     assert!(matches!(moved, Err(ClaimError::Lost)), "{moved:?}");
     assert_eq!(leader.keeper.held(), None);
     // Either lease may be the one that the key hangs on, so neither was ended.
-    assert_ne!(leader.hangs_on().await, 0);
+    assert!(!leader.hangs_on().await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,7 +203,7 @@ async fn who_lets_go_of_a_key_that_is_being_moved_releases_it_all_the_same() {
     assert!(matches!(moved, Err(ClaimError::Lost)), "{moved:?}");
     assert_ne!(leader.hangs_on().await, before.lease, "it was moved");
     assert!(leader.keeper.release_held(before, Vec::new(), Vec::new()).await.unwrap());
-    assert_eq!(leader.hangs_on().await, 0, "nobody could lead before the lease has ended");
+    assert_eq!(leader.hangs_on().await, LeaseId(0), "nobody could lead before the lease has ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,7 +213,7 @@ async fn a_key_that_is_gone_is_not_moved() {
     leader.store.txn(gone).await.unwrap();
     let moved = leader.keeper.move_to(SHORT).await;
     assert!(matches!(moved, Err(ClaimError::Lost)), "{moved:?}");
-    assert_eq!((leader.keeper.held(), leader.hangs_on().await), (None, 0));
+    assert_eq!((leader.keeper.held(), leader.hangs_on().await), (None, LeaseId::NONE));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +249,7 @@ async fn a_release_that_a_full_store_refuses_is_none() {
     assert!(matches!(released, Err(DcsError::Full { .. })), "{released:?}");
     leader.leads(LONG).await;
     assert!(leader.keeper.release(Vec::new(), Vec::new()).await.unwrap());
-    assert_eq!((leader.keeper.held(), leader.hangs_on().await), (None, 0));
+    assert_eq!((leader.keeper.held(), leader.hangs_on().await), (None, LeaseId::NONE));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,5 +266,5 @@ async fn a_key_in_our_name_is_given_back_only_while_nothing_is_held() {
     let taken = leader.keeper.take_up_again(held.lease, held.epoch).await;
     assert!(matches!(taken, Err(ClaimError::Lost)), "{taken:?}");
     leader.keeper.give_back(held.lease, held.epoch).await.unwrap();
-    assert_eq!(leader.hangs_on().await, 0);
+    assert_eq!(leader.hangs_on().await, LeaseId(0));
 }

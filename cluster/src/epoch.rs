@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::numbers::Revision;
+
 /// One term of leadership: the store's cluster id and the revision at which the leader key was
 /// created. Patroni's leaders have one too, for it needs no key of its own.
 ///
@@ -12,7 +14,7 @@ pub struct Epoch {
     /// etcd's cluster id.
     pub store: u64,
     /// `create_revision` of the leader key.
-    pub revision: u64,
+    pub revision: Revision,
 }
 
 impl Epoch {
@@ -28,10 +30,10 @@ mod tests {
 
     #[test]
     fn terms_of_different_stores_are_not_compared() {
-        let old = Epoch { store: 1, revision: 900 };
-        let restored = Epoch { store: 2, revision: 3 };
+        let old = Epoch { store: 1, revision: Revision(900) };
+        let restored = Epoch { store: 2, revision: Revision(3) };
         assert_eq!(restored.is_older_than(old), None);
-        assert_eq!(old.is_older_than(Epoch { store: 1, revision: 901 }), Some(true));
+        assert_eq!(old.is_older_than(Epoch { store: 1, revision: Revision(901) }), Some(true));
         assert_eq!(old.is_older_than(old), Some(false));
     }
 }

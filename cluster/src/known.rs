@@ -14,6 +14,7 @@ use std::fmt;
 use crate::config::ClusterConfig;
 use crate::handover::{Handover, Unfenced};
 use crate::member::{MemberRole, MemberState};
+use crate::numbers::Revision;
 use crate::state::{ClusterState, SyncState};
 
 /// A key on which a promotion, a drop or a change of mode depends.
@@ -84,18 +85,18 @@ pub struct Known {
     /// `Some` of an empty one: nobody was named, for sure.
     sync: Option<SyncState>,
     /// By the revision at which each was written.
-    witnessed: BTreeMap<u64, SyncState>,
+    witnessed: BTreeMap<Revision, SyncState>,
     failsafe: LastRead<BTreeMap<String, String>>,
     unfenced: LastRead<Unfenced>,
     handover: LastRead<Handover>,
     initialize: Option<String>,
     leader: Option<String>,
     /// The store's id and the highest revision seen in it.
-    seen: Option<(u64, u64)>,
+    seen: Option<(u64, Revision)>,
     /// How often the store's history has gone back.
     rewound: u32,
     /// First revision of this history that was seen; values that were written until then may be of the past.
-    past_until: u64,
+    past_until: Revision,
     /// `sync` in force before the history went back.
     sync_before: Option<SyncState>,
 }
@@ -237,7 +238,7 @@ impl Known {
         }
     }
 
-    fn witness(&mut self, revision: u64, sync: &SyncState) {
+    fn witness(&mut self, revision: Revision, sync: &SyncState) {
         self.witnessed.insert(revision, sync.clone());
         while self.witnessed.len() > WITNESSED {
             self.witnessed.pop_first();

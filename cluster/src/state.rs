@@ -12,15 +12,16 @@ use crate::handover::{Ack, Handover, ProxyRegistration, Unfenced};
 use crate::known::{Doubt, SafetyKey};
 use crate::lsn::{Lsn, Timeline};
 use crate::member::Member;
+use crate::numbers::{LeaseId, Revision};
 
 /// The leader key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leader {
     pub name: String,
-    /// The lease it hangs on, 0 if none.
-    pub lease: i64,
+    /// The lease it hangs on.
+    pub lease: LeaseId,
     pub epoch: Epoch,
-    pub mod_revision: u64,
+    pub mod_revision: Revision,
 }
 
 /// Value of `status`.
@@ -163,34 +164,34 @@ impl HistoryEntry {
 pub struct ClusterState {
     /// The store's cluster id.
     pub store: u64,
-    pub revision: u64,
+    pub revision: Revision,
     /// System identifier; `Some("")` while someone bootstraps.
     pub initialize: Option<String>,
     /// Modification revision of `initialize`; 0 if absent.
-    pub initialize_revision: u64,
+    pub initialize_revision: Revision,
     pub config: Option<ClusterConfig>,
     /// Needed to change `config` by compare-and-swap; 0 if absent.
-    pub config_revision: u64,
+    pub config_revision: Revision,
     pub leader: Option<Leader>,
     pub members: BTreeMap<String, Member>,
     pub status: Option<Status>,
     pub sync: Option<SyncState>,
     /// Needed to change `sync` by compare-and-swap; 0 if absent.
-    pub sync_revision: u64,
+    pub sync_revision: Revision,
     pub history: Vec<HistoryEntry>,
     pub failover: FailoverRequest,
     /// Modification revision of `failover`; 0 if absent.
-    pub failover_revision: u64,
+    pub failover_revision: Revision,
     /// Member names and their REST URLs.
     pub failsafe: Option<BTreeMap<String, String>>,
     pub handover: Option<Handover>,
     /// Modification revision of `handover`; 0 if absent.
-    pub handover_revision: u64,
+    pub handover_revision: Revision,
     pub acks: BTreeMap<String, Ack>,
     pub proxies: BTreeMap<String, ProxyRegistration>,
     pub unfenced: Option<Unfenced>,
     /// Modification revision of `unfenced`; 0 if absent.
-    pub unfenced_revision: u64,
+    pub unfenced_revision: Revision,
     /// In a Citus cluster: whether its metadata agree with the store.
     pub citus: Option<CitusRegistration>,
     /// Keys whose value made no sense.

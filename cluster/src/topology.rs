@@ -9,6 +9,7 @@ use crate::handover::Handover;
 use crate::id::GroupId;
 use crate::lsn::{Lsn, Timeline};
 use crate::member::{MemberRole, MemberState};
+use crate::numbers::Revision;
 use crate::state::ClusterState;
 
 /// Whether a node leads its group.
@@ -55,11 +56,11 @@ pub struct Group {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Topology {
     /// Revision of the store it was read at.
-    pub revision: u64,
+    pub revision: Revision,
     pub groups: BTreeMap<GroupId, Arc<Group>>,
     pub handover: Option<Handover>,
     /// Modification revision of the handover record.
-    pub handover_revision: u64,
+    pub handover_revision: Revision,
     /// The registered proxies that can be reached by others: where, by their ids.
     pub proxies: BTreeMap<String, String>,
     /// In a Citus cluster: groups that every database's metadata know; `None`: nobody says.
@@ -191,6 +192,7 @@ fn is_creating(leader: &str, state: &ClusterState) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use crate::numbers::LeaseId;
     use serde_json::json;
 
     use super::*;
@@ -206,9 +208,9 @@ mod tests {
             .unwrap();
             let leader = Leader {
                 name: "a".to_owned(),
-                lease: 7,
-                epoch: Epoch { store: 1, revision: 5 },
-                mod_revision: 5,
+                lease: LeaseId(7),
+                epoch: Epoch { store: 1, revision: Revision(5) },
+                mod_revision: Revision(5),
             };
             ClusterState {
                 initialize: initialize.map(str::to_owned),

@@ -4,7 +4,7 @@
 //! line), so a state read from the store and one read by REST look alike. Pure.
 
 use kornak_cluster::{
-    CitusRegistration, ClusterState, GroupId, HistoryEntry, Lsn, Member, SyncMode, Tags,
+    CitusRegistration, ClusterState, GroupId, HistoryEntry, Lsn, Member, Revision, SyncMode, Tags,
 };
 use serde_json::{Map, Value};
 
@@ -39,7 +39,7 @@ pub struct GroupView {
     /// The dynamic configuration; `None` if there is none, or it could not be read.
     pub config: Option<Map<String, Value>>,
     /// For a change of `config` by compare-and-swap; 0 if it came by REST.
-    pub config_revision: u64,
+    pub config_revision: Revision,
 }
 
 /// One row of the table.
@@ -165,7 +165,7 @@ impl GroupView {
             sync_known: true,
             members,
             config,
-            config_revision: 0,
+            config_revision: Revision::NONE,
         }
     }
 }
@@ -297,7 +297,7 @@ pub fn history_from_rest(text: &str) -> Vec<HistoryEntry> {
 
 #[cfg(test)]
 mod tests {
-    use kornak_cluster::ClusterConfig;
+    use kornak_cluster::{ClusterConfig, LeaseId};
 
     use super::*;
 
@@ -309,9 +309,9 @@ mod tests {
             status: serde_json::from_str(r#"{"optime":67508248}"#).ok(),
             leader: Some(kornak_cluster::Leader {
                 name: "a".to_owned(),
-                lease: 1,
-                epoch: kornak_cluster::Epoch { store: 1, revision: 1 },
-                mod_revision: 1,
+                lease: LeaseId(1),
+                epoch: kornak_cluster::Epoch { store: 1, revision: Revision(1) },
+                mod_revision: Revision(1),
             }),
             ..ClusterState::default()
         };

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::{Compare, Dcs, DcsError, Follow, KeyValue, LeaseId, Op, Reach, Txn, TxnOutcome, View};
+use crate::{
+    Compare, Dcs, DcsError, Follow, KeyValue, LeaseId, Op, Reach, Revision, Txn, TxnOutcome, View,
+};
 
 /// How long a promise may take that has no time of its own.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -88,7 +90,7 @@ impl Pair<'_> {
     async fn grant(&self, ttl: Duration) -> LeaseId {
         let granted = self.one.grant(ttl).await.expect("a lease is granted");
         assert!(granted.ttl >= ttl, "asked for {ttl:?}, granted {:?}", granted.ttl);
-        assert_ne!(granted.lease, 0, "0 stands for none");
+        assert!(!granted.lease.is_none(), "a granted lease has a number");
         granted.lease
     }
 
@@ -183,21 +185,21 @@ async fn a_value_is_compared_only_if_the_key_exists(pair: Pair<'_>) {
 async fn a_lease_is_compared_only_if_the_key_exists(pair: Pair<'_>) {
     let lease = pair.grant(PROMPT).await;
     let is = |lease| Compare::Lease { key: pair.key("a"), lease };
-    assert!(!pair.holds(is(0)).await, "a missing key has no lease, not even none");
+    assert!(!pair.holds(is(LeaseId::NONE)).await, "a missing key has no lease, not even none");
     assert!(!pair.holds(is(lease)).await);
     pair.put_leased("a", lease).await;
     assert!(pair.holds(is(lease)).await);
-    assert!(!pair.holds(is(0)).await);
-    assert!(!pair.holds(is(lease + 1)).await);
+    assert!(!pair.holds(is(LeaseId::NONE)).await);
+    assert!(!pair.holds(is(LeaseId(lease.0 + 1))).await);
     pair.put("a", "without").await;
-    assert!(pair.holds(is(0)).await, "a write without a lease takes the lease away");
+    assert!(pair.holds(is(LeaseId::NONE)).await, "a write without a lease takes the lease away");
     pair.one.revoke(lease).await.expect("it is ours");
     pair.must_get("a").await;
 }
 
 async fn no_key_created_after_a_revision_covers_the_whole_prefix(pair: Pair<'_>) {
     let none_after = |revision| Compare::NoneCreatedAfter { prefix: pair.key("p/"), revision };
-    assert!(pair.holds(none_after(0)).await, "an empty prefix has no new keys");
+    assert!(pair.holds(none_after(Revision::NONE)).await, "an empty prefix has no new keys");
     let first = pair.put("p/1", "").await.revision;
     let second = pair.put("p/2", "").await.revision;
     assert!(pair.holds(none_after(second)).await);

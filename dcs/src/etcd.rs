@@ -292,7 +292,7 @@ impl Shared {
                 asked.fetch_add(1, Ordering::Relaxed);
                 async move {
                     let mut client = clients.lease;
-                    client.revoke(lease).await.map(drop)
+                    client.revoke(lease.0).await.map(drop)
                 }
             })
             .await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kornak_cluster::{Epoch, Moment};
 
-use crate::{Compare, LeaseId, Renewed, TxnOutcome};
+use crate::{Compare, LeaseId, RaftTerm, Renewed, TxnOutcome};
 
 /// The moment by which a holder must have stopped writing, if it `sent` its last proven renewal then.
 /// The store cannot have ended the lease before `sent + granted`; `margin` is what stopping takes.
@@ -38,7 +38,7 @@ pub enum Unproven {
     NoTime,
     /// Leadership may go on: ask again at once, before the old deadline.
     #[error("raft terms differ: renewed in {renewed}, checked in {checked}")]
-    TermChanged { renewed: u64, checked: u64 },
+    TermChanged { renewed: RaftTerm, checked: RaftTerm },
 }
 
 /// Judges a renewal that was sent at `sent`, and the answer to [`leader_checks`] sent after the
@@ -70,21 +70,22 @@ pub fn prove(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Revision;
 
     const MARGIN: Duration = Duration::from_secs(2);
 
-    fn renewed(ttl_secs: u64, raft_term: u64) -> Renewed {
+    fn renewed(ttl_secs: u64, raft_term: RaftTerm) -> Renewed {
         Renewed { ttl: Duration::from_secs(ttl_secs), raft_term }
     }
 
-    fn checked(succeeded: bool, raft_term: u64) -> TxnOutcome {
-        TxnOutcome { succeeded, revision: 9, raft_term, gets: Vec::new() }
+    fn checked(succeeded: bool, raft_term: RaftTerm) -> TxnOutcome {
+        TxnOutcome { succeeded, revision: Revision(9), raft_term, gets: Vec::new() }
     }
 
     #[test]
     fn the_deadline_counts_from_before_the_send_and_by_what_was_granted() {
         let sent = Moment::at_millis(10_000);
-        let fence = prove(sent, renewed(8, 3), &checked(true, 3), MARGIN, None);
+        let fence = prove(sent, renewed(8, RaftTerm(3)), &checked(true, RaftTerm(3)), MARGIN, None);
         assert_eq!(fence, Ok(Moment::at_millis(16_000)));
     }
 
@@ -97,15 +98,25 @@ mod tests {
     #[test]
     fn what_does_not_prove_leadership() {
         let sent = Moment::at_millis(10_000);
-        let terms = Unproven::TermChanged { renewed: 3, checked: 4 };
+        let terms = Unproven::TermChanged { renewed: RaftTerm(3), checked: RaftTerm(4) };
         for (sentence, renewed, checked, why) in [
-            ("the key is gone", renewed(8, 3), checked(false, 3), Unproven::KeyLost),
-            ("the lease is over", renewed(0, 3), checked(true, 3), Unproven::NoTime),
-            ("an election lay between", renewed(8, 3), checked(true, 4), terms),
+            (
+                "the key is gone",
+                renewed(8, RaftTerm(3)),
+                checked(false, RaftTerm(3)),
+                Unproven::KeyLost,
+            ),
+            (
+                "the lease is over",
+                renewed(0, RaftTerm(3)),
+                checked(true, RaftTerm(3)),
+                Unproven::NoTime,
+            ),
+            ("an election lay between", renewed(8, RaftTerm(3)), checked(true, RaftTerm(4)), terms),
             (
                 "a lost key outweighs an election",
-                renewed(8, 3),
-                checked(false, 4),
+                renewed(8, RaftTerm(3)),
+                checked(false, RaftTerm(4)),
                 Unproven::KeyLost,
             ),
         ] {
@@ -117,7 +128,8 @@ mod tests {
     fn a_slow_answer_does_not_take_back_what_was_proven_since() {
         let proven = Moment::at_millis(20_000);
         let slow = Moment::at_millis(10_000);
-        let fence = prove(slow, renewed(8, 3), &checked(true, 3), MARGIN, Some(proven));
+        let fence =
+            prove(slow, renewed(8, RaftTerm(3)), &checked(true, RaftTerm(3)), MARGIN, Some(proven));
         assert_eq!(fence, Ok(proven));
     }
 }

@@ -21,13 +21,11 @@ use std::pin::Pin;
 use std::time::Duration;
 
 pub use error::DcsError;
+pub use kornak_cluster::{LeaseId, RaftTerm, Revision};
 pub use view::{Follow, KeyValue, Reach, View};
 
 /// A future of the store; boxed so that [`Dcs`] can be used as a trait object.
 pub type DcsFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, DcsError>> + Send + 'a>>;
-
-/// Number of a lease, 0 is none.
-pub type LeaseId = i64;
 
 /// Operations of a store. Its promises are written as functions in [`contract`].
 pub trait Dcs: Send + Sync + std::fmt::Debug {
@@ -58,15 +56,15 @@ pub struct Granted {
     pub lease: LeaseId,
     /// Time to live that the store granted, which may differ from the request.
     pub ttl: Duration,
-    /// Raft term in which the answer was given; 0 if the store has none.
-    pub raft_term: u64,
+    /// Raft term in which the answer was given.
+    pub raft_term: RaftTerm,
 }
 
 /// A lease that was renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Renewed {
     pub ttl: Duration,
-    pub raft_term: u64,
+    pub raft_term: RaftTerm,
 }
 
 /// `if all of compare { then } else { otherwise }`, atomically.
@@ -81,15 +79,15 @@ pub struct Txn {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compare {
     /// The key was created at this revision; 0 means it does not exist.
-    Created { key: String, revision: u64 },
+    Created { key: String, revision: Revision },
     /// The key was last written at this revision; 0 means it does not exist.
-    Modified { key: String, revision: u64 },
+    Modified { key: String, revision: Revision },
     /// The key exists and hangs on this lease.
     Lease { key: String, lease: LeaseId },
     /// The key exists and has this value.
     Value { key: String, value: String },
     /// No key below `prefix` was created after `revision`.
-    NoneCreatedAfter { prefix: String, revision: u64 },
+    NoneCreatedAfter { prefix: String, revision: Revision },
 }
 
 /// A step of a [`Txn`].
@@ -119,8 +117,8 @@ pub struct TxnOutcome {
     /// Whether all comparisons held, that is, `then` was run.
     pub succeeded: bool,
     /// Revision of the store after the transaction.
-    pub revision: u64,
-    pub raft_term: u64,
+    pub revision: Revision,
+    pub raft_term: RaftTerm,
     /// One entry for each [`Op::Get`] that was run.
     pub gets: Vec<Option<KeyValue>>,
 }
@@ -161,7 +159,7 @@ impl Txn {
 impl Op {
     /// Writes a value without a lease.
     pub fn put(key: impl Into<String>, value: impl Into<String>) -> Self {
-        Self::Put { key: key.into(), value: value.into(), lease: 0 }
+        Self::Put { key: key.into(), value: value.into(), lease: LeaseId::NONE }
     }
 
     /// Writes a value that ends with `lease`.
@@ -188,6 +186,6 @@ pub fn json<T: serde::Serialize>(value: &T) -> String {
 impl Compare {
     /// The key does not exist.
     pub fn absent(key: impl Into<String>) -> Self {
-        Self::Created { key: key.into(), revision: 0 }
+        Self::Created { key: key.into(), revision: Revision::NONE }
     }
 }

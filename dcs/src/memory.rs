@@ -24,7 +24,8 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::{
-    Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, Reach, Renewed, Txn, TxnOutcome, View,
+    Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, RaftTerm, Reach, Renewed, Txn, TxnOutcome,
+    View,
 };
 use state::{State, Touched};
 
@@ -98,7 +99,7 @@ struct Faults {
     cut: bool,
     silent: bool,
     lose_next_txn: Option<Lost>,
-    deposed_term: Option<u64>,
+    deposed_term: Option<RaftTerm>,
     late: Vec<Txn>,
 }
 
@@ -106,14 +107,14 @@ impl MemoryDcs {
     /// An empty store whose leases run on the real clock.
     pub fn new() -> Self {
         let start = Instant::now();
-        let first_lease = LeaseId::from(rand::random::<u32>()) << 16;
+        let first_lease = LeaseId(i64::from(rand::random::<u32>()) << 16);
         let state = State::new(rand::random(), first_lease);
         Self::with_clock(state, Clock::Real { start, alarm: Arc::default() })
     }
 
     /// An empty store whose clock stands still until [`MemoryDcs::advance`].
     pub fn manual() -> Self {
-        Self::with_clock(State::new(0x6b6f_726e, 1000), Clock::Manual)
+        Self::with_clock(State::new(0x6b6f_726e, LeaseId(1000)), Clock::Manual)
     }
 
     fn with_clock(state: State, clock: Clock) -> Self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::LeaseId;
+use crate::{LeaseId, RaftTerm, Revision};
 
 /// One key with its value and where it stands in the store's history.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,8 +13,8 @@ pub struct KeyValue {
     pub key: String,
     /// Values are JSON or plain text; bytes that are not UTF-8 are replaced.
     pub value: String,
-    pub create_revision: u64,
-    pub mod_revision: u64,
+    pub create_revision: Revision,
+    pub mod_revision: Revision,
     /// 0 if none.
     pub lease: LeaseId,
 }
@@ -35,8 +35,8 @@ pub enum Reach {
 pub struct View {
     /// The store's cluster id.
     pub store: u64,
-    pub revision: u64,
-    pub raft_term: u64,
+    pub revision: Revision,
+    pub raft_term: RaftTerm,
     pub reach: Reach,
     pub keys: BTreeMap<String, KeyValue>,
 }
@@ -44,7 +44,13 @@ pub struct View {
 impl View {
     /// Before anything was read.
     pub fn empty() -> Self {
-        Self { store: 0, revision: 0, raft_term: 0, reach: Reach::Never, keys: BTreeMap::new() }
+        Self {
+            store: 0,
+            revision: Revision::NONE,
+            raft_term: RaftTerm::NONE,
+            reach: Reach::Never,
+            keys: BTreeMap::new(),
+        }
     }
 
     /// The value of a key.

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use kornak_cluster::{GroupId, Timeline, Topology};
+use kornak_cluster::{GroupId, LeaseId, Timeline, Topology};
 use kornak_config::ProxySettings;
 use kornak_config::rules::Rules;
 use kornak_protocol::params::Parameters;
@@ -458,8 +458,8 @@ impl Shared {
     }
 
     /// The lease of our registration, 0 if there is none.
-    pub fn lease(&self) -> i64 {
-        self.lease.load(Ordering::Acquire)
+    pub fn lease(&self) -> LeaseId {
+        LeaseId(self.lease.load(Ordering::Acquire))
     }
 
     /// The next turn, for balancing.

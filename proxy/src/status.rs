@@ -154,7 +154,7 @@ fn look(shared: &Shared, detail: Detail) -> Status {
         });
         let status = GroupStatus {
             leader: leader.map(|(name, _)| name.clone()),
-            epoch: leader.map(|(_, epoch)| epoch.revision),
+            epoch: leader.map(|(_, epoch)| epoch.revision.0),
             serving: serving.ok().map(|serving| serving.name.to_string()),
             why: serving.err().map(crate::cluster::standing::Why::as_str),
             unfinished: serving.map_or(0, |serving| serving.unfinished.len()),

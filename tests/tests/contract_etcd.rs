@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use kornak_cluster::Revision;
 use kornak_dcs::contract::{PROMISES, Pair, shows};
 use kornak_dcs::etcd::{EtcdDcs, EtcdSettings, SILENCE};
 use kornak_dcs::{Compare, Dcs, DcsError, Op, Reach, Txn};
@@ -260,7 +261,7 @@ async fn a_follow_that_slept_through_a_compaction_reads_anew() -> Result<()> {
     // outcome may lie with the frozen member and be done when it thaws, so it writes elsewhere.
     write(&*others, "/elsewhere", "").await;
     others.txn(Txn::just(Op::delete("/c/old"))).await?;
-    let mut last = 0;
+    let mut last = Revision::NONE;
     for count in 0..20 {
         last = others.txn(put("/c/new", &count.to_string())).await?.revision;
     }

@@ -4,7 +4,7 @@
 use kornak_cluster::config::{merge_patch, problems};
 use kornak_cluster::known::SafetyKey;
 use kornak_cluster::topology::Group;
-use kornak_cluster::{ClusterConfig, GroupId, Known, Scope, Topology};
+use kornak_cluster::{ClusterConfig, GroupId, Known, LeaseId, RaftTerm, Revision, Scope, Topology};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{KeyValue, Reach, View};
 use kornak_proxy::background::topology::{merge, read};
@@ -106,7 +106,7 @@ const KEYS: [&str; 14] = [
     "kornak/unfenced",
 ];
 
-fn view_of(revision: u64, values: &[(usize, String)]) -> View {
+fn view_of(revision: Revision, values: &[(usize, String)]) -> View {
     let keys = values.iter().map(|(at, value)| {
         let key = format!("/service/odd/{}", KEYS[at % KEYS.len()]);
         let found = KeyValue {
@@ -114,11 +114,11 @@ fn view_of(revision: u64, values: &[(usize, String)]) -> View {
             value: value.clone(),
             create_revision: revision,
             mod_revision: revision,
-            lease: 0,
+            lease: LeaseId::NONE,
         };
         (key, found)
     });
-    View { store: 1, revision, raft_term: 1, reach: Reach::Live, keys: keys.collect() }
+    View { store: 1, revision, raft_term: RaftTerm(1), reach: Reach::Live, keys: keys.collect() }
 }
 
 proptest! {
@@ -151,7 +151,7 @@ proptest! {
     ) {
         let scope = Scope::new("service", "odd", None);
         let keys = Keys::new(&scope);
-        let good = view_of(5, &[
+        let good = view_of(Revision(5), &[
             (0, "7".to_owned()),
             (1, r#"{"synchronous_mode":true,"failsafe_mode":true,"pause":true}"#.to_owned()),
             (2, "a".to_owned()),
@@ -161,7 +161,7 @@ proptest! {
         let mut known = Known::default();
         let mut before = keys.state(&good);
         known.fill(&mut before, Some("7"));
-        let odd = view_of(6, &values);
+        let odd = view_of(Revision(6), &values);
         let raw = keys.state(&odd);
         let mut state = raw.clone();
         known.fill(&mut state, Some("7"));

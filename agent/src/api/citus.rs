@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::Response;
-use kornak_cluster::{GroupId, Moment};
+use kornak_cluster::{GroupId, Moment, Revision};
 use serde_json::{Map, Value};
 
 use super::text;
@@ -65,7 +65,7 @@ fn read(body: &Map<String, Value>, now: Moment) -> Option<Request> {
         timeout: seconds("timeout").unwrap_or(TIMEOUT),
         cooldown: seconds("cooldown").unwrap_or(COOLDOWN),
         hold: number("hold_ms").map(Duration::from_millis),
-        record: number("record").unwrap_or_default(),
+        record: number("record").map_or(Revision::NONE, Revision),
     })
 }
 
@@ -85,10 +85,10 @@ mod tests {
         let request = parsed(patronis).unwrap();
         assert_eq!((request.event, request.group), (Event::BeforeDemote, GroupId(1)));
         assert_eq!((request.timeout, request.cooldown), (TIMEOUT, COOLDOWN));
-        assert_eq!((request.hold, request.record), (None, 0));
+        assert_eq!((request.hold, request.record), (None, Revision::NONE));
         let ours = r#"{"type":"after_promote","group":2,"leader":"x","kornak":{"hold_ms":800,"record":7}}"#;
         let request = parsed(ours).unwrap();
-        assert_eq!((request.hold, request.record), (Some(Duration::from_millis(800)), 7));
+        assert_eq!((request.hold, request.record), (Some(Duration::from_millis(800)), Revision(7)));
         for nonsense in [
             r#"{"type":"dance","group":1,"leader":"a"}"#,
             r#"{"type":"after_promote","group":-1,"leader":"a"}"#,

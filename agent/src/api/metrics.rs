@@ -107,7 +107,7 @@ fn agent(view: &NodeView, counters: &Counters, now: Moment, page: &mut Page) {
     let reachable = flag(view.dcs_reachable);
     page.gauge("kornak_agent_dcs_reachable", "1 if the store answers.", reachable);
     let help = "Revision of the store that the node has seen.";
-    page.gauge("kornak_agent_dcs_revision", help, view.cluster.revision);
+    page.gauge("kornak_agent_dcs_revision", help, view.cluster.revision.0);
     let help = "Keys whose value made no sense.";
     page.gauge("kornak_agent_unreadable_keys", help, view.cluster.unreadable.len());
     let help = "1 if the leader key is this node's, proven.";

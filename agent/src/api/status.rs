@@ -228,7 +228,7 @@ pub(super) fn operator(view: &NodeView, now: Moment) -> Map<String, Value> {
     put(&mut out, "last_cycle_age_seconds", milliseconds(age));
     put(&mut out, "dcs_reachable", view.dcs_reachable);
     put(&mut out, "dcs_last_seen", view.dcs_last_seen);
-    put(&mut out, "dcs_revision", view.cluster.revision);
+    put(&mut out, "dcs_revision", view.cluster.revision.0);
     put(&mut out, "unreadable_keys", view.cluster.unreadable.clone());
     let config = view.cluster.config.as_ref();
     put(&mut out, "pause", config.is_some_and(|config| config.pause));

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use axum::http::HeaderMap;
 use kornak_cluster::{
-    ClusterConfig, ClusterState, Epoch, FailoverRequest, Leader, Lsn, Member, MemberRole,
-    MemberState, Moment, Scope, Status, SyncState, Tags, Timeline, XLog,
+    ClusterConfig, ClusterState, Epoch, FailoverRequest, Leader, LeaseId, Lsn, Member, MemberRole,
+    MemberState, Moment, Revision, Scope, Status, SyncState, Tags, Timeline, XLog,
 };
 use kornak_config::agent::CtlSettings;
 use serde_json::json;
@@ -39,9 +39,9 @@ fn member(role: &str, port: u16) -> Member {
 fn three() -> ClusterState {
     let leads = Leader {
         name: "pg2".to_owned(),
-        lease: 7,
-        epoch: Epoch { store: 1, revision: 10 },
-        mod_revision: 10,
+        lease: LeaseId(7),
+        epoch: Epoch { store: 1, revision: Revision(10) },
+        mod_revision: Revision(10),
     };
     let standby = |port, at| Member {
         xlog_location: Some(Lsn(at)),
@@ -51,7 +51,7 @@ fn three() -> ClusterState {
         ..member("replica", port)
     };
     ClusterState {
-        revision: 99,
+        revision: Revision(99),
         config: ClusterConfig::parse(r#"{"ttl":30,"failsafe_mode":true}"#),
         leader: Some(leads),
         members: BTreeMap::from([

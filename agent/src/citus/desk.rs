@@ -132,7 +132,7 @@ impl Desk {
 mod tests {
     use std::time::Duration;
 
-    use kornak_cluster::{GroupId, Moment};
+    use kornak_cluster::{GroupId, Moment, Revision};
 
     use super::super::flight::Event;
     use super::*;
@@ -146,7 +146,7 @@ mod tests {
             timeout: Duration::ZERO,
             cooldown: Duration::ZERO,
             hold: None,
-            record: 0,
+            record: Revision::NONE,
         }
     }
 

@@ -20,7 +20,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use kornak_cluster::{GroupId, Moment};
+use kornak_cluster::{GroupId, Moment, Revision};
 
 use super::plan::{self, Address, Role, Row, Step};
 use super::seen::Seen;
@@ -68,7 +68,7 @@ pub struct Request {
     /// the lock is not there in time.
     pub hold: Option<Duration>,
     /// Revision of its handover record; 0 if there is none.
-    pub record: u64,
+    pub record: Revision,
 }
 
 /// The open transaction.
@@ -82,7 +82,7 @@ pub enum Flight {
         former: Address,
         until: Moment,
         /// Revision of the handover record that it belongs to; 0: of a leader that writes none.
-        record: u64,
+        record: Revision,
     },
 }
 
@@ -207,7 +207,13 @@ fn updates_for(f: &Facts<'_>, rows: &[Row], group: GroupId, primary: Address) ->
     plan::updates(rows, &wanted)
 }
 
-fn in_flight(f: &Facts<'_>, group: GroupId, former: &Address, until: Moment, record: u64) -> Next {
+fn in_flight(
+    f: &Facts<'_>,
+    group: GroupId,
+    former: &Address,
+    until: Moment,
+    record: Revision,
+) -> Next {
     let rows = f.rows.unwrap_or_default();
     for (request, asked) in f.requests.iter().enumerate() {
         match asked.event {
@@ -228,7 +234,7 @@ fn in_flight(f: &Facts<'_>, group: GroupId, former: &Address, until: Moment, rec
     }
     // The notification was lost: the store tells as well.
     let primary = f.seen.wanted.get(&group).and_then(|want| want.primary.as_ref());
-    let over = record > 0 && f.seen.revision >= record && !f.seen.switches(group);
+    let over = !record.is_none() && f.seen.revision >= record && !f.seen.switches(group);
     if primary.is_some_and(|primary| primary != former || over) {
         return Next::Commit { steps: plan::updates(rows, &f.seen.wanted), request: None };
     }

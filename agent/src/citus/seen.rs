@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kornak_cluster::{ClusterState, GroupId, Handover, Member, MemberRole, MemberState, Scope};
+use kornak_cluster::{
+    ClusterState, GroupId, Handover, Member, MemberRole, MemberState, Revision, Scope,
+};
 use kornak_dcs::View;
 use kornak_dcs::keys::{self, Keys};
 
@@ -22,7 +24,7 @@ pub struct Leader {
 /// All groups at one revision of the store.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Seen {
-    pub revision: u64,
+    pub revision: Revision,
     pub wanted: Wanted,
     pub leaders: BTreeMap<GroupId, Leader>,
     /// Pools of members that have one, by the address of their server.
@@ -104,18 +106,20 @@ fn group_of(state: &ClusterState) -> Group {
 mod tests {
     use kornak_dcs::KeyValue;
 
+    use kornak_cluster::LeaseId;
+
     use super::*;
 
     pub(crate) fn view(keys: &[(&str, &str)]) -> View {
         let mut view = View::empty();
-        view.revision = 7;
+        view.revision = Revision(7);
         for (key, value) in keys {
             let found = KeyValue {
                 key: (*key).to_owned(),
                 value: (*value).to_owned(),
-                create_revision: 1,
-                mod_revision: 1,
-                lease: 0,
+                create_revision: Revision(1),
+                mod_revision: Revision(1),
+                lease: LeaseId::NONE,
             };
             view.keys.insert((*key).to_owned(), found);
         }

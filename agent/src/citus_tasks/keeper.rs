@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{GroupId, Moment, Scope, discard};
+use kornak_cluster::{GroupId, Moment, Revision, Scope, discard};
 use tokio::sync::oneshot;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -316,7 +316,10 @@ impl Keeper {
             row.address = to.clone();
         }
         let until = now + asked.timeout;
-        let record = if asked.hold.is_some() { asked.record.max(1) } else { 0 };
+        let record = match asked.hold {
+            Some(_) => asked.record.max(Revision(1)),
+            None => Revision::NONE,
+        };
         self.flight = Flight::Open { group: asked.group, former, until, record };
         self.answer(request, Answer::Done);
         Ok(())

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::time::Duration;
 
-use kornak_cluster::{GroupId, discard};
+use kornak_cluster::{GroupId, Revision, discard};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
@@ -71,7 +71,7 @@ fn event(ctx: &Context, kind: &str) -> Value {
 
 /// Makes writes to this group that come through the coordinator wait, until [`unblock_writes`] or the next
 /// primary's `announce`; nobody's transaction is ended for it. `hold`: clients are held no longer.
-pub(crate) async fn block_writes(ctx: &Context, record: u64, hold: Duration) -> Paused {
+pub(crate) async fn block_writes(ctx: &Context, record: Revision, hold: Duration) -> Paused {
     let Some(leader) = coordinator(ctx) else { return Paused::Yes };
     let Some(api) = leader.api else { return Paused::Yes };
     let mut body = event(ctx, "before_demote");

@@ -88,7 +88,7 @@ impl Driver {
     pub(super) fn drop_foreign_key(&mut self, s: &Snapshot) {
         let config = s.cluster.config.as_ref();
         let maintained = config.is_some_and(|config| config.pause);
-        let leader = s.cluster.leader.as_ref().filter(|leader| leader.lease == 0);
+        let leader = s.cluster.leader.as_ref().filter(|leader| leader.lease.is_none());
         let Some(leader) = leader.filter(|_| s.store == Store::Live && !maintained) else {
             self.foreign_key = None;
             return;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kornak_cluster::{discard, error_chain};
+use kornak_cluster::{Revision, discard, error_chain};
 use kornak_dcs::{Compare, Op, Reach, Txn};
 use tracing::{error, info, warn};
 
@@ -37,7 +37,7 @@ pub(crate) enum Asked {
     /// The store's `failover` of this revision; it is cleared if nothing came of it. (If something
     /// did, the new leader clears it.)
     Store {
-        revision: u64,
+        revision: Revision,
     },
 }
 
@@ -76,7 +76,7 @@ impl Driver {
         decision.recheck
     }
 
-    fn clear_request(&mut self, revision: u64) {
+    fn clear_request(&mut self, revision: Revision) {
         let ctx = Arc::clone(&self.ctx);
         self.run_errand(async move {
             clear(&ctx, revision).await;
@@ -259,7 +259,7 @@ impl Driver {
     }
 }
 
-async fn clear(ctx: &Context, revision: u64) {
+async fn clear(ctx: &Context, revision: Revision) {
     let key = ctx.keys.failover();
     let unchanged = Compare::Modified { key: key.clone(), revision };
     // Never deleted: Patroni clears it by an empty object.

@@ -199,7 +199,7 @@ fn unfit(s: &Snapshot, name: &str, standing: Standing, forced: bool) -> Option<W
 fn not_synchronous(cluster: &ClusterState, name: &str, standing: Standing) -> Option<Why> {
     if cluster.is_unknown(SafetyKey::Sync) {
         // A primary whose leader key has vanished with all the rest has what it acknowledged.
-        let goes_on = standing.primary && cluster.sync_revision == 0;
+        let goes_on = standing.primary && cluster.sync_revision.is_none();
         return (!goes_on).then_some(Why::SyncUnknown);
     }
     let before = cluster.sync_before.as_ref();

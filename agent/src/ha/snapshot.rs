@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, Epoch, Lsn, Moment, Tags, Timeline};
+use kornak_cluster::{ClusterState, Epoch, Lsn, Moment, Revision, Tags, Timeline};
 
 /// Everything that [`super::decide`] looks at.
 #[derive(Debug, Clone)]
@@ -274,7 +274,7 @@ pub struct Race {
     pub asked_at: Moment,
     /// Revision of the store's `sync` when they were asked. Every leadership in synchronous mode changes it, so
     /// answers from before one count for nothing after it.
-    pub sync_revision: u64,
+    pub sync_revision: Revision,
     /// By name; a member without an answer is `None`.
     pub peers: BTreeMap<String, Option<Peer>>,
     /// The server that `unfenced` names.

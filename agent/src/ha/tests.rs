@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_cluster::{
-    ClusterConfig, ClusterState, Epoch, Handover, HandoverPhase, HistoryEntry, Leader, Lsn, Member,
-    Moment, Status, SyncState, Tags, Timeline, Unfenced,
+    ClusterConfig, ClusterState, Epoch, Handover, HandoverPhase, HistoryEntry, Leader, LeaseId,
+    Lsn, Member, Moment, Revision, Status, SyncState, Tags, Timeline, Unfenced,
 };
 use serde_json::json;
 
@@ -29,7 +29,7 @@ use super::*;
 const SYSID: &str = "7000000000000000001";
 
 /// The epoch of `a`'s leadership, wherever it has one.
-const EPOCH: Epoch = Epoch { store: 1, revision: 50 };
+const EPOCH: Epoch = Epoch { store: 1, revision: Revision(50) };
 
 #[track_caller]
 fn check(s: &Snapshot, action: Action, why: Why) {
@@ -80,15 +80,15 @@ fn led_by(leader: Option<&str>) -> ClusterState {
     let role = |name| if leader == Some(name) { "primary" } else { "replica" };
     ClusterState {
         store: 1,
-        revision: 100,
-        sync_revision: 60,
+        revision: Revision(100),
+        sync_revision: Revision(60),
         initialize: Some(SYSID.to_owned()),
         config: Some(config(json!({"ttl": 30}))),
         leader: leader.map(|name| Leader {
             name: name.to_owned(),
-            lease: 7,
+            lease: LeaseId(7),
             epoch: EPOCH,
-            mod_revision: 50,
+            mod_revision: Revision(50),
         }),
         members: ["a", "b", "c"]
             .into_iter()
@@ -116,7 +116,7 @@ fn with(mut cluster: ClusterState, change: impl FnOnce(&mut ClusterState)) -> Ar
 fn synchronous(cluster: &mut ClusterState, leader: &str, standbys: &[&str]) {
     cluster.config = Some(config(json!({"ttl": 30, "synchronous_mode": true})));
     cluster.sync = Some(SyncState::new(leader, &names(standbys)));
-    cluster.sync_revision = 60;
+    cluster.sync_revision = Revision(60);
 }
 
 fn control(was_primary: bool) -> DataDir {
@@ -232,7 +232,7 @@ fn peer(position: u64) -> Peer {
 pub(super) fn answers(peers: &[(&str, Option<Peer>)]) -> Race {
     let peers: BTreeMap<String, Option<Peer>> =
         peers.iter().map(|(name, peer)| ((*name).to_owned(), peer.clone())).collect();
-    Race { asked_at: now(), sync_revision: 60, peers, stray: Stray::Unheard }
+    Race { asked_at: now(), sync_revision: Revision(60), peers, stray: Stray::Unheard }
 }
 
 /// `b` hands over to `candidate`, having released the key at position 1000 unless changed.

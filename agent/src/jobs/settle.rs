@@ -5,7 +5,7 @@
 //! die, so it hangs on a short lease. The leader key does not: with its regular lease a machine that is busy keeps
 //! its primary.
 
-use kornak_cluster::{ClusterState, Handover, HandoverPhase};
+use kornak_cluster::{ClusterState, Handover, HandoverPhase, Revision};
 use kornak_dcs::{Compare, DcsError, LeaseId, Op, Txn, json};
 use tracing::warn;
 
@@ -17,7 +17,7 @@ use crate::handover::{SHORT_LEASE, keep_alive};
 /// Where the record is.
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    revision: u64,
+    revision: Revision,
     lease: LeaseId,
     /// The lease is not the leader key's.
     own: bool,
@@ -28,7 +28,7 @@ pub(super) async fn until_registered(
     ctx: &Context,
     cluster: &ClusterState,
     record: Handover,
-) -> u64 {
+) -> Revision {
     let (place, registered) =
         tokio::join!(move_record(ctx, cluster, &record), notify::unblock_writes(ctx));
     let renewals = place.own.then(|| keep_alive(ctx, place.lease).drop_guard());
@@ -49,8 +49,11 @@ pub(super) async fn until_registered(
 /// go on with the lease of the take-over.
 async fn move_record(ctx: &Context, cluster: &ClusterState, record: &Handover) -> Place {
     let revision = cluster.handover_revision;
-    let stays =
-        Place { revision, lease: ctx.keeper.held().map_or(0, |held| held.lease), own: false };
+    let stays = Place {
+        revision,
+        lease: ctx.keeper.held().map_or(LeaseId::NONE, |held| held.lease),
+        own: false,
+    };
     let moved = async {
         let granted = ctx.store.grant(SHORT_LEASE).await?;
         let put = put(ctx, record, granted.lease, revision).await?;
@@ -77,8 +80,8 @@ async fn put(
     ctx: &Context,
     record: &Handover,
     lease: LeaseId,
-    revision: u64,
-) -> Result<Option<u64>, DcsError> {
+    revision: Revision,
+) -> Result<Option<Revision>, DcsError> {
     let key = ctx.keys.handover();
     let txn = Txn::just(Op::put_leased(&key, json(record), lease))
         .when(Compare::Modified { key, revision });

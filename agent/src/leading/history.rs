@@ -1,6 +1,6 @@
 //! The group's `history`: the way that its log took, a row for each promotion.
 
-use kornak_cluster::{ClusterState, HistoryEntry, Timeline};
+use kornak_cluster::{ClusterState, HistoryEntry, Revision, Timeline};
 use kornak_dcs::{Op, Txn};
 
 use super::{LeadError, while_leading};
@@ -14,7 +14,7 @@ pub(super) async fn keep(
     ctx: &Context,
     facts: &PrimaryFacts,
     cluster: &ClusterState,
-    done: &mut Option<(u64, Timeline)>,
+    done: &mut Option<(Revision, Timeline)>,
 ) -> Result<(), LeadError> {
     let Some(leader) = &cluster.leader else { return Ok(()) };
     let now = Some((leader.epoch.revision, facts.timeline));

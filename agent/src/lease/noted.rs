@@ -55,7 +55,8 @@ impl Writing {
 impl Noted {
     /// Reads what is there.
     pub(super) fn new(path: PathBuf, machine: Machine) -> Self {
-        let read = || String::from_utf8(machine.read(&path)?).ok()?.trim().parse().ok();
+        let read =
+            || String::from_utf8(machine.read(&path)?).ok()?.trim().parse().ok().map(LeaseId);
         let wanted = Mutex::new(read());
         Self { shared: Arc::new(Shared { machine, path, wanted, file: Mutex::new(()) }) }
     }
@@ -87,7 +88,7 @@ impl Shared {
         if *self.wanted.lock() != Some(lease) {
             return;
         }
-        if let Err(error) = self.machine.write(&self.path, lease.to_string().as_bytes()) {
+        if let Err(error) = self.machine.write(&self.path, lease.0.to_string().as_bytes()) {
             warn!(
                 error = &error as &dyn std::error::Error,
                 "lease could not be noted on disk, a restart will wait for the lease to end"
@@ -114,14 +115,14 @@ mod tests {
         let path = dir.path().join("leader-lease");
         let machine = Machine::real();
         let noted = Noted::new(path.clone(), machine.clone());
-        noted.note(7).done().await;
-        assert_eq!(Noted::new(path.clone(), machine.clone()).lease(), Some(7));
-        let late = noted.note(8);
+        noted.note(LeaseId(7)).done().await;
+        assert_eq!(Noted::new(path.clone(), machine.clone()).lease(), Some(LeaseId(7)));
+        let late = noted.note(LeaseId(8));
         noted.forget();
         late.done().await;
         assert_eq!((noted.lease(), path.exists()), (None, false));
-        noted.note(9).done().await;
-        noted.note(10).done().await;
-        assert_eq!(Noted::new(path, machine).lease(), Some(10));
+        noted.note(LeaseId(9)).done().await;
+        noted.note(LeaseId(10)).done().await;
+        assert_eq!(Noted::new(path, machine).lease(), Some(LeaseId(10)));
     }
 }

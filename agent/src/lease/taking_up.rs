@@ -52,7 +52,7 @@ impl Keeper {
         let start = Moment::default();
         let held = Held { lease, ttl: Duration::ZERO, epoch, until: start, proven_at: start };
         self.prove(held, generation).await?;
-        info!(epoch = epoch.revision, "leadership taken up again");
+        info!(epoch = epoch.revision.0, "leadership taken up again");
         Ok(())
     }
 
@@ -77,7 +77,7 @@ impl Keeper {
         txn.compare = leader_checks(&key, lease, epoch);
         if self.inner.store.txn(txn).await?.succeeded {
             warn!(
-                epoch = epoch.revision,
+                epoch = epoch.revision.0,
                 "leader key with our name released, because this server is no primary"
             );
             self.drop_lease(lease);

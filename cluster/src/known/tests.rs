@@ -1,6 +1,7 @@
 use super::*;
 use crate::epoch::Epoch;
 use crate::lsn::Timeline;
+use crate::numbers::{LeaseId, Revision};
 use crate::state::Leader;
 
 const ID: &str = "7000000000000000001";
@@ -10,13 +11,13 @@ fn good(revision: u64) -> ClusterState {
     let sync = SyncState::new("a", &["b".to_owned()]);
     ClusterState {
         store: 1,
-        revision,
+        revision: Revision(revision),
         initialize: Some(ID.to_owned()),
         config: ClusterConfig::parse(r#"{"ttl":20,"synchronous_mode":true,"failsafe_mode":true}"#),
-        config_revision: 5,
+        config_revision: Revision(5),
         leader: Some(held_by("a")),
         sync: Some(sync),
-        sync_revision: 6,
+        sync_revision: Revision(6),
         failsafe: Some([("a".to_owned(), String::new())].into()),
         ..ClusterState::default()
     }
@@ -25,9 +26,9 @@ fn good(revision: u64) -> ClusterState {
 fn held_by(name: &str) -> Leader {
     Leader {
         name: name.to_owned(),
-        lease: 7,
-        epoch: Epoch { store: 1, revision: 4 },
-        mod_revision: 4,
+        lease: LeaseId(7),
+        epoch: Epoch { store: 1, revision: Revision(4) },
+        mod_revision: Revision(4),
     }
 }
 
@@ -38,7 +39,12 @@ fn filled(known: &mut Known, mut state: ClusterState) -> ClusterState {
 
 /// State of a store that has nothing but a leader.
 fn bare(revision: u64) -> ClusterState {
-    ClusterState { store: 1, revision, leader: Some(held_by("a")), ..ClusterState::default() }
+    ClusterState {
+        store: 1,
+        revision: Revision(revision),
+        leader: Some(held_by("a")),
+        ..ClusterState::default()
+    }
 }
 
 fn unreadable(revision: u64) -> ClusterState {
@@ -76,11 +82,14 @@ fn nothing_good_is_known_at_first() {
     for key in [SafetyKey::Config, SafetyKey::Sync, SafetyKey::Failsafe, SafetyKey::Initialize] {
         assert!(now.is_unknown(key), "{key}");
     }
-    let new =
-        filled(&mut Known::default(), ClusterState { revision: 3, ..ClusterState::default() });
+    let new = filled(
+        &mut Known::default(),
+        ClusterState { revision: Revision(3), ..ClusterState::default() },
+    );
     assert_eq!(new.doubts, BTreeMap::new(), "a cluster that does not exist yet is not in doubt");
     let mut synchronous = good(3);
-    (synchronous.sync, synchronous.sync_revision, synchronous.failsafe) = (None, 0, None);
+    (synchronous.sync, synchronous.sync_revision, synchronous.failsafe) =
+        (None, Revision::NONE, None);
     let now = filled(&mut Known::default(), synchronous);
     assert!(now.is_unknown(SafetyKey::Sync) && now.is_unknown(SafetyKey::Failsafe));
 }
@@ -89,11 +98,11 @@ fn nothing_good_is_known_at_first() {
 fn a_mode_that_is_switched_on_begins_with_nobody_named() {
     let mut known = Known::default();
     let mut off = good(3);
-    (off.sync, off.sync_revision, off.failsafe) = (None, 0, None);
+    (off.sync, off.sync_revision, off.failsafe) = (None, Revision::NONE, None);
     let on = off.clone();
     off.config = ClusterConfig::parse("{}");
     filled(&mut known, off);
-    let now = filled(&mut known, ClusterState { revision: 4, ..on });
+    let now = filled(&mut known, ClusterState { revision: Revision(4), ..on });
     assert_eq!(now.doubts, BTreeMap::new());
     assert_eq!((now.sync, now.failsafe), (None, None));
 }
@@ -176,7 +185,7 @@ fn a_handover_record_that_makes_no_sense_is_no_end_of_a_handover() {
 fn what_a_restored_store_says_of_synchronous_standbys_is_of_the_past() {
     let named = |revision, sync_revision, leader: &str, standby: &str| ClusterState {
         sync: Some(SyncState::new(leader, &[standby.to_owned()])),
-        sync_revision,
+        sync_revision: Revision(sync_revision),
         ..good(revision)
     };
     let mut known = Known::default();

@@ -70,8 +70,8 @@ pub async fn edit(global: &Global, args: EditArgs) -> anyhow::Result<()> {
     let before = match group.config.clone() {
         Some(before) => before,
         // The way back from a value that nobody can read.
-        None if group.config_revision > 0 && args.replace.is_some() => Map::new(),
-        None if group.config_revision > 0 => bail!(
+        None if !group.config_revision.is_none() && args.replace.is_some() => Map::new(),
+        None if !group.config_revision.is_none() => bail!(
             "The config key of the cluster {} makes no sense; write it again with --replace FILE",
             target.name
         ),

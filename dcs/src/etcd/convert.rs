@@ -8,7 +8,10 @@ use etcd_client::{
 };
 
 use super::endpoint::Endpoint;
-use crate::{Compare, DcsError, Granted, KeyValue, LeaseId, Op, Reach, Txn, TxnOutcome, View};
+use crate::{
+    Compare, DcsError, Granted, KeyValue, LeaseId, Op, RaftTerm, Reach, Revision, Txn, TxnOutcome,
+    View,
+};
 
 /// Meaning of a failed attempt.
 #[derive(Debug, Clone)]
@@ -141,18 +144,27 @@ pub(super) fn causes<'a>(
 }
 
 /// etcd's revisions are signed and never negative.
-fn revision(signed: i64) -> u64 {
-    u64::try_from(signed).unwrap_or(0)
+fn revision(signed: i64) -> Revision {
+    u64::try_from(signed).map_or(Revision::NONE, Revision)
 }
 
-fn signed(revision: u64) -> i64 {
-    i64::try_from(revision).unwrap_or(i64::MAX)
+pub(super) fn signed(revision: Revision) -> i64 {
+    i64::try_from(revision.0).unwrap_or(i64::MAX)
+}
+
+/// The raft term in an answer's header.
+pub(super) fn raft_term(header: Option<&ResponseHeader>) -> RaftTerm {
+    header.map_or(RaftTerm::NONE, |header| RaftTerm(header.raft_term()))
+}
+
+fn revision_at(header: Option<&ResponseHeader>) -> Revision {
+    header.map_or(Revision::NONE, |header| revision(header.revision()))
 }
 
 pub(super) fn key_value(found: etcd_client::KeyValue) -> KeyValue {
     let create_revision = revision(found.create_revision());
     let mod_revision = revision(found.mod_revision());
-    let lease = found.lease();
+    let lease = LeaseId(found.lease());
     let (key, value) = found.into_key_value();
     KeyValue { key: text(key), value: text(value), create_revision, mod_revision, lease }
 }
@@ -166,8 +178,8 @@ pub(super) fn view(header: Option<&ResponseHeader>, found: Vec<etcd_client::KeyV
     let keys = found.into_iter().map(key_value).map(|found| (found.key.clone(), found)).collect();
     View {
         store: header.map_or(0, ResponseHeader::cluster_id),
-        revision: header.map_or(0, |header| revision(header.revision())),
-        raft_term: header.map_or(0, ResponseHeader::raft_term),
+        revision: revision_at(header),
+        raft_term: raft_term(header),
         reach: Reach::Live,
         keys,
     }
@@ -175,14 +187,14 @@ pub(super) fn view(header: Option<&ResponseHeader>, found: Vec<etcd_client::KeyV
 
 pub(super) fn granted(answer: &LeaseGrantResponse) -> Granted {
     Granted {
-        lease: answer.id(),
+        lease: LeaseId(answer.id()),
         ttl: seconds(answer.ttl()),
-        raft_term: answer.header().map_or(0, ResponseHeader::raft_term),
+        raft_term: raft_term(answer.header()),
     }
 }
 
 pub(super) fn seconds(ttl: i64) -> Duration {
-    Duration::from_secs(revision(ttl))
+    Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
 }
 
 /// A transaction in etcd's words.
@@ -225,7 +237,7 @@ fn compare(compare: &Compare) -> Vec<EtcdCompare> {
         // etcd takes a key that does not exist for one with lease 0.
         Compare::Lease { key, lease } => vec![
             EtcdCompare::create_revision(key.as_str(), CompareOp::Greater, 0),
-            EtcdCompare::lease(key.as_str(), equal, *lease),
+            EtcdCompare::lease(key.as_str(), equal, lease.0),
         ],
         // Here it does not: a missing key equals no value.
         Compare::Value { key, value } => {
@@ -233,12 +245,8 @@ fn compare(compare: &Compare) -> Vec<EtcdCompare> {
         }
         // Holds if it holds for each key of the range, so for none as well.
         Compare::NoneCreatedAfter { prefix, revision } => vec![
-            EtcdCompare::create_revision(
-                prefix.as_str(),
-                CompareOp::Less,
-                signed(*revision).saturating_add(1),
-            )
-            .with_prefix(),
+            EtcdCompare::create_revision(prefix.as_str(), CompareOp::Less, signed(revision.next()))
+                .with_prefix(),
         ],
     }
 }
@@ -246,7 +254,7 @@ fn compare(compare: &Compare) -> Vec<EtcdCompare> {
 fn op(op: &Op) -> TxnOp {
     match op {
         Op::Put { key, value, lease } => {
-            TxnOp::put(key.as_str(), value.as_str(), Some(PutOptions::new().with_lease(*lease)))
+            TxnOp::put(key.as_str(), value.as_str(), Some(PutOptions::new().with_lease(lease.0)))
         }
         Op::Delete { key } => TxnOp::delete(key.as_str(), None),
         Op::DeletePrefix { prefix } => {
@@ -269,13 +277,8 @@ pub(super) fn outcome(txn: &Txn, answer: &TxnResponse) -> TxnOutcome {
         .collect();
     TxnOutcome {
         succeeded: answer.succeeded(),
-        revision: answer.header().map_or(0, |header| revision(header.revision())),
-        raft_term: answer.header().map_or(0, ResponseHeader::raft_term),
+        revision: revision_at(answer.header()),
+        raft_term: raft_term(answer.header()),
         gets,
     }
-}
-
-/// A lease's number as etcd's tools print it.
-pub(super) fn hex(lease: LeaseId) -> String {
-    format!("{lease:016x}")
 }

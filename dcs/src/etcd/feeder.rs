@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{EventType, ResponseHeader, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
 use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -116,7 +116,7 @@ impl Feeder {
         self.reread(limit).await?;
         let options = WatchOptions::new()
             .with_prefix()
-            .with_start_revision(i64::try_from(self.view.revision + 1).unwrap_or(i64::MAX))
+            .with_start_revision(convert::signed(self.view.revision.next()))
             .with_progress_notify();
         let prefix = self.prefix.clone();
         self.shared
@@ -209,7 +209,9 @@ impl Feeder {
         }
         self.fed = Instant::now();
         let header = message.header();
-        self.view.raft_term = header.map_or(self.view.raft_term, ResponseHeader::raft_term);
+        if header.is_some() {
+            self.view.raft_term = convert::raft_term(header);
+        }
         let before = self.view.revision;
         for event in message.events() {
             let Some(kv) = event.kv() else { continue };

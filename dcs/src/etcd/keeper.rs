@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use etcd_client::{LeaseKeepAliveStream, LeaseKeeper, ResponseHeader};
+use etcd_client::{LeaseKeepAliveStream, LeaseKeeper};
 use parking_lot::Mutex;
 use tracing::debug;
 
@@ -59,12 +59,12 @@ impl Shared {
                 Ok((stream, renewed)) => return self.renewed(lease, stream, renewed),
                 Err(Failure::Definite(error)) => return Err(error),
                 Err(Failure::Silent(detail)) => {
-                    debug!(lease = %convert::hex(lease), detail, "renewal was not answered");
+                    debug!(%lease, detail, "renewal was not answered");
                     self.leave(at);
                 }
                 // A stream ends with its member, or with an election: a new one tells more.
                 Err(failure) => {
-                    debug!(lease = %convert::hex(lease), ?failure, "stream of a lease ended");
+                    debug!(%lease, ?failure, "stream of a lease ended");
                 }
             }
         }
@@ -73,7 +73,7 @@ impl Shared {
                 let at = self.current();
                 let mut client = clients.lease;
                 // This sends a renewal too, but does not show its answer.
-                let (keeper, answers) = client.keep_alive(lease).await?;
+                let (keeper, answers) = client.keep_alive(lease.0).await?;
                 renew(Stream { at, keeper, answers }).await
             })
             .await?;
@@ -101,7 +101,7 @@ async fn renew(mut stream: Stream) -> Result<(Stream, Renewed), etcd_client::Err
     };
     let renewed = Renewed {
         ttl: convert::seconds(answer.ttl()),
-        raft_term: answer.header().map_or(0, ResponseHeader::raft_term),
+        raft_term: convert::raft_term(answer.header()),
     };
     Ok((stream, renewed))
 }

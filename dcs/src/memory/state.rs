@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 
 use kornak_cluster::Moment;
 
-use crate::{Compare, DcsError, KeyValue, LeaseId, Op, Reach, Txn, TxnOutcome, View};
+use crate::{
+    Compare, DcsError, KeyValue, LeaseId, Op, RaftTerm, Reach, Revision, Txn, TxnOutcome, View,
+};
 
 /// The whole store at one revision.
 #[derive(Debug)]
 pub(super) struct State {
     store: u64,
-    pub(super) term: u64,
-    revision: u64,
+    pub(super) term: RaftTerm,
+    revision: Revision,
     keys: BTreeMap<String, KeyValue>,
     leases: BTreeMap<LeaseId, Lease>,
     last_lease: LeaseId,
@@ -31,8 +33,8 @@ impl State {
     pub(super) fn new(store: u64, last_lease: LeaseId) -> Self {
         Self {
             store,
-            term: 2,
-            revision: 1,
+            term: RaftTerm(2),
+            revision: Revision(1),
             keys: BTreeMap::new(),
             leases: BTreeMap::new(),
             last_lease,
@@ -67,7 +69,7 @@ impl State {
     }
 
     pub(super) fn grant(&mut self, ttl: std::time::Duration, now: Moment) -> LeaseId {
-        self.last_lease += 1;
+        self.last_lease.0 += 1;
         self.leases.insert(self.last_lease, Lease { ttl, ends: now + ttl });
         self.last_lease
     }
@@ -96,7 +98,7 @@ impl State {
 
     /// A new raft leader: the term grows, and every lease starts anew, as etcd does it.
     pub(super) fn elect(&mut self, now: Moment) {
-        self.term += 1;
+        self.term = self.term.next();
         for lease in self.leases.values_mut() {
             lease.ends = now + lease.ttl;
         }
@@ -111,7 +113,7 @@ impl State {
             .map(|found| found.key.clone())
             .collect();
         if !doomed.is_empty() {
-            self.revision += 1;
+            self.revision = self.revision.next();
         }
         for key in &doomed {
             self.keys.remove(key);
@@ -127,13 +129,13 @@ impl State {
         let branch = if succeeded { &txn.then } else { &txn.otherwise };
         for op in branch {
             if let Op::Put { lease, .. } = op
-                && *lease != 0
+                && !lease.is_none()
                 && !self.leases.contains_key(lease)
             {
                 return Err(DcsError::LeaseLost);
             }
         }
-        let next = self.revision + 1;
+        let next = self.revision.next();
         let mut touched = Touched::new();
         let mut gets = Vec::new();
         for op in branch {
@@ -149,7 +151,7 @@ impl State {
     fn run(
         &mut self,
         op: &Op,
-        revision: u64,
+        revision: Revision,
         touched: &mut Touched,
         gets: &mut Vec<Option<KeyValue>>,
     ) {
@@ -191,10 +193,11 @@ impl State {
     fn holds(&self, compare: &Compare) -> bool {
         match compare {
             Compare::Created { key, revision } => {
-                self.keys.get(key).map_or(0, |found| found.create_revision) == *revision
+                self.keys.get(key).map_or(Revision::NONE, |found| found.create_revision)
+                    == *revision
             }
             Compare::Modified { key, revision } => {
-                self.keys.get(key).map_or(0, |found| found.mod_revision) == *revision
+                self.keys.get(key).map_or(Revision::NONE, |found| found.mod_revision) == *revision
             }
             Compare::Lease { key, lease } => {
                 self.keys.get(key).is_some_and(|found| found.lease == *lease)

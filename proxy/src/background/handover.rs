@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use kornak_cluster::member::KORNAK_RECORDS_VERSION;
 use kornak_cluster::{
-    Ack, GroupId, Handover, HandoverPhase, Moment, ProxyRegistration, Topology, discard,
+    Ack, GroupId, Handover, HandoverPhase, Moment, ProxyRegistration, Revision, Topology, discard,
 };
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Compare, Dcs, DcsError, LeaseId, Op, Txn};
@@ -47,7 +47,7 @@ const ACK_PAUSE: Duration = Duration::from_millis(20);
 /// Keeps this proxy registered until told to stop.
 pub async fn register(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationToken) {
     let began = Instant::now();
-    let mut lease = 0;
+    let mut lease = LeaseId::NONE;
     loop {
         let pause = match step(&shared, &store, &mut lease).await {
             Ok(pause) => {
@@ -62,7 +62,7 @@ pub async fn register(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellati
                 );
                 shared.set_trouble("registration", Some(error.to_string()));
                 if matches!(error, DcsError::LeaseLost) {
-                    lease = 0;
+                    lease = LeaseId::NONE;
                 }
                 let refused = matches!(
                     error,
@@ -85,7 +85,7 @@ pub async fn register(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellati
             () = stop.cancelled() => break,
         }
     }
-    if lease != 0 {
+    if !lease.is_none() {
         // A lease that is not revoked ends by itself.
         discard::goes_on_either_way(tokio::time::timeout(PAUSE, store.revoke(lease)).await);
     }
@@ -98,13 +98,13 @@ async fn step(
     lease: &mut LeaseId,
 ) -> Result<Duration, DcsError> {
     use std::sync::atomic::Ordering::{Acquire, Release};
-    if *lease != 0 {
+    if !lease.is_none() {
         let ttl = store.keep_alive(*lease).await?.ttl;
         if shared.lease.load(Acquire) != 0 {
             return Ok(ttl / 3);
         }
     }
-    if *lease == 0 {
+    if lease.is_none() {
         *lease = store.grant(LEASE).await?.lease;
     }
     let keys = Keys::new(&shared.settings().scope.whole());
@@ -120,12 +120,12 @@ async fn step(
     let value = serde_json::to_string(&registration).unwrap_or_default();
     let put = Txn::just(Op::put_leased(keys.proxy(&shared.id), value, *lease));
     let revision = store.txn(put).await?.revision;
-    shared.registered_at.store(revision, Release);
+    shared.registered_at.store(revision.0, Release);
     let first = !*shared.registered.borrow();
     if first {
         topology::read_now(shared, store).await?;
     }
-    shared.lease.store(*lease, Release);
+    shared.lease.store(lease.0, Release);
     tracing::info!(proxy = %shared.id, "proxy registered");
     Ok(LEASE / 3)
 }
@@ -351,12 +351,12 @@ async fn acknowledge(
     store: &Arc<dyn Dcs>,
     hold: &mut Hold,
     attempt: &Attempt,
-    revision: u64,
+    revision: Revision,
 ) -> bool {
     let keys = Keys::new(&shared.settings().scope.whole());
     let ack = Ack { id: attempt.id.clone(), attempt: attempt.number };
     let value = serde_json::to_string(&ack).unwrap_or_default();
-    let lease = shared.lease.load(std::sync::atomic::Ordering::Acquire);
+    let lease = shared.lease();
     let txn = Txn::just(Op::put_leased(keys.ack(&shared.id), value, lease))
         .when(Compare::Modified { key: keys.handover(), revision });
     let written = tokio::time::timeout(PAUSE, store.txn(txn)).await;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use kornak_cluster::topology::Group;
-use kornak_cluster::{Epoch, GroupId, Node, NodeRole, Timeline, Topology};
+use kornak_cluster::{Epoch, GroupId, Node, NodeRole, Revision, Timeline, Topology};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -65,7 +65,7 @@ struct KnownGroup {
 struct KnownLeader {
     name: String,
     store: u64,
-    revision: u64,
+    revision: Revision,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -336,7 +336,8 @@ mod tests {
 
     fn topology(leader: Option<&str>) -> Topology {
         let nodes = [node("a", NodeRole::Primary), node("b", NodeRole::Standby)].into();
-        let leader = leader.map(|name| (name.to_owned(), Epoch { store: 3, revision: 7 }));
+        let leader =
+            leader.map(|name| (name.to_owned(), Epoch { store: 3, revision: Revision(7) }));
         let group = Group { leader, nodes, system_identifier: Some("71".to_owned()) };
         Topology { groups: [(GroupId(0), Arc::new(group))].into(), ..Topology::default() }
     }

@@ -283,7 +283,7 @@ impl GroupProver {
         let timeline = facts.instance.timeline.map(|timeline| timeline.0);
         let new = self.shared.standings().serving(self.group).is_err();
         if new {
-            tracing::info!(node = %name, group = self.group.0, epoch = epoch.revision, timeline, "leader accepts writes");
+            tracing::info!(node = %name, group = self.group.0, epoch = epoch.revision.0, timeline, "leader accepts writes");
         }
         let instance = facts.instance;
         let serving = Serving { node: Arc::clone(node), name, epoch, instance, unfinished };

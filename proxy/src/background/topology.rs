@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kornak_cluster::topology::Group;
-use kornak_cluster::{CitusRegistration, GroupId, Scope, Topology};
+use kornak_cluster::{CitusRegistration, GroupId, Revision, Scope, Topology};
 use kornak_config::proxy::StaticMember;
 use kornak_dcs::keys::{self, Keys};
 use kornak_dcs::{Dcs, DcsError, Follow, Reach, View};
@@ -129,7 +129,7 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
     let own_key = Keys::new(&scope).proxy(&shared.id);
     let record_key = Keys::new(&scope).handover();
     let mut named: Vec<String> = Vec::new();
-    let mut seen = (0, 0);
+    let mut seen = (0, Revision::NONE);
     let mut is_guessed = take_known(&shared, &mut follow, &stop).await;
     loop {
         let view = follow.current();
@@ -150,7 +150,7 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
             if store_id != 0 && (store_id != view.store || view.revision < revision) {
                 tracing::warn!(
                     store = view.store,
-                    revision = view.revision,
+                    revision = view.revision.0,
                     "the store's history went back: it was restored, or is another one"
                 );
                 // The registration was written in another history.
@@ -163,8 +163,8 @@ pub async fn follow(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: Cancellation
             let lost = view.reach == Reach::Lost;
             // What is not seen is not gone.
             if !lost {
-                let older = view.revision < shared.registered_at.load(Ordering::Acquire);
-                let registered = older || shared.lease() == 0 || view.get(&own_key).is_some();
+                let older = view.revision.0 < shared.registered_at.load(Ordering::Acquire);
+                let registered = older || shared.lease().is_none() || view.get(&own_key).is_some();
                 shared
                     .registration_seen
                     .send_if_modified(|seen| std::mem::replace(seen, registered) != registered);

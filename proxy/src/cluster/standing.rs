@@ -178,7 +178,7 @@ impl Standings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kornak_cluster::NodeRole;
+    use kornak_cluster::{NodeRole, Revision};
 
     fn serving(name: &str, timeline: u32, started: &str) -> Serving {
         let node = Node {
@@ -200,7 +200,7 @@ mod tests {
             timeline: Some(Timeline(timeline)),
             started: Some(started.to_owned()),
         };
-        let epoch = Epoch { store: 1, revision: 1 };
+        let epoch = Epoch { store: 1, revision: Revision(1) };
         let unfinished = BTreeSet::new();
         Serving { node: Arc::new(node), name: name.into(), epoch, instance, unfinished }
     }

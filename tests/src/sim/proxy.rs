@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use kornak_cluster::{Ack, ClusterState, Epoch, Handover, ProxyRegistration};
+use kornak_cluster::{Ack, ClusterState, Epoch, Handover, ProxyRegistration, Revision};
 use kornak_dcs::{DcsError, Op, Txn};
 use kornak_proxy::waiting::gate::{Gate, Side, Sides, Ticket};
 use kornak_proxy::waiting::hold::{Effect, Facts, Hold, State as Holding};
@@ -57,7 +57,7 @@ pub struct Proxy {
 #[derive(Debug)]
 struct State {
     registered: bool,
-    revision: u64,
+    revision: Revision,
     route: Option<(usize, Epoch)>,
     /// The route has shown that it accepts writes.
     ready: bool,
@@ -73,7 +73,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             registered: false,
-            revision: 0,
+            revision: Revision::NONE,
             route: None,
             ready: false,
             proof: 0,

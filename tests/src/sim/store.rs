@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use kornak_cluster::{ClusterState, Moment, Scope};
+use kornak_cluster::{ClusterState, Moment, RaftTerm, Revision, Scope};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::memory::MemoryDcs;
 use kornak_dcs::{
@@ -223,7 +223,7 @@ impl Store {
     }
 
     /// Value and revision of a key.
-    pub fn found(&self, key: &str) -> Option<(String, u64)> {
+    pub fn found(&self, key: &str) -> Option<(String, Revision)> {
         let view = self.view.borrow();
         view.get(key).map(|found| (found.value.clone(), found.mod_revision))
     }
@@ -372,7 +372,7 @@ pub async fn range(w: &Rc<World>, from: End, prefix: String) -> Result<View, Dcs
 }
 
 /// Reads everything, linearizably.
-pub async fn read(w: &Rc<World>, from: End) -> Result<(Arc<ClusterState>, u64), DcsError> {
+pub async fn read(w: &Rc<World>, from: End) -> Result<(Arc<ClusterState>, RaftTerm), DcsError> {
     let there = Rc::clone(w);
     ask(w, from, move |store| {
         let prefix = there.store.keys.leader();

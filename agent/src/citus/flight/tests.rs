@@ -1,3 +1,5 @@
+use kornak_cluster::Revision;
+
 use super::*;
 use crate::citus::plan::Group;
 use crate::citus::seen::Leader;
@@ -34,7 +36,7 @@ fn leader(name: &str) -> Leader {
 }
 
 fn world() -> World {
-    let mut seen = Seen { revision: 100, ..Seen::default() };
+    let mut seen = Seen { revision: Revision(100), ..Seen::default() };
     let secondaries = BTreeSet::from([at("b")]);
     seen.wanted.insert(GroupId(0), Group { primary: Some(at("c")), ..Group::default() });
     seen.wanted
@@ -69,21 +71,26 @@ impl World {
             timeout: Duration::from_secs(30),
             cooldown: Duration::from_secs(10),
             hold: Some(Duration::from_millis(800)),
-            record: 90,
+            record: Revision(90),
         });
         self
     }
 
     fn of_patroni(mut self) -> Self {
         for request in &mut self.requests {
-            (request.hold, request.record) = (None, 0);
+            (request.hold, request.record) = (None, Revision::NONE);
         }
         self
     }
 
     /// The rename has been done for group 1.
     fn renamed(mut self, record: u64) -> Self {
-        let flight = Flight::Open { group: GroupId(1), former: at("a"), until: ms(40_000), record };
+        let flight = Flight::Open {
+            group: GroupId(1),
+            former: at("a"),
+            until: ms(40_000),
+            record: Revision(record),
+        };
         self.flight = flight;
         if let Some(row) = self.rows.iter_mut().flatten().find(|row| row.node == 4) {
             row.address = at("a-demoted");

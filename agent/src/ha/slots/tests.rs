@@ -1,5 +1,5 @@
 use super::*;
-use kornak_cluster::Member;
+use kornak_cluster::{LeaseId, Member, Revision};
 use serde_json::{Value, json};
 
 fn cluster(config: Value, tags: &[(&str, Value)]) -> ClusterState {
@@ -8,9 +8,9 @@ fn cluster(config: Value, tags: &[(&str, Value)]) -> ClusterState {
         config: Some(ClusterConfig::from_json(config)),
         leader: Some(kornak_cluster::Leader {
             name: "a".into(),
-            lease: 1,
-            epoch: kornak_cluster::Epoch { store: 1, revision: 2 },
-            mod_revision: 2,
+            lease: LeaseId(1),
+            epoch: kornak_cluster::Epoch { store: 1, revision: Revision(2) },
+            mod_revision: Revision(2),
         }),
         status: serde_json::from_value(json!({
             "optime": 900,

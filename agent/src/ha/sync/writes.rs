@@ -3,7 +3,7 @@
 //! A view of the store may be older than the last write, and a write without an answer may be done
 //! late: a standby is named then that nobody here knows of.
 
-use kornak_cluster::ClusterState;
+use kornak_cluster::{ClusterState, Revision};
 use kornak_dcs::{DcsError, TxnOutcome};
 
 /// See the module.
@@ -13,13 +13,13 @@ pub struct Writes {
     /// store.
     open: bool,
     /// A read of the store is older than our last write until it shows this revision.
-    shown_from: u64,
+    shown_from: Revision,
 }
 
 impl Default for Writes {
     /// After a start.
     fn default() -> Self {
-        Self { open: true, shown_from: 0 }
+        Self { open: true, shown_from: Revision(0) }
     }
 }
 
@@ -45,7 +45,7 @@ impl Writes {
     }
 
     /// The leader key was claimed, with a write of this one, at this revision.
-    pub fn claimed(&mut self, revision: u64) {
+    pub fn claimed(&mut self, revision: Revision) {
         *self = Self { open: false, shown_from: revision };
     }
 

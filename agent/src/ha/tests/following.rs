@@ -1,5 +1,7 @@
 //! Nodes that follow, come back, or have nothing yet.
 
+use kornak_cluster::Revision;
+
 use super::*;
 use crate::ha::upstream::{Source, clone_sources};
 
@@ -212,7 +214,7 @@ fn an_empty_node_copies_the_leader_once_it_is_up() {
 
 #[test]
 fn an_empty_node_creates_a_cluster_only_where_there_is_none() {
-    let new = || ClusterState { store: 1, revision: 1, ..ClusterState::default() };
+    let new = || ClusterState { store: 1, revision: Revision(1), ..ClusterState::default() };
     check(&empty(Arc::new(new())), Action::Bootstrap, Why::ClusterIsNew);
     let others = with(new(), |c| c.initialize = Some(String::new()));
     check(&empty(others), Action::Wait, Why::OtherBootstraps);
@@ -231,7 +233,7 @@ fn an_empty_node_makes_its_copy_alone_if_a_method_can() {
 fn an_empty_node_waits_in_maintenance_mode_and_after_a_bootstrap_that_failed() {
     let paused = with(led_by(Some("b")), |c| c.config = Some(config(json!({"pause": true}))));
     check(&empty(paused), Action::Wait, Why::Paused);
-    let new = Arc::new(ClusterState { store: 1, revision: 1, ..ClusterState::default() });
+    let new = Arc::new(ClusterState { store: 1, revision: Revision(1), ..ClusterState::default() });
     let s = Snapshot { race_not_before: Some(now() + seconds(5)), ..empty(new) };
     check(&s, Action::Wait, Why::LostRecently);
 }

@@ -1,5 +1,7 @@
 //! The first server of a cluster, half made by an agent that has died.
 
+use kornak_cluster::Revision;
+
 use super::*;
 
 fn begun(filling: bool) -> DataDir {
@@ -15,7 +17,7 @@ fn making(leader: Option<&str>, initialize: Option<&str>) -> Arc<ClusterState> {
             initialize,
             leader: cluster.leader.clone(),
             store: 1,
-            revision: 100,
+            revision: Revision(100),
             ..ClusterState::default()
         };
     })

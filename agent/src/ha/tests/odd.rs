@@ -1,6 +1,6 @@
 //! The store says something odd: what is not known decides nothing.
 
-use kornak_cluster::{Doubt, SafetyKey};
+use kornak_cluster::{Doubt, Revision, SafetyKey};
 
 use super::*;
 
@@ -48,12 +48,12 @@ fn a_primary_whose_cluster_has_no_configuration_yet_is_adopted() {
 fn in_synchronous_mode_nobody_races_before_it_is_known_who_may() {
     let cluster = with(led_by(None), |c| {
         synchronous(c, "b", &["a"]);
-        (c.sync, c.sync_revision) = (None, 0);
+        (c.sync, c.sync_revision) = (None, Revision::NONE);
         unknown(c, SafetyKey::Sync);
     });
     let s = Snapshot { cluster: Arc::clone(&cluster), ..orphan() };
     check(&s, Action::Wait, Why::SyncUnknown);
-    let race = Some(Race { sync_revision: 0, ..answers(&[]) });
+    let race = Some(Race { sync_revision: Revision::NONE, ..answers(&[]) });
     let s = Snapshot { cluster, race, lease: Lease::None, ..primary() };
     check(&s, CLAIM, Why::MostAdvanced);
 }

@@ -114,7 +114,7 @@ fn orphan_of(voters: &[&str], quorum: u32, peers: &[(&str, Option<Peer>)]) -> Sn
     let cluster = with(led_by(None), |c| {
         c.config = Some(config(settings("quorum", 1)));
         c.sync = Some(SyncState::with_quorum("b", &names(voters), quorum));
-        c.sync_revision = 60;
+        c.sync_revision = Revision(60);
     });
     Snapshot { cluster, race: Some(answers(peers)), ..orphan() }
 }

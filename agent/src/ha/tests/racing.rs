@@ -1,5 +1,7 @@
 //! Nobody leads: who may, and who first.
 
+use kornak_cluster::Revision;
+
 use super::*;
 
 #[test]
@@ -232,7 +234,7 @@ fn a_node_without_the_watchdog_that_it_requires_does_not_lead() {
 fn only_what_was_looked_at_after_nobody_led_counts() {
     let before = now().minus(Duration::from_millis(1));
     check(&Snapshot { observed_at: before, ..orphan() }, Action::AskPeers, Why::PeersUnknown);
-    let old = Race { sync_revision: 59, ..answers(&[]) };
+    let old = Race { sync_revision: Revision(59), ..answers(&[]) };
     check(&Snapshot { race: Some(old), ..orphan() }, Action::AskPeers, Why::PeersUnknown);
 }
 

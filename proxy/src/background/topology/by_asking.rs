@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use kornak_cluster::topology::Group;
-use kornak_cluster::{Epoch, GroupId, Lsn, Node, NodeRole, Timeline, Topology};
+use kornak_cluster::{Epoch, GroupId, Lsn, Node, NodeRole, Revision, Timeline, Topology};
 use kornak_config::proxy::StaticMember;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -188,7 +188,7 @@ fn topology(
     });
     let group = Group {
         nodes: nodes.collect(),
-        leader: leader.map(|name| (name.to_owned(), Epoch { store: 0, revision: terms })),
+        leader: leader.map(|name| (name.to_owned(), Epoch { store: 0, revision: Revision(terms) })),
         system_identifier: last.and_then(|last| last.identifier.clone()),
     };
     let groups = [(GroupId::COORDINATOR, Arc::new(group))].into();
@@ -233,7 +233,7 @@ async fn believe(shared: &Shared, mut members: watch::Receiver<Vec<Listed>>) {
             let node = node_of(listed, last.as_ref() == Some(&name), true, None);
             (name, node)
         });
-        let leader = last.clone().map(|name| (name, Epoch { store: 0, revision: terms }));
+        let leader = last.clone().map(|name| (name, Epoch { store: 0, revision: Revision(terms) }));
         let group = Group { nodes: nodes.collect(), leader, system_identifier: None };
         let groups = [(GroupId::COORDINATOR, Arc::new(group))].into();
         shared.set_topology(Arc::new(Topology { groups, ..Topology::default() }));

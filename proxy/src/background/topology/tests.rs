@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use kornak_cluster::{Epoch, Timeline};
+use kornak_cluster::{Epoch, LeaseId, RaftTerm, Revision, Timeline};
 use kornak_dcs::KeyValue;
 
 use super::by_asking::{Accepted, Finding, find};
@@ -8,23 +8,23 @@ use super::*;
 use crate::cluster::probe::Facts;
 use crate::cluster::standing::Instance;
 
-fn view(store: u64, revision: u64, keys: &[(&str, &str, u64)]) -> View {
+fn view(store: u64, revision: Revision, keys: &[(&str, &str, u64)]) -> View {
     let keys = keys.iter().map(|(key, value, created)| {
         let found = KeyValue {
             key: (*key).to_owned(),
             value: (*value).to_owned(),
-            create_revision: *created,
-            mod_revision: *created,
-            lease: 0,
+            create_revision: Revision(*created),
+            mod_revision: Revision(*created),
+            lease: LeaseId::NONE,
         };
         (found.key.clone(), found)
     });
-    View { store, revision, raft_term: 1, reach: Reach::Live, keys: keys.collect() }
+    View { store, revision, raft_term: RaftTerm(1), reach: Reach::Live, keys: keys.collect() }
 }
 
 fn known(store: u64, leader: &str, created: u64) -> Topology {
     let scope = Scope::new("service", "demo", None);
-    let view = view(store, created, &[("/service/demo/leader", leader, created)]);
+    let view = view(store, Revision(created), &[("/service/demo/leader", leader, created)]);
     read(&scope, &view).0
 }
 
@@ -47,13 +47,13 @@ fn another_store_is_believed_only_when_asked_linearizably() {
     let now = known(1, "b", 20);
     assert_eq!(merge(&now, known(2, "c", 3), false), Merged::Doubt);
     let Merged::Known(merged) = merge(&now, known(2, "c", 3), true) else { panic!("doubt") };
-    assert_eq!(leader(&merged), Some(("c".to_owned(), Epoch { store: 2, revision: 3 })));
+    assert_eq!(leader(&merged), Some(("c".to_owned(), Epoch { store: 2, revision: Revision(3) })));
 }
 
 #[test]
 fn an_absent_leader_key_is_unknown_and_the_group_stays() {
     let scope = Scope::new("service", "demo", None);
-    let (empty, _) = read(&scope, &view(1, 30, &[]));
+    let (empty, _) = read(&scope, &view(1, Revision(30), &[]));
     let Merged::Known(merged) = merge(&known(1, "b", 20), empty, false) else { panic!("doubt") };
     assert_eq!(leader(&merged), None);
     assert!(merged.groups.contains_key(&GroupId(0)));
@@ -68,7 +68,7 @@ fn the_groups_of_a_citus_cluster_are_told_apart() {
         ("/service/demo/kornak/proxies/p", "{}", 7),
         ("/service/demo/2/members/w2", "nonsense", 8),
     ];
-    let (topology, unreadable) = read(&scope, &view(1, 9, &keys));
+    let (topology, unreadable) = read(&scope, &view(1, Revision(9), &keys));
     let groups: Vec<u32> = topology.groups.keys().map(|group| group.0).collect();
     assert_eq!(groups, [0, 2]);
     assert!(unreadable.iter().any(|key| key.ends_with("members/w2")), "{unreadable:?}");

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use kornak_cluster::topology::Group;
-use kornak_cluster::{Epoch, NodeRole};
+use kornak_cluster::{Epoch, NodeRole, Revision};
 use kornak_config::Listen;
 
 use super::*;
@@ -34,7 +34,7 @@ fn cluster() -> (Topology, Standings) {
     }
     nodes.get_mut("d").unwrap().running = false;
     nodes.get_mut("e").unwrap().noloadbalance = true;
-    let epoch = Epoch { store: 1, revision: 1 };
+    let epoch = Epoch { store: 1, revision: Revision(1) };
     let group = Group { leader: Some(("a".to_owned(), epoch)), nodes, system_identifier: None };
     let groups = [(GroupId(0), Arc::new(group))].into();
     let mut standings = Standings::default();
@@ -131,7 +131,7 @@ fn workers() -> (Topology, Standings) {
         let id = GroupId(group);
         let name = format!("w{group}");
         let leader = Node { group: id, ..node(&name, None) };
-        let epoch = Epoch { store: 1, revision: 1 };
+        let epoch = Epoch { store: 1, revision: Revision(1) };
         let known = Group {
             leader: Some((name.clone(), epoch)),
             nodes: [(name.clone(), leader.clone())].into(),

@@ -1,7 +1,9 @@
+use kornak_cluster::Revision;
+
 use super::*;
 
-const OLD: Epoch = Epoch { store: 1, revision: 10 };
-const NEW: Epoch = Epoch { store: 1, revision: 20 };
+const OLD: Epoch = Epoch { store: 1, revision: Revision(10) };
+const NEW: Epoch = Epoch { store: 1, revision: Revision(20) };
 
 fn record(phase: HandoverPhase, attempt: u32) -> Handover {
     Handover {

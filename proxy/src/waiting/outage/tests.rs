@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use kornak_cluster::topology::Group;
-use kornak_cluster::{CitusDatabase, CitusRegistration, Epoch, Handover, Node, NodeRole, Timeline};
+use kornak_cluster::{
+    CitusDatabase, CitusRegistration, Epoch, Handover, Node, NodeRole, Revision, Timeline,
+};
 
 use super::*;
 use crate::cluster::standing::{Instance, Serving, Standing};
@@ -34,7 +36,7 @@ fn node(group: u32, name: &str) -> Node {
 
 fn serving(group: u32, name: &str) -> Serving {
     let instance = Instance { timeline: Some(Timeline(1)), ..Instance::default() };
-    let epoch = Epoch { store: 1, revision: 1 };
+    let epoch = Epoch { store: 1, revision: Revision(1) };
     let unfinished = BTreeSet::new();
     Serving { node: Arc::new(node(group, name)), name: name.into(), epoch, instance, unfinished }
 }
@@ -73,7 +75,7 @@ impl World {
 
     /// The leader key of a group.
     fn leads(&mut self, group: u32, name: &str) {
-        let epoch = Epoch { store: 1, revision: 1 };
+        let epoch = Epoch { store: 1, revision: Revision(1) };
         let group_of = Group {
             leader: Some((name.to_owned(), epoch)),
             nodes: [(name.to_owned(), node(group, name))].into(),
@@ -114,7 +116,7 @@ impl World {
             group: Some(GroupId(group)),
             leader: "a".to_owned(),
             candidate: Some("x".to_owned()),
-            epoch: Epoch { store: 1, revision: 1 },
+            epoch: Epoch { store: 1, revision: Revision(1) },
             max_hold_ms: 1000,
             switch_hold_ms: 5000,
             wal_end: None,
@@ -344,7 +346,7 @@ fn a_coordinator_that_is_lost_speaks_again_through_its_successor() {
 #[test]
 fn patronis_coordinator_says_nothing_and_is_not_waited_for() {
     let mut world = World::new();
-    let leader = ("p".to_owned(), Epoch { store: 1, revision: 1 });
+    let leader = ("p".to_owned(), Epoch { store: 1, revision: Revision(1) });
     let patroni = Node { kornak: false, ..node(0, "p") };
     let group = Group {
         leader: Some(leader),

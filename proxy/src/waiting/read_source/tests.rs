@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use kornak_cluster::topology::Group;
-use kornak_cluster::{CitusDatabase, CitusRegistration, Epoch, Node};
+use kornak_cluster::{CitusDatabase, CitusRegistration, Epoch, Node, Revision};
 
 use super::*;
 
@@ -54,7 +54,7 @@ impl World {
             ((*name).to_owned(), node)
         };
         let group_of = Group {
-            leader: Some((leader.to_owned(), Epoch { store: 1, revision: 1 })),
+            leader: Some((leader.to_owned(), Epoch { store: 1, revision: Revision(1) })),
             nodes: nodes.iter().map(node).collect(),
             system_identifier: None,
         };
@@ -212,7 +212,7 @@ fn where_nobody_says_what_the_rows_are_nobody_waits() {
     assert_eq!(world.look(0), [began(1)]);
     // Patroni's node leads the coordinator now.
     let mut group = Group::clone(&world.cluster.groups[&GroupId(0)]);
-    group.leader = Some(("d".to_owned(), Epoch { store: 1, revision: 2 }));
+    group.leader = Some(("d".to_owned(), Epoch { store: 1, revision: Revision(2) }));
     group.nodes.entry("d".to_owned()).and_modify(|node| node.kornak = false);
     world.cluster.groups.insert(GroupId(0), Arc::new(group));
     assert_eq!((world.look(100), world.source()), (vec![ended(1, 100)], Some(Source::Standbys)));

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use kornak_cluster::SyncMode;
+use kornak_cluster::{Revision, SyncMode};
 use serde_json::{Value, json};
 
 use crate::sim::world::World;
@@ -14,7 +14,7 @@ pub struct OddKey {
     /// The value that made sense.
     good: String,
     /// Revision of what is there instead; 0: nothing is.
-    revision: u64,
+    revision: Revision,
 }
 
 /// Changes one setting, as `PATCH /config` does.
@@ -55,14 +55,14 @@ pub fn spoil(w: &Rc<World>) {
     let value = w.rng.chance(500).then_some("{");
     w.note(format_args!("{key} is {value:?}"));
     w.store.write(w, &key, value);
-    let revision = w.store.found(&key).map_or(0, |(_, revision)| revision);
+    let revision = w.store.found(&key).map_or(Revision::NONE, |(_, revision)| revision);
     w.odd.borrow_mut().push(OddKey { key, good, revision });
 }
 
 /// Puts back what nobody has written since.
 pub fn restore(w: &Rc<World>) {
     for OddKey { key, good, revision } in w.odd.take() {
-        let now = w.store.found(&key).map_or(0, |(_, revision)| revision);
+        let now = w.store.found(&key).map_or(Revision::NONE, |(_, revision)| revision);
         if now == revision {
             let config = (key == w.store.keys.config()).then(|| w.config.borrow().to_string());
             w.store.write(w, &key, Some(config.as_deref().unwrap_or(&good)));

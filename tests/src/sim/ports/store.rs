@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_agent::ha::sync::Names;
-use kornak_cluster::{Handover, SyncState};
+use kornak_cluster::{Handover, RaftTerm, Revision, SyncState};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{
     Compare, Dcs, DcsError, DcsFuture, Follow, Granted, KeyValue, LeaseId, Op, Renewed, Txn,
@@ -76,7 +76,7 @@ impl Dcs for Store {
                 renewed.ttl = Duration::from_secs(seconds);
             }
             let blind = w.plan.mutation == Some(Mutation::KeepaliveIsProof);
-            Ok(if blind { Renewed { raft_term: 0, ..renewed } } else { renewed })
+            Ok(if blind { Renewed { raft_term: RaftTerm::NONE, ..renewed } } else { renewed })
         })
     }
 
@@ -117,9 +117,9 @@ impl About {
         let created = txn.compare.iter().find_map(created);
         let sync = put(&sync).and_then(|text| serde_json::from_str(&text).ok());
         Self {
-            claims: created == Some(0),
+            claims: created == Some(Revision::NONE),
             proves: txn.then.is_empty() && created.is_some(),
-            stands_alone: sync.is_some() && created.is_some_and(|revision| revision > 0),
+            stands_alone: sync.is_some() && created.is_some_and(|revision| !revision.is_none()),
             sync,
         }
     }
@@ -140,13 +140,17 @@ fn not_asked(
         Mutation::PromotedBesideItsStandbys => about.stands_alone && standby,
         _ => false,
     };
-    let done =
-        || TxnOutcome { succeeded: true, revision: view.revision, raft_term: 0, gets: Vec::new() };
+    let done = || TxnOutcome {
+        succeeded: true,
+        revision: view.revision,
+        raft_term: RaftTerm::NONE,
+        gets: Vec::new(),
+    };
     skipped.then(done)
 }
 
-fn revision_of(view: &View, key: &str) -> u64 {
-    view.get(key).map_or(0, |found| found.mod_revision)
+fn revision_of(view: &View, key: &str) -> Revision {
+    view.get(key).map_or(Revision::NONE, |found| found.mod_revision)
 }
 
 /// Changes what is sent, or what is done before.
@@ -271,7 +275,7 @@ fn with(view: &View, key: String, value: &str) -> Arc<View> {
         value: value.to_owned(),
         create_revision: revision,
         mod_revision: revision,
-        lease: 0,
+        lease: LeaseId::NONE,
     };
     changed.keys.insert(key, found);
     Arc::new(changed)
