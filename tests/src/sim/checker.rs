@@ -14,11 +14,15 @@ use std::time::Duration;
 use kornak_cluster::{Epoch, Moment, SyncMode};
 
 use super::disk::{Record, Wal};
+use super::host;
 use super::ports::promise;
 use super::world::World;
 
 /// How long the processes of a thawed host take to run again.
 pub const WAKE: Duration = Duration::from_millis(10);
+
+/// Everybody who lives, and has the store, knows of maintenance mode by then, and what was begun before is over.
+const PAUSE_KNOWN: Duration = Duration::from_secs(12);
 
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +33,8 @@ pub enum Broken {
     AcknowledgedBesides { host: String, other: String },
     /// 2
     PromotedWithoutKey { host: String },
+    /// Maintenance mode has been on for long.
+    PromotedInMaintenance { host: String },
     /// 3
     PrimaryPastItsLease { host: String },
     /// 4
@@ -62,6 +68,9 @@ impl fmt::Display for Broken {
             }
             Self::PromotedWithoutKey { host } => {
                 write!(f, "sentence 2: {host} became writable without the leader key")
+            }
+            Self::PromotedInMaintenance { host } => {
+                write!(f, "{host} was promoted although maintenance mode is on")
             }
             Self::PrimaryPastItsLease { host } => {
                 write!(f, "sentence 3: {host} accepts writes without a lease or a promise of all")
@@ -110,6 +119,8 @@ pub struct Checker {
     deleted_until: Option<Moment>,
     /// Commits that an operator's deletion of the key excuses.
     forgiven: BTreeSet<Record>,
+    /// Primaries that maintenance mode has left without a guard.
+    unfenced: BTreeSet<usize>,
     pub promotions: u32,
 }
 
@@ -149,6 +160,7 @@ impl Checker {
             return false;
         }
         if std::mem::take(&mut self.dirty) {
+            self.note_unfenced(w);
             let writers: Vec<usize> = (0..w.hosts.len())
                 .filter(|index| {
                     let host = &w.hosts[*index];
@@ -174,11 +186,20 @@ impl Checker {
         self.broken.is_none()
     }
 
+    /// In maintenance mode, and until its guard is back or it has ended, a primary is the operator's; the next leader takes
+    /// the mark away.
+    fn note_unfenced(&mut self, w: &World) {
+        let truth = w.store.truth();
+        let marked = truth.unfenced.as_ref().and_then(|it| host::index_of(w, &it.member));
+        let guarded = |index: usize| marked != Some(index) && entitled(w, index);
+        let primary = |index: usize| w.hosts[index].server.borrow().may_acknowledge();
+        self.unfenced.retain(|index| primary(*index) && !guarded(*index));
+        self.unfenced.extend(marked.filter(|index| primary(*index)));
+    }
+
     fn excused(&self, w: &World, host: usize) -> bool {
         let now = w.exec.now();
-        // In maintenance mode, and until its guard is back, a primary is the operator's.
-        let marked = w.plan.changing
-            && w.store.truth().unfenced.as_ref().is_some_and(|it| it.member == w.hosts[host].name);
+        let marked = self.unfenced.contains(&host);
         let woke = w.hosts[host].thawed_at.get();
         woke.is_some_and(|at| now.since(at) <= WAKE)
             || marked
@@ -186,9 +207,13 @@ impl Checker {
     }
 
     /// A server has become writable.
-    pub fn became_writable(&mut self, w: &Rc<World>, index: usize) {
+    pub fn became_writable(&mut self, w: &Rc<World>, index: usize, promoted: bool) {
         self.promotions += 1;
         let host = &w.hosts[index];
+        let paused = w.paused_since.get().is_some_and(|at| w.exec.now().since(at) > PAUSE_KNOWN);
+        if promoted && paused && w.store.truth().handover.is_none() {
+            self.found(w, Broken::PromotedInMaintenance { host: host.name.clone() });
+        }
         if !entitled(w, index) && !self.excused(w, index) {
             self.found(w, Broken::PromotedWithoutKey { host: host.name.clone() });
         }

@@ -1,5 +1,6 @@
 //! Faults: which, when, and for how long.
 
+pub mod scripts;
 pub mod settings;
 
 use std::rc::Rc;
@@ -225,6 +226,9 @@ const UNTRUE: &[Fault] = &[
 
 /// Lets things go wrong until it is time to stop.
 pub async fn run(w: Rc<World>, kind: Kind) {
+    if kind == Kind::Situations {
+        return scripts::run(w).await;
+    }
     let list = match kind {
         Kind::Failsafe => STORE,
         Kind::Outage => OUTAGE,
@@ -361,7 +365,7 @@ fn happen(w: &Rc<World>, fault: Fault) {
             let name = w.hosts[w.rng.below(w.hosts.len())].name.clone();
             agent::switch_over(w, w.rng.chance(500).then_some(name.as_str()));
         }
-        Ambush => drop(w.exec.spawn(w.wire, ambush(Rc::clone(w)))),
+        Ambush => drop(w.exec.spawn(w.wire, scripts::ambush(Rc::clone(w)))),
         StalledStream | VoterDown | WrongAddress => untrue(w, fault, lasts),
         StoreAway | StoreRestarts | StoreFull | Election | DeleteLeaderKey | ChangeSettings
         | Maintenance | OddKey => in_the_store(w, fault, at, lasts),
@@ -389,6 +393,7 @@ fn in_the_store(w: &Rc<World>, fault: Fault, at: usize, lasts: Duration) {
         ChangeSettings => settings::change(w),
         Maintenance => {
             settings::patch(w, "pause", serde_json::json!(true));
+            let lasts = if w.rng.chance(500) { lasts } else { w.rng.millis(10_000, 30_000) };
             later(w, lasts, |w| settings::patch(w, "pause", serde_json::json!(false)));
         }
         OddKey => {
@@ -434,7 +439,7 @@ fn untrue(w: &Rc<World>, fault: Fault, lasts: Duration) {
         });
         stalled = Some(other);
     }
-    w.exec.spawn(w.wire, leader_lost_beside(Rc::clone(w), stalled, fault == VoterDown));
+    w.exec.spawn(w.wire, scripts::leader_lost_beside(Rc::clone(w), stalled, fault == VoterDown));
 }
 
 fn proxy_fault(w: &Rc<World>, fault: Fault, at: usize, lasts: Duration) {
@@ -458,86 +463,6 @@ fn proxy_fault(w: &Rc<World>, fault: Fault, at: usize, lasts: Duration) {
             });
         }
     }
-}
-
-/// A switchover in which the old leader sleeps from its release on, and wakes when the new one has
-/// led, acknowledged commits, and died.
-async fn ambush(w: Rc<World>) {
-    agent::switch_over(&w, None);
-    let mut released = None;
-    for _ in 0..3000 {
-        w.exec.sleep(Duration::from_millis(2)).await;
-        let truth = w.store.truth();
-        let record = truth.handover.as_ref().filter(|record| record.wal_end.is_some());
-        released = record.map(|record| (record.leader.clone(), record.candidate.clone()));
-        if released.is_some() || !w.faults_on() {
-            break;
-        }
-    }
-    let Some((old, Some(new))) = released else { return };
-    let (Some(old), Some(new)) = (host::index_of(&w, &old), host::index_of(&w, &new)) else {
-        return;
-    };
-    host::freeze(&w, old);
-    w.exec.sleep(Duration::from_secs(3)).await;
-    if !w.faults_on() || !w.hosts[new].server.borrow().is_primary() {
-        return host::thaw(&w, old);
-    }
-    host::lose_power(&w, new);
-    for _ in 0..200 {
-        w.exec.sleep(Duration::from_millis(100)).await;
-        if w.store.truth().leader.is_none() || !w.faults_on() {
-            break;
-        }
-    }
-    host::thaw(&w, old);
-    w.exec.sleep(Duration::from_secs(4)).await;
-    if !w.hosts[new].up.get() {
-        host::boot(&w, new);
-    }
-}
-
-/// One standby's stream stalls, so that the other one alone has the last commits; then the leader's server is lost, and
-/// shortly before it the other one's as well if `both`.
-async fn leader_lost_beside(w: Rc<World>, stalled: Option<usize>, both: bool) {
-    let leader = w.store.truth().leader.clone();
-    let Some(leader) = leader.and_then(|leader| host::index_of(&w, &leader.name)) else { return };
-    let standbys: Vec<usize> = (0..w.hosts.len()).filter(|index| *index != leader).collect();
-    let any = standbys[w.rng.below(standbys.len())];
-    let stalled = stalled.filter(|stalled| standbys.contains(stalled)).unwrap_or(any);
-    let (here, there) = (End::Host(leader), End::Host(stalled));
-    let links = [(here, there), (there, here)];
-    links.iter().for_each(|(from, to)| w.net.cut(*from, *to));
-    w.exec.sleep(w.rng.millis(50, 600)).await;
-    if both {
-        let others = standbys.iter().filter(|index| **index != stalled);
-        for other in others {
-            if w.hosts[*other].alive() && w.faults_on() {
-                postgres::kill_postmaster(&w, *other, Duration::ZERO);
-            }
-        }
-        w.exec.sleep(w.rng.millis(0, 200)).await;
-    }
-    if !w.faults_on() {
-        // What was cut is mended.
-        return;
-    }
-    let heal = || links.iter().for_each(|(from, to)| w.net.heal(*from, *to));
-    if !w.hosts[leader].alive() {
-        return heal();
-    }
-    if both || w.rng.chance(300) {
-        host::lose_power(&w, leader);
-        later(&w, w.plan.ttl * 2, move |w| {
-            if !w.hosts[leader].up.get() {
-                host::boot(w, leader);
-            }
-        });
-    } else {
-        postgres::kill_postmaster(&w, leader, Duration::ZERO);
-    }
-    // Nothing is left to be received, and the standby is as quick as the others.
-    heal();
 }
 
 /// The guard dies, and the kernel ends the server with it; the agent begins anew.

@@ -323,9 +323,9 @@ fn writable(w: &Rc<World>, index: usize, timeline: Option<u32>) {
         disk.standby_signal = false;
     }
     set(w, index, Run::Primary);
-    let timeline = host.disk.borrow().wal.timeline();
-    w.say(index, format_args!("WRITABLE on timeline {timeline}"));
-    w.checker.borrow_mut().became_writable(w, index);
+    let now = host.disk.borrow().wal.timeline();
+    w.say(index, format_args!("WRITABLE on timeline {now}"));
+    w.checker.borrow_mut().became_writable(w, index, timeline.is_some());
 }
 
 /// `pg_ctl stop -m fast`: ends clients, writes the shutdown checkpoint, waits for walsenders.

@@ -64,8 +64,8 @@ pub enum Mutation {
     ConfigGoneIsDefault,
     /// A renewal is believed to last as long as the configuration says, whatever was granted.
     ConfiguredLease,
-    /// The mark of a primary without a guard is not seen.
-    MarkIgnored,
+    /// Maintenance mode, and the mark of a primary without a guard, are not seen.
+    PauseIgnored,
     /// A leader whose server is down believes that nobody else can lead.
     NobodyElseCanLead,
     /// The lease of a leadership that was lost is renewed all the same.
@@ -110,7 +110,7 @@ impl Mutation {
         Self::NamesSeemRead,
         Self::ConfigGoneIsDefault,
         Self::ConfiguredLease,
-        Self::MarkIgnored,
+        Self::PauseIgnored,
         Self::NobodyElseCanLead,
         Self::LostLeaseRenewed,
         Self::ReleasedLeaseTakenUpAgain,
@@ -180,11 +180,14 @@ pub enum Kind {
     Settings,
     /// Any mode: servers do not start, end as they start, or hang, for longer than a leader may wait.
     Disks,
+    /// Any mode, three to five nodes: one rare situation after the other, each in a cluster that is well
+    /// (`faults/scripts.rs`).
+    Situations,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Asynchronous,
         Self::Synchronous,
         Self::Strict,
@@ -196,6 +199,7 @@ impl Kind {
         Self::Outage,
         Self::Settings,
         Self::Disks,
+        Self::Situations,
     ];
 }
 
@@ -205,25 +209,29 @@ impl Scenario {
         let untrue = kind == Kind::Untrue;
         let quorum = kind == Kind::Quorum || untrue;
         let churn = kind == Kind::Churn || (kind == Kind::Quorum && rng.chance(500));
-        let nodes = if churn || quorum { 3 + rng.below(3) } else { 2 + rng.below(4) };
+        let situations = kind == Kind::Situations;
+        let nodes = if churn || quorum || situations { 3 + rng.below(3) } else { 2 + rng.below(4) };
         let mode = match kind {
             Kind::Asynchronous => 0,
             Kind::Synchronous => 1,
             Kind::Strict => 2,
             Kind::Churn | Kind::Quorum | Kind::Untrue => 1 + rng.below(2),
+            Kind::Situations => [0, 0, 1, 1, 2][rng.below(5)],
             Kind::Failsafe | Kind::Handover | Kind::Outage | Kind::Settings | Kind::Disks => {
                 rng.below(3)
             }
         };
         let outage = kind == Kind::Outage;
-        let failsafe = kind == Kind::Failsafe || (rng.chance(300) && !outage);
+        let often = if kind == Kind::Situations { 500 } else { 300 };
+        let failsafe = kind == Kind::Failsafe || (rng.chance(often) && !outage);
         // With failsafe mode a promise lasts 20 s, whatever the ttl.
         let ttl = Duration::from_secs(5 + rng.below(if failsafe { 12 } else { 6 }) as u64);
+        let ttl = if situations { Duration::from_secs(8 + rng.below(4) as u64) } else { ttl };
         let nodes = if untrue { 3 } else { nodes };
         Self {
             nodes,
             proxies: 1 + rng.below(2),
-            clients: if untrue { 4 } else { 1 + rng.below(2) },
+            clients: if untrue || situations { 4 } else { 1 + rng.below(2) },
             sync: match mode {
                 0 => SyncMode::Off,
                 _ if quorum => SyncMode::Quorum,
@@ -235,13 +243,14 @@ impl Scenario {
             ttl,
             max_lag_bytes: 1_048_576,
             slowness: match rng.below(4) {
+                _ if situations => 1,
                 0 => 8,
                 1 if churn => 30,
                 _ => 1,
             },
             tags: (0..nodes).map(|node| tags(rng, node, nodes)).collect(),
             faults_until: match kind {
-                Kind::Disks => Duration::from_secs(90 + rng.below(60) as u64),
+                Kind::Disks | Kind::Situations => Duration::from_secs(90 + rng.below(60) as u64),
                 _ => Duration::from_secs(20 + rng.below(25) as u64),
             },
             fault_every: if untrue {
@@ -257,7 +266,10 @@ impl Scenario {
             },
             stalls_per_mille: if churn { 25 } else { 4 },
             untrue,
-            late_names: matches!(kind, Kind::Churn | Kind::Quorum | Kind::Settings),
+            late_names: matches!(
+                kind,
+                Kind::Churn | Kind::Quorum | Kind::Settings | Kind::Situations
+            ),
             changing: kind == Kind::Settings,
             start_timeout: Duration::from_secs(if kind == Kind::Disks { 15 } else { 300 }),
             mutation,

@@ -61,8 +61,14 @@ pub struct World {
     pub stalled: RefCell<BTreeMap<End, Stall>>,
     /// Hosts whose REST address is another one's for a while.
     pub answered_by: RefCell<BTreeMap<usize, usize>>,
+    /// The next agent that promotes its server is frozen then for so long.
+    pub freezes_at_promotion: Cell<Option<Duration>>,
+    /// The next agent that sends a claim is frozen then.
+    pub freezes_at_claim: Cell<bool>,
     /// The dynamic configuration as an operator wants it.
     pub config: RefCell<Value>,
+    /// When maintenance mode began.
+    pub paused_since: Cell<Option<Moment>>,
     /// Keys that are missing or make no sense.
     pub odd: RefCell<Vec<OddKey>>,
     faults: Cell<bool>,
@@ -122,7 +128,10 @@ impl World {
             wire,
             stalled: RefCell::default(),
             answered_by: RefCell::default(),
+            freezes_at_promotion: Cell::new(None),
+            freezes_at_claim: Cell::new(false),
             config: RefCell::new(plan.config()),
+            paused_since: Cell::new(None),
             odd: RefCell::default(),
             faults: Cell::new(true),
             over: Cell::new(false),
@@ -247,7 +256,7 @@ impl World {
 
     /// One primary, everybody else follows it, the clients of every proxy write, and the store says so: every member is
     /// there, and in synchronous mode a standby is named.
-    fn is_well(&self) -> bool {
+    pub fn is_well(&self) -> bool {
         let truth = self.store.truth();
         let listed = self.hosts.iter().all(|host| truth.members.contains_key(&host.name));
         let leads = |index: usize| self.hosts[index].server.borrow().is_primary();

@@ -35,6 +35,10 @@ pub fn change(w: &Rc<World>) {
 /// Changes this setting.
 pub fn patch(w: &Rc<World>, key: &str, value: Value) {
     w.note(format_args!("configuration: {key} is {value}"));
+    if key == "pause" {
+        let before = w.paused_since.get();
+        w.paused_since.set((value == json!(true)).then(|| before.unwrap_or(w.exec.now())));
+    }
     w.config.borrow_mut()[key] = value;
     let text = w.config.borrow().to_string();
     w.store.write(w, &w.store.keys.config(), Some(&text));

@@ -201,8 +201,11 @@ impl server::Server for Server {
         fencing: Fencing,
         limit: Duration,
     ) -> Answered<'_, Result<Promoted, PromoteError>> {
+        let life = self.life;
         self.ask(async move |w, index| {
             sql(run_of(w, index))?;
+            crate::sim::faults::scripts::at_promotion(w, index);
+            life.step(w).await;
             let began = w.exec.now();
             if run_of(w, index) == Run::Standby {
                 permits(w, index, fencing).map_err(|why| refused("PROMOTE", why))?;

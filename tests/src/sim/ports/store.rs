@@ -14,6 +14,7 @@ use kornak_dcs::{
 use tokio::sync::watch;
 
 use super::Life;
+use crate::sim::faults::scripts;
 use crate::sim::net::End;
 use crate::sim::postgres;
 use crate::sim::scenario::Mutation;
@@ -51,10 +52,15 @@ impl Dcs for Store {
 
     fn txn(&self, mut txn: Txn) -> DcsFuture<'_, TxnOutcome> {
         let (view, host) = (self.view.clone(), self.life.host);
+        let life = self.life;
         self.ask(async move |w, from| {
+            let about = About::new(&w.store.keys, &txn);
+            if about.claims {
+                scripts::at_claim(w, host);
+                life.step(w).await;
+            }
             let Some(mutation) = w.plan.mutation else { return store::txn(w, from, txn).await };
             let view = Arc::clone(&view.borrow());
-            let about = About::new(&w.store.keys, &txn);
             if let Some(answer) = not_asked(w, host, mutation, &about, &view) {
                 return Ok(answer);
             }
@@ -243,9 +249,12 @@ pub fn as_shown(w: &Rc<World>, host: usize, view: Arc<View>) -> Arc<View> {
             let ttl = w.plan.ttl.as_secs();
             return with(&view, keys.config(), &serde_json::json!({ "ttl": ttl }).to_string());
         }
-        Some(Mutation::MarkIgnored) => {
+        Some(Mutation::PauseIgnored) => {
             let mut changed = View::clone(&view);
             changed.keys.remove(&keys.unfenced());
+            if let Some(found) = changed.keys.get_mut(&keys.config()) {
+                found.value = found.value.replace("\"pause\":true", "\"pause\":false");
+            }
             return Arc::new(changed);
         }
         Some(Mutation::NobodyElseCanLead) => return nobody_else(w, host, &view),
