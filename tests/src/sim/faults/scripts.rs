@@ -23,7 +23,13 @@ pub async fn run(w: Rc<World>) {
         }
         let which = match w.rng.below(7) {
             // Elsewhere the situation is none.
-            1..=3 | 5 if w.plan.sync == SyncMode::Off => 0,
+            1..=3 | 5 if w.plan.sync == SyncMode::Off => {
+                if w.plan.failsafe {
+                    0
+                } else {
+                    6
+                }
+            }
             0 if !w.plan.failsafe => 4,
             which => which,
         };
