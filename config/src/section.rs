@@ -202,6 +202,19 @@ impl<'a> Section<'a> {
         self.text(key).map(PathBuf::from)
     }
 
+    /// A path that other programs are told, some of which run in other folders: absolute, from the folder that this
+    /// process runs in, as Patroni reads it; and without a slash at its end, so that names can be appended.
+    pub(crate) fn place(&self, key: &str) -> Option<PathBuf> {
+        let path = self.path(key)?;
+        match std::path::absolute(&path) {
+            Ok(absolute) => Some(absolute.components().collect()),
+            Err(error) => {
+                self.expected(key, &format!("a path ({error})"));
+                None
+            }
+        }
+    }
+
     /// A truth value in any of the spellings that Patroni takes.
     pub(crate) fn flag(&self, key: &str) -> Option<bool> {
         let found = match self.value(key)? {

@@ -14,6 +14,7 @@ use crate::proxy::{
 use crate::rules::Method;
 
 mod admission;
+mod places;
 
 const AGENT: &str = "\
 scope: demo

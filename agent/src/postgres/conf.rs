@@ -40,8 +40,11 @@ const CONTROLLED: [(&str, &str, u32); 10] = [
     ("hot_standby", "on", 0),
 ];
 
-/// Set by us and nobody else.
-const OURS: [&str; 7] = [
+/// Set by us and nobody else. A file that promotes the server that sees it would be a second way to
+/// lead, and another data directory than `data_dir` would be nobody's that guards it.
+const OURS: [&str; 9] = [
+    "data_directory",
+    "promote_trigger_file",
     "listen_addresses",
     "port",
     "cluster_name",
@@ -69,6 +72,16 @@ const RECOVERY: [&str; 16] = [
     "recovery_target_xid",
     "restore_command",
     "trigger_file",
+];
+
+/// Parameters that name the end of a recovery; empty, they name none.
+const ENDS: [&str; 6] = [
+    "promote_trigger_file",
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
 ];
 
 /// Text of a parameter's value. `None` for null and for what is no value.
@@ -177,6 +190,17 @@ pub(super) fn filed(
     let ends_recovery = |name: &str| name.starts_with("recovery_target");
     filed.retain(|name, _| !shared(name) && !is_ours(name) && !ends_recovery(name));
     filed
+}
+
+/// What undoes the lines of an included original that would end a standby's recovery: a standby follows for ever.
+pub(super) fn endless(original: &str) -> Parameters {
+    let name_of = |line: &str| {
+        let line = line.trim_start();
+        let end = line.find(|c: char| c == '=' || c.is_whitespace()).unwrap_or(line.len());
+        line[..end].to_ascii_lowercase()
+    };
+    let ends = |name: &String| ENDS.contains(&name.as_str());
+    original.lines().map(name_of).filter(ends).map(|name| (name, String::new())).collect()
 }
 
 /// Quotes a value for a configuration file (/docs/current/config-setting.html). Line ends, which

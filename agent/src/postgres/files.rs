@@ -104,12 +104,25 @@ impl Inner {
             let dynamic = &wanted.dynamic_recovery;
             let recovery = conf::recovery(&self.settings, dynamic, &self.name, &passfile, upstream);
             parameters.extend(recovery);
+            if wanted.recovery.is_empty() && !wanted.keeps_recovery {
+                parameters.extend(conf::endless(&self.original()));
+            }
             if matches!(wanted.upstream, Following::Undecided) {
                 parameters
                     .extend(KEPT.iter().filter_map(|kept| before.get_key_value(*kept)).map(owned));
             }
         }
         parameters
+    }
+
+    /// The file that the generated one includes; empty if it cannot be read.
+    fn original(&self) -> String {
+        let path = match &self.settings.custom_conf {
+            // As the server does, from the folder of the including file.
+            Some(custom) => self.config_file("").join(custom),
+            None => self.config_file(BASE_CONF),
+        };
+        read_file(&path, self.user.as_ref()).map(|text| characters(&text)).unwrap_or_default()
     }
 
     /// Writes everything that a start or a reload reads. Only files whose contents change are touched.

@@ -361,7 +361,7 @@ fn kornak(section: &Section<'_>) -> KornakSettings {
     KornakSettings {
         citus: super::citus::kornak_citus(&section.section("citus")),
         os_user: section.text("os_user").unwrap_or(defaults.os_user),
-        state_dir: section.path("state_dir"),
+        state_dir: section.place("state_dir"),
         guard: GuardSettings {
             enabled: guard.flag("enabled").unwrap_or(defaults.guard.enabled),
             stop_budget: guard.duration("stop_budget").unwrap_or(defaults.guard.stop_budget),

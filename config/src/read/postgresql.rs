@@ -64,7 +64,7 @@ pub(super) fn postgresql(section: &Section<'_>) -> Option<PostgresqlSettings> {
     let listen = section.parsed("listen", "host:port", |text| Listen::parse(text, Some(5432)));
     let listen = section.required("listen", "host:port", listen);
     let connect = listen.as_ref().and_then(|listen| connect_address(section, listen));
-    let data_dir = section.required("data_dir", "the data directory", section.path("data_dir"));
+    let data_dir = section.required("data_dir", "the data directory", section.place("data_dir"));
     let authentication = section.section("authentication");
     authentication.tolerate(&["superuser", "replication", "rewind"], &[]);
     let superuser = credentials(&authentication.section("superuser"))
@@ -92,11 +92,11 @@ pub(super) fn postgresql(section: &Section<'_>) -> Option<PostgresqlSettings> {
         listen: listen?,
         connect_address: connect?,
         proxy_address,
-        config_dir: section.path("config_dir").unwrap_or_else(|| data_dir.clone()),
+        config_dir: section.place("config_dir").unwrap_or_else(|| data_dir.clone()),
         data_dir,
-        bin_dir: section.path("bin_dir"),
+        bin_dir: section.place("bin_dir"),
         bin_name: bin_name(&section.section("bin_name")),
-        pgpass: section.path("pgpass"),
+        pgpass: section.place("pgpass"),
         database: section.text("database").unwrap_or_else(|| "postgres".to_owned()),
         superuser,
         replication: replication?,

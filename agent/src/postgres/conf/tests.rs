@@ -79,10 +79,25 @@ fn old_names_become_those_of_the_versions_that_are_supported() {
     assert_eq!(named["recovery_target_action"], "promote");
     let both = map(&json!({"wal_keep_segments": 100, "wal_keep_size": "1GB"}));
     assert_eq!(both["wal_keep_size"], "1GB");
-    let ends = map(&json!({"recovery_target_time": "2020-01-01", "restore_command": "cp"}));
+    let ends = map(
+        &json!({"recovery_target_time": "2020-01-01", "trigger_file": "/t", "data_directory": "/d",
+            "restore_command": "cp"}),
+    );
     let filed = filed(&ends, &ends, &Parameters::new());
-    assert_eq!(filed.get("recovery_target_time"), None);
+    for never in ["recovery_target_time", "promote_trigger_file", "data_directory"] {
+        assert_eq!(filed.get(never), None, "{never}");
+    }
     assert_eq!(filed["restore_command"], "cp");
+}
+
+#[test]
+fn no_line_of_the_original_ends_a_standbys_recovery() {
+    let original = "# recovery_target_xid = '7'\nwork_mem = 4MB\n Recovery_Target='immediate'\n\
+                    recovery_target_action = promote\npromote_trigger_file '/tmp/t'\nrecovery_target_timeline=1\n";
+    let undone = endless(original);
+    let names: Vec<&str> = undone.keys().map(String::as_str).collect();
+    assert_eq!(names, ["promote_trigger_file", "recovery_target"]);
+    assert!(undone.values().all(String::is_empty));
 }
 
 #[test]
