@@ -97,6 +97,11 @@ impl Talker {
         self.stream.write_all(bytes).await.context("write")
     }
 
+    /// Says that nothing more will be said.
+    pub async fn shut(&mut self) -> Result<()> {
+        self.stream.shutdown().await.context("shut the sending side")
+    }
+
     /// Sends a simple query.
     pub async fn query(&mut self, sql: &str) -> Result<()> {
         let mut out = BytesMut::new();

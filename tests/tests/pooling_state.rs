@@ -5,9 +5,12 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use bytes::BytesMut;
+use kornak_protocol::frontend;
 use kornak_tests::run::postgres::{Postgres, SUPERUSER_PASSWORD, connect, sqlstate, text};
 use kornak_tests::run::proxy::Proxy;
 use kornak_tests::run::scratch::Scratch;
+use kornak_tests::talk::{Login, Talker, put_execution};
 use tokio_postgres::Client;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -59,6 +62,9 @@ async fn what_clients_leave_behind() -> Result<()> {
     sql_may_name_statements_of_the_protocol(&pool).await.context("sql")?;
     statements_are_shared_under_equal_settings_only(&pool).await.context("settings")?;
     a_cursor_that_was_rolled_back_leaves_its_client_a_connection(&pool).await.context("cursor")?;
+    who_shuts_its_sending_side_is_answered(&pool, &server).await.context("half closed")?;
+    who_never_stops_talking_lets_others_have_their_turn(&pool).await.context("pipelines")?;
+    what_a_session_has_set_does_not_bend_the_question(&pool).await.context("operators")?;
     a_password_set_again_ends_nobody(&pool, &server).await.context("password")?;
     let pool = Pool::start(&scratch, &server, "always").await?;
     a_reset_of_everything_leaves_nothing_of_a_trigger(&pool).await.context("always")?;
@@ -159,6 +165,94 @@ async fn a_cursor_that_was_rolled_back_leaves_its_client_a_connection(pool: &Poo
     a.batch_execute("COMMIT").await?;
     assert_eq!(text(&a, "SELECT 'a'").await?, "a");
     assert_eq!(text(&b, "SELECT 'b'").await?, "b");
+    Ok(())
+}
+
+/// Finding 22; and nobody can end the COPY of a client that has said its last.
+async fn who_shuts_its_sending_side_is_answered(pool: &Pool, server: &Postgres) -> Result<()> {
+    pool.admin.batch_execute("CREATE TABLE copied (x int); GRANT ALL ON copied TO app").await?;
+    let data = |text: &str| {
+        let len = u32::try_from(text.len() + 4).unwrap_or(0).to_be_bytes();
+        [b"d", &len[..], text.as_bytes()].concat()
+    };
+    let copy_done = b"c\0\0\0\x04".to_vec();
+    let stories: [(&[&str], Vec<u8>); 4] = [
+        (&["SELECT pg_sleep(0.05)", "SELECT 2"], Vec::new()),
+        (&["BEGIN", "SELECT 1/0"], Vec::new()),
+        (&["COPY copied FROM STDIN"], data("1\n")),
+        (&["COPY copied FROM STDIN"], [data("2\n"), copy_done].concat()),
+    ];
+    for (queries, rest) in stories {
+        let mut told = Vec::new();
+        for port in [server.port(), pool.proxy.primary()] {
+            let mut client = Talker::login(&Login::new(port, "app", "right", "postgres")).await?;
+            for sql in queries {
+                client.query(sql).await?;
+            }
+            client.send(&rest).await?;
+            client.shut().await?;
+            told.push(client.told(9).await.with_context(|| format!("{queries:?} at {port}"))?);
+        }
+        assert_eq!(told[0], told[1], "{queries:?}");
+    }
+    let client = pool.client().await?;
+    assert_eq!(text(&client, "SELECT string_agg(x::text, ',') FROM copied").await?, "2,2");
+    Ok(())
+}
+
+/// Finding 36.
+async fn who_never_stops_talking_lets_others_have_their_turn(pool: &Pool) -> Result<()> {
+    let login = Login::new(pool.proxy.primary(), "app", "right", "postgres");
+    let mut talker = Talker::login(&login).await?;
+    let mut batch = BytesMut::new();
+    put_execution("", Some("SELECT pg_sleep(0.002)"), &mut batch);
+    frontend::put_sync(&mut batch);
+    let other = pool.client().await?;
+    // Two batches are always on their way, so that nothing but the proxy makes a pause.
+    talker.send(&batch).await?;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let stopped = stop.clone();
+    let talking = tokio::spawn(async move {
+        while !stopped.is_cancelled() {
+            talker.send(&batch).await?;
+            talker.told(1).await?;
+        }
+        anyhow::Ok(())
+    });
+    let answer = tokio::time::timeout(Duration::from_secs(4), text(&other, "SELECT 'b'")).await;
+    stop.cancel();
+    assert_eq!(answer.context("its turn comes")??, "b");
+    talking.await??;
+    Ok(())
+}
+
+/// Finding 31: operators and types of the client's own come first in its search path.
+async fn what_a_session_has_set_does_not_bend_the_question(pool: &Pool) -> Result<()> {
+    pool.admin
+        .batch_execute(
+            "CREATE FUNCTION one.no(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT false'; \
+             CREATE FUNCTION one.no(name, name) RETURNS boolean LANGUAGE sql AS 'SELECT false'; \
+             CREATE FUNCTION one.no(oid, oid) RETURNS boolean LANGUAGE sql AS 'SELECT false'; \
+             CREATE FUNCTION one.no(int, int) RETURNS boolean LANGUAGE sql AS 'SELECT false'; \
+             CREATE OPERATOR one.= (FUNCTION = one.no, LEFTARG = text, RIGHTARG = text); \
+             CREATE OPERATOR one.= (FUNCTION = one.no, LEFTARG = name, RIGHTARG = name); \
+             CREATE OPERATOR one.= (FUNCTION = one.no, LEFTARG = oid, RIGHTARG = oid); \
+             CREATE OPERATOR one.= (FUNCTION = one.no, LEFTARG = int, RIGHTARG = int); \
+             CREATE FUNCTION two.holds() RETURNS void LANGUAGE plpgsql AS $$ BEGIN \
+               PERFORM pg_catalog.pg_advisory_lock(31), pg_catalog.set_config('work_mem', '3MB', false); \
+             END $$; GRANT USAGE ON SCHEMA one, two TO app",
+        )
+        .await?;
+    let (a, b) = (pool.client().await?, pool.client().await?);
+    a.batch_execute("SET search_path = one, pg_catalog").await?;
+    a.batch_execute("SELECT two.holds()").await?;
+    // It holds a lock, so that its connection is nobody else's.
+    let denied = sqlstate(b.batch_execute("SELECT 1").await);
+    assert_eq!(denied, "53300", "the only connection is kept");
+    a.batch_execute("SELECT pg_advisory_unlock_all()").await?;
+    assert_eq!(text(&b, "SHOW work_mem").await?, "4MB");
+    assert_eq!(text(&b, "SHOW search_path").await?, "\"$user\", public");
+    assert_eq!(text(&a, "SHOW work_mem").await?, "3MB");
     Ok(())
 }
 

@@ -176,6 +176,7 @@ impl Conversation {
                 return Poll::Ready(stop);
             }
             self.settle_doubt(cx);
+            self.end_copy(cx);
             if self.is_behind == self.to_client.is_empty() {
                 self.is_behind = !self.is_behind;
                 self.client.be_patient(self.is_behind);

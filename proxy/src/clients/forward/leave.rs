@@ -12,7 +12,10 @@ use kornak_protocol::frame::{Direction, Flow, Scanner};
 use kornak_protocol::frontend;
 use kornak_protocol::frontend::Target;
 
+use std::pin::Pin;
 use std::task::Context;
+
+use tokio::io::AsyncWrite as _;
 
 use super::io::write;
 use super::{Conversation, Held, Moved, Stop};
@@ -71,6 +74,21 @@ impl Conversation {
             discard::reader_finds_out(write(&mut link.stream, &mut link.to_server, &bye, cx));
         }
         Err(Stop::ClientEnded)
+    }
+
+    /// A client that will say nothing more cannot end its COPY: the server is told so by the end of the stream, and
+    /// what it says of that is for the client.
+    pub(super) fn end_copy(&mut self, cx: &mut Context<'_>) {
+        let is_open = self.presence == Presence::Ended
+            && self.session.is_copying_in()
+            && !self.session.is_terminated();
+        let Some(link) = self.link.as_mut().filter(|it| is_open && it.to_server.is_empty()) else {
+            return;
+        };
+        // Shut down when the operating system is ready for it; an error shows itself when the connection is read.
+        if Pin::new(&mut link.stream).poll_shutdown(cx).is_ready() {
+            self.session.terminated();
+        }
     }
 
     /// Whether nothing is owed to the client any more.

@@ -36,18 +36,28 @@ pub(super) fn part(rng: &Rng, who: Speaker, keeps: bool) -> Part {
     };
     let who = Speaker { writes: leaves != Leave::Closes, ..who };
     let mut script = Script { rng, who, steps: Vec::new(), out: BytesMut::new() };
+    if rng.chance(350) {
+        // Before anything makes a difference that has the connection reset.
+        script.query(&words::first(rng, who));
+        script.step(Wait::Ready(1));
+    }
     for _ in 0..1 + rng.below(3) {
         match rng.below(100) {
-            0..=39 => script.simple(),
-            40..=74 => script.extended(),
-            75..=86 => script.transaction(),
+            0..=33 => script.simple(),
+            34..=62 => script.extended(),
+            63..=68 => script.reads_times(),
+            69..=78 => script.transaction(),
+            79..=86 => script.settings(),
             87..=92 => script.copies_in(),
             93..=95 => script.copies_out(),
             _ => script.calls_functions(),
         }
     }
     if leaves == Leave::Closes {
-        script.cut();
+        match rng.chance(250) {
+            true => script.leaves_in_a_copy(),
+            false => script.cut(),
+        }
     } else {
         script.settle(keeps);
     }
@@ -194,6 +204,59 @@ impl Script<'_> {
         self.step(Wait::Ready(1));
     }
 
+    /// A text that all prepare under settings of their own, and run again later: it is read as it was.
+    fn reads_times(&mut self) {
+        // Always the same for one client: over a pool the text may be read anew (docs/pooling.md).
+        let zone = ["UTC", "Asia/Tokyo"][self.who.slot % 2];
+        self.query(&format!("SET TimeZone = '{zone}'"));
+        self.step(Wait::Ready(1));
+        if self.rng.chance(400) {
+            let text = b"SELECT count(*) FROM times WHERE at > '2024-01-01 03:00'";
+            fits(frontend::put_close(Target::Statement(b"t1"), &mut self.out));
+            fits(frontend::put_parse(b"t1", text, &[], &mut self.out));
+        }
+        fits(frontend::put_bind(b"", b"t1", &[], &mut self.out));
+        fits(frontend::put_execute(b"", 0, &mut self.out));
+        frontend::put_sync(&mut self.out);
+        self.step(Wait::Ready(1));
+    }
+
+    /// Settings of a transaction, which count or do not, whichever way it ends.
+    fn settings(&mut self) {
+        let set = |rng: &Rng| words::sets_plainly(rng);
+        let mut texts = vec!["BEGIN".to_owned()];
+        if self.rng.chance(500) {
+            texts.extend([set(self.rng), "SAVEPOINT a".to_owned(), set(self.rng)]);
+            texts.push(
+                ["ROLLBACK TO a", "ROLLBACK TO a", "RELEASE a"][self.rng.below(3)].to_owned(),
+            );
+        }
+        if self.rng.chance(500) {
+            texts.push(set(self.rng));
+        }
+        if self.rng.chance(100) {
+            texts.push(words::fails(self.rng));
+        }
+        let ends =
+            ["COMMIT", "ROLLBACK", "COMMIT AND CHAIN", "COMMIT AND CHAIN", "ROLLBACK AND CHAIN"];
+        texts.push(ends[self.rng.below(5)].to_owned());
+        if self.rng.chance(300) {
+            texts.push(set(self.rng));
+        }
+        texts.push(["ROLLBACK", "ROLLBACK", "COMMIT"][self.rng.below(3)].to_owned());
+        let pipelined = self.rng.chance(200);
+        let count = texts.len();
+        for text in texts {
+            self.query(&text);
+            if !pipelined {
+                self.step(Wait::Ready(1));
+            }
+        }
+        if pipelined {
+            self.step(Wait::Ready(count));
+        }
+    }
+
     fn copies_in(&mut self) {
         let text = match self.who.writes {
             true => format!("COPY own{} (v) FROM STDIN", self.who.slot),
@@ -264,12 +327,16 @@ impl Script<'_> {
         frontend::put_sync(&mut self.out);
         self.query("ROLLBACK");
         if self.rng.chance(400) {
-            self.query(words::LOOK);
+            self.query(&words::look(self.who));
         }
         match (keeps && self.rng.chance(800), self.rng.chance(150)) {
             (true, _) => {}
             (false, true) => self.query("DISCARD ALL"),
             (false, false) => {
+                // Who has set nothing gets a connection as it is.
+                if self.rng.chance(300) {
+                    self.query("RESET ALL");
+                }
                 for text in words::LET_GO {
                     self.query(text);
                 }
@@ -277,6 +344,22 @@ impl Script<'_> {
         }
         put_marker(&mut self.out);
         self.step(Wait::Marker);
+    }
+
+    /// Ends in the middle of data for a COPY that has failed, with the error or before it.
+    fn leaves_in_a_copy(&mut self) {
+        fits(frontend::put_copy_fail(b"over", &mut self.out));
+        frontend::put_sync(&mut self.out);
+        self.query("ROLLBACK");
+        put_marker(&mut self.out);
+        self.step(Wait::Marker);
+        self.query("COPY nowhere FROM STDIN");
+        self.message(b'd', &[b'x'; 300]);
+        let cut = 1 + self.rng.below(290);
+        let len = self.out.len();
+        self.out.truncate(len - cut);
+        let wait = if self.rng.chance(500) { Wait::Ready(1) } else { Wait::None };
+        self.step(wait);
     }
 
     /// Ends at any byte of any step; nothing behind it is answered.

@@ -34,6 +34,7 @@ INSERT INTO alt.which VALUES ('alt');
 CREATE TABLE shared (id integer, v text);
 INSERT INTO shared VALUES (1, 'one'), (2, 'two');
 CREATE FUNCTION sets_tenant(who text) RETURNS text LANGUAGE sql AS $$ SELECT set_config('my.tenant', who, false) $$;
+CREATE FUNCTION sets_hidden(a text, v text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('my.' || a, v, false); END $$;
 CREATE FUNCTION sets_path(w text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('search_path', w, false); END $$;
 CREATE FUNCTION takes_lock(k integer) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_lock(k); END $$;
 CREATE FUNCTION makes_temp() RETURNS void LANGUAGE plpgsql AS $$ BEGIN CREATE TEMP TABLE IF NOT EXISTS tmp (a integer); END $$;
@@ -76,7 +77,7 @@ pub(super) const CHANGES: &[&str] = &[
 
 /// Everything that a session may see of itself, in one row: who it is, its parameters, statements of SQL,
 /// temporary tables, cursors, locks and channels.
-pub(super) const LOOK: &str = "SELECT current_user, session_user, \
+const LOOK: &str = "SELECT current_user, session_user, \
     coalesce(current_setting('my.tenant', true), ''), coalesce(current_setting('my.other', true), ''), \
     (SELECT string_agg(concat(name, '=', setting, '/', CASE name WHEN 'application_name' THEN '' ELSE reset_val END), ', ' \
         ORDER BY name) FROM pg_settings WHERE context IN ('user', 'superuser') \
@@ -87,6 +88,22 @@ pub(super) const LOOK: &str = "SELECT current_user, session_user, \
     (SELECT string_agg(concat(classid, '.', objid, mode), ', ' ORDER BY objid, mode) FROM pg_locks \
         WHERE locktype = 'advisory' AND pid = pg_backend_pid()), \
     (SELECT string_agg(c, ', ' ORDER BY c) FROM pg_listening_channels() AS c)";
+
+/// As [`LOOK`], with the parameter that only the first client sets ([`hidden`]), for the others.
+pub(super) fn look(who: Speaker) -> String {
+    match who.slot {
+        0 => LOOK.to_owned(),
+        _ => format!("{LOOK}, coalesce(current_setting('my.hidden', true), '')"),
+    }
+}
+
+/// A first statement: client 0 hides something, the others look.
+pub(super) fn first(rng: &Rng, who: Speaker) -> String {
+    match who.slot {
+        0 => hidden(rng, who),
+        _ => look(who),
+    }
+}
 
 /// Brings a session back to where it keeps its connection from nobody. What it has set and prepared stays.
 pub(super) const LET_GO: &[&str] = &[
@@ -180,6 +197,25 @@ pub(super) fn sets(rng: &Rng) -> String {
             pick(rng, &["SELECT 1/0", "ROLLBACK", "RESET work_mem"])
         ),
         _ => format!("SET {name} = 'no such value'"),
+    }
+}
+
+/// As [`sets`], in the plain way.
+pub(super) fn sets_plainly(rng: &Rng) -> String {
+    let (name, values) = PARAMETERS[rng.below(PARAMETERS.len())];
+    match rng.below(6) {
+        0 => format!("RESET {name}"),
+        1 => format!("SET LOCAL {name} = {}", pick(rng, values)),
+        _ => format!("SET {name} = {}", pick(rng, values)),
+    }
+}
+
+/// A parameter that functions set under a name which no text shows: its own client may lose it over a pool
+/// (docs/pooling.md), so it only sets it, and the others look.
+fn hidden(rng: &Rng, who: Speaker) -> String {
+    match who.slot {
+        0 => format!("SELECT sets_hidden('hidden', '{}')", pick(rng, &["h", "i"])),
+        _ => "SELECT coalesce(current_setting('my.hidden', true), '')".to_owned(),
     }
 }
 
@@ -318,7 +354,8 @@ pub(super) fn transaction(rng: &Rng) -> &'static str {
 /// Anything but COPY.
 pub(super) fn any(rng: &Rng, who: Speaker) -> String {
     match rng.below(100) {
-        0..=24 => reads(rng),
+        0..=20 => reads(rng),
+        21..=24 => hidden(rng, who),
         25..=49 => sets(rng),
         50..=55 => roles(rng).to_owned(),
         56..=75 => holds(rng, who),
@@ -335,6 +372,9 @@ pub(super) fn prepared(rng: &Rng, who: Speaker) -> String {
         "SELECT v FROM t WHERE id = $1::integer",
         "SELECT w FROM which ORDER BY w",
         "SELECT v FROM shared WHERE id = 1",
+        "SELECT count(*) FROM times WHERE at > '2024-01-01 03:00'",
+        "SELECT count(*) FROM times WHERE at > '2024-01-01 07:00'",
+        "SELECT '01/02/2024'::date - '2024-01-01'::date",
         "SHOW TimeZone",
         "SELECT current_user, session_user",
         "SELECT coalesce(current_setting('my.tenant', true), '')",
