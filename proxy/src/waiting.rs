@@ -5,5 +5,6 @@
 
 pub mod gate;
 pub mod hold;
+pub mod holding;
 pub mod outage;
 pub mod read_source;

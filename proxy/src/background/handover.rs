@@ -1,5 +1,5 @@
-//! Obeying planned handovers: registers this proxy, closes and opens the gate as [`crate::waiting::hold`]
-//! says, acknowledges. The gate is closed for a group without a primary as well ([`crate::waiting::outage`]).
+//! Obeying planned handovers: registers this proxy, closes and opens the gate as [`crate::waiting::holding`]
+//! says, acknowledges.
 //!
 //! A proxy is registered before it opens its first server connection, and reads the record after
 //! that: a leader that has listed the proxies either sees us, or we see its record (docs/safety.md A5).
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use kornak_cluster::member::KORNAK_RECORDS_VERSION;
 use kornak_cluster::{
-    Ack, GroupId, Handover, HandoverPhase, Moment, ProxyRegistration, Revision, Topology, discard,
+    Ack, Handover, HandoverPhase, Moment, ProxyRegistration, Revision, Topology, discard,
 };
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Compare, Dcs, DcsError, LeaseId, Op, Txn};
@@ -19,20 +19,15 @@ use tokio_util::sync::CancellationToken;
 use crate::background::{beforehand, topology};
 use crate::cluster::standing::Standings;
 use crate::shared::{Holding, Phase, Shared};
-use crate::waiting::gate::Sides;
-use crate::waiting::hold::{Attempt, Effect, Facts, Hold, State};
-use crate::waiting::outage::{self, Outages};
-use crate::waiting::read_source::{self, Readings};
+use crate::waiting::hold::{Attempt, State};
+use crate::waiting::holding::{self, Decision, Event, Facts, Waits};
+use crate::waiting::{outage, read_source};
 
 /// Lease of the registration: a proxy that is frozen or cut off blocks handovers no longer than this.
 const LEASE: Duration = Duration::from_secs(10);
 
 /// Pause after the store refused or did not answer.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// How long sessions on standbys wait for another group's standby, before they read from its primary:
-/// a former primary that was stopped in order follows within two seconds, one that crashed takes three.
-const STANDBY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the first registration may fail before this proxy serves without one: the leader looks
 /// at its own sessions as well.
@@ -130,87 +125,45 @@ async fn step(
     Ok(LEASE / 3)
 }
 
-/// Obeys the record until told to stop.
+/// Has sessions wait, and go on, as [`crate::waiting::holding`] says, until told to stop.
 pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationToken) {
     let clock = Instant::now();
     let now = || Moment::new(clock.elapsed());
-    let mut hold = Hold::default();
-    let mut outages = Outages::default();
-    let mut readings = Readings::default();
-    // What the gate is closed for by the record.
-    let mut held = Sides::NONE;
+    let mut waits = Waits::default();
     let mut topology = shared.topology.subscribe();
     let mut standings = shared.standings.subscribe();
-    // Of the handover that is under way, or was the last.
-    let mut former = String::new();
-    let mut group = GroupId::COORDINATOR;
     loop {
         let listens_again = shared.listens_again.notified();
         let cluster = Arc::clone(&topology.borrow_and_update());
         let known = Arc::clone(&standings.borrow_and_update());
-        let record = cluster.handover.as_ref();
-        if let Some(record) = record {
-            group = record.group.unwrap_or(GroupId::COORDINATOR);
-            former.clone_from(&record.leader);
-        }
-        ask(&shared, &store, record);
-        match record.map(|record| record.phase) {
-            None if shared.ahead.over() => {
-                let shared = Arc::clone(&shared);
-                tokio::spawn(async move { shared.ahead.drop_unused().await });
-            }
-            None => {}
-            Some(HandoverPhase::Switch | HandoverPhase::Promote) => shared.ahead.hurry(),
-            Some(_) => {}
-        }
-        let sides = if cluster.groups.len() > 1 { Sides::ALL } else { Sides::LEADING };
-        let facts = Facts {
-            record,
-            inside: shared.gate.inside(sides),
-            serving: known.serving(group).ok().map(|serving| serving.epoch),
-            proof: known.proof(group),
-            to_listen: match hold.state() {
-                State::Switching { .. } => shared.registry.to_listen(&former, known.term(group)),
-                _ => 0,
-            },
-            max_hold: shared.settings().limits.max_hold,
-        };
-        let asked = record.map_or(Duration::ZERO, |r| Duration::from_millis(r.max_hold_ms));
-        let short = (asked > facts.max_hold).then(|| {
-            format!("limits.max_hold is shorter than the {asked:?} that handovers ask for")
-        });
-        shared.set_trouble("max_hold", short);
-        let mut effects = Vec::new();
-        hold.on(&facts, now(), &mut effects);
-        let closed_now = effects.contains(&Effect::Close);
-        let wanted = apply(&shared, effects, sides, &mut held);
-        attend(&shared, &mut outages, &cluster, &known, now());
-        look_for_standbys(&shared, &mut readings, &cluster, now());
-        let away = outages.closed();
-        let closed = held.union(away).union(readings.closed(away));
-        let opens = shared.gate.closed() != closed;
-        shared.gate.close(closed);
-        if opens {
-            shared.registry.wake_all();
-        }
+        prepare(&shared, &store, cluster.handover.as_ref());
+        let facts = facts(&shared, &waits, &cluster, &known);
+        let mut events = Vec::new();
+        let decision = waits.on(&facts, now(), &mut events);
+        events.into_iter().for_each(|event| tell(&shared, event));
+        close(&shared, &decision);
         let mut retry_ack = false;
-        if let Some(attempt) = wanted {
+        if let Some(attempt) = &decision.acknowledge {
             let revision = cluster.handover_revision;
-            retry_ack = !acknowledge(&shared, &store, &mut hold, &attempt, revision).await;
+            let written = acknowledge(&shared, &store, attempt, revision).await;
+            if written {
+                waits.acknowledged(attempt);
+            }
+            retry_ack = !written;
         }
-        show(&shared, &hold, &outages, &readings);
-        if closed_now {
+        show(&shared, &waits);
+        let sides = holding::affected(&cluster);
+        if decision.look_again {
             tracing::info!(
                 phase = shared.holding.borrow().phase.as_str(),
                 inside = shared.gate.inside(sides),
                 "gate closed"
             );
-            // Look again: nobody may have been inside.
+            // Nobody may have been inside.
             continue;
         }
-        let waiting = matches!(hold.state(), State::Draining { acknowledged: false, .. });
-        let deadlines = [hold.deadline(), outages.deadline(), readings.deadline()];
-        let deadline = deadlines.into_iter().flatten().min().map(|at| at.since(now()));
+        let waiting = waits.is_draining();
+        let deadline = decision.deadline.map(|at| at.since(now()));
         tokio::select! {
             changed = topology.changed() => if changed.is_err() { return },
             _ = standings.changed() => {}
@@ -224,26 +177,47 @@ pub async fn obey(shared: Arc<Shared>, store: Arc<dyn Dcs>, stop: CancellationTo
     }
 }
 
-/// Notes what the record has closed; what is to be acknowledged comes back.
-fn apply(shared: &Shared, effects: Vec<Effect>, sides: Sides, held: &mut Sides) -> Option<Attempt> {
-    let mut wanted = None;
-    for effect in effects {
-        match effect {
-            Effect::Close => *held = sides,
-            Effect::Open(time) => {
-                *held = Sides::NONE;
-                shared.metrics.gate.record(time);
-                tracing::info!(elapsed_ms = time.as_millis() as u64, "gate opened");
-            }
-            Effect::OpenMost(time) => {
-                *held = Sides::WORKERS;
-                let elapsed_ms = time.as_millis() as u64;
-                tracing::info!(elapsed_ms, "gate opened, but for workers");
-            }
-            Effect::Acknowledge(attempt) => wanted = Some(attempt),
+/// Has sessions log in to the candidate while the handover is prepared, and forgets those logins after it.
+fn prepare(shared: &Arc<Shared>, store: &Arc<dyn Dcs>, record: Option<&Handover>) {
+    ask(shared, store, record);
+    match record.map(|record| record.phase) {
+        None if shared.ahead.over() => {
+            let shared = Arc::clone(shared);
+            tokio::spawn(async move { shared.ahead.drop_unused().await });
         }
+        Some(HandoverPhase::Switch | HandoverPhase::Promote) => shared.ahead.hurry(),
+        None | Some(_) => {}
     }
-    wanted
+}
+
+fn facts<'a>(
+    shared: &Shared,
+    waits: &Waits,
+    cluster: &'a Topology,
+    standings: &'a Standings,
+) -> Facts<'a> {
+    let settings = shared.settings();
+    let (max_hold, hold_timeout) = (settings.limits.max_hold, settings.limits.hold_timeout);
+    let record = cluster.handover.as_ref();
+    let asked = record.map_or(Duration::ZERO, |r| Duration::from_millis(r.max_hold_ms));
+    let short = (asked > max_hold)
+        .then(|| format!("limits.max_hold is shorter than the {asked:?} that handovers ask for"));
+    shared.set_trouble("max_hold", short);
+    let to_listen = waits
+        .former_leader(cluster)
+        .map_or(0, |(former, group)| shared.registry.to_listen(former, standings.term(group)));
+    let inside = shared.gate.inside(holding::affected(cluster));
+    Facts { cluster, standings, inside, to_listen, max_hold, hold_timeout }
+}
+
+fn close(shared: &Shared, decision: &Decision) {
+    // Before the gate: who waited must not begin on the connection it had.
+    shared.set_source(decision.source);
+    let changes = shared.gate.closed() != decision.closed;
+    shared.gate.close(decision.closed);
+    if changes {
+        shared.registry.wake_all();
+    }
 }
 
 /// While a handover is prepared, sessions on the leader ask it what they hold: what functions did
@@ -259,97 +233,91 @@ fn ask(shared: &Arc<Shared>, store: &Arc<dyn Dcs>, record: Option<&Handover>) {
     }
 }
 
-/// Looks after the groups of a Citus cluster that have no primary.
-fn attend(
-    shared: &Shared,
-    outages: &mut Outages,
-    cluster: &Topology,
-    standings: &Standings,
-    now: Moment,
-) {
-    // A little less than a unit's own patience: whoever waits for another group goes on, and is not
-    // refused.
-    let patience = shared.settings().limits.hold_timeout.mul_f32(0.95);
-    let mut events = Vec::new();
-    outages.on(&outage::Facts { cluster, standings, patience }, now, &mut events);
-    for event in events {
-        let elapsed_ms = |held: Duration| held.as_millis() as u64;
-        match event {
-            outage::Event::Began { group, why } => {
-                tracing::warn!(
-                    group = group.0,
-                    why = why.as_str(),
-                    "group has no primary, new transactions of the whole cluster wait"
-                );
-            }
-            outage::Event::Spreads { group, held } => {
-                tracing::info!(
-                    group = group.0,
-                    elapsed_ms = elapsed_ms(held),
-                    "coordinator knows the group's primary, its sessions continue"
-                );
-            }
-            outage::Event::Ended { group, held } => {
-                shared.metrics.outage.record(held);
-                tracing::info!(
-                    group = group.0,
-                    elapsed_ms = elapsed_ms(held),
-                    "every node knows the group's primary, all sessions continue"
-                );
-            }
-            outage::Event::Gone { group, held } => {
-                shared.metrics.outage.record(held);
-                tracing::info!(
-                    group = group.0,
-                    elapsed_ms = elapsed_ms(held),
-                    "group was removed or shut down, all sessions continue"
-                );
-            }
-            outage::Event::GivenUp { group, held } => {
-                shared.metrics.outage.record(held);
-                tracing::error!(
-                    group = group.0,
-                    elapsed_ms = elapsed_ms(held),
-                    "group has no registered primary within the limit, transactions continue without it"
-                );
-            }
+/// Tells the log and the metrics of a change.
+fn tell(shared: &Shared, event: Event) {
+    let elapsed_ms = |held: Duration| held.as_millis() as u64;
+    match event {
+        Event::Opened { held } => {
+            shared.metrics.gate.record(held);
+            tracing::info!(elapsed_ms = elapsed_ms(held), "gate opened");
+        }
+        Event::OnlyWorkersWait { held } => {
+            tracing::info!(elapsed_ms = elapsed_ms(held), "gate opened, but for workers");
+        }
+        Event::Outage(event) => tell_of_outage(shared, event),
+        Event::Reading(event) => tell_of_reading(event),
+    }
+}
+
+fn tell_of_outage(shared: &Shared, event: outage::Event) {
+    let elapsed_ms = |held: Duration| held.as_millis() as u64;
+    match event {
+        outage::Event::Began { group, why } => {
+            tracing::warn!(
+                group = group.0,
+                why = why.as_str(),
+                "group has no primary, new transactions of the whole cluster wait"
+            );
+        }
+        outage::Event::Spreads { group, held } => {
+            tracing::info!(
+                group = group.0,
+                elapsed_ms = elapsed_ms(held),
+                "coordinator knows the group's primary, its sessions continue"
+            );
+        }
+        outage::Event::Ended { group, held } => {
+            shared.metrics.outage.record(held);
+            tracing::info!(
+                group = group.0,
+                elapsed_ms = elapsed_ms(held),
+                "every node knows the group's primary, all sessions continue"
+            );
+        }
+        outage::Event::Gone { group, held } => {
+            shared.metrics.outage.record(held);
+            tracing::info!(
+                group = group.0,
+                elapsed_ms = elapsed_ms(held),
+                "group was removed or shut down, all sessions continue"
+            );
+        }
+        outage::Event::GivenUp { group, held } => {
+            shared.metrics.outage.record(held);
+            tracing::error!(
+                group = group.0,
+                elapsed_ms = elapsed_ms(held),
+                "group has no registered primary within the limit, transactions continue without it"
+            );
         }
     }
 }
 
-/// Looks whether sessions on standbys of a Citus cluster can be answered by standbys.
-fn look_for_standbys(shared: &Shared, readings: &mut Readings, cluster: &Topology, now: Moment) {
-    let patience = STANDBY_PATIENCE.min(shared.settings().limits.hold_timeout.mul_f32(0.95));
-    let mut events = Vec::new();
-    readings.on(cluster, patience, now, &mut events);
-    // Before the gate: who waited must not begin on the connection it had.
-    shared.set_source(readings.source());
-    for event in events {
-        match event {
-            read_source::Event::Began { group } => tracing::info!(
-                group = group.0,
-                "registered standby does not run, new transactions of sessions on standbys wait"
-            ),
-            read_source::Event::Ended { group, held } => tracing::info!(
-                group = group.0,
-                elapsed_ms = held.as_millis() as u64,
-                "group's standbys run, sessions on standbys continue"
-            ),
-            read_source::Event::Primaries { group } => tracing::info!(
-                group = group.0,
-                "registered standby still does not run, sessions on standbys read from primaries"
-            ),
-            read_source::Event::Standbys { group } => {
-                tracing::info!(group = group.0, "group can be read from standbys again");
-            }
+fn tell_of_reading(event: read_source::Event) {
+    match event {
+        read_source::Event::Began { group } => tracing::info!(
+            group = group.0,
+            "registered standby does not run, new transactions of sessions on standbys wait"
+        ),
+        read_source::Event::Ended { group, held } => tracing::info!(
+            group = group.0,
+            elapsed_ms = held.as_millis() as u64,
+            "group's standbys run, sessions on standbys continue"
+        ),
+        read_source::Event::Primaries { group } => tracing::info!(
+            group = group.0,
+            "registered standby still does not run, sessions on standbys read from primaries"
+        ),
+        read_source::Event::Standbys { group } => {
+            tracing::info!(group = group.0, "group can be read from standbys again");
         }
     }
 }
 
+/// Writes the acknowledgement; false: it is not written.
 async fn acknowledge(
     shared: &Shared,
     store: &Arc<dyn Dcs>,
-    hold: &mut Hold,
     attempt: &Attempt,
     revision: Revision,
 ) -> bool {
@@ -361,13 +329,8 @@ async fn acknowledge(
         .when(Compare::Modified { key: keys.handover(), revision });
     let written = tokio::time::timeout(PAUSE, store.txn(txn)).await;
     match written {
-        Ok(Ok(outcome)) => {
-            // If the record has changed meanwhile, the next view says what is wanted now.
-            if outcome.succeeded {
-                hold.acknowledged(attempt);
-            }
-            outcome.succeeded
-        }
+        // If the record has changed meanwhile, the next view says what is wanted now.
+        Ok(Ok(outcome)) => outcome.succeeded,
         Ok(Err(error)) => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -379,8 +342,9 @@ async fn acknowledge(
     }
 }
 
-fn show(shared: &Shared, hold: &Hold, outages: &Outages, readings: &Readings) {
-    let (phase, attempt, acknowledged) = match hold.state() {
+fn show(shared: &Shared, waits: &Waits) {
+    let (outages, readings) = (waits.outages(), waits.readings());
+    let (phase, attempt, acknowledged) = match waits.handover() {
         State::Open if !outages.closed().is_empty() => (Phase::Failover, None, false),
         State::Open if readings.waiting().next().is_some() => (Phase::Reading, None, false),
         State::Open => (Phase::Open, None, false),

@@ -53,6 +53,7 @@ const PURE: &[&str] = &[
     "proxy/src/session",
     "proxy/src/session.rs",
     "proxy/src/waiting/hold.rs",
+    "proxy/src/waiting/holding.rs",
     "proxy/src/waiting/outage.rs",
     "proxy/src/waiting/read_source.rs",
     "ctl/src/render",
