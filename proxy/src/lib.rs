@@ -120,6 +120,34 @@ pub async fn run(
     running.join.await.map_err(|_| RunError::ThreadEnded)?
 }
 
+/// What the proxy listens on.
+struct Sockets {
+    /// Name and address of each listener.
+    listeners: Vec<(String, SocketAddr)>,
+    /// Each thread has a socket of its own for each listener.
+    of_threads: Vec<Vec<serve::Bound>>,
+}
+
+fn bind(settings: &ProxySettings, threads: usize) -> Result<Sockets, StartError> {
+    let mut listeners = Vec::new();
+    let mut of_threads: Vec<Vec<serve::Bound>> = (0..threads).map(|_| Vec::new()).collect();
+    for (listener, setting) in settings.listeners.iter().enumerate() {
+        let bound = serve::bind(&setting.listen, threads);
+        let (address, copies) = bound.map_err(|source| StartError::Listen {
+            name: setting.name.clone(),
+            listen: setting.listen.clone(),
+            source,
+        })?;
+        listeners.push((setting.name.clone(), address));
+        for (n, socket) in copies.into_iter().enumerate() {
+            if let Some(thread) = of_threads.get_mut(n % threads) {
+                thread.push(serve::Bound { listener, socket });
+            }
+        }
+    }
+    Ok(Sockets { listeners, of_threads })
+}
+
 /// Starts a proxy: when it returns, every address is bound. `store` is needed if the settings name
 /// one. Must be called inside a tokio runtime, which carries the work beside the sessions.
 pub async fn start(
@@ -135,22 +163,7 @@ pub async fn start(
     let threads = settings.threads.unwrap_or_else(cores).max(1);
     let server_tls = tls::ServerTls::new(&settings.tls.server)?;
     let client_tls = tls::ClientSide::new(&settings.tls.client)?;
-    let mut listeners = Vec::new();
-    let mut sockets: Vec<Vec<serve::Bound>> = (0..threads).map(|_| Vec::new()).collect();
-    for (listener, setting) in settings.listeners.iter().enumerate() {
-        let bound = serve::bind(&setting.listen, threads);
-        let (address, copies) = bound.map_err(|source| StartError::Listen {
-            name: setting.name.clone(),
-            listen: setting.listen.clone(),
-            source,
-        })?;
-        listeners.push((setting.name.clone(), address));
-        for (n, socket) in copies.into_iter().enumerate() {
-            if let Some(thread) = sockets.get_mut(n % threads) {
-                thread.push(serve::Bound { listener, socket });
-            }
-        }
-    }
+    let Sockets { listeners, of_threads } = bind(&settings, threads)?;
     let page = match &settings.status {
         None => None,
         Some(status) => Some(status_ports(status)?),
@@ -178,7 +191,7 @@ pub async fn start(
         tokio::spawn(status::serve::serve(Arc::clone(&shared), ports, stop.clone()));
     }
     let mut finished = Vec::new();
-    for (lane, (sockets, orders)) in sockets.into_iter().zip(orders).enumerate() {
+    for (lane, (sockets, orders)) in of_threads.into_iter().zip(orders).enumerate() {
         let thread = serve::spawn_thread(lane, Arc::clone(&shared), sockets, orders, stop.clone());
         finished.push(thread.map_err(StartError::Thread)?);
     }

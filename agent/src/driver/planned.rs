@@ -179,14 +179,7 @@ impl Driver {
 
     /// Hands over if this node leads and somebody can take over, then stops the server.
     pub(super) async fn shut_down(mut self) -> End {
-        if self.ctx.server.is_rewinding() {
-            info!(
-                "waiting for pg_rewind, because an interrupted one leaves the data directory unusable"
-            );
-            while self.ctx.server.is_rewinding() {
-                self.ctx.machine.sleep(REWIND_LOOK).await;
-            }
-        }
+        self.wait_for_rewind().await;
         if let Some((job, _)) = self.job.as_ref().filter(|(job, _)| *job != Job::Handover) {
             let makes = matches!(job, Job::Bootstrap | Job::Clone | Job::Reinitialize);
             self.abort();
@@ -207,23 +200,7 @@ impl Driver {
                 warn!("stopping without a handover: the store does not answer");
             }
         }
-        if let Some((_, handle)) = self.job.take() {
-            let limit = SHUTDOWN_DRAIN + Duration::from_secs(15);
-            let running = handle.abort_handle();
-            let mut view = self.ctx.view.clone();
-            tokio::select! {
-                biased;
-                // It has said itself what came of it.
-                _ = handle => {}
-                () = self.ctx.machine.sleep(limit) => {
-                    warn!("stopping without a handover: it took too long");
-                }
-                Ok(_) = view.wait_for(|view| view.reach == Reach::Lost) => {
-                    warn!("stopping without a handover: the store is gone");
-                }
-            }
-            running.abort();
-        }
+        self.wait_for_handover().await;
         let stopped = self.ctx.stop_in_order(self.ctx.stop_limit()).await;
         if let Err(error) = stopped {
             warn!(error = &error as &dyn std::error::Error, "server did not stop and is killed");
@@ -233,6 +210,50 @@ impl Driver {
                 return End::Stopped;
             }
         }
+        self.give_key_back().await;
+        self.ctx.fresh_look(super::LOOK_LIMIT).await;
+        let snapshot = self.look();
+        let decision = Decision { action: Action::Wait, why: Why::ServerDown, recheck: BACK_OFF };
+        self.show(&decision, &snapshot);
+        self.call_back(&snapshot.server, Some(Job::Demote));
+        info!("agent stopped");
+        End::Stopped
+    }
+
+    async fn wait_for_rewind(&self) {
+        if self.ctx.server.is_rewinding() {
+            info!(
+                "waiting for pg_rewind, because an interrupted one leaves the data directory unusable"
+            );
+            while self.ctx.server.is_rewinding() {
+                self.ctx.machine.sleep(REWIND_LOOK).await;
+            }
+        }
+    }
+
+    /// Waits for the end of the handover that is under way, if there is one, and breaks it off when it takes
+    /// too long or the store is gone.
+    async fn wait_for_handover(&mut self) {
+        let Some((_, handle)) = self.job.take() else { return };
+        let limit = SHUTDOWN_DRAIN + Duration::from_secs(15);
+        let running = handle.abort_handle();
+        let mut view = self.ctx.view.clone();
+        tokio::select! {
+            biased;
+            // It has said itself what came of it.
+            _ = handle => {}
+            () = self.ctx.machine.sleep(limit) => {
+                warn!("stopping without a handover: it took too long");
+            }
+            Ok(_) = view.wait_for(|view| view.reach == Reach::Lost) => {
+                warn!("stopping without a handover: the store is gone");
+            }
+        }
+        running.abort();
+    }
+
+    /// Gives the leader key back, if it is held. The server has stopped.
+    async fn give_key_back(&self) {
         let held = self.ctx.keeper.let_go();
         // Nothing runs that it would have to stop, and the store may take longer than the lease lasts.
         if let Err(error) = self.ctx.guard.disarm().await {
@@ -249,13 +270,6 @@ impl Driver {
                 warn!("the leader key is left to its lease");
             }
         }
-        self.ctx.fresh_look(super::LOOK_LIMIT).await;
-        let snapshot = self.look();
-        let decision = Decision { action: Action::Wait, why: Why::ServerDown, recheck: BACK_OFF };
-        self.show(&decision, &snapshot);
-        self.call_back(&snapshot.server, Some(Job::Demote));
-        info!("agent stopped");
-        End::Stopped
     }
 }
 

@@ -17,26 +17,28 @@ use crate::proxy::{
 use crate::rules::{ClientCert, Method, Network};
 use crate::section::{Section, scalar_text};
 
+/// Sections at the top of the file, those of an agent's file among them.
+const TOP: &[&str] = &[
+    "scope",
+    "namespace",
+    "proxy",
+    "static",
+    "rest",
+    "log",
+    "name",
+    "citus",
+    "restapi",
+    "ctl",
+    "bootstrap",
+    "postgresql",
+    "watchdog",
+    "tags",
+    "kornak",
+];
+
 /// Reads everything. `base` is the folder that relative files start from.
 pub(crate) fn proxy(root: &Section<'_>, base: &Path) -> Option<ProxySettings> {
-    let known = [
-        "scope",
-        "namespace",
-        "proxy",
-        "static",
-        "rest",
-        "log",
-        "name",
-        "citus",
-        "restapi",
-        "ctl",
-        "bootstrap",
-        "postgresql",
-        "watchdog",
-        "tags",
-        "kornak",
-    ];
-    let known: Vec<&str> = known.iter().chain(super::store::SECTIONS).copied().collect();
+    let known: Vec<&str> = TOP.iter().chain(super::store::SECTIONS).copied().collect();
     root.tolerate(&known, super::PATRONIS_OWN);
     let section = root.section("proxy");
     section.only(&[

@@ -283,24 +283,11 @@ pub async fn restart(global: &Global, args: RestartArgs) -> anyhow::Result<()> {
     if !version.is_empty() {
         kornak_agent::schedule::version_number(&version).map_err(anyhow::Error::msg)?;
     }
-    let mut body = Map::new();
-    if args.pending {
-        body.insert("restart_pending".to_owned(), true.into());
-    }
-    if !version.is_empty() {
-        body.insert("postgres_version".to_owned(), version.into());
-    }
     let scheduled = at.is_some();
-    if let Some(at) = at {
-        if choice.group.pause {
-            bail!("Can't schedule restart in the paused state");
-        }
-        body.insert("schedule".to_owned(), at.into());
+    if scheduled && choice.group.pause {
+        bail!("Can't schedule restart in the paused state");
     }
-    if let Some(timeout) = args.timeout {
-        body.insert("timeout".to_owned(), timeout.into());
-    }
-    let body = Value::Object(body);
+    let body = restart_request(args.pending, version, at, args.timeout);
     let mut failed = 0;
     for member in &choice.members {
         if scheduled && force && member.scheduled_restart.is_some() {
@@ -318,6 +305,29 @@ pub async fn restart(global: &Global, args: RestartArgs) -> anyhow::Result<()> {
         failed += usize::from(choice.ask(member, request, "restart", judge).await.is_none());
     }
     all_or("restart", failed)
+}
+
+/// The body of the request for a restart.
+fn restart_request(
+    pending: bool,
+    version: String,
+    at: Option<String>,
+    timeout: Option<String>,
+) -> Value {
+    let mut body = Map::new();
+    if pending {
+        body.insert("restart_pending".to_owned(), true.into());
+    }
+    if !version.is_empty() {
+        body.insert("postgres_version".to_owned(), version.into());
+    }
+    if let Some(at) = at {
+        body.insert("schedule".to_owned(), at.into());
+    }
+    if let Some(timeout) = timeout {
+        body.insert("timeout".to_owned(), timeout.into());
+    }
+    Value::Object(body)
 }
 
 fn confirm_restart(

@@ -222,38 +222,7 @@ impl GroupProver {
     async fn prove(&mut self, node: &Arc<Node>, epoch: Epoch) -> bool {
         let facts = match self.look(node).await {
             Ok(facts) => facts,
-            // Full, and alive: who has proven itself in this term goes on.
-            Err(DialError::Refused { sqlstate: TOO_MANY_CONNECTIONS, .. })
-                if self
-                    .shared
-                    .standings()
-                    .serving(self.group)
-                    .is_ok_and(|s| *s.name == *node.name) =>
-            {
-                let serving = self.shared.standings().serving(self.group).ok().cloned();
-                if let Some(serving) = serving {
-                    let serving = Serving { epoch, ..Serving::clone(&serving) };
-                    self.shared.change_standing(self.group, |s| s.prove(serving));
-                }
-                return true;
-            }
-            Err(error) if error.is_ours() => {
-                let trouble = Some(format!("the leader cannot be asked: {error}"));
-                if self.shared.set_trouble("leader", trouble) {
-                    tracing::error!(node = %node.name, error = &error as &dyn std::error::Error, "leader could not be asked");
-                }
-                // Nothing is known that was not known before.
-                return self.shared.standings().serving(self.group).is_ok();
-            }
-            Err(error) => {
-                tracing::debug!(node = %node.name, error = &error as &dyn std::error::Error, "leader does not answer");
-                let trouble = (!error.is_about_server()).then(|| error.to_string());
-                if self.shared.set_trouble("leader", trouble) {
-                    tracing::error!(node = %node.name, error = &error as &dyn std::error::Error, "leader refuses the proxy's own login");
-                }
-                self.shared.change_standing(self.group, |s| s.withdraw(Why::Silent, false));
-                return false;
-            }
+            Err(error) => return self.serves_without_answer(node, epoch, &error),
         };
         let known = self.identifier.as_deref();
         let cluster = self.shared.topology();
@@ -292,6 +261,37 @@ impl GroupProver {
             self.open = None;
         }
         true
+    }
+
+    /// Whether the leader goes on serving although it has not said what is asked of it.
+    fn serves_without_answer(&self, node: &Arc<Node>, epoch: Epoch, error: &DialError) -> bool {
+        let serving = self.shared.standings().serving(self.group).ok().cloned();
+        let itself = serving.as_ref().filter(|serving| *serving.name == *node.name);
+        match (error, itself) {
+            // Full, and alive: who has proven itself in this term goes on.
+            (DialError::Refused { sqlstate: TOO_MANY_CONNECTIONS, .. }, Some(serving)) => {
+                let serving = Serving { epoch, ..Serving::clone(serving) };
+                self.shared.change_standing(self.group, |s| s.prove(serving));
+                true
+            }
+            (error, _) if error.is_ours() => {
+                let trouble = Some(format!("the leader cannot be asked: {error}"));
+                if self.shared.set_trouble("leader", trouble) {
+                    tracing::error!(node = %node.name, error = error as &dyn std::error::Error, "leader could not be asked");
+                }
+                // Nothing is known that was not known before.
+                serving.is_some()
+            }
+            (error, _) => {
+                tracing::debug!(node = %node.name, error = error as &dyn std::error::Error, "leader does not answer");
+                let trouble = (!error.is_about_server()).then(|| error.to_string());
+                if self.shared.set_trouble("leader", trouble) {
+                    tracing::error!(node = %node.name, error = error as &dyn std::error::Error, "leader refuses the proxy's own login");
+                }
+                self.shared.change_standing(self.group, |s| s.withdraw(Why::Silent, false));
+                false
+            }
+        }
     }
 
     /// Whether the server that serves has transactions of an earlier run that nobody has ended.

@@ -79,6 +79,19 @@ pub(super) fn write_node(
     secrets: &Secrets,
     synchronous: bool,
 ) -> anyhow::Result<PathBuf> {
+    let path = dir.join(format!("{}.yml", node.name));
+    secret_file(&path, &node_text(dir, bin_dir, ports, node, secrets, synchronous))?;
+    Ok(path)
+}
+
+fn node_text(
+    dir: &Path,
+    bin_dir: &Path,
+    ports: &Ports,
+    node: &Node,
+    secrets: &Secrets,
+    synchronous: bool,
+) -> String {
     let Node { index, name, group } = node;
     let (server, rest) = (ports.server(*index), ports.rest(*index));
     // Seven servers on one machine; and they have no certificates for each other.
@@ -94,7 +107,7 @@ pub(super) fn write_node(
         Some(_) if !synchronous => String::new(),
         _ => format!("    synchronous_mode: {synchronous}\n"),
     };
-    let text = format!(
+    format!(
         r#"scope: demo
 name: {name}
 {citus}restapi:
@@ -138,10 +151,7 @@ postgresql:
         bin = bin_dir.display(),
         superuser = secrets.superuser,
         replication = secrets.replication,
-    );
-    let path = dir.join(format!("{name}.yml"));
-    secret_file(&path, &text)?;
-    Ok(path)
+    )
 }
 
 /// The proxy's file.

@@ -10,6 +10,7 @@ use kornak_protocol::sqlstate::ADMIN_SHUTDOWN;
 
 use super::{Client, End, Way, absent, ahead, open};
 use crate::net::backend::DialError;
+use crate::pool::link::Opened;
 use crate::registry::{Doing, Flags};
 use crate::session::answers::Verdict;
 use crate::session::journal::Pin;
@@ -83,6 +84,11 @@ impl Client {
             // Nobody is there for whom it would be executed.
             self.hung_up().await?;
         }
+        self.go_on_with(way).await
+    }
+
+    /// Goes on with what came of the wait: `None` is the connection that the session has.
+    async fn go_on_with(&mut self, way: Result<Option<Opened>, DialError>) -> Result<(), End> {
         match way {
             Ok(None) => Ok(()),
             Ok(Some(opened)) => self.move_to(opened).await,

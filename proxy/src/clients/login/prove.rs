@@ -60,23 +60,7 @@ impl Visitor<'_> {
             }
         };
         self.shared.set_trouble("auth", None);
-        let takes_md5 = *method == Method::Md5;
-        if !takes_md5 && matches!(known.stored, Some(StoredPassword::Md5(_))) {
-            let role = Shown(&self.user);
-            tracing::warn!(%role, "login refused: the role has an md5 password and the method is scram");
-        }
-        let mut auth = match known.stored {
-            Some(StoredPassword::Scram(verifier)) => {
-                ServerAuth::scram(verifier, rand::random(), self.binding.clone())
-            }
-            Some(StoredPassword::Md5(secret)) if takes_md5 => {
-                ServerAuth::Md5 { secret, salt: rand::random() }
-            }
-            _ => {
-                let mock = self.shared.verifiers.mock(&self.user);
-                ServerAuth::scram(mock, rand::random(), self.binding.clone())
-            }
-        };
+        let mut auth = self.auth(known.stored, *method == Method::Md5);
         let mut out = BytesMut::new();
         if auth.request(&mut out).is_err() {
             return Err(NotAdmitted::Silent);
@@ -99,6 +83,26 @@ impl Visitor<'_> {
                     return self.no_server(stream, &DialError::Timeout);
                 }
                 Step::Refuse(refusal) => return self.wrong(stream, refusal),
+            }
+        }
+    }
+
+    /// The exchange that the role's verifier asks for; a made-up one where there is none.
+    fn auth(&self, stored: Option<StoredPassword>, takes_md5: bool) -> ServerAuth {
+        if !takes_md5 && matches!(stored, Some(StoredPassword::Md5(_))) {
+            let role = Shown(&self.user);
+            tracing::warn!(%role, "login refused: the role has an md5 password and the method is scram");
+        }
+        match stored {
+            Some(StoredPassword::Scram(verifier)) => {
+                ServerAuth::scram(verifier, rand::random(), self.binding.clone())
+            }
+            Some(StoredPassword::Md5(secret)) if takes_md5 => {
+                ServerAuth::Md5 { secret, salt: rand::random() }
+            }
+            _ => {
+                let mock = self.shared.verifiers.mock(&self.user);
+                ServerAuth::scram(mock, rand::random(), self.binding.clone())
             }
         }
     }
