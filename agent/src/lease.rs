@@ -37,6 +37,10 @@ const PROOFS: usize = 3;
 /// Between two tries while renewals fail.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// Counts how often leadership was let go or lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Generation(u64);
+
 /// A leadership that is ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
@@ -301,12 +305,12 @@ impl Keeper {
         Ok(found.map(|found| (found.create_revision, view.raft_term)))
     }
 
-    fn generation(&self) -> u64 {
-        self.inner.generation.load(Ordering::SeqCst)
+    fn generation(&self) -> Generation {
+        Generation(self.inner.generation.load(Ordering::SeqCst))
     }
 
     /// The leadership that is held, and its generation.
-    fn shown(&self) -> (Option<Held>, u64) {
+    fn shown(&self) -> (Option<Held>, Generation) {
         // Both change behind the lock of the one.
         let held = self.inner.held.borrow();
         (*held, self.generation())
@@ -335,7 +339,7 @@ impl Keeper {
         }
     }
 
-    async fn arm_and_publish(&self, held: Held, generation: u64) -> Result<(), ClaimError> {
+    async fn arm_and_publish(&self, held: Held, generation: Generation) -> Result<(), ClaimError> {
         if self.inner.machine.now() >= held.until {
             return Err(ClaimError::TooLate);
         }
@@ -354,7 +358,7 @@ impl Keeper {
 
     /// Renewals until one of them is a proof: an election between a renewal and its proof asks for another.
     /// `generation`: the one in which `held` was seen; what was let go meanwhile is not proven any further.
-    async fn prove(&self, held: Held, generation: u64) -> Result<(), ClaimError> {
+    async fn prove(&self, held: Held, generation: Generation) -> Result<(), ClaimError> {
         for _ in 0..PROOFS {
             if self.generation() != generation {
                 return Err(ClaimError::Lost);
@@ -367,7 +371,7 @@ impl Keeper {
         Err(ClaimError::Unproven)
     }
 
-    async fn prove_once(&self, held: Held, generation: u64) -> Result<(), ClaimError> {
+    async fn prove_once(&self, held: Held, generation: Generation) -> Result<(), ClaimError> {
         let sent = self.inner.machine.now();
         let renewed = match self.inner.store.keep_alive(held.lease).await {
             Ok(renewed) => renewed,

@@ -13,6 +13,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use crate::admission::doors::Visit;
+use crate::cluster::standing::Term;
 use crate::net::cancel_target::{CancelTarget, Cancelling};
 use crate::pool::lender::OwnServer;
 use crate::session::journal::Pin;
@@ -222,8 +223,8 @@ impl Handle {
     }
 
     /// Shows the term of its server.
-    pub fn set_term(&self, term: u64) {
-        self.term.store(term, Ordering::Release);
+    pub fn set_term(&self, term: Term) {
+        self.term.store(term.0, Ordering::Release);
     }
 
     /// Shows which server it is on. What it held on another connection it holds no more.
@@ -323,11 +324,11 @@ impl Registry {
     /// How many sessions listened on a server that was switched over, and do not listen on its
     /// successor yet, which serves in this term. Those that have no server count whatever group it was
     /// of.
-    pub fn to_listen(&self, former: &str, term: u64) -> usize {
+    pub fn to_listen(&self, former: &str, term: Term) -> usize {
         let waits = |handle: &&Arc<Handle>| {
             handle.listens.load(Ordering::Acquire) && {
                 let node = handle.node();
-                node.is_empty() || *node == *former && handle.term.load(Ordering::Acquire) != term
+                node.is_empty() || *node == *former && handle.term.load(Ordering::Acquire) != term.0
             }
         };
         self.sessions.lock().values().filter(waits).count()

@@ -29,7 +29,7 @@ use crate::admission::lanes::Lanes;
 use crate::admission::verifiers::Verifiers;
 use crate::cluster::probe::Prober;
 use crate::cluster::route;
-use crate::cluster::standing::{Standing, Standings};
+use crate::cluster::standing::{Generation, Proof, Standing, Standings};
 use crate::metrics::Metrics;
 use crate::net::tls::{ClientSide, ServerTls};
 use crate::pool::lender::Lender;
@@ -118,7 +118,7 @@ pub struct Shared {
     /// transaction.
     generation: AtomicU64,
     /// The proof that was doubted last, by group.
-    doubts: Mutex<HashMap<GroupId, u64>>,
+    doubts: Mutex<HashMap<GroupId, Proof>>,
     doubted: Notify,
     dialling: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
     welcomes: Mutex<HashMap<Bytes, Welcome>>,
@@ -384,14 +384,14 @@ impl Shared {
 
     /// See [`Shared::recheck`].
     #[inline]
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    pub fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
     }
 
     /// A session could not use the server that was proven by `proof`.
-    pub fn doubt(&self, group: GroupId, proof: u64) {
+    pub fn doubt(&self, group: GroupId, proof: Proof) {
         let mut doubts = self.doubts.lock();
-        let doubt = doubts.entry(group).or_insert(0);
+        let doubt = doubts.entry(group).or_insert(Proof::NONE);
         if *doubt < proof {
             *doubt = proof;
             drop(doubts);

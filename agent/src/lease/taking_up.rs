@@ -4,7 +4,6 @@
 use kornak_cluster::{Epoch, Moment};
 use kornak_dcs::lease::leader_checks;
 use kornak_dcs::{LeaseId, Op, Txn};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -31,7 +30,7 @@ impl Keeper {
             Some(now)
                 if now.lease == held.lease
                     && until > now.until
-                    && self.inner.generation.load(Ordering::SeqCst) == generation =>
+                    && self.generation() == generation =>
             {
                 now.until = until;
                 true

@@ -14,7 +14,7 @@ use std::time::Duration;
 use kornak_cluster::{GroupId, discard};
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::standing::{Serving, Why};
+use crate::cluster::standing::{Proof, Serving, Term, Why};
 use crate::net::backend::{Address, Connected, DialError};
 use crate::net::stream::read_more;
 use crate::shared::Shared;
@@ -79,7 +79,7 @@ async fn watch_over(shared: &Shared, group: GroupId) {
 }
 
 /// Waits until somebody serves the group of a Citus cluster.
-async fn primary(shared: &Shared, group: GroupId) -> (Arc<Serving>, u64, u64) {
+async fn primary(shared: &Shared, group: GroupId) -> (Arc<Serving>, Term, Proof) {
     let mut topology = shared.topology.subscribe();
     let mut standings = shared.standings.subscribe();
     loop {
@@ -99,7 +99,7 @@ async fn primary(shared: &Shared, group: GroupId) -> (Arc<Serving>, u64, u64) {
 }
 
 /// Waits until that primary's term is over, or its proof is withdrawn.
-async fn replaced(shared: &Shared, group: GroupId, term: u64) {
+async fn replaced(shared: &Shared, group: GroupId, term: Term) {
     let mut standings = shared.standings.subscribe();
     // The sender lives as long as the proxy.
     discard::sender_outlives_waiters(

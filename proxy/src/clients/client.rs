@@ -34,6 +34,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::admission::identity::Identity;
 use crate::clients::forward::{Conversation, LastWords, Presence, Stop};
 use crate::cluster::route::{self, AtHome, Candidate};
+use crate::cluster::standing::{Proof, Term};
 use crate::metrics::count;
 use crate::net::backend::{Address, DialError};
 use crate::net::stream::Stream;
@@ -95,7 +96,7 @@ fn side_on(listener: &ListenerSettings, candidate: &Candidate) -> Side {
 }
 
 /// Waits for a standing that ends this term; for ever if the server is used as a follower.
-async fn term_ends(shared: &Shared, candidate: &Candidate, term: u64) {
+async fn term_ends(shared: &Shared, candidate: &Candidate, term: Term) {
     if !candidate.leading {
         return std::future::pending().await;
     }
@@ -210,7 +211,7 @@ pub async fn open(
 async fn doubt_and_wait(
     shared: &Shared,
     candidate: &Candidate,
-    proof: u64,
+    proof: Proof,
     standings: &mut tokio::sync::watch::Receiver<Arc<crate::cluster::standing::Standings>>,
 ) {
     shared.doubt(candidate.group, proof);

@@ -66,13 +66,53 @@ impl Why {
     }
 }
 
+/// Counts the primaries of one group: another member, another run, or the same run anew after a handover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Term(pub u64);
+
+impl Term {
+    /// The term of a group that is not known.
+    pub const NONE: Self = Self(0);
+
+    /// The term after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+/// Counts the proofs that a group's server accepts writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Proof(pub u64);
+
+impl Proof {
+    /// Nobody has proven anything yet.
+    pub const NONE: Self = Self(0);
+
+    /// The proof after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+/// Counts the changes of what any session's server may be: while it stays the same, no connection has to be
+/// looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// Older than each that a session may see.
+    pub const NONE: Self = Self(0);
+}
+
 /// One group's standing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Standing {
     /// Connections of an earlier term must not be used.
-    pub term: u64,
+    pub term: Term,
     /// Grows with each proof.
-    pub proof: u64,
+    pub proof: Proof,
     pub serving: Result<Arc<Serving>, Why>,
     /// The last that served, for comparison.
     last: Option<Arc<Serving>>,
@@ -80,7 +120,7 @@ pub struct Standing {
 
 impl Default for Standing {
     fn default() -> Self {
-        Self { term: 1, proof: 0, serving: Err(Why::NoLeader), last: None }
+        Self { term: Term(1), proof: Proof::NONE, serving: Err(Why::NoLeader), last: None }
     }
 }
 
@@ -88,7 +128,7 @@ impl Standing {
     /// Nobody serves until the next proof; `ends_term` if connections must go as well.
     pub fn withdraw(&mut self, why: Why, ends_term: bool) {
         if ends_term && (self.last.is_some() || self.serving.is_ok()) {
-            self.term += 1;
+            self.term = self.term.next();
             // Whoever proves itself next begins this term, the same instance included.
             self.last = None;
         }
@@ -109,10 +149,10 @@ impl Standing {
                 // What was prepared later is somebody's who works.
                 serving.unfinished.retain(|name| last.unfinished.contains(name));
             }
-            Some(_) => self.term += 1,
+            Some(_) => self.term = self.term.next(),
             None => {}
         }
-        self.proof += 1;
+        self.proof = self.proof.next();
         let serving = Arc::new(serving);
         self.last = Some(Arc::clone(&serving));
         self.serving = Ok(serving);
@@ -164,14 +204,14 @@ impl Standings {
         self.0.get(&group).map_or(Err(Why::NoLeader), |s| s.serving.as_ref().map_err(|why| *why))
     }
 
-    /// The term of a group; 0 if it is not known.
-    pub fn term(&self, group: GroupId) -> u64 {
-        self.0.get(&group).map_or(0, |standing| standing.term)
+    /// The term of a group.
+    pub fn term(&self, group: GroupId) -> Term {
+        self.0.get(&group).map_or(Term::NONE, |standing| standing.term)
     }
 
     /// The newest proof of a group.
-    pub fn proof(&self, group: GroupId) -> u64 {
-        self.0.get(&group).map_or(0, |standing| standing.proof)
+    pub fn proof(&self, group: GroupId) -> Proof {
+        self.0.get(&group).map_or(Proof::NONE, |standing| standing.proof)
     }
 }
 
@@ -257,21 +297,21 @@ mod tests {
     fn a_term_ends_with_another_member_timeline_or_start_and_not_with_a_failed_proof() {
         let mut standing = Standing::default();
         standing.prove(serving("a", 1, "t0"));
-        let term = standing.term;
+        let Term(term) = standing.term;
         standing.withdraw(Why::Silent, false);
         standing.prove(serving("a", 1, "t0"));
-        assert_eq!(standing.term, term);
+        assert_eq!(standing.term, Term(term));
         standing.prove(serving("a", 1, "t1"));
-        assert_eq!(standing.term, term + 1, "restarted");
+        assert_eq!(standing.term, Term(term + 1), "restarted");
         standing.prove(serving("a", 2, "t1"));
-        assert_eq!(standing.term, term + 2, "promoted again");
+        assert_eq!(standing.term, Term(term + 2), "promoted again");
         standing.prove(serving("b", 2, "t1"));
-        assert_eq!(standing.term, term + 3, "another member");
+        assert_eq!(standing.term, Term(term + 3), "another member");
         standing.withdraw(Why::Handover, true);
-        assert_eq!(standing.term, term + 4);
+        assert_eq!(standing.term, Term(term + 4));
         standing.withdraw(Why::Handover, true);
         standing.prove(serving("b", 2, "t1"));
-        assert_eq!(standing.term, term + 4, "a withdrawal ends a term once");
+        assert_eq!(standing.term, Term(term + 4), "a withdrawal ends a term once");
     }
 
     #[test]

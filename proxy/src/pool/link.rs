@@ -10,6 +10,7 @@ use kornak_protocol::params::Parameters;
 
 use super::lender::Lease;
 use crate::cluster::route::Candidate;
+use crate::cluster::standing::{Generation, Term};
 use crate::net::backend::{Address, Connected};
 use crate::net::cancel_target::CancelTarget;
 use crate::net::stream::Stream;
@@ -25,8 +26,8 @@ pub struct Opened {
     pub address: Address,
     /// Which side of the gate a session on it is on.
     pub side: Side,
-    pub term: u64,
-    pub generation: u64,
+    pub term: Term,
+    pub generation: Generation,
     /// On a standby of a Citus cluster's coordinator: whom it asks for what other groups hold.
     pub source: Option<Source>,
 }
@@ -47,9 +48,9 @@ pub struct Link {
     /// Which side of the gate a session on it is on.
     pub side: Side,
     /// Of a leader: the term it was opened in.
-    pub term: u64,
+    pub term: Term,
     /// [`crate::shared::Shared::generation`] when it was last found usable.
-    pub generation: u64,
+    pub generation: Generation,
     /// A statement whose answer has not begun may run again elsewhere.
     pub rereads: bool,
     /// A leader that stands in for a standby.

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use kornak_cluster::{Epoch, Handover, HandoverPhase, Moment};
 
+use crate::cluster::standing::Proof;
+
 /// How long we hold beyond what the record allows: the leader counts from before it wrote the record
 /// and decides before `max_hold` is over, so its word has this long to reach us.
 const GRACE: Duration = Duration::from_millis(300);
@@ -57,7 +59,7 @@ pub enum State {
         attempt: Attempt,
         since: Moment,
         until: Moment,
-        proof: u64,
+        proof: Proof,
         /// A server has proven itself: for so long those who listened are waited for.
         patience: Option<Moment>,
     },
@@ -79,7 +81,7 @@ pub struct Facts<'a> {
     /// The epoch of the server that has proven that it accepts writes, for the record's group.
     pub serving: Option<Epoch>,
     /// Number of the newest proof.
-    pub proof: u64,
+    pub proof: Proof,
     /// Sessions that listened on the old server and do not listen on the one that serves yet.
     pub to_listen: usize,
     /// The longest this proxy lets anybody be held by a drain.

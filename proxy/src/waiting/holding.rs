@@ -59,7 +59,7 @@ pub struct Decision {
 }
 
 /// A change that the log and the metrics tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// The handover holds nobody any more.
     Opened {

@@ -30,7 +30,7 @@ use std::time::Duration;
 use kornak_cluster::topology::Heard;
 use kornak_cluster::{GroupId, HandoverPhase, Moment, Topology};
 
-use crate::cluster::standing::{Standings, Why};
+use crate::cluster::standing::{Proof, Standings, Term, Why};
 use crate::waiting::gate::Sides;
 
 /// The facts at one moment.
@@ -43,7 +43,7 @@ pub struct Facts<'a> {
 }
 
 /// A change that the log tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// New transactions wait.
     Began { group: GroupId, why: Why },
@@ -88,7 +88,7 @@ enum Health {
 pub struct Outages {
     open: BTreeMap<GroupId, Outage>,
     /// The term in which each group was last found right.
-    right: BTreeMap<GroupId, u64>,
+    right: BTreeMap<GroupId, Term>,
 }
 
 impl Outages {
@@ -216,7 +216,7 @@ fn concerned<'a>(facts: &Facts<'a>) -> impl Iterator<Item = GroupId> + 'a {
     let is_citus = cluster.groups.len() > 1;
     let reached = move |group: &GroupId| match &cluster.registered {
         Some(registered) => registered.contains(group),
-        None => standings.proof(*group) > 0,
+        None => standings.proof(*group) != Proof::NONE,
     };
     let manned = move |group: &GroupId| {
         let group = cluster.groups.get(group);

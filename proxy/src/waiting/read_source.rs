@@ -39,7 +39,7 @@ pub enum Source {
 }
 
 /// A change that the log tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// New transactions of sessions on standbys wait for the group's.
     Began { group: GroupId },

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use kornak_cluster::{Ack, ClusterState, Epoch, Handover, ProxyRegistration, Revision};
 use kornak_dcs::{DcsError, Op, Txn};
+use kornak_proxy::cluster::standing::Proof;
 use kornak_proxy::waiting::gate::{Gate, Side, Sides, Ticket};
 use kornak_proxy::waiting::hold::{Effect, Facts, Hold, State as Holding};
 
@@ -62,7 +63,7 @@ struct State {
     /// The route has shown that it accepts writes.
     ready: bool,
     /// Counts how often a route has shown that.
-    proof: u64,
+    proof: Proof,
     record: Option<Handover>,
     gate: Arc<Gate>,
     /// Grows when all server connections are dropped.
@@ -76,7 +77,7 @@ impl Default for State {
             revision: Revision::NONE,
             route: None,
             ready: false,
-            proof: 0,
+            proof: Proof::NONE,
             record: None,
             gate: Arc::new(Gate::new(1)),
             connections: 0,
@@ -285,7 +286,7 @@ async fn probe(w: Rc<World>, index: usize) {
             let mut state = proxy.state.borrow_mut();
             if state.route == Some((host, epoch)) {
                 state.ready = true;
-                state.proof += 1;
+                state.proof = state.proof.next();
                 drop(state);
                 proxy.changed.notify();
             }

@@ -19,6 +19,7 @@ use super::dial::dial;
 use super::{Client, Way};
 use crate::admission::identity::Identity;
 use crate::cluster::route::Candidate;
+use crate::cluster::standing::{Generation, Term};
 use crate::net::backend::Address;
 use crate::pool::link::Opened;
 use crate::shared::Shared;
@@ -72,7 +73,7 @@ async fn ready(shared: &Shared, session: u64, side: Side) -> Option<Opened> {
         return None;
     }
     let address = Address::from(&*candidate.node);
-    let (term, generation, source) = (0, 0, None);
+    let (term, generation, source) = (Term::NONE, Generation::NONE, None);
     Some(Opened { connected, candidate, address, side, term, generation, source })
 }
 
@@ -183,7 +184,7 @@ async fn dial_candidate(
     };
     match connected {
         Ok(connected) => {
-            let (term, generation, source) = (0, 0, None);
+            let (term, generation, source) = (Term::NONE, Generation::NONE, None);
             Some(Opened { connected, candidate: known, address, side, term, generation, source })
         }
         Err(error) => {

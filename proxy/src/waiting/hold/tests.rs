@@ -27,7 +27,7 @@ fn facts(record: Option<&Handover>) -> Facts<'_> {
         record,
         inside: 0,
         serving: Some(OLD),
-        proof: 1,
+        proof: Proof(1),
         to_listen: 0,
         max_hold: Duration::from_secs(1),
     }
@@ -107,7 +107,7 @@ fn after_a_switch_only_a_new_proof_opens() {
     assert_eq!(step(&mut hold, &waiting, 200), []);
     let gone = Facts { serving: None, ..facts(None) };
     assert_eq!(step(&mut hold, &gone, 250), [], "the record is gone, nobody is proven yet");
-    let proven = Facts { serving: Some(NEW), proof: 2, ..facts(None) };
+    let proven = Facts { serving: Some(NEW), proof: Proof(2), ..facts(None) };
     assert_eq!(step(&mut hold, &proven, 300), opened(300));
 }
 
@@ -118,7 +118,7 @@ fn a_candidate_that_proves_itself_during_promote_opens_at_once() {
     let promote = record(HandoverPhase::Promote, 1);
     let old_proof = facts(Some(&promote));
     assert_eq!(step(&mut hold, &old_proof, 50), [], "the old leader's proof does not count");
-    let proven = Facts { serving: Some(NEW), proof: 2, ..facts(Some(&promote)) };
+    let proven = Facts { serving: Some(NEW), proof: Proof(2), ..facts(Some(&promote)) };
     assert_eq!(step(&mut hold, &proven, 90), opened(90));
     assert_eq!(step(&mut hold, &proven, 95), []);
     assert_eq!(step(&mut hold, &Facts { record: None, ..proven }, 99), []);
@@ -129,7 +129,7 @@ fn a_candidate_that_proves_itself_during_promote_opens_at_once() {
 fn the_old_leader_that_restarts_in_place_opens_too() {
     let mut hold = Hold::default();
     step(&mut hold, &facts(Some(&record(HandoverPhase::Switch, 1))), 0);
-    let back = Facts { serving: Some(OLD), proof: 2, ..facts(None) };
+    let back = Facts { serving: Some(OLD), proof: Proof(2), ..facts(None) };
     assert_eq!(step(&mut hold, &back, 1500), opened(1500));
 }
 
@@ -174,7 +174,7 @@ fn switching_a_group() -> (Hold, Handover) {
 fn in_a_citus_cluster_a_proven_server_is_not_enough_until_the_coordinator_knows_it() {
     let (mut hold, switch) = switching_a_group();
     let promote = Handover { phase: HandoverPhase::Promote, ..switch.clone() };
-    let proven = Facts { serving: Some(NEW), proof: 2, ..facts(Some(&promote)) };
+    let proven = Facts { serving: Some(NEW), proof: Proof(2), ..facts(Some(&promote)) };
     assert_eq!(step(&mut hold, &proven, 300), []);
     let settle = Handover { phase: HandoverPhase::Settle, ..switch };
     let proven = Facts { record: Some(&settle), ..proven };
@@ -190,7 +190,7 @@ fn in_a_citus_cluster_a_proven_server_is_not_enough_until_the_coordinator_knows_
 fn a_coordinator_that_never_knows_and_workers_that_never_hear_release_by_our_own_clock() {
     let (mut hold, switch) = switching_a_group();
     let promote = Handover { phase: HandoverPhase::Promote, ..switch.clone() };
-    let proven = Facts { serving: Some(NEW), proof: 2, ..facts(Some(&promote)) };
+    let proven = Facts { serving: Some(NEW), proof: Proof(2), ..facts(Some(&promote)) };
     assert_eq!(step(&mut hold, &proven, 11_100), opened(11_000));
     let (mut hold, switch) = switching_a_group();
     let settle = Handover { phase: HandoverPhase::Settle, ..switch };
@@ -208,7 +208,8 @@ fn who_listened_is_waited_for_and_not_for_long() {
         hold
     };
     let promote = record(HandoverPhase::Promote, 1);
-    let waits = Facts { serving: Some(NEW), proof: 2, to_listen: 3, ..facts(Some(&promote)) };
+    let waits =
+        Facts { serving: Some(NEW), proof: Proof(2), to_listen: 3, ..facts(Some(&promote)) };
     let mut hold = switching();
     assert_eq!(step(&mut hold, &waits, 200), []);
     assert_eq!(hold.deadline(), Some(at(700)));
