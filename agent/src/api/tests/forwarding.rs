@@ -107,12 +107,22 @@ async fn a_failover_needs_no_leader_that_answers() {
 
 #[tokio::test]
 async fn a_switchover_is_answered_when_the_new_leader_shows() {
-    let leader = leader().await;
+    let (begun, mut has_begun) = tokio::sync::watch::channel(false);
+    let carry_out = move |command| {
+        let Command::Switchover { answer, .. } = command else { panic!("{command:?}") };
+        begun.send_replace(true);
+        answer.send(Ok("Successfully switched over".to_owned())).unwrap();
+    };
+    let leader = served(primary(), guarded(), carry_out).await;
     let follower = served(standby(), guarded(), |command| panic!("{command:?}")).await;
     let view = at(primary(), &[("pg0", follower.address)]);
     leader.views.send_replace(Arc::new(view.clone()));
     let body = json!({"leader": "pg2", "candidate": "pg0"});
     let mut answer = std::pin::pin!(post(&leader, "/switchover", &body));
+    tokio::select! {
+        early = &mut answer => panic!("{early:?} before anything was done"),
+        begun = has_begun.wait_for(|begun| *begun) => assert!(begun.is_ok()),
+    }
     let early = tokio::time::timeout(Duration::from_millis(100), &mut answer).await;
     assert!(early.is_err(), "{early:?} while this node still shows the former leader");
     leader.views.send_replace(Arc::new(within(view, |cluster| {
