@@ -30,8 +30,8 @@ pub(super) struct Part {
 /// Makes one. `keeps`: what keeps its connection from others may stay to its next part.
 pub(super) fn part(rng: &Rng, who: Speaker, keeps: bool) -> Part {
     let leaves = match rng.below(100) {
-        0..=5 => Leave::Closes,
-        6..=9 => Leave::Terminates,
+        0..=7 => Leave::Closes,
+        8..=10 => Leave::Terminates,
         _ => Leave::No,
     };
     let who = Speaker { writes: leaves != Leave::Closes, ..who };
@@ -44,8 +44,8 @@ pub(super) fn part(rng: &Rng, who: Speaker, keeps: bool) -> Part {
     for _ in 0..1 + rng.below(3) {
         match rng.below(100) {
             0..=33 => script.simple(),
-            34..=62 => script.extended(),
-            63..=68 => script.reads_times(),
+            34..=56 => script.extended(),
+            57..=68 => script.reads_times(),
             69..=78 => script.transaction(),
             79..=86 => script.settings(),
             87..=92 => script.copies_in(),
@@ -54,7 +54,7 @@ pub(super) fn part(rng: &Rng, who: Speaker, keeps: bool) -> Part {
         }
     }
     if leaves == Leave::Closes {
-        match rng.chance(250) {
+        match rng.chance(400) {
             true => script.leaves_in_a_copy(),
             false => script.cut(),
         }
@@ -351,6 +351,8 @@ impl Script<'_> {
         fits(frontend::put_copy_fail(b"over", &mut self.out));
         frontend::put_sync(&mut self.out);
         self.query("ROLLBACK");
+        // Nothing else is left that would have the connection reset.
+        self.query("DISCARD ALL");
         put_marker(&mut self.out);
         self.step(Wait::Marker);
         self.query("COPY nowhere FROM STDIN");

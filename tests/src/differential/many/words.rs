@@ -172,18 +172,7 @@ pub(super) fn sets(rng: &Rng) -> String {
         24 => format!("SET TIME ZONE {}", pick(rng, &["'Asia/Tokyo'", "'UTC'", "-3", "LOCAL"])),
         25 => "RESET TIME ZONE".to_owned(),
         26 => format!("SET NAMES {}", pick(rng, &["'LATIN1'", "'UTF8'", "DEFAULT"])),
-        27 => format!(
-            "SET SESSION CHARACTERISTICS AS TRANSACTION {}",
-            pick(
-                rng,
-                &[
-                    "ISOLATION LEVEL SERIALIZABLE",
-                    "ISOLATION LEVEL READ COMMITTED",
-                    "DEFERRABLE",
-                    "NOT DEFERRABLE"
-                ]
-            )
-        ),
+        27 => characteristics(rng),
         28 => format!(
             "SET {} = {}",
             pick(rng, &["my . tenant", "\"my\".\"tenant\"", "MY.Tenant"]),
@@ -200,11 +189,22 @@ pub(super) fn sets(rng: &Rng) -> String {
     }
 }
 
+fn characteristics(rng: &Rng) -> String {
+    let modes = [
+        "ISOLATION LEVEL SERIALIZABLE",
+        "ISOLATION LEVEL READ COMMITTED",
+        "DEFERRABLE",
+        "NOT DEFERRABLE",
+    ];
+    format!("SET SESSION CHARACTERISTICS AS TRANSACTION {}", pick(rng, &modes))
+}
+
 /// As [`sets`], in the plain way.
 pub(super) fn sets_plainly(rng: &Rng) -> String {
     let (name, values) = PARAMETERS[rng.below(PARAMETERS.len())];
-    match rng.below(6) {
+    match rng.below(8) {
         0 => format!("RESET {name}"),
+        2 | 3 => characteristics(rng),
         1 => format!("SET LOCAL {name} = {}", pick(rng, values)),
         _ => format!("SET {name} = {}", pick(rng, values)),
     }
