@@ -152,8 +152,11 @@ pub fn show(w: &Rc<World>, index: usize, shown: Arc<View>) {
     let there = Rc::clone(w);
     w.exec.spawn(agent.process, async move {
         agent.heard.set(there.exec.now());
-        let shown = super::ports::as_shown(&there, index, shown);
         let known = Arc::clone(&agent.view.borrow());
+        // Following begins with a linearizable reading, whichever member of the store is asked.
+        let first = known.reach == Reach::Never;
+        let shown = if first { there.store.shown().view } else { shown };
+        let shown = super::ports::as_shown(&there, index, shown);
         if known.reach == Reach::Never || shown.revision > known.revision {
             agent.view.send_replace(shown);
         } else if known.reach == Reach::Lost {
