@@ -120,7 +120,7 @@ pub async fn run(
     running.join.await.map_err(|_| RunError::ThreadEnded)?
 }
 
-/// What the proxy listens on.
+/// The sockets of all listeners.
 struct Sockets {
     /// Name and address of each listener.
     listeners: Vec<(String, SocketAddr)>,

@@ -192,7 +192,7 @@ pub(super) fn filed(
     filed
 }
 
-/// What undoes the lines of an included original that would end a standby's recovery: a standby follows for ever.
+/// Undoes the lines of an included original that would end a standby's recovery: a standby follows for ever.
 pub(super) fn endless(original: &str) -> Parameters {
     let name_of = |line: &str| {
         let line = line.trim_start();

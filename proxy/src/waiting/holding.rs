@@ -43,7 +43,7 @@ pub struct Facts<'a> {
     pub hold_timeout: Duration,
 }
 
-/// What is to be done.
+/// The sides that wait, and the steps that the shell takes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Decision {
     /// Sessions on these sides wait; the others start transactions.

@@ -29,7 +29,7 @@ fn node(group: u32, name: &str, role: NodeRole) -> Node {
     }
 }
 
-/// What each row of the table begins with.
+/// The cluster that a test changes step by step.
 struct World {
     cluster: Topology,
     standings: Standings,
