@@ -107,7 +107,7 @@ async fn a_failover_needs_no_leader_that_answers() {
 
 #[tokio::test]
 async fn a_switchover_is_answered_when_the_new_leader_shows() {
-    let (begun, mut has_begun) = tokio::sync::watch::channel(false);
+    let (begun, mut has_begun) = watch::channel(false);
     let carry_out = move |command| {
         let Command::Switchover { answer, .. } = command else { panic!("{command:?}") };
         begun.send_replace(true);

@@ -150,10 +150,13 @@ impl World {
     }
 }
 
+/// A sentence, the number of groups, what has happened to them, who waits, and until when in milliseconds.
+type Row<'a> = (&'a str, u32, &'a [Is], Sides, Option<u64>);
+
 #[test]
 fn the_sides_that_wait_are_those_of_every_reason_together() {
     use Is::{Drained, Lost, Resting};
-    let rows: &[(&str, u32, &[Is], Sides, Option<u64>)] = &[
+    let rows: &[Row<'_>] = &[
         ("a drain of a plain cluster", 1, &[Drained(None)], Sides::LEADING, Some(1_300)),
         ("a plain cluster without a primary holds nobody here", 1, &[Lost(0)], Sides::NONE, None),
         ("a Citus drain holds everybody", 3, &[Drained(Some(1))], Sides::ALL, Some(1_300)),
