@@ -248,7 +248,7 @@ fn thaw_agents(w: &Rc<World>) {
     }
 }
 
-/// An agent is about to send a claim: see [`late_claim`].
+/// An agent is about to send a claim: see `late_claim`.
 pub fn at_claim(w: &Rc<World>, index: usize) {
     if w.freezes_at_claim.take() && w.faults_on() {
         w.say(index, format_args!("agent FROZEN as it claims"));
@@ -264,7 +264,7 @@ fn frozen_promotion(w: &Rc<World>) {
     lose_for(w, leads, w.plan.ttl * 4);
 }
 
-/// An agent is about to have its server promoted: see [`frozen_promotion`].
+/// An agent is about to have its server promoted: see `frozen_promotion`.
 pub fn at_promotion(w: &Rc<World>, index: usize) {
     let Some(lasts) = w.freezes_at_promotion.take().filter(|_| w.faults_on()) else { return };
     w.say(index, format_args!("agent FROZEN as it promotes, for {lasts:?}"));
