@@ -15,6 +15,7 @@ use crate::rules::Method;
 
 mod admission;
 mod places;
+mod spellings;
 
 const AGENT: &str = "\
 scope: demo

@@ -232,13 +232,14 @@ fn replica_method(section: &Section<'_>, name: &str) -> Option<ReplicaMethod> {
         return Some(ReplicaMethod::Basebackup { options });
     }
     let below = section.section(name);
-    let command = below.required("command", "the command that makes a copy", below.text("command"));
+    // As with Patroni, a method without a command, or without a section, is the name of a program.
+    let command = below.text("command").unwrap_or_else(|| name.to_owned());
     const OURS: &[&str] =
         &["command", "no_leader", "no_params", "keep_data", "recovery_conf", "no_master"];
     let others = below.entries().filter(|(key, _)| !OURS.contains(&key.as_str()));
     Some(ReplicaMethod::Custom {
         name: name.to_owned(),
-        command: command?,
+        command,
         no_leader: below.flag("no_leader").or_else(|| below.flag("no_master")).unwrap_or(false),
         no_params: below.flag("no_params").unwrap_or(false),
         keep_data: below.flag("keep_data").unwrap_or(false),

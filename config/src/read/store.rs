@@ -63,13 +63,12 @@ pub(crate) fn optional(root: &Section<'_>) -> StoreSection {
 fn etcd3(section: &Section<'_>) -> Option<Etcd3Settings> {
     section.tolerate(
         &[
-            "host", "hosts", "url", "protocol", "username", "password", "cacert", "cert", "key",
-            "srv",
+            "host", "hosts", "url", "proxy", "protocol", "username", "password", "cacert", "cert",
+            "key", "srv",
         ],
         &[
             ("srv_suffix", "discovery by DNS is not supported"),
             ("use_proxies", "hosts are asked as they are listed"),
-            ("proxy", "there is no way through an HTTP proxy for gRPC"),
         ],
     );
     if section.has("srv") && ["hosts", "host", "url"].iter().any(|key| section.has(key)) {
@@ -78,7 +77,9 @@ fn etcd3(section: &Section<'_>) -> Option<Etcd3Settings> {
     let schemes = [("http", Scheme::Http), ("https", Scheme::Https)];
     let mut protocol = section.word("protocol", &schemes).unwrap_or_default();
     let host = |text: &str| HostPort::parse(text, Some(DEFAULT_PORT));
-    let hosts = if let Some(texts) = section.texts("hosts", ',') {
+    // Patroni's `proxy` is an address of etcd's own gRPC proxy, and goes before the others.
+    let address = ["proxy", "url"].into_iter().find(|key| section.has(key));
+    let hosts = if let (None | Some("url"), Some(texts)) = (address, section.texts("hosts", ',')) {
         let mut hosts = Vec::with_capacity(texts.len());
         for text in texts {
             let (scheme, bare) = strip_scheme(&text);
@@ -92,10 +93,10 @@ fn etcd3(section: &Section<'_>) -> Option<Etcd3Settings> {
             section.expected("hosts", "a list of host:port");
         }
         hosts
-    } else if section.has("host") {
+    } else if section.has("host") && address != Some("proxy") {
         section.parsed("host", "host:port", host).into_iter().collect()
-    } else if section.has("url") {
-        let url = section.parsed("url", "http(s)://host:port", |text| {
+    } else if let Some(key) = address {
+        let url = section.parsed(key, "http(s)://host:port", |text| {
             let (scheme, bare) = strip_scheme(text);
             Some((scheme?, host(bare)?))
         });
