@@ -18,6 +18,19 @@ use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// Switches over from a to b as soon as the leader's agent knows of b.
+async fn hand_over(leader: &Node) {
+    let body = json!({"leader": "a", "candidate": "b"});
+    until(LIMIT, "a hands over to b", || async {
+        let answer = leader.rest().post("/switchover", &body).await;
+        match answer.map_err(|error| error.to_string())? {
+            answer if answer.code == 200 => Ok(()),
+            answer => Err(format!("{} {}", answer.code, answer.text)),
+        }
+    })
+    .await;
+}
+
 /// Runs a tool as the servers' user and answers what it printed.
 async fn as_server_user(mut command: Command) -> Result<String> {
     command.env("PGPASSWORD", SUPERUSER_PASSWORD).current_dir("/");
@@ -144,9 +157,7 @@ async fn pgbackrest_makes_copies_archives_through_a_switchover_and_restores() ->
     is(&second, "1,2,3", "SELECT string_agg(i::text, ',' ORDER BY i) FROM t").await;
     is(&first, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
 
-    let body = json!({"leader": "a", "candidate": "b"});
-    let answer = first.rest().post("/switchover", &body).await?;
-    ensure!(answer.code == 200, "{} {}", answer.code, answer.text);
+    hand_over(&first).await;
     is(&second, "false", "SELECT pg_is_in_recovery()::text").await;
     is(&second, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
     // It writes a file of the log and waits until that is in the archive.
@@ -280,9 +291,7 @@ async fn barman_makes_copies_archives_through_a_switchover_and_restores() -> Res
     is(&second, "1,2,3", "SELECT string_agg(i::text, ',' ORDER BY i) FROM t").await;
     is(&first, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
 
-    let body = json!({"leader": "a", "candidate": "b"});
-    let answer = first.rest().post("/switchover", &body).await?;
-    ensure!(answer.code == 200, "{} {}", answer.code, answer.text);
+    hand_over(&first).await;
     is(&second, "false", "SELECT pg_is_in_recovery()::text").await;
     is(&second, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
     barman.know(&[&first, &second])?;
