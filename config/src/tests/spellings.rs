@@ -1,4 +1,4 @@
-//! What Patroni takes and is seldom written.
+//! Spellings that Patroni takes and that are seldom written.
 
 use super::*;
 use crate::agent::ReplicaMethod;
