@@ -1,7 +1,7 @@
 //! Results that are dropped on purpose, by a function whose name is the reason.
 //!
 //! An error that somebody could act on, or would want to read of, is handled or logged where it arises.
-//! What is left are the cases below. A call says which of them it is.
+//! The functions below name the cases in which nobody can, and a call of one says which case it is.
 
 use std::fmt;
 
