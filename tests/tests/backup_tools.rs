@@ -18,10 +18,13 @@ use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// Switches over from a to b as soon as the leader's agent knows of b.
-async fn hand_over(leader: &Node) {
-    let body = json!({"leader": "a", "candidate": "b"});
-    until(LIMIT, "a hands over to b", || async {
+/// The standby has all rows without a base backup of the leader, follows it, and then leads in its place.
+async fn copied_then_leads(leader: &Node, standby: &Node) {
+    is(standby, "1,2,3", "SELECT string_agg(i::text, ',' ORDER BY i) FROM t").await;
+    is(leader, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
+    let body = json!({"leader": leader.name(), "candidate": standby.name()});
+    // The leader's agent hears of its standby a moment later than the server.
+    until(LIMIT, "the leader hands over", || async {
         let answer = leader.rest().post("/switchover", &body).await;
         match answer.map_err(|error| error.to_string())? {
             answer if answer.code == 200 => Ok(()),
@@ -29,6 +32,8 @@ async fn hand_over(leader: &Node) {
         }
     })
     .await;
+    is(standby, "false", "SELECT pg_is_in_recovery()::text").await;
+    is(standby, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
 }
 
 /// Runs a tool as the servers' user and answers what it printed.
@@ -152,14 +157,8 @@ async fn pgbackrest_makes_copies_archives_through_a_switchover_and_restores() ->
     let target = ask(&first, "SELECT clock_timestamp()::text").await.map_err(anyhow::Error::msg)?;
     client.batch_execute("INSERT INTO t VALUES (3)").await?;
 
-    // A copy from the backup and the archive, without the leader.
     let second = start(&spec("demo", "b"))?;
-    is(&second, "1,2,3", "SELECT string_agg(i::text, ',' ORDER BY i) FROM t").await;
-    is(&first, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
-
-    hand_over(&first).await;
-    is(&second, "false", "SELECT pg_is_in_recovery()::text").await;
-    is(&second, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
+    copied_then_leads(&first, &second).await;
     // It writes a file of the log and waits until that is in the archive.
     depot.run(&second, &["check"]).await?;
 
@@ -286,14 +285,8 @@ async fn barman_makes_copies_archives_through_a_switchover_and_restores() -> Res
     client.batch_execute("INSERT INTO t VALUES (3)").await?;
     barman.run(&["switch-wal", "--force", "--archive", "main"]).await?;
 
-    // A copy from the backup and the archive, without the leader.
     let second = start(&spec("demo", "b"))?;
-    is(&second, "1,2,3", "SELECT string_agg(i::text, ',' ORDER BY i) FROM t").await;
-    is(&first, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
-
-    hand_over(&first).await;
-    is(&second, "false", "SELECT pg_is_in_recovery()::text").await;
-    is(&second, "streaming", "SELECT max(state) FROM pg_stat_replication").await;
+    copied_then_leads(&first, &second).await;
     barman.know(&[&first, &second])?;
     barman.run(&["switch-wal", "--force", "--archive", "main"]).await?;
     barman.run(&["check", "main"]).await?;
