@@ -1,18 +1,17 @@
 //! The context of the agent's shell: one struct, made once, shared by reference.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kornak_cluster::{ClusterState, discard};
 use kornak_config::agent::AgentSettings;
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{Dcs, View};
-use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use crate::board::{Board, Signals};
 use crate::counters::Counters;
 use crate::failsafe::Promises;
 use crate::guard::Guard;
@@ -58,25 +57,6 @@ pub struct Context {
     pub observation: watch::Receiver<Arc<Observation>>,
     /// The last good value of each key, which stays in force while the store shows none or an unreadable one.
     pub memory: Arc<Memory>,
-    /// The store takes no writes, for lack of space.
-    pub full: Arc<AtomicBool>,
-    /// How often the store's history had gone back when [`Context::state`] looked last.
-    pub rewound: AtomicU32,
-    /// A new cluster is being created here.
-    pub creating: AtomicBool,
-    /// One checkpoint that was asked for by REST at a time; when the last one began.
-    pub asked_checkpoint: tokio::sync::Mutex<Option<kornak_cluster::Moment>>,
-    /// The record of our own writes of `sync`.
-    pub sync_writes: parking_lot::Mutex<Writes>,
-    /// A list of members that was to be written to `failsafe` and may not have been.
-    pub unproven_failsafe: parking_lot::Mutex<Option<BTreeMap<String, String>>>,
-    /// While the store is away: how far the leader's slots are, as it has told last; on the leader, how far the
-    /// members are whose slots it keeps.
-    pub told_slots: parking_lot::Mutex<BTreeMap<String, kornak_cluster::Lsn>>,
-    /// Every member has confirmed this leader in the last round.
-    pub failsafe_active: AtomicBool,
-    /// Nobody may rewind from here yet.
-    pub checkpoint_pending: AtomicBool,
     /// Tells the operator's commands what has happened.
     pub callbacks: Callbacks,
     /// The counters of the metrics.
@@ -85,24 +65,12 @@ pub struct Context {
     pub restart_plan: RestartPlan,
     /// Resets the host if nobody proves the lease any more.
     pub watchdog: Watchdog,
-    /// Logical slots that this standby has to copy from the leader, for which it is restarted.
-    pub slots_to_copy: parking_lot::Mutex<Vec<String>>,
-    /// The last complaint about a slot, so that it is not repeated.
-    pub slot_complaint: parking_lot::Mutex<Option<String>>,
-    /// Members that were last said to share a slot.
-    pub shared_slot: parking_lot::Mutex<Option<String>>,
-    /// Parameters that wait for a restart, in Patroni's form.
-    pub pending_restart: parking_lot::Mutex<Option<serde_json::Value>>,
     /// Of a node of a Citus cluster.
     pub citus: Option<Arc<crate::citus::Desk>>,
-    /// Asks for a look at the server now.
-    pub look: Arc<Notify>,
-    /// Asks the driver for a cycle now.
-    pub cycle: Arc<Notify>,
-    /// Asks whoever has read the agent's file to read it again.
-    pub reread: Arc<Notify>,
-    /// Cancelled: the settings have changed, and the driver ends as soon as nothing is under way.
-    pub renew: CancellationToken,
+    /// Notes of one task for another.
+    pub board: Board,
+    /// Signals between the tasks.
+    pub signals: Signals,
     /// Another driver ran before in this process, with other settings for the server.
     pub renewed: bool,
 }
@@ -118,14 +86,14 @@ impl Context {
         let identifier = self.own_identifier();
         let group = self.settings.scope.group;
         let state = self.memory.read(&self.view, &self.keys, group, identifier.as_deref());
-        if self.rewound.swap(state.rewound, Ordering::AcqRel) != state.rewound {
+        if self.board.rewound.swap(state.rewound, Ordering::AcqRel) != state.rewound {
             warn!(
                 store = state.store,
                 revision = state.revision.0,
                 "the store's history went back: it was restored, or is another one"
             );
             // Revisions of the history before say nothing about this one.
-            *self.sync_writes.lock() = Writes::default();
+            *self.board.sync_writes.lock() = Writes::default();
         }
         state
     }
@@ -140,7 +108,7 @@ impl Context {
 
     /// Whether the store is known to take no writes.
     pub fn store_is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
+        self.board.full.load(Ordering::Relaxed)
     }
 
     /// The server as last seen.
@@ -153,7 +121,7 @@ impl Context {
     pub async fn fresh_look(&self, limit: Duration) {
         let asked = self.machine.now();
         let mut observed = self.observation.clone();
-        self.look.notify_one();
+        self.signals.look.notify_one();
         let seen = observed.wait_for(|observation| observation.at >= asked);
         discard::goes_on_either_way(self.machine.timeout(limit, seen).await);
     }
@@ -190,7 +158,7 @@ impl Context {
         self.note_pending(pending);
         let role = crate::callbacks::role(&self.observed().server, self.leads_standby_cluster());
         self.callbacks.call(CallbackAction::Reload, role);
-        self.cycle.notify_one();
+        self.signals.cycle.notify_one();
         Ok(())
     }
 
@@ -203,7 +171,7 @@ impl Context {
                 (one.name, reason)
             })
             .collect();
-        *self.pending_restart.lock() =
+        *self.board.pending_restart.lock() =
             (!reasons.is_empty()).then_some(serde_json::Value::Object(reasons));
     }
 

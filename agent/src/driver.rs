@@ -151,7 +151,8 @@ impl Driver {
             }
             self.collect().await;
             self.finish_first().await;
-            if self.ctx.renew.is_cancelled() && self.job.is_none() && self.errand.is_none() {
+            if self.ctx.signals.renew.is_cancelled() && self.job.is_none() && self.errand.is_none()
+            {
                 return End::Renewed;
             }
             self.take_up_again();
@@ -175,8 +176,8 @@ impl Driver {
                 _ = observed.changed() => {}
                 _ = held.changed() => {}
                 _ = process.changed() => {}
-                () = self.ctx.renew.cancelled(), if !self.ctx.renew.is_cancelled() => {}
-                () = self.ctx.cycle.notified() => {}
+                () = self.ctx.signals.renew.cancelled(), if !self.ctx.signals.renew.is_cancelled() => {}
+                () = self.ctx.signals.cycle.notified() => {}
                 () = self.ctx.machine.sleep(pause) => {}
             }
         }
@@ -205,7 +206,7 @@ impl Driver {
         };
         let cluster = self.ctx.state();
         let creating = self.job.as_ref().is_some_and(|(job, _)| *job == Job::Bootstrap);
-        self.ctx.creating.store(creating, std::sync::atomic::Ordering::Relaxed);
+        self.ctx.board.creating.store(creating, std::sync::atomic::Ordering::Relaxed);
         if cluster.leader.is_some() {
             self.race = None;
         }
@@ -228,10 +229,10 @@ impl Driver {
             job: self.job.as_ref().map(|(job, _)| *job),
             race: self.race.clone(),
             promise_until: self.ctx.promises.until(),
-            confirmed: self.ctx.failsafe_active.load(std::sync::atomic::Ordering::Relaxed),
+            confirmed: self.ctx.board.failsafe_active.load(std::sync::atomic::Ordering::Relaxed),
             leaderless_since: self.leaderless_since,
             race_not_before: self.race_not_before,
-            lacks_slots: !self.ctx.slots_to_copy.lock().is_empty(),
+            lacks_slots: !self.ctx.board.slots_to_copy.lock().is_empty(),
             lacks_watchdog: !self.ctx.watchdog.is_able(),
             clones_alone: self.ctx.settings.postgresql.clones_alone(),
             failed_starts: self.tries.failures(),
@@ -263,7 +264,7 @@ impl Driver {
                     "changed dynamic configuration could not be applied"
                 );
             }
-            ctx.look.notify_one();
+            ctx.signals.look.notify_one();
         });
     }
 
@@ -376,12 +377,12 @@ impl Driver {
         let ctx = Arc::clone(&self.ctx);
         match decision.action.clone() {
             Action::CopySlots => {
-                let missing = std::mem::take(&mut *self.ctx.slots_to_copy.lock());
+                let missing = std::mem::take(&mut *self.ctx.board.slots_to_copy.lock());
                 self.begin(Job::Restart, jobs::copy_slots(ctx, missing));
             }
             Action::Lead => self.given_up = 0,
             Action::Wait | Action::Refuse => {}
-            Action::Look => self.ctx.look.notify_one(),
+            Action::Look => self.ctx.signals.look.notify_one(),
             Action::Bootstrap => self.begin(Job::Bootstrap, jobs::bootstrap(ctx)),
             Action::Clone { from } => self.begin(Job::Clone, jobs::clone(ctx, from)),
             Action::Rejoin { leader } => {
@@ -502,7 +503,7 @@ impl Driver {
         }
         let handle = self.spawn_and_look(work);
         if job == Job::Bootstrap {
-            self.ctx.creating.store(true, std::sync::atomic::Ordering::Relaxed);
+            self.ctx.board.creating.store(true, std::sync::atomic::Ordering::Relaxed);
         }
         self.job = Some((job, handle));
     }
@@ -522,8 +523,8 @@ impl Driver {
         let ctx = Arc::clone(&self.ctx);
         let work = async move {
             let result = work.await;
-            ctx.look.notify_one();
-            ctx.cycle.notify_one();
+            ctx.signals.look.notify_one();
+            ctx.signals.cycle.notify_one();
             result
         };
         self.ctx.machine.spawn(work.in_current_span())

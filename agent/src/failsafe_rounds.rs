@@ -27,7 +27,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         }
         let Some(held) = ctx.keeper.held() else {
             active = false;
-            ctx.failsafe_active.store(false, std::sync::atomic::Ordering::Relaxed);
+            ctx.board.failsafe_active.store(false, std::sync::atomic::Ordering::Relaxed);
             continue;
         };
         let leads = serves_or_is_to(&ctx.observed());
@@ -36,7 +36,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         if !leads || !unproven {
             if std::mem::replace(&mut active, false) {
                 info!("lease is proven by the store again");
-                ctx.failsafe_active.store(false, std::sync::atomic::Ordering::Relaxed);
+                ctx.board.failsafe_active.store(false, std::sync::atomic::Ordering::Relaxed);
             }
             continue;
         }
@@ -44,7 +44,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         if confirmed && !std::mem::replace(&mut active, true) {
             warn!("store does not answer, every member confirms this leader");
         }
-        ctx.failsafe_active.store(confirmed, std::sync::atomic::Ordering::Relaxed);
+        ctx.board.failsafe_active.store(confirmed, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -74,7 +74,7 @@ async fn slots(ctx: &Context) -> BTreeMap<String, Lsn> {
 async fn round(ctx: &Context, ttl: Duration) -> bool {
     let began = ctx.machine.now();
     let cluster = ctx.cluster();
-    let unproven = ctx.unproven_failsafe.lock().clone();
+    let unproven = ctx.board.unproven_failsafe.lock().clone();
     let Some(list) = whom_to_ask(&ctx.name, &cluster, unproven.as_ref()) else { return false };
     let me = cluster.members.get(&ctx.name);
     let body = json!({
@@ -118,7 +118,7 @@ async fn round(ctx: &Context, ttl: Duration) -> bool {
     let Some(answers) = answers else { return false };
     let (promised, positions): (Vec<_>, BTreeMap<_, _>) = answers.into_iter().unzip();
     // Slots of members that stream from another one follow what these say, as in the store otherwise.
-    *ctx.told_slots.lock() = positions.into_iter().filter(|(_, lsn)| *lsn > Lsn(0)).collect();
+    *ctx.board.told_slots.lock() = positions.into_iter().filter(|(_, lsn)| *lsn > Lsn(0)).collect();
     let config = cluster.config.clone().unwrap_or_default();
     let length = relied_on(ttl, config.ttl, &promised);
     // A leader that hears from its members no more retries for as long as it would ask the store.

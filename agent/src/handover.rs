@@ -117,7 +117,7 @@ async fn choose(
     loop {
         let looked = ctx.machine.now();
         let mut observed = ctx.observation.clone();
-        ctx.look.notify_one();
+        ctx.signals.look.notify_one();
         let fresh = observed.wait_for(|seen| seen.at >= looked);
         if ctx.machine.timeout(LOOK_LIMIT, fresh).await.is_err() {
             warn!("server gives no fresh answer about its standbys");

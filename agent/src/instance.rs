@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, warn};
 
+use crate::board::{Board, Signals};
 use crate::context::Context;
 use crate::driver::{Driver, End};
 use crate::failsafe::Promises;
@@ -250,28 +251,13 @@ impl Instance {
             promises,
             observation: observed,
             memory,
-            full,
-            rewound: 0.into(),
-            creating: false.into(),
-            asked_checkpoint: tokio::sync::Mutex::default(),
-            sync_writes: parking_lot::Mutex::default(),
-            unproven_failsafe: parking_lot::Mutex::new(None),
-            failsafe_active: false.into(),
             callbacks,
             counters,
             restart_plan,
-            checkpoint_pending: false.into(),
             watchdog: watchdog::Watchdog::new(settings.watchdog.clone()),
-            told_slots: parking_lot::Mutex::default(),
-            slots_to_copy: parking_lot::Mutex::default(),
-            slot_complaint: parking_lot::Mutex::default(),
-            shared_slot: parking_lot::Mutex::default(),
-            pending_restart: parking_lot::Mutex::new(None),
             citus,
-            look: Arc::new(Notify::new()),
-            cycle: Arc::new(Notify::new()),
-            reread,
-            renew,
+            board: Board { full, ..Board::default() },
+            signals: Signals { reread, renew, ..Signals::default() },
             renewed,
         });
         Self { ctx, guard: 0, beats_to: None, observation, _follow: follow }
@@ -307,7 +293,7 @@ impl Instance {
             ctx.machine.clone(),
             Arc::clone(&ctx.server),
             Arc::clone(&ctx.guard),
-            Arc::clone(&ctx.look),
+            Arc::clone(&ctx.signals.look),
             self.observation.clone(),
             over.clone(),
         )));

@@ -101,7 +101,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
                     complained = None;
                     if !settled {
                         pause = EVERY_WHILE_CHANGING;
-                        ctx.look.notify_one();
+                        ctx.signals.look.notify_one();
                     }
                 }
                 Err(error) => {
@@ -220,18 +220,18 @@ async fn follows(ctx: &Context, done: &mut Done) -> Result<(), LeadError> {
     let stands_by = matches!(ctx.observed().server, Server::Standby(_)) && due;
     let is_confirmed = due
         && matches!(ctx.observed().server, Server::Primary(_))
-        && ctx.failsafe_active.load(Ordering::Relaxed);
+        && ctx.board.failsafe_active.load(Ordering::Relaxed);
     let promised = stands_by && ctx.promises.in_force(ctx.machine.now());
     if !live && (promised || is_confirmed) {
         done.slots_at = Some(ctx.machine.now());
-        let told = ctx.told_slots.lock().clone();
+        let told = ctx.board.told_slots.lock().clone();
         crate::slots::advance_as_told(ctx, &cluster, told).await?;
     }
     if stands_by && live && led {
         done.slots_at = Some(ctx.machine.now());
         crate::slots::keep(ctx, &cluster, false, &mut done.gone_since).await?;
-        if !ctx.slots_to_copy.lock().is_empty() {
-            ctx.cycle.notify_one();
+        if !ctx.board.slots_to_copy.lock().is_empty() {
+            ctx.signals.cycle.notify_one();
         }
     }
     Ok(())
@@ -294,7 +294,7 @@ async fn identity(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
     let odd = cluster.is_kept(SafetyKey::Initialize) || cluster.is_unknown(SafetyKey::Initialize);
     // A cluster that is being made has its identifier when it is complete.
     let complete = matches!(ctx.observed().data, DataDir::Initialized(_));
-    if (!known || odd) && complete && !ctx.creating.load(Ordering::Relaxed) {
+    if (!known || odd) && complete && !ctx.board.creating.load(Ordering::Relaxed) {
         let identifier = ctx.server.controldata().await?.system_identifier.to_string();
         if !known || cluster.initialize.as_ref() == Some(&identifier) {
             let key = ctx.keys.initialize();
@@ -346,14 +346,14 @@ async fn failsafe(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
     wanted
         .entry(ctx.name.clone())
         .or_insert_with(|| format!("{}/patroni", ctx.settings.restapi.base_url()));
-    let rests_on_members = ctx.failsafe_active.load(Ordering::Relaxed);
+    let rests_on_members = ctx.board.failsafe_active.load(Ordering::Relaxed);
     let odd = cluster.doubts.contains_key(&SafetyKey::Failsafe);
     let differs = odd || cluster.failsafe.as_ref() != Some(&wanted);
     if on && !rests_on_members && differs && !wanted.is_empty() {
-        *ctx.unproven_failsafe.lock() = Some(wanted.clone());
+        *ctx.board.unproven_failsafe.lock() = Some(wanted.clone());
         let put = Txn::just(Op::put(ctx.keys.failsafe(), json(&wanted)));
         ctx.store.txn(while_leading(ctx, put)).await?;
-        *ctx.unproven_failsafe.lock() = None;
+        *ctx.board.unproven_failsafe.lock() = None;
     }
     Ok(())
 }
@@ -405,7 +405,7 @@ fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<Revi
         return;
     }
     *done = Some(leader.epoch.revision);
-    ctx.checkpoint_pending.store(true, Ordering::Relaxed);
+    ctx.board.checkpoint_pending.store(true, Ordering::Relaxed);
     let (ctx, machine) = (Arc::clone(ctx), ctx.machine.clone());
     let work = async move {
         if let Err(error) = ctx.server.checkpoint().await {
@@ -414,8 +414,8 @@ fn checkpoint(ctx: &Arc<Context>, cluster: &ClusterState, done: &mut Option<Revi
                 "checkpoint after the promotion failed"
             );
         }
-        ctx.checkpoint_pending.store(false, Ordering::Relaxed);
-        ctx.cycle.notify_one();
+        ctx.board.checkpoint_pending.store(false, Ordering::Relaxed);
+        ctx.signals.cycle.notify_one();
     };
     machine.spawn(work.in_current_span());
 }
@@ -428,8 +428,8 @@ fn restartpoint(ctx: &Arc<Context>, asked: &mut Option<(Moment, Task<()>)>) {
     let observed = ctx.observed();
     let Some(status) = &observed.status else { return };
     let behind = status.checkpoint_timeline < status.timeline;
-    if ctx.checkpoint_pending.swap(behind, Ordering::Relaxed) != behind {
-        ctx.cycle.notify_one();
+    if ctx.board.checkpoint_pending.swap(behind, Ordering::Relaxed) != behind {
+        ctx.signals.cycle.notify_one();
     }
     let under_way =
         |(at, work): &(Moment, Task<()>)| ctx.machine.since(*at) < EVERY || !work.is_finished();
@@ -444,7 +444,7 @@ fn restartpoint(ctx: &Arc<Context>, asked: &mut Option<(Moment, Task<()>)>) {
                 "restartpoint on the new timeline failed"
             );
         }
-        ctx.look.notify_one();
+        ctx.signals.look.notify_one();
     };
     *asked = Some((machine.now(), machine.spawn(work.in_current_span())));
 }

@@ -10,6 +10,7 @@
 //! The page to read first is ARCHITECTURE.md, "A failover, told once".
 
 pub mod api;
+pub mod board;
 pub mod callbacks;
 pub mod citus;
 mod citus_tasks;

@@ -126,10 +126,10 @@ pub(crate) fn view(shown: &Shown<'_>) -> NodeView {
         },
         dcs_last_seen: shown.dcs_last_seen,
         dcs_reachable: snapshot.store == Store::Live,
-        failsafe_active: ctx.failsafe_active.load(Ordering::Relaxed),
+        failsafe_active: ctx.board.failsafe_active.load(Ordering::Relaxed),
         watchdog_failed: snapshot.lacks_watchdog,
         stands_back: snapshot.race_not_before.is_some_and(|moment| snapshot.now < moment),
-        pending_restart: ctx.pending_restart.lock().clone(),
+        pending_restart: ctx.board.pending_restart.lock().clone(),
         scheduled_restart: None,
         cluster: Arc::clone(&snapshot.cluster),
         action: decision.action.clone(),
@@ -184,7 +184,7 @@ pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
             .proxy_address
             .as_ref()
             .map(|address| format!("postgres://{address}/{database}")),
-        checkpoint_after_promote: (leads && ctx.checkpoint_pending.load(Ordering::Relaxed))
+        checkpoint_after_promote: (leads && ctx.board.checkpoint_pending.load(Ordering::Relaxed))
             .then_some(false),
         tags: view.tags.clone(),
         pending_restart: view.pending_restart.is_some(),

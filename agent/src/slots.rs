@@ -55,7 +55,7 @@ pub async fn keep(
         );
     }
     carry_out(ctx, &plan, &found).await?;
-    *ctx.slots_to_copy.lock() = plan.copy_logical;
+    *ctx.board.slots_to_copy.lock() = plan.copy_logical;
     Ok(found)
 }
 
@@ -92,7 +92,7 @@ fn warn_of_shared_names(ctx: &Context, cluster: &ClusterState) {
     for (slot, members) in names.iter().filter(|(_, members)| members.len() > 1) {
         let members = members.join(", ");
         let text = format!("{slot}: {members}");
-        if ctx.shared_slot.lock().replace(text.clone()).as_ref() != Some(&text) {
+        if ctx.board.shared_slot.lock().replace(text.clone()).as_ref() != Some(&text) {
             warn!(slot, members, "members share a replication slot name: rename one of them");
         }
     }
@@ -134,7 +134,7 @@ async fn advance(ctx: &Context, found: &[Found], name: &str, to: Lsn) -> Result<
 /// Once for each slot and reason.
 fn complain(ctx: &Context, slot: &str, error: &SqlError, what: &'static str) {
     let text = format!("{slot}: {error}");
-    if ctx.slot_complaint.lock().replace(text.clone()).as_ref() != Some(&text) {
+    if ctx.board.slot_complaint.lock().replace(text.clone()).as_ref() != Some(&text) {
         warn!(slot, error = error as &dyn std::error::Error, "{what}");
     }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn stand_alone(ctx: &Context) -> Result<(), StandAloneError> {
     let alone = cluster.sync.as_ref().is_some_and(|sync| {
         sync.standbys().is_empty() && sync.leader.as_deref() == Some(ctx.name.as_str())
     });
-    if !synchronous || (alone && ctx.sync_writes.lock().are_shown_by(&cluster)) {
+    if !synchronous || (alone && ctx.board.sync_writes.lock().are_shown_by(&cluster)) {
         return Ok(());
     }
     let held = ctx.keeper.held().ok_or(ClaimError::Lost)?;
@@ -52,9 +52,9 @@ pub(crate) async fn stand_alone(ctx: &Context) -> Result<(), StandAloneError> {
     let mut txn = Txn::just(Op::put(&key, json(&SyncState::new(&ctx.name, &[]))));
     txn.compare = leader_checks(&leader, held.lease, held.epoch);
     txn.compare.push(Compare::Modified { key, revision: cluster.sync_revision });
-    let before = ctx.sync_writes.lock().begin();
+    let before = ctx.board.sync_writes.lock().begin();
     let result = ctx.store.txn(txn).await;
-    ctx.sync_writes.lock().end(before, &result);
+    ctx.board.sync_writes.lock().end(before, &result);
     match result {
         Ok(outcome) if outcome.succeeded => Ok(()),
         Ok(_) => Err(StandAloneError::SyncChanged),

@@ -140,7 +140,7 @@ impl Driver {
         let ctx = Arc::clone(&self.ctx);
         self.ctx.machine.spawn(async move {
             ctx.machine.sleep(pause).await;
-            ctx.cycle.notify_one();
+            ctx.signals.cycle.notify_one();
         });
     }
 

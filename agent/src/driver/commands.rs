@@ -35,7 +35,7 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
             as_job(driver, Job::Restart, work, "restarted successfully", restart_failure, answer);
         }
         Command::Reload { answer } => {
-            ctx.reread.notify_one();
+            ctx.signals.reread.notify_one();
             spawn_answer(&machine, answer, async move {
                 let runs = matches!(ctx.observed().server, Server::Primary(_) | Server::Standby(_));
                 match ctx.reload().await {
@@ -69,11 +69,11 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
         Command::Failsafe { leader, asked, slots, answer } => {
             let said = failsafe(&ctx, &leader, asked);
             if matches!(said, FailsafeAnswer::Accepted { .. }) {
-                *ctx.told_slots.lock() = slots;
+                *ctx.board.told_slots.lock() = slots;
             }
             discard::receiver_may_be_gone(answer.send(said));
         }
-        Command::Look => ctx.look.notify_one(),
+        Command::Look => ctx.signals.look.notify_one(),
         Command::Checkpoint { answer } => {
             let epoch_ttl = crate::handover::SHORT_LEASE;
             spawn_answer(&machine, answer, async move {
@@ -91,7 +91,7 @@ const CHECKPOINT_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// One at a time, however many ask.
 async fn checkpoint(ctx: &Context) -> Result<(), CommandError> {
-    let mut last = ctx.asked_checkpoint.lock().await;
+    let mut last = ctx.board.asked_checkpoint.lock().await;
     let now = ctx.machine.now();
     if last.is_some_and(|began| now.since(began) < CHECKPOINT_PAUSE) {
         return Ok(());

@@ -352,6 +352,6 @@ pub async fn copy_slots(ctx: Arc<Context>, names: Vec<String>) -> Result<(), Job
     ctx.stop_in_order(STOP_LIMIT).await?;
     ctx.postgres.write_logical_slots(&states)?;
     ctx.server.start(&StartAs::Standby(upstream)).await?;
-    ctx.slots_to_copy.lock().clear();
+    ctx.board.slots_to_copy.lock().clear();
     Ok(())
 }

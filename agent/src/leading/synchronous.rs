@@ -23,7 +23,7 @@ pub(super) async fn adjust(
     facts: &PrimaryFacts,
     cluster: &ClusterState,
 ) -> Result<bool, LeadError> {
-    let writes = *ctx.sync_writes.lock();
+    let writes = *ctx.board.sync_writes.lock();
     // Neither from a view of the store that is older than our last write, nor from a look at the server that is older
     // than our last change of it.
     if writes.are_newer_than(cluster) || looked_at < ctx.server.names_changed_at() {
@@ -71,9 +71,9 @@ async fn publish(ctx: &Context, cluster: &ClusterState, sync: &SyncState) -> Res
     let key = ctx.keys.sync();
     let txn = Txn::just(Op::put(&key, json(sync)))
         .when(Compare::Modified { key, revision: cluster.sync_revision });
-    let before = ctx.sync_writes.lock().begin();
+    let before = ctx.board.sync_writes.lock().begin();
     let result = ctx.store.txn(while_leading(ctx, txn)).await;
-    ctx.sync_writes.lock().end(before, &result);
+    ctx.board.sync_writes.lock().end(before, &result);
     result?;
     Ok(())
 }
