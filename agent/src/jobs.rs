@@ -13,14 +13,15 @@ use std::time::Duration;
 
 use kornak_cluster::{ClusterState, HandoverPhase, SyncMode, SyncState};
 use kornak_dcs::{Compare, Op, Txn};
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 
 use crate::citus_tasks::notify;
 use crate::context::Context;
 use crate::guard::Fencing;
 use crate::ha::{Server, Why};
 use crate::handover::{self, HandoverError, PROMOTE_LIMIT, SHORT_LEASE};
-use crate::lease::{ClaimError, Held};
+use crate::lease::{ClaimError, Held, Keeper};
+use crate::machine::Machine;
 use crate::postgres::{
     BootstrapError, CallbackAction, CloneError, ConfigureError, ControlDataError, PromoteError,
     RewindError, ScriptError, SourceError, SqlError, StartAs, StartError, StopError, StopMode,
@@ -150,10 +151,22 @@ pub async fn start_primary(ctx: Arc<Context>) -> Result<(), JobError> {
     Err(error.into())
 }
 
-/// Deletes the leader key, which is not renewed any more. [`crate::lease`] says so once it is done.
+/// Deletes the leader key, which is not renewed any more. [`crate::lease`] says so once it is done. A step that is
+/// broken off here has let the key go already, so the key is deleted whatever becomes of the step.
 async fn delete_key(ctx: &Context, held: Held, also: Vec<Op>) -> Result<(), JobError> {
+    let (keeper, machine) = (ctx.keeper.clone(), ctx.machine.clone());
+    let deleting = async move { delete_let_go(&keeper, &machine, held, also).await };
+    ctx.machine.spawn(deleting.in_current_span()).await.unwrap_or(Ok(()))
+}
+
+async fn delete_let_go(
+    keeper: &Keeper,
+    machine: &Machine,
+    held: Held,
+    also: Vec<Op>,
+) -> Result<(), JobError> {
     for left in (0..RELEASES).rev() {
-        match ctx.keeper.release_held(held, Vec::new(), also.clone()).await {
+        match keeper.release_held(held, Vec::new(), also.clone()).await {
             Ok(true) => break,
             Ok(false) => {
                 info!("leader key was not ours any more");
@@ -166,7 +179,7 @@ async fn delete_key(ctx: &Context, held: Held, also: Vec<Op>) -> Result<(), JobE
                 );
                 return Err(error.into());
             }
-            Err(_) => ctx.machine.sleep(RELEASE_PAUSE).await,
+            Err(_) => machine.sleep(RELEASE_PAUSE).await,
         }
     }
     Ok(())
@@ -208,7 +221,7 @@ pub async fn promote(ctx: Arc<Context>) -> Result<(), JobError> {
     match ctx.server.promote(Fencing::Armed, limit).await {
         Ok(promoted) => {
             info!(timeline = %promoted.timeline, elapsed_ms = elapsed_ms(&ctx, began), "promotion completed");
-            ctx.look.notify_one();
+            ctx.signals.look.notify_one();
             finish_handover(&ctx, planned).await;
             Ok(())
         }
@@ -392,7 +405,7 @@ pub async fn claim(
         })
         .await?;
     if writes_sync {
-        ctx.sync_writes.lock().claimed(epoch.revision);
+        ctx.board.sync_writes.lock().claimed(epoch.revision);
     }
     Ok(())
 }
@@ -421,7 +434,7 @@ pub async fn restart(ctx: Arc<Context>, limit: Option<Duration>) -> Result<(), J
         ctx.server.start(&StartAs::Standby(upstream)).await?;
         ctx.server.wait_ready(limit).await?;
     }
-    ctx.pending_restart.lock().take();
+    ctx.board.pending_restart.lock().take();
     Ok(())
 }
 

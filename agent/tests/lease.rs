@@ -7,8 +7,10 @@ mod support;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use kornak_agent::lease::{ClaimError, Keeper};
 use kornak_agent::machine::Machine;
 use kornak_cluster::Scope;
@@ -39,6 +41,8 @@ struct Failing {
     elections: Mutex<usize>,
     /// Lets its leadership go after the next of these.
     lets_go: Mutex<Option<Keeper>>,
+    /// A transaction is done a little later than it is asked for.
+    takes_time: AtomicBool,
 }
 
 impl std::fmt::Debug for Failing {
@@ -60,6 +64,10 @@ impl Dcs for Failing {
         let error = if writes { self.errors.lock().pop_front() } else { None };
         match error {
             Some(error) => Box::pin(async move { Err(error) }),
+            None if self.takes_time.load(Ordering::Relaxed) => Box::pin(async move {
+                tokio::task::yield_now().await;
+                self.store.txn(txn).await
+            }),
             None => self.store.txn(txn),
         }
     }
@@ -111,6 +119,7 @@ impl Leader {
             meanwhile: Mutex::default(),
             elections: Mutex::default(),
             lets_go: Mutex::default(),
+            takes_time: AtomicBool::new(false),
         });
         let keys = Keys::new(&Scope::new("service", "demo", None));
         let file = field.path().join("lease");
@@ -238,6 +247,19 @@ async fn a_renewal_that_is_repeated_does_not_bring_back_what_was_let_go() {
     let renewed = leader.keeper.renew().await;
     assert!(matches!(renewed, Err(ClaimError::Lost)), "{renewed:?}");
     assert_eq!(leader.keeper.held(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_is_broken_off_while_it_releases_has_released() {
+    let leader = Leader::new().await;
+    leader.store.takes_time.store(true, Ordering::Relaxed);
+    let release = leader.keeper.release(Vec::new(), Vec::new());
+    assert!(release.now_or_never().is_none(), "the store has not answered yet");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while leader.hangs_on().await != LeaseId::NONE {
+        assert!(Instant::now() < deadline, "the key is still there, and nobody holds it");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,19 +2,21 @@
 
 use kornak_dcs::lease::leader_checks;
 use kornak_dcs::{Compare, DcsError, Op, Txn};
-use tracing::info;
+use tracing::{Instrument, info};
 
 use super::{Held, Keeper};
 
 impl Keeper {
     /// Deletes the leader key if it is ours, together with `also` and only if `when` holds. Nothing
     /// is held afterwards, whatever the answer: an unknown outcome counts as released. `Ok(false)`
-    /// means that the store refused.
+    /// means that the store refused. A caller that is broken off does not break the deletion off.
     pub async fn release(&self, when: Vec<Compare>, also: Vec<Op>) -> Result<bool, DcsError> {
-        match self.let_go() {
-            Some(held) => self.release_held(held, when, also).await,
-            None => Ok(true),
-        }
+        let Some(held) = self.let_go() else { return Ok(true) };
+        let keeper = self.clone();
+        let deleting = async move { keeper.release_held(held, when, also).await };
+        let deleting = self.inner.machine.spawn(deleting.in_current_span());
+        let unknown = || DcsError::Unknown { detail: "the agent ends".to_owned() };
+        deleting.await.unwrap_or_else(|_| Err(unknown()))
     }
 
     /// The second half of [`Keeper::release`], for what [`Keeper::let_go`] returned.
