@@ -29,6 +29,7 @@ mod place;
 mod process;
 mod replay;
 mod rewind;
+mod rewinding;
 mod script;
 mod slots;
 mod source;

@@ -337,7 +337,9 @@ impl Postgres {
     pub async fn rewind_needed(&self, leader: &Upstream) -> Result<RewindNeed, RewindError> {
         if self.unfinished() == Some(Unfinished::Rewind) {
             let claim = self.inner.claim().map_err(RewindError::Claim)?;
-            self.take_over_rewind(&claim).await?;
+            if self.take_over_rewind(&claim).await? {
+                self.have_log_written(leader).await;
+            }
         }
         if self.unfinished().is_some() {
             return Ok(RewindNeed::Diverged);
@@ -420,7 +422,11 @@ impl Postgres {
         let rewinding = tokio::spawn(async move { this.rewind_for_good(claim, &source).await });
         *self.inner.rewinding_task.lock() = Some(rewinding.abort_handle());
         match rewinding.await {
-            Ok(outcome) => outcome,
+            Ok(Ok(())) => {
+                self.have_log_written(leader).await;
+                Ok(())
+            }
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(RewindError::GivenUp),
         }
     }
@@ -443,18 +449,6 @@ impl Postgres {
         self.complete_rewind(&claim).await?;
         info!("pg_rewind completed");
         Ok(())
-    }
-
-    /// pg_rewind is at work and must not be disturbed.
-    pub fn is_rewinding(&self) -> bool {
-        self.inner.rewinding_task.lock().as_ref().is_some_and(|task| !task.is_finished())
-    }
-
-    /// Ends pg_rewind, for whoever replaces the data directory.
-    pub fn give_up_rewind(&self) {
-        if let Some(task) = self.inner.rewinding_task.lock().take() {
-            task.abort();
-        }
     }
 
     /// pg_rewind outlives the agent that started it. It writes the control file last: if that is the new one,
