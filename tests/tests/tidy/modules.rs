@@ -85,6 +85,7 @@ pub(super) const LAYERS: &[(&str, &[&str])] = &[
             "failsafe",
             "lease",
             "memory",
+            "board",
             "peers",
             "publish",
             "schedule",
