@@ -511,8 +511,9 @@ impl Postgres {
         wanted.dynamic_ident = lines("pg_ident");
     }
 
-    /// Puts the store's configuration into the data directory, if there is one.
+    /// Puts the store's configuration into the data directory, if there is one. Blocks.
     pub fn show_dynamic(&self) {
+        let _writing = self.inner.writing.blocking_lock();
         let raw = self.inner.wanted.lock().raw.clone();
         if self.holds_cluster() {
             self.inner.show_dynamic(&raw);

@@ -8,7 +8,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use kornak_agent::postgres::{SqlError, StopMode};
+use kornak_agent::guard::Fencing;
+use kornak_agent::postgres::{SqlError, StartAs, StopMode};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use support::{Field, LIMIT, Node, become_guard, stream};
 
@@ -161,4 +162,20 @@ async fn a_server_that_listens_on_its_socket_alone_is_reached() {
     a.options.settings.use_unix_socket = false;
     let by_tcp = a.again().sql().value("answer", "SELECT 1").await;
     assert!(matches!(by_tcp, Err(SqlError::Login(_))), "{by_tcp:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_for_a_new_cluster_let_the_agent_in_on_the_socket() {
+    let mut field = Field::new();
+    let mut a = field.node("a");
+    a.options.settings.use_unix_socket = true;
+    let dirs = [("unix_socket_directories", field.path().display().to_string())];
+    set(&mut a, &dirs, &[]);
+    a.options.settings.pg_hba = None;
+    a.postgres = a.again();
+    a.postgres.initdb(&[], &["host all all 127.0.0.1/32 reject".to_owned()]).await.unwrap();
+    a.postgres.start_first(&StartAs::Primary(Fencing::Unfenced)).await.unwrap();
+    a.postgres.wait_ready(LIMIT).await.unwrap();
+    a.postgres.create_roles().await.unwrap();
+    assert_eq!(a.execute("SELECT inet_client_addr()::text").await, None);
 }

@@ -250,8 +250,8 @@ impl Known {
         let on = state.config.as_ref().is_some_and(|config| config.failsafe_mode);
         match (&state.failsafe, unreadable) {
             (Some(list), false) => self.failsafe = LastRead::Value(list.clone()),
-            // Before the mode is on nobody needs a list.
-            (None, false) if !on => self.failsafe = LastRead::Absent,
+            // Before the mode is on nobody needs a list, and before anybody has led there is none.
+            (None, false) if !on || self.begins => self.failsafe = LastRead::Absent,
             (_, unreadable) => match &self.failsafe {
                 LastRead::Absent if !unreadable => {}
                 LastRead::Absent => {

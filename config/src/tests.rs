@@ -117,7 +117,7 @@ fn the_rest_of_an_agents_file_is_read() {
 namespace: /prod/
 citus: {group: 2, databases: [app, b]}
 watchdog: {mode: off}
-tags: {nofailover: no, failover_priority: -3, nosync: on, clonefrom: no, nostream: no, zone: a}
+tags: {nofailover: no, failover_priority: -3, nosync: on, clonefrom: no, nostream: no, zone: a, rack: {row: [1, b]}}
 log: {level: debug, type: json}
 kornak:
   os_user: pg
@@ -144,7 +144,7 @@ kornak:
     let conflict = "Conflicting configuration between nofailover: False and failover_priority: -3. \
                     Defaulting to nofailover: False";
     assert!(matches!(&*warnings, [only] if only.ends_with(conflict)), "{warnings:?}");
-    let tags = r#"{"nofailover":false,"failover_priority":-3,"nosync":true,"zone":"a"}"#;
+    let tags = r#"{"nofailover":false,"failover_priority":-3,"nosync":true,"zone":"a","rack":{"row":[1,"b"]}}"#;
     assert_eq!(
         serde_json::to_string(&settings.tags).unwrap(),
         tags,

@@ -401,6 +401,18 @@ pub(super) fn render_lines(lines: &[String]) -> String {
     text
 }
 
+/// Rules for a new cluster, with the lines for Unix sockets from `initdbs`, the text that initdb wrote, before them if they have none of
+/// their own: an agent that asks its server on the socket (`use_unix_socket`) has to be let in.
+pub(super) fn with_socket_lines(lines: &[String], initdbs: &str) -> Vec<String> {
+    let is_for_sockets = |line: &str| line.split_whitespace().next() == Some("local");
+    let mut all = Vec::new();
+    if !lines.iter().any(|line| is_for_sockets(line)) {
+        all.extend(initdbs.lines().filter(|line| is_for_sockets(line)).map(str::to_owned));
+    }
+    all.extend_from_slice(lines);
+    all
+}
+
 /// Rules for a new cluster whose operator gave none: passwords everywhere, for everybody.
 pub(super) fn default_hba(replication_user: &str) -> Vec<String> {
     let user = format!("\"{}\"", replication_user.replace('"', "\"\""));

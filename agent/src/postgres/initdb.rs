@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::basebackup::wal_option;
 use super::claim::Claim;
-use super::conf::{self, render_lines};
+use super::conf::{default_hba, render_lines, with_socket_lines};
 use super::files::ConfigureError;
 use super::marker::{MARK, Mark, NEW, PASSWORD, Purpose, Step};
 use super::os::{make_parents, make_private_dir, write_file};
@@ -221,8 +221,14 @@ impl Postgres {
         let replication = &self.settings().replication;
         let lines = match hba {
             _ if own => return Ok(()),
-            [] if replication.password.is_some() => conf::default_hba(&replication.username),
+            [] if replication.password.is_some() => default_hba(&replication.username),
             [] => return Ok(()),
+            lines if self.settings().use_unix_socket => {
+                let path = self.data_dir().join("pg_hba.conf");
+                let initdbs = std::fs::read(&path)
+                    .map_err(|source| BootstrapError::Prepare { path, source })?;
+                with_socket_lines(lines, &String::from_utf8_lossy(&initdbs))
+            }
             lines => lines.to_vec(),
         };
         let path = self.inner.config_file("pg_hba.conf");

@@ -108,6 +108,25 @@ fn a_mode_that_is_switched_on_begins_with_nobody_named() {
 }
 
 #[test]
+fn before_anybody_has_led_nobody_is_asked_without_the_store() {
+    let first = ClusterConfig::parse(r#"{"failsafe_mode":true}"#).unwrap();
+    let empty = || ClusterState { store: 1, revision: Revision(3), ..ClusterState::default() };
+    for identifiers in [[None, Some(ID)], [Some(ID), Some(ID)]] {
+        let mut known = Known::default().beginning_with(first.clone());
+        let states = identifiers.map(|identifier| {
+            let mut state = empty();
+            known.fill(&mut state, identifier);
+            state
+        });
+        assert_eq!(states[1].config.as_ref(), Some(&first));
+        assert_eq!(states[1].doubts, BTreeMap::new(), "{identifiers:?}");
+    }
+    let mut led = Known::default().beginning_with(first);
+    let now = filled(&mut led, ClusterState { failsafe: None, ..good(3) });
+    assert!(now.is_unknown(SafetyKey::Failsafe), "somebody leads, with a list that was lost");
+}
+
+#[test]
 fn a_kept_configuration_is_of_its_cluster_alone() {
     let config = ClusterConfig::parse(r#"{"pause":true}"#).unwrap();
     let cached = || Known::with_cached(Some((ID.to_owned(), config.clone())));

@@ -317,9 +317,6 @@ fn tags(section: &Section<'_>) -> Tags {
     for (key, value) in section.entries() {
         match value {
             Value::Null => {}
-            Value::Array(_) | Value::Object(_) => {
-                section.expected(key, "a text, number or truth value");
-            }
             value => drop(tags.insert(key.clone(), value.clone())),
         }
     }

@@ -153,3 +153,26 @@ fn the_connection_to_the_primary_has_no_password_in_it() {
 fn a_password_file_escapes_what_parts_its_fields() {
     assert_eq!(passfile(&[("a:b", r"p\w:d"), ("c", "d")]), "*:*:*:a\\:b:p\\\\w\\:d\n*:*:*:c:d\n");
 }
+
+#[test]
+fn rules_without_a_line_for_sockets_get_those_of_initdb() {
+    let initdbs =
+        "# x\nlocal  all all trust\nhost all all 127.0.0.1/32 trust\nlocal replication all peer\n";
+    let lines = |text: &str| text.split('|').map(str::to_owned).collect::<Vec<_>>();
+    for (given, expected) in [
+        (
+            "host all all all md5",
+            "local  all all trust|local replication all peer|host all all all md5",
+        ),
+        (
+            "#local x|localhost",
+            "local  all all trust|local replication all peer|#local x|localhost",
+        ),
+        (
+            "\tlocal all app reject|host all all all md5",
+            "\tlocal all app reject|host all all all md5",
+        ),
+    ] {
+        assert_eq!(with_socket_lines(&lines(given), initdbs), lines(expected), "{given}");
+    }
+}
