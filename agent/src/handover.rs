@@ -52,6 +52,9 @@ const LOOK_LIMIT: Duration = Duration::from_secs(2);
 /// A standby is armed within two seconds of streaming.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// A candidate that has not been streaming for so long is not waited for.
+const GONE_FOR: Duration = Duration::from_secs(10);
+
 /// While a drain runs, the server is asked this often who still works.
 const POLL: Duration = Duration::from_millis(3);
 
@@ -236,6 +239,52 @@ pub fn keep_alive(ctx: &Context, lease: LeaseId) -> CancellationToken {
     token
 }
 
+/// Breaks steps off of which nothing can come any more: they wait for others for minutes, and a leader whose server is
+/// down has something better to do meanwhile.
+async fn unless_hopeless(
+    ctx: &Context,
+    candidate: Option<&str>,
+    steps: impl Future<Output = Result<(), HandoverError>>,
+) -> Result<(), HandoverError> {
+    tokio::select! {
+        biased;
+        done = steps => done,
+        why = hopeless(ctx, candidate) => Err(why),
+    }
+}
+
+/// Waits until the leader's server has ended, or its candidate is gone.
+async fn hopeless(ctx: &Context, candidate: Option<&str>) -> HandoverError {
+    let mut observed = ctx.observation.clone();
+    let mut gone_since = None;
+    loop {
+        let seen = Arc::clone(&observed.borrow_and_update());
+        match &seen.server {
+            Server::Stopped | Server::Leftovers => return HandoverError::Ended,
+            Server::Primary(facts) => {
+                let cluster = ctx.cluster();
+                let judged = candidate.map(|name| {
+                    let rows = &facts.standbys;
+                    switchover::candidate(&ctx.name, &cluster, rows, facts.lsn, Some(name))
+                });
+                match judged {
+                    Some(Err(gone @ (Refusal::Unknown | Refusal::NotStreaming { .. }))) => {
+                        let since = *gone_since.get_or_insert(seen.at);
+                        if seen.at.since(since) >= GONE_FOR {
+                            return gone.into();
+                        }
+                    }
+                    _ => gone_since = None,
+                }
+            }
+            _ => {}
+        }
+        if observed.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 impl Run<'_> {
     /// From the record to the moment in which nothing runs; or back, as if nothing had been.
     async fn until_drained(
@@ -244,14 +293,16 @@ impl Run<'_> {
         limit: Duration,
         stragglers: Stragglers,
     ) -> Result<(), HandoverError> {
-        let prepared = self.prepare(cluster).await;
-        let drained = match prepared {
-            Ok(()) => {
+        let steps = async {
+            self.prepare(cluster).await?;
+            let (ctx, candidate) = (self.ctx, self.record.candidate.clone());
+            let steps = async {
                 self.proxies_prepare().await;
                 self.drain(limit, stragglers).await
-            }
-            Err(error) => Err(error),
+            };
+            unless_hopeless(ctx, candidate.as_deref(), steps).await
         };
+        let drained = steps.await;
         if drained.is_err() {
             self.abandon().await;
         }
@@ -274,10 +325,15 @@ impl Run<'_> {
                 );
             }
         };
-        let (here, ()) = tokio::join!(ctx.server.checkpoint(), there);
-        here.map_err(HandoverError::Checkpoint)?;
-        // Not in `switch`: nobody should be held for a script.
-        ctx.before_stop().await;
+        let checkpoints = async {
+            let (here, ()) = tokio::join!(ctx.server.checkpoint(), there);
+            here.map_err(HandoverError::Checkpoint)?;
+            // Not in `switch`: nobody should be held for a script.
+            ctx.before_stop().await;
+            Ok(())
+        };
+        unless_hopeless(ctx, self.record.candidate.as_deref(), checkpoints).await?;
+        // Not broken off: the key may hang on either lease meanwhile.
         ctx.keeper.move_to(SHORT_LEASE).await.map_err(HandoverError::Lease)
     }
 

@@ -224,10 +224,14 @@ async fn observe(
     Observation { at, server, data, status, recovery, in_force }
 }
 
-/// The part of a look at a primary that tells of the synchronous standbys in force. A walsender
-/// without a priority goes by names that leave it out, so no commit is let go by it.
+/// Whether commits may be let go by this walsender. One without a priority goes by names that leave it out, and
+/// does nothing for those who wait (`SyncRepReleaseWaiters`).
+fn counts(row: &ReplicationRow) -> bool {
+    row.sync_priority.is_some_and(|priority| priority > 0)
+}
+
+/// The part of a look at a primary that tells of the synchronous standbys in force.
 fn sample(status: &ServerStatus, changed_at: Moment, at: Moment) -> Sample<'_> {
-    let counts = |row: &&ReplicationRow| row.sync_priority.is_some_and(|priority| priority > 0);
     let walsender = |row: &ReplicationRow| Walsender {
         pid: row.pid,
         sent: row.sent_lsn.unwrap_or_default(),
@@ -238,7 +242,7 @@ fn sample(status: &ServerStatus, changed_at: Moment, at: Moment) -> Sample<'_> {
         names: &status.synchronous_standby_names,
         changed_at,
         lsn: status.position(),
-        walsenders: status.replication.iter().filter(counts).map(walsender).collect(),
+        walsenders: status.replication.iter().filter(|row| counts(row)).map(walsender).collect(),
         checkpointer_waits: matches!(
             status.checkpointer_wait.as_deref(),
             Some("CheckpointerMain" | "CheckpointWriteDelay")
@@ -441,7 +445,29 @@ fn upstream(conninfo: &str) -> Option<(String, u16)> {
 
 #[cfg(test)]
 mod tests {
-    use super::upstream;
+    use super::{ReplicationRow, counts, upstream};
+
+    #[test]
+    fn a_walsender_without_a_place_among_its_names_counts_for_nothing() {
+        let row = |priority| ReplicationRow {
+            pid: 7,
+            user: None,
+            application_name: "b".to_owned(),
+            client_addr: None,
+            state: Some("streaming".to_owned()),
+            sync_state: None,
+            sync_priority: priority,
+            sent_lsn: None,
+            write_lsn: None,
+            flush_lsn: None,
+            replay_lsn: None,
+            slot: None,
+            wait_event: None,
+        };
+        for (priority, expected) in [(None, false), (Some(0), false), (Some(1), true)] {
+            assert_eq!(counts(&row(priority)), expected, "{priority:?}");
+        }
+    }
 
     #[test]
     fn the_upstream_is_read_from_what_is_in_force() {

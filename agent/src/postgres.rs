@@ -69,7 +69,8 @@ pub use os::OsUser;
 pub use process::{PendingRestart, PromoteError, Promoted, ServerProcess, StartAs, StartError};
 pub use replay::ReplayError;
 pub use rewind::{
-    HistoryLine, LeaderPosition, LocalEnd, RewindError, RewindNeed, parse_history, rewind_need,
+    Authority, HistoryLine, LeaderPosition, LocalEnd, RewindError, RewindNeed, parse_history,
+    rewind_need,
 };
 pub use script::ScriptError;
 pub use slots::slot_name_of;

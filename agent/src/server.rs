@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use crate::guard::{Fencing, GuardError};
 use crate::ha::slots::Found;
 use crate::postgres::{
-    Activity, ConfigureError, ControlData, ControlDataError, DataDirState, Ended, LeaderPosition,
-    PendingRestart, Postgres, PromoteError, Promoted, ReplayError, RewindError, RewindNeed,
-    ServerProcess, ServerStatus, SqlError, StartAs, StartError, StopError, StopMode, Stopped,
-    Upstream,
+    Activity, Authority, ConfigureError, ControlData, ControlDataError, DataDirState, Ended,
+    LeaderPosition, PendingRestart, Postgres, PromoteError, Promoted, ReplayError, RewindError,
+    RewindNeed, ServerProcess, ServerStatus, SqlError, StartAs, StartError, StopError, StopMode,
+    Stopped, Upstream,
 };
 
 /// An answer that is on its way.
@@ -96,8 +96,9 @@ port! {
     waits fn leader_position(&self, leader: &'a Upstream) -> Result<LeaderPosition, RewindError>;
     waits fn took_another_way(&self, leader: &'a Upstream, position: &'a LeaderPosition, timeline: Timeline)
         -> Result<bool, RewindError>;
-    waits fn rewind_needed(&self, leader: &'a Upstream) -> Result<RewindNeed, RewindError>;
-    waits fn rewind(&self, leader: &'a Upstream) -> Result<(), RewindError>;
+    waits fn rewind_needed(&self, leader: &'a Upstream, authority: Authority)
+        -> Result<RewindNeed, RewindError>;
+    waits fn rewind(&self, leader: &'a Upstream, authority: Authority) -> Result<(), RewindError>;
     waits fn keep_log_bounded(&self, stop: CancellationToken) -> ();
 
     fn data_dir_state(&self) -> io::Result<DataDirState>;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use kornak_agent::guard::Fencing;
 use kornak_agent::postgres::{
-    CloneError, ControlState, DataDirState, RewindError, RewindNeed, SqlError, StartAs, StartError,
-    StopMode, ToolError, Unfinished, Upstream,
+    Authority, CloneError, ControlState, DataDirState, RewindError, RewindNeed, SqlError, StartAs,
+    StartError, StopMode, ToolError, Unfinished, Upstream,
 };
 use kornak_cluster::{ClusterConfig, Lsn, Timeline};
 use kornak_config::agent::CustomBootstrap;
@@ -124,7 +124,10 @@ async fn a_switchover_needs_no_rewind() {
     let promoted = b.postgres.promote(Fencing::Unfenced, LIMIT).await.unwrap();
     assert_eq!(promoted.timeline, Timeline(2));
     b.execute("INSERT INTO public.t VALUES (2)").await;
-    assert_eq!(a.postgres.rewind_needed(&b.upstream()).await.unwrap(), RewindNeed::No);
+    assert_eq!(
+        a.postgres.rewind_needed(&b.upstream(), Authority::Primary).await.unwrap(),
+        RewindNeed::No
+    );
     a.postgres.start(&StartAs::Standby(Some(b.upstream()))).await.unwrap();
     a.postgres.wait_ready(LIMIT).await.unwrap();
     caught_up(&b, &a).await;
@@ -147,12 +150,15 @@ async fn a_crashed_primary_that_went_its_own_way_is_rewound_and_streams() {
     a.postgres.stop(StopMode::Kill, LIMIT).await.unwrap();
     assert_eq!(a.postgres.controldata().await.unwrap().state, ControlState::InProduction);
 
-    assert_eq!(a.postgres.rewind_needed(&b.upstream()).await.unwrap(), RewindNeed::Diverged);
+    assert_eq!(
+        a.postgres.rewind_needed(&b.upstream(), Authority::Primary).await.unwrap(),
+        RewindNeed::Diverged
+    );
     b.postgres.checkpoint().await.unwrap();
     // The end of the log is now the header of a page that nobody has written, and nobody writes any more.
     b.execute("ALTER SYSTEM SET bgwriter_delay = '10s'").await;
     b.execute("SELECT pg_reload_conf(), pg_switch_wal()").await;
-    a.postgres.rewind(&b.upstream()).await.unwrap();
+    a.postgres.rewind(&b.upstream(), Authority::Primary).await.unwrap();
     a.postgres.start(&StartAs::Standby(Some(b.upstream()))).await.unwrap();
     a.postgres.wait_ready(LIMIT / 3).await.unwrap();
     caught_up(&b, &a).await;
@@ -316,9 +322,12 @@ async fn two_that_took_the_same_timeline_are_told_apart() {
     assert!(b.postgres.took_another_way(&c.upstream(), &position, two).await.unwrap());
     assert!(!c.postgres.took_another_way(&c.upstream(), &position, two).await.unwrap());
     b.postgres.stop(StopMode::Fast, LIMIT).await.unwrap();
-    assert_eq!(b.postgres.rewind_needed(&c.upstream()).await.unwrap(), RewindNeed::Diverged);
+    assert_eq!(
+        b.postgres.rewind_needed(&c.upstream(), Authority::Primary).await.unwrap(),
+        RewindNeed::Diverged
+    );
     // pg_rewind would see equal numbers and do nothing; a new copy it has to be.
-    let refused = b.postgres.rewind(&c.upstream()).await;
+    let refused = b.postgres.rewind(&c.upstream(), Authority::Primary).await;
     assert!(matches!(refused, Err(RewindError::SameNumber(_))), "{refused:?}");
     b.postgres.clone_from(Some(&c.upstream()), true).await.unwrap();
     b.postgres.start(&StartAs::Standby(Some(c.upstream()))).await.unwrap();
@@ -327,7 +336,10 @@ async fn two_that_took_the_same_timeline_are_told_apart() {
         b.postgres.status().await.is_ok_and(|status| status.is_streaming())
     })
     .await;
-    assert_eq!(b.postgres.rewind_needed(&c.upstream()).await.unwrap(), RewindNeed::No);
+    assert_eq!(
+        b.postgres.rewind_needed(&c.upstream(), Authority::Primary).await.unwrap(),
+        RewindNeed::No
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -376,8 +388,14 @@ async fn what_a_tool_left_half_done_is_no_server() {
     note("rewind\n");
     let start = b.postgres.start(&StartAs::Standby(Some(a.upstream()))).await;
     assert!(matches!(start, Err(StartError::Unfinished(Unfinished::Rewind))), "{start:?}");
-    assert_eq!(b.postgres.rewind_needed(&a.upstream()).await.unwrap(), RewindNeed::Diverged);
-    assert!(b.postgres.rewind(&a.upstream()).await.is_err(), "what differed is no longer known");
+    assert_eq!(
+        b.postgres.rewind_needed(&a.upstream(), Authority::Primary).await.unwrap(),
+        RewindNeed::Diverged
+    );
+    assert!(
+        b.postgres.rewind(&a.upstream(), Authority::Primary).await.is_err(),
+        "what differed is no longer known"
+    );
     b.postgres.clone_from(Some(&a.upstream()), true).await.unwrap();
     b.postgres.start(&StartAs::Standby(Some(a.upstream()))).await.unwrap();
     b.postgres.wait_ready(LIMIT).await.unwrap();

@@ -29,6 +29,9 @@ pub enum HandoverError {
         "transactions kept running for {0:?}; end them, or ask for a switchover that ends them"
     )]
     NeverDrained(Duration),
+    /// Whatever comes next is decided anew.
+    #[error("the server has ended by itself before the switch")]
+    Ended,
     #[error("the server did not stop in time and was started again in place")]
     NotStopped,
     #[error("{candidate} did not take over, the server was started again in place")]

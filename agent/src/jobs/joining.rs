@@ -10,8 +10,8 @@ use super::{JobError, START_LIMIT, STOP_LIMIT};
 use crate::context::Context;
 use crate::ha::upstream::{Source, source};
 use crate::postgres::{
-    LocalEnd, Parameters, RewindError, RewindNeed, ServerProcess, StartAs, StopMode, Upstream,
-    rewind_need,
+    Authority, LocalEnd, Parameters, RewindError, RewindNeed, ServerProcess, StartAs, StopMode,
+    Upstream, rewind_need,
 };
 
 /// A member's server, as one to connect to.
@@ -55,6 +55,14 @@ fn standby_cluster(cluster: &ClusterState) -> Option<&StandbyCluster> {
     cluster.config.as_ref()?.standby_cluster.as_ref()
 }
 
+/// The servers to which members of this cluster are rewound.
+fn authority(cluster: &ClusterState) -> Authority {
+    match standby_cluster(cluster) {
+        Some(_) => Authority::Any,
+        None => Authority::Primary,
+    }
+}
+
 /// The server that a standby is told to replicate from; `None`: nobody leads.
 fn upstream_of(
     ctx: &Context,
@@ -96,13 +104,14 @@ pub async fn rejoin(
     }
     let upstream = own_upstream(&ctx, &cluster)?;
     let leaders = member_server(&ctx, &cluster, &leader)?;
-    if running && !running_has_diverged(&ctx, &leaders).await? {
+    let authority = authority(&cluster);
+    if running && !running_has_diverged(&ctx, &leaders, authority).await? {
         // The stream is broken for another reason; the server goes on trying.
         return Ok(());
     }
     ctx.stop_in_order(STOP_LIMIT).await?;
     ctx.guard.disarm().await?;
-    let need = ctx.server.rewind_needed(&leaders).await?;
+    let need = ctx.server.rewind_needed(&leaders, authority).await?;
     join(&ctx, &cluster, (&leader, &leaders), need, upstream, failed_starts).await
 }
 
@@ -123,6 +132,10 @@ async fn join(
             }
             upstream => Ok(ctx.server.start(&StartAs::Standby(upstream)).await.map(drop)?),
         };
+    }
+    if need == RewindNeed::Undecided {
+        info!(node = %leader, "leader is in recovery: no server is rewound to it before it is a primary");
+        return Err(JobError::NotYet);
     }
     let still_settling = cluster
         .members
@@ -185,8 +198,14 @@ async fn restart_standby(
             return Ok(());
         }
     };
-    let asked = ctx.machine.timeout(limit, ctx.server.rewind_needed(&leaders)).await;
+    let asked =
+        ctx.machine.timeout(limit, ctx.server.rewind_needed(&leaders, authority(cluster))).await;
     let (need, failed_starts) = match asked {
+        Ok(Ok(RewindNeed::Undecided)) => {
+            info!(node = %leader, "leader is in recovery, server starts as the standby that it was");
+            ctx.server.start(&StartAs::Standby(None)).await?;
+            return Ok(());
+        }
         Ok(Ok(need)) => (need, failed_starts),
         Ok(Err(error @ (RewindError::Leader(_) | RewindError::History(_)))) => {
             unasked(&error);
@@ -208,8 +227,8 @@ async fn rejoin_without_leader(ctx: &Context, cluster: &ClusterState) -> Result<
     ctx.guard.disarm().await?;
     ctx.server.prepare_synchronous_standby_names("");
     if let Some(remote) = upstream.as_ref().filter(|upstream| upstream.is_server()) {
-        match ctx.server.rewind_needed(remote).await {
-            Ok(RewindNeed::No) => {}
+        match ctx.server.rewind_needed(remote, Authority::Any).await {
+            Ok(RewindNeed::No | RewindNeed::Undecided) => {}
             Ok(RewindNeed::Diverged) => mend(ctx, cluster, remote).await?,
             // It serves reads all the same, and follows once the other side is there.
             Err(error) => warn!(
@@ -223,15 +242,19 @@ async fn rejoin_without_leader(ctx: &Context, cluster: &ClusterState) -> Result<
 }
 
 /// A standby that runs and gets no stream: whether it has WAL beyond the leader's way.
-async fn running_has_diverged(ctx: &Context, upstream: &Upstream) -> Result<bool, JobError> {
+async fn running_has_diverged(
+    ctx: &Context,
+    upstream: &Upstream,
+    authority: Authority,
+) -> Result<bool, JobError> {
     // The leader is asked later: what it is ahead then is no difference.
     let own = ctx.server.status().await?;
     let leader = ctx.server.leader_position(upstream).await?;
     if ctx.server.took_another_way(upstream, &leader, own.timeline).await? {
-        return Ok(true);
+        return Ok(authority.diverged_from(&leader) == RewindNeed::Diverged);
     }
     let local = LocalEnd { timeline: own.timeline, lsn: own.position() };
-    Ok(rewind_need(local, &leader) == RewindNeed::Diverged)
+    Ok(rewind_need(local, &leader, authority) == RewindNeed::Diverged)
 }
 
 /// The server has WAL that the leader never had: rewind, or copy anew if that was allowed.
@@ -243,7 +266,7 @@ async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Res
     let allows = |own: bool, key: &str| own || dynamic.is_some_and(|config| config.allows(key));
     if rewind {
         info!("server has diverged from the leader, rewind begun");
-        match ctx.server.rewind(upstream).await {
+        match ctx.server.rewind(upstream, authority(cluster)).await {
             Ok(()) => {
                 info!("rewind completed");
                 return Ok(());
@@ -251,6 +274,7 @@ async fn mend(ctx: &Context, cluster: &ClusterState, upstream: &Upstream) -> Res
             // Time mends these: nothing was tried yet, and nothing is thrown away for them.
             Err(
                 source @ (RewindError::NoCheckpoint(_)
+                | RewindError::InRecovery
                 | RewindError::Leader(_)
                 | RewindError::Untouched(_)),
             ) => {

@@ -1,6 +1,8 @@
 //! Bringing back a former primary, or a standby that went another way, by undoing what the others do
 //! not have (`pg_rewind`, /docs/current/app-pgrewind.html).
 
+mod compare;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -19,6 +21,10 @@ use super::os::{read_file, remove_file, write_file};
 use super::sql::{self, SqlError, ask};
 use super::tool::{self, ToolError};
 use super::{ControlDataError, DataDirState, Postgres, Upstream};
+use compare::same_way;
+pub use compare::{
+    Authority, HistoryLine, LeaderPosition, LocalEnd, RewindNeed, parse_history, rewind_need,
+};
 
 /// Crash recovery of a large server takes minutes.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -59,6 +65,9 @@ pub enum RewindError {
          new copy helps"
     )]
     SameNumber(Timeline),
+    /// A leader of the past may be a standby now, and what it lacks acknowledged elsewhere since.
+    #[error("rewind: the leader is in recovery")]
+    InRecovery,
     #[error("recover the server from its crash before the rewind")]
     Recover(#[source] ToolError),
     /// The data directory may be half changed: only another rewind or a new copy helps.
@@ -80,106 +89,6 @@ pub enum RewindError {
     GivenUp,
     #[error("prepare or restore configuration files")]
     Configure(#[from] ConfigureError),
-}
-
-/// One line of a timeline's history: when an older timeline was left.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HistoryLine {
-    pub timeline: Timeline,
-    /// The next timeline begins here.
-    pub end: Lsn,
-    /// Why it was left, as PostgreSQL or the operator's recovery target says.
-    pub reason: String,
-}
-
-/// Reads `N.history` (`src/backend/access/transam/timeline.c`): timeline, tab, position, tab, reason.
-/// `None`: a line that is neither that nor a comment.
-pub fn parse_history(text: &str) -> Option<Vec<HistoryLine>> {
-    let lines =
-        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines
-        .map(|line| {
-            let (timeline, rest) = line.split_once(char::is_whitespace)?;
-            let rest = rest.trim_start();
-            let (end, reason) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-            Some(HistoryLine {
-                timeline: Timeline(timeline.parse().ok()?),
-                end: end.parse().ok()?,
-                reason: reason.trim_start().to_owned(),
-            })
-        })
-        .collect()
-}
-
-/// Where the local log ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LocalEnd {
-    pub timeline: Timeline,
-    pub lsn: Lsn,
-}
-
-impl LocalEnd {
-    /// From the control file of a server that does not run. `None`: it has crashed as a primary, and
-    /// only its recovery will tell.
-    pub fn of(control: &ControlData) -> Option<Self> {
-        match control.state {
-            ControlState::ShutDown => {
-                Some(Self { timeline: control.timeline, lsn: control.shutdown_end()? })
-            }
-            // A standby that was stopped, or has crashed: it will be consistent from here on.
-            ControlState::ShutDownInRecovery | ControlState::InArchiveRecovery => Some(Self {
-                timeline: control.minimum_recovery_timeline.max(control.timeline),
-                lsn: control.minimum_recovery_end.max(control.checkpoint),
-            }),
-            _ => None,
-        }
-    }
-}
-
-/// A leader's answer about its log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeaderPosition {
-    pub timeline: Timeline,
-    /// Empty on timeline 1.
-    pub history: Vec<HistoryLine>,
-    /// Timeline of its last checkpoint.
-    pub checkpoint_timeline: Timeline,
-    /// How far its log was flushed when it was asked; `None`: it is itself a standby.
-    pub flushed: Option<Lsn>,
-    pub system_identifier: u64,
-}
-
-/// Whether a member can follow the leader as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RewindNeed {
-    /// All that it has, the leader has as well.
-    No,
-    /// The server has something that the leader has not.
-    Diverged,
-}
-
-/// Compares where the local log ends with the way that the leader's log took, which was asked for later: a
-/// standby is sent what is flushed and no more.
-pub fn rewind_need(local: LocalEnd, leader: &LeaderPosition) -> RewindNeed {
-    if local.timeline == leader.timeline {
-        let ahead = leader.flushed.is_some_and(|flushed| local.lsn > flushed);
-        return if ahead { RewindNeed::Diverged } else { RewindNeed::No };
-    }
-    let left = leader.history.iter().find(|line| line.timeline == local.timeline);
-    match left {
-        Some(line) if local.lsn <= line.end => RewindNeed::No,
-        // Beyond the fork, on a way that the leader never took, or ahead of it.
-        _ => RewindNeed::Diverged,
-    }
-}
-
-/// How the way of a server on `timeline` compares with the leader's, up to the point where that
-/// timeline began: two promotions that did not know of each other take the same number.
-fn same_way(timeline: Timeline, parents: &[HistoryLine], leader: &LeaderPosition) -> bool {
-    let theirs = leader.history.iter().filter(|line| line.timeline < timeline);
-    let is_on_it =
-        timeline == leader.timeline || leader.history.iter().any(|line| line.timeline == timeline);
-    !is_on_it || theirs.eq(parents.iter())
 }
 
 /// Bytes that are compared where a timeline begins: its first record has the time of the promotion
@@ -334,7 +243,11 @@ impl Postgres {
 
     /// Whether this node can follow `leader` as it is. The server must not run, and is not changed: a
     /// crash recovery here would add to the log of what may be a fresh copy.
-    pub async fn rewind_needed(&self, leader: &Upstream) -> Result<RewindNeed, RewindError> {
+    pub async fn rewind_needed(
+        &self,
+        leader: &Upstream,
+        authority: Authority,
+    ) -> Result<RewindNeed, RewindError> {
         if self.unfinished() == Some(Unfinished::Rewind) {
             let claim = self.inner.claim().map_err(RewindError::Claim)?;
             if self.take_over_rewind(&claim).await? {
@@ -353,12 +266,12 @@ impl Postgres {
         let own = LocalEnd::of(&control).map_or(control.timeline, |local| local.timeline);
         if self.took_another_way(leader, &position, own).await? {
             tracing::warn!(timeline = %own, "two servers diverged on the same timeline");
-            return Ok(RewindNeed::Diverged);
+            return Ok(authority.diverged_from(&position));
         }
         let need = match LocalEnd::of(&control) {
-            Some(local) => rewind_need(local, &position),
+            Some(local) => rewind_need(local, &position, authority),
             // It has crashed as a primary and may have written beyond the fork.
-            None if control.timeline < position.timeline => RewindNeed::Diverged,
+            None if control.timeline < position.timeline => authority.diverged_from(&position),
             None => RewindNeed::No,
         };
         info!(timeline = %control.timeline, leader = %position.timeline, ?need, "history compared with the leader's");
@@ -376,7 +289,7 @@ impl Postgres {
 
     /// Undoes what the leader does not have. The server must not run; it is started as a standby
     /// afterwards. Configuration files stay as they were.
-    pub async fn rewind(&self, leader: &Upstream) -> Result<(), RewindError> {
+    pub async fn rewind(&self, leader: &Upstream, authority: Authority) -> Result<(), RewindError> {
         let claim = self.inner.claim().map_err(RewindError::Claim)?;
         if self.unfinished().is_some() {
             return Err(RewindError::Unfinished);
@@ -387,6 +300,9 @@ impl Postgres {
         }
         let position = self.leader_position(leader).await?;
         same_cluster(&control, &position)?;
+        if !authority.has(&position) {
+            return Err(RewindError::InRecovery);
+        }
         if position.checkpoint_timeline < position.timeline {
             return Err(RewindError::NoCheckpoint(position.timeline));
         }
@@ -511,81 +427,4 @@ fn noted(source: io::Error) -> RewindError {
 fn same_cluster(control: &ControlData, leader: &LeaderPosition) -> Result<(), RewindError> {
     let (ours, theirs) = (control.system_identifier, leader.system_identifier);
     if ours == theirs { Ok(()) } else { Err(RewindError::OtherCluster { ours, theirs }) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HISTORY: &str = "# comment\n1\t0/3000000\tno recovery target specified\n\n\
-                           2\t0/5000148\tno recovery target specified\n";
-
-    fn leader() -> LeaderPosition {
-        let history = parse_history(HISTORY).expect("well formed");
-        LeaderPosition {
-            timeline: Timeline(3),
-            history,
-            checkpoint_timeline: Timeline(3),
-            flushed: Some(Lsn(0x0900_0000)),
-            system_identifier: 7,
-        }
-    }
-
-    #[test]
-    fn a_history_file_is_understood() {
-        let history = leader().history;
-        let second = HistoryLine {
-            timeline: Timeline(2),
-            end: Lsn(0x0500_0148),
-            reason: "no recovery target specified".to_owned(),
-        };
-        assert_eq!(history[1], second);
-        assert_eq!(parse_history("1\tx\ty"), None);
-        assert_eq!(parse_history(""), Some(vec![]));
-        let bare = parse_history("1 0/10").expect("without a reason");
-        assert_eq!((bare[0].end, bare[0].reason.as_str()), (Lsn(0x10), ""));
-    }
-
-    #[test]
-    fn equal_numbers_of_timelines_are_not_trusted() {
-        let way = |timeline: u32, ends: &[(u32, u64)]| {
-            let parents: Vec<HistoryLine> = ends
-                .iter()
-                .map(|(timeline, end)| HistoryLine {
-                    timeline: Timeline(*timeline),
-                    end: Lsn(*end),
-                    reason: "no recovery target specified".to_owned(),
-                })
-                .collect();
-            same_way(Timeline(timeline), &parents, &leader())
-        };
-        assert!(way(3, &[(1, 0x0300_0000), (2, 0x0500_0148)]));
-        assert!(!way(3, &[(1, 0x0300_0000), (2, 0x0500_0140)]), "it left timeline 2 elsewhere");
-        assert!(!way(3, &[(1, 0x0300_0000)]));
-        assert!(way(2, &[(1, 0x0300_0000)]));
-        assert!(!way(2, &[(1, 0x0400_0000)]));
-        assert!(way(7, &[(1, 0x0300_0000)]), "the leader never was there: that is told elsewhere");
-    }
-
-    #[test]
-    fn a_position_is_found_in_its_file() {
-        let file = wal_file(Timeline(2), Lsn(0x1_0500_0148), 16 << 20);
-        assert_eq!(file, Some(("000000020000000100000005".to_owned(), 0x148)));
-    }
-
-    #[test]
-    fn only_who_has_more_than_the_leader_needs_a_rewind() {
-        for (timeline, lsn, need) in [
-            (3, 0x0900_0000, RewindNeed::No),
-            (3, 0x0900_0001, RewindNeed::Diverged),
-            (2, 0x0500_0148, RewindNeed::No),
-            (2, 0x0500_0149, RewindNeed::Diverged),
-            (1, 0x0300_0000, RewindNeed::No),
-            (1, 0x0400_0000, RewindNeed::Diverged),
-            (4, 0x0000_0001, RewindNeed::Diverged),
-        ] {
-            let local = LocalEnd { timeline: Timeline(timeline), lsn: Lsn(lsn) };
-            assert_eq!(rewind_need(local, &leader()), need, "{local:?}");
-        }
-    }
 }

@@ -456,9 +456,14 @@ fn release(w: &Rc<World>, index: usize, by: Option<usize>) {
     let mut server = host.server.borrow_mut();
     let (flushed, names) = {
         let disk = host.disk.borrow();
-        let late = by.and_then(|by| server.senders.get(&by)?.late.as_ref());
-        let names = late.map_or(&disk.sync_names, |late| &late.names);
-        (disk.wal.flushed(), Names::parse(names))
+        let late = by.and_then(|by| Some((by, server.senders.get(&by)?.late.as_ref()?)));
+        let names = Names::parse(late.map_or(&disk.sync_names, |(_, late)| &late.names));
+        // A walsender lets nothing go whose standby has no place among the names that it goes by; that nobody is
+        // waited for is the checkpointer's to say, which goes by the newest.
+        if late.is_some_and(|(by, _)| !names.names(&w.hosts[by].name)) {
+            return;
+        }
+        (disk.wal.flushed(), names)
     };
     let senders = server.senders.clone();
     let mut done = Vec::new();

@@ -74,6 +74,8 @@ pub enum Mutation {
     ReleasedLeaseTakenUpAgain,
     /// A leader whose handover failed takes the key again without looking.
     GoesBackBlindly,
+    /// Rewinds believe that whoever is named the leader in an old view of the store is a primary.
+    RewindsToAnybody,
     /// A proxy believes any leader key it is shown.
     ProxyWalksBack,
     /// A proxy sends a request again when it hears nothing.
@@ -82,7 +84,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::GuardNeverFires,
         Self::GuardIsEdgeTriggered,
         Self::GuardArmedTooLate,
@@ -115,6 +117,7 @@ impl Mutation {
         Self::LostLeaseRenewed,
         Self::ReleasedLeaseTakenUpAgain,
         Self::GoesBackBlindly,
+        Self::RewindsToAnybody,
         Self::ProxyWalksBack,
         Self::ProxySendsAgain,
     ];

@@ -10,10 +10,10 @@ use std::time::Duration;
 use kornak_agent::guard::{Exit, Fencing, GuardError};
 use kornak_agent::ha::slots::Found;
 use kornak_agent::postgres::{
-    Activity, Backend, ConfigureError, ControlData, ControlDataError, DataDirState, Ended,
-    LeaderPosition, LocalEnd, PendingRestart, PromoteError, Promoted, ReplayError, RewindError,
-    RewindNeed, ServerProcess, ServerStatus, SqlError, StartAs, StartError, StopError, StopMode,
-    Stopped, Upstream, rewind_need,
+    Activity, Authority, Backend, ConfigureError, ControlData, ControlDataError, DataDirState,
+    Ended, LeaderPosition, LocalEnd, PendingRestart, PromoteError, Promoted, ReplayError,
+    RewindError, RewindNeed, ServerProcess, ServerStatus, SqlError, StartAs, StartError, StopError,
+    StopMode, Stopped, Upstream, rewind_need,
 };
 use kornak_agent::server::{self, Answered};
 use kornak_cluster::{ClusterConfig, Lsn, Moment, Timeline};
@@ -387,6 +387,7 @@ impl server::Server for Server {
     fn rewind_needed<'a>(
         &'a self,
         leader: &'a Upstream,
+        authority: Authority,
     ) -> Answered<'a, Result<RewindNeed, RewindError>> {
         let leader = leader.host.clone();
         self.ask(async move |w, index| {
@@ -396,13 +397,17 @@ impl server::Server for Server {
             };
             let theirs = position(w, index, &leader).await?;
             let torn = w.hosts[index].disk.borrow().torn;
-            Ok(if torn { RewindNeed::Diverged } else { rewind_need(local, &theirs) })
+            Ok(if torn { RewindNeed::Diverged } else { rewind_need(local, &theirs, authority) })
         })
     }
 
-    fn rewind<'a>(&'a self, leader: &'a Upstream) -> Answered<'a, Result<(), RewindError>> {
+    fn rewind<'a>(
+        &'a self,
+        leader: &'a Upstream,
+        authority: Authority,
+    ) -> Answered<'a, Result<(), RewindError>> {
         let leader = leader.host.clone();
-        self.ask(async move |w, index| rewind(w, index, &leader).await)
+        self.ask(async move |w, index| rewind(w, index, &leader, authority).await)
     }
 
     fn keep_log_bounded(&self, _: CancellationToken) -> Answered<'_, ()> {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use kornak_agent::guard::GuardError;
 use kornak_agent::postgres::{
-    ControlData, ControlState, HistoryLine, LeaderPosition, Receiver, ReplicationRow, RewindError,
-    ServerStatus, SqlError, Startup, StopError, StopMode,
+    Authority, ControlData, ControlState, HistoryLine, LeaderPosition, Receiver, ReplicationRow,
+    RewindError, RewindNeed, ServerStatus, SqlError, Startup, StopError, StopMode,
 };
 use kornak_cluster::{Lsn, Timeline};
 
@@ -226,6 +226,8 @@ pub(super) async fn position(
             return reply.give(Err(error));
         }
         let disk = host.disk.borrow();
+        let anybody = w.plan.mutation == Some(Mutation::RewindsToAnybody);
+        let says_primary = anybody || host.server.borrow().is_primary();
         let rows = disk.wal.history();
         let lines = rows.windows(2).filter_map(|pair| match pair {
             [(left, _), (_, begin)] => Some(HistoryLine {
@@ -239,15 +241,26 @@ pub(super) async fn position(
             timeline: Timeline(disk.wal.timeline()),
             history: lines.collect(),
             checkpoint_timeline: Timeline(disk.wal.timeline()),
-            flushed: host.server.borrow().is_primary().then(|| disk.wal.flush_lsn()),
+            flushed: says_primary.then(|| disk.wal.flush_lsn()),
             system_identifier: SYSID.parse().unwrap_or_default(),
         }));
     });
     asked.await.ok_or_else(timed_out)?.map_err(RewindError::Leader)
 }
 
-pub(super) async fn rewind(w: &Rc<World>, index: usize, leader: &str) -> Result<(), RewindError> {
+pub(super) async fn rewind(
+    w: &Rc<World>,
+    index: usize,
+    leader: &str,
+    authority: Authority,
+) -> Result<(), RewindError> {
     let Some(upstream) = index_of(w, leader) else { return Err(timed_out()) };
+    let there = position(w, index, leader).await?;
+    // What is half rewound is a new copy's from here on, and a copy is made of any server.
+    let torn = w.hosts[index].disk.borrow().torn;
+    if !torn && authority.diverged_from(&there) == RewindNeed::Undecided {
+        return Err(RewindError::InRecovery);
+    }
     w.say(index, format_args!("rewinds"));
     w.hosts[index].disk.borrow_mut().torn = true;
     w.exec.sleep(w.rng.millis(50, 800)).await;
