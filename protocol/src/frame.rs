@@ -365,19 +365,19 @@ static FRONTEND: [Rule; 256] = {
     const SMALL: u32 = MAX_SMALL_FRONTEND_LEN;
     const LARGE: u32 = MAX_LARGE_MESSAGE_LEN;
     let mut t = [UNKNOWN; 256];
-    t[b'Q' as usize] = rule(5, LARGE, PREFIX_TEXT_BYTES);
-    t[b'P' as usize] = rule(8, LARGE, PREFIX_TEXT_BYTES);
-    t[b'B' as usize] = rule(10, LARGE, PREFIX_NAMES_BYTES);
-    t[b'C' as usize] = rule(6, SMALL, PREFIX_NAMES_BYTES);
-    t[b'D' as usize] = rule(6, SMALL, PREFIX_NAMES_BYTES);
-    t[b'E' as usize] = rule(9, SMALL, PREFIX_NAMES_BYTES);
+    t[b'Q' as usize] = rule(4, LARGE, PREFIX_TEXT_BYTES);
+    t[b'P' as usize] = rule(4, LARGE, PREFIX_TEXT_BYTES);
+    t[b'B' as usize] = rule(4, LARGE, PREFIX_NAMES_BYTES);
+    t[b'C' as usize] = rule(4, SMALL, PREFIX_NAMES_BYTES);
+    t[b'D' as usize] = rule(4, SMALL, PREFIX_NAMES_BYTES);
+    t[b'E' as usize] = rule(4, SMALL, PREFIX_NAMES_BYTES);
     t[b'F' as usize] = rule(4, LARGE, PREFIX_NAMES_BYTES);
-    t[b'H' as usize] = rule(4, 4, 0);
-    t[b'S' as usize] = rule(4, 4, 0);
-    t[b'X' as usize] = rule(4, 4, 0);
+    t[b'H' as usize] = rule(4, SMALL, 0);
+    t[b'S' as usize] = rule(4, SMALL, 0);
+    t[b'X' as usize] = rule(4, SMALL, 0);
     t[b'd' as usize] = rule(4, LARGE, 0);
-    t[b'c' as usize] = rule(4, 4, 0);
-    t[b'f' as usize] = rule(5, SMALL, 0);
+    t[b'c' as usize] = rule(4, SMALL, 0);
+    t[b'f' as usize] = rule(4, SMALL, 0);
     t
 };
 

@@ -9,6 +9,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use crate::frame::Seen;
 use crate::wire::{DecodeError, EncodeError, Reader, put_cstr, put_message, put_plain};
 
 mod functions;
@@ -23,6 +24,36 @@ pub use sql::{
     may_touch_session_state, statement_kind,
 };
 pub use tokens::{Token, Tokens, statements};
+
+/// Whether a server cannot read a message that a client sent, so that it answers with an error (08P01) whatever else
+/// holds: a field is cut short, unknown or missing, or bytes are left. Of a body that is not whole only what its
+/// beginning tells. A Bind is read up to its names, for what follows is not for the proxy.
+pub fn is_malformed(seen: &Seen<'_>) -> bool {
+    let body = seen.body;
+    match seen.tag {
+        b'Q' => match memchr::memchr(0, body) {
+            Some(end) => end as u32 + 5 != seen.len,
+            None => seen.is_whole(),
+        },
+        b'H' | b'S' => seen.len != 4,
+        _ if !seen.is_whole() => false,
+        b'P' => parse(body).is_err(),
+        b'B' => Bind::parse(body).is_err(),
+        b'C' | b'D' => Target::parse(body).is_err(),
+        b'E' => Execute::parse(body).is_err(),
+        _ => false,
+    }
+}
+
+/// A whole Parse: its name, its text, the types of its parameters.
+fn parse(body: &[u8]) -> Result<(), DecodeError> {
+    let mut reader = Reader::new("Parse", body);
+    reader.cstr("statement name")?;
+    reader.cstr("text")?;
+    let types = reader.u16("number of types")?;
+    reader.bytes(4 * usize::from(types), "types")?;
+    reader.end()
+}
 
 /// Text of a simple query, without its NUL.
 pub fn query(body: &[u8]) -> Result<&[u8], DecodeError> {

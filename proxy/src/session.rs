@@ -18,6 +18,8 @@ pub mod dead;
 pub mod fuzz;
 pub mod journal;
 mod leave;
+pub mod malformed;
+mod own_name;
 pub mod pooled;
 pub mod statements;
 #[cfg(test)]
@@ -41,6 +43,8 @@ use kornak_protocol::txn::{CommandTag, TransactionStatus};
 use answers::{Answer, Verdict, put_owed};
 use dead::{After, DeadTransaction};
 use journal::{Journal, Pin};
+use malformed::put_malformed;
+use own_name::OwnName;
 
 /// The part that answers the client: the server, or the session itself.
 #[derive(Debug)]
@@ -96,6 +100,7 @@ pub struct Session {
     mode: Mode,
     /// The parameters that the client has been told of its server.
     told: Arc<Parameters>,
+    name: OwnName,
     /// A commit is acknowledged that no standby has confirmed (docs/safety.md A13).
     unconfirmed: bool,
     /// Nothing was forwarded since it was quiet but queries that read.
@@ -115,6 +120,7 @@ impl Session {
             journal: Journal::default(),
             mode: Mode::Open,
             told: told.into(),
+            name: OwnName::default(),
             unconfirmed: false,
             only_reads: true,
             errors: Vec::new(),
@@ -208,6 +214,9 @@ impl Session {
     /// is, whether a batch ends here.
     #[inline]
     pub fn forwarded(&mut self, seen: &Seen<'_>) -> bool {
+        if frontend::is_malformed(seen) {
+            return self.forwarded_malformed(seen.tag);
+        }
         let body = seen.body;
         let sent = match seen.tag {
             b'Q' => {
@@ -220,7 +229,7 @@ impl Session {
                 Ok(parse) => {
                     Sent::Parse(self.journal.parse(parse, seen.is_whole().then_some(body)))
                 }
-                Err(_) => self.malformed(Sent::Parse(0)),
+                Err(_) => self.unreadable(Sent::Parse(0)),
             },
             b'B' => {
                 match frontend::Bind::parse(body) {
@@ -235,11 +244,11 @@ impl Session {
                     self.only_reads &= self.journal.last_reads();
                     Sent::Execute(unit)
                 }
-                Err(_) => self.malformed(Sent::Execute(UNKNOWN)),
+                Err(_) => self.unreadable(Sent::Execute(UNKNOWN)),
             },
             b'C' => match frontend::Target::parse(body) {
                 Ok(target) => Sent::Close(self.journal.close(target)),
-                Err(_) => self.malformed(Sent::Close(0)),
+                Err(_) => self.unreadable(Sent::Close(0)),
             },
             b'D' => Sent::Describe(0),
             b'S' => Sent::Sync,
@@ -270,7 +279,8 @@ impl Session {
         }
     }
 
-    fn malformed(&mut self, sent: Sent) -> Sent {
+    /// A name is longer than what is looked at.
+    fn unreadable(&mut self, sent: Sent) -> Sent {
         self.journal.pin(Pin::Lost);
         sent
     }
@@ -288,7 +298,11 @@ impl Session {
                 self.speak_for_a_lost_node(&view, seen);
             }
             b'N' if self.notice(seen.body) => return Ok(Heard::Swallow),
-            b'S' => self.parameter(seen.body),
+            b'S' => {
+                if let Some(heard) = self.parameter(seen.body) {
+                    return Ok(heard);
+                }
+            }
             _ => {}
         }
         let failed = self.pipeline.error_passed();
@@ -362,12 +376,13 @@ impl Session {
     }
 
     #[cold]
-    fn parameter(&mut self, body: &[u8]) {
-        if let Ok((name, value)) = backend::parameter_status(body)
-            && Arc::make_mut(&mut self.told).set(name, value).is_err()
-        {
+    fn parameter(&mut self, body: &[u8]) -> Option<Heard> {
+        let (name, value) = backend::parameter_status(body).ok()?;
+        let heard = self.name_reported(name, value);
+        if heard.is_none() && Arc::make_mut(&mut self.told).set(name, value).is_err() {
             self.journal.pin(Pin::TooMuch);
         }
+        heard
     }
 
     /// Whether all that is in flight changes nothing, whether it was done or not: BEGIN, Parse,
@@ -487,7 +502,7 @@ impl Session {
         let idle = TransactionStatus::Idle;
         match seen.tag {
             b'S' => backend::put_ready_for_query(idle, out),
-            b'H' | b'd' | b'c' | b'f' => {}
+            _ if malformed::is_ignored(seen) => {}
             tag => {
                 verdict.put(out);
                 self.errors.push(verdict);
@@ -505,7 +520,11 @@ impl Session {
         let after = match &mut self.mode {
             Mode::Open => After::Over,
             Mode::Skipping(status) if seen.tag == b'S' => {
-                backend::put_ready_for_query(*status, out);
+                if frontend::is_malformed(seen) {
+                    put_malformed(seen.tag, *status, out);
+                } else {
+                    backend::put_ready_for_query(*status, out);
+                }
                 After::Over
             }
             Mode::Skipping(_) => After::Stay,

@@ -245,6 +245,9 @@ async fn a_reset_goes_back_to_what_the_client_logged_in_with(pool: &Pool) -> Res
     a.batch_execute("DISCARD ALL").await?;
     assert_eq!(text(&a, "SHOW geqo").await?, "off");
     assert_eq!(text(&a, "SHOW application_name").await?, "mine");
+    // The server is asked what the function may have left, after the connection has its name again.
+    assert!(tokio::join!(a.batch_execute("DISCARD ALL"), a.batch_execute("CALL no()")).1.is_err());
+    assert_eq!(text(&a, "SHOW application_name").await?, "mine");
     Ok(())
 }
 

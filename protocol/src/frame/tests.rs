@@ -72,8 +72,8 @@ fn a_stream_that_breaks_the_rules_is_refused_at_the_head() {
     let rows = [
         (Frontend, b'Q', 3, BadLength { tag: b'Q', len: 3 }),
         (Frontend, b'Q', 0, BadLength { tag: b'Q', len: 0 }),
-        (Frontend, b'Q', 4, BadLength { tag: b'Q', len: 4 }),
-        (Frontend, b'S', 5, TooLong { tag: b'S', len: 5, limit: 4 }),
+        (Frontend, b'S', 3, BadLength { tag: b'S', len: 3 }),
+        (Frontend, b'S', 10_001, TooLong { tag: b'S', len: 10_001, limit: 10_000 }),
         (Frontend, b'E', 10_001, TooLong { tag: b'E', len: 10_001, limit: 10_000 }),
         (Frontend, b'd', u32::MAX, TooLong { tag: b'd', len: u32::MAX, limit: large }),
         (Frontend, b'Z', 5, UnknownType { tag: b'Z' }),

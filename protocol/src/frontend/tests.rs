@@ -341,6 +341,53 @@ fn what_may_stay_in_a_session_is_seen() {
     }
 }
 
+#[test]
+fn what_a_server_cannot_read_is_known() {
+    let rows: &[(u8, &[u8], bool)] = &[
+        (b'Q', b"SELECT 1\0", false),
+        (b'Q', b"\0", false),
+        (b'Q', b"", true),
+        (b'Q', b"SELECT 1", true),
+        (b'Q', b"SELECT 1\0SELECT 2\0", true),
+        (b'P', b"s\0SELECT 1\0\0\0", false),
+        (b'P', b"\0\0\0\x01\0\0\0\x17", false),
+        (b'P', b"", true),
+        (b'P', b"s\0SELECT 1", true),
+        (b'P', b"s\0SELECT 1\0\0", true),
+        (b'P', b"s\0SELECT 1\0\0\x01\0\0\0", true),
+        (b'P', b"s\0SELECT 1\0\0\0x", true),
+        (b'B', b"\0s\0\0\0\0\0\0\0", false),
+        (b'B', b"\0s", true),
+        (b'B', b"", true),
+        (b'D', b"Ss\0", false),
+        (b'D', b"P\0", false),
+        (b'D', b"Xs\0", true),
+        (b'C', b"Ss", true),
+        (b'C', b"Ss\0x", true),
+        (b'C', b"", true),
+        (b'E', b"\0\0\0\0\0", false),
+        (b'E', b"\0\0\0\0", true),
+        (b'E', b"\0\0\0\0\0x", true),
+        (b'S', b"", false),
+        (b'S', b"x", true),
+        (b'H', b"", false),
+        (b'H', b"x", true),
+        (b'X', b"x", false),
+        (b'd', b"", false),
+        (b'c', b"x", false),
+        (b'f', b"", false),
+    ];
+    for &(tag, body, malformed) in rows {
+        let len = body.len() as u32 + 4;
+        let seen = |body, len| Seen { tag, len, body, start: None, end: None };
+        let row = format!("{} {}", tag.escape_ascii(), body.escape_ascii());
+        assert_eq!(is_malformed(&seen(body, len)), malformed, "{row}");
+        if matches!(tag, b'P' | b'B' | b'C' | b'D' | b'E') {
+            assert!(!is_malformed(&seen(body, len + 1)), "what is not seen is not judged: {row}");
+        }
+    }
+}
+
 /// Pieces from which statements with every kind of quoting are put together.
 fn sql_text() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![

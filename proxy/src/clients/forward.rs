@@ -464,7 +464,7 @@ impl Conversation {
         let mut good = data.len().min(self.client_scanner.remaining() as usize);
         let scanned = match &self.member {
             None => self.client_scanner.scan(data, |seen| {
-                if session.ignores(seen.tag) || session.must_settle() {
+                if session.ignores(&seen) || session.must_settle() {
                     waits = session.must_settle();
                     return Flow::StopBefore;
                 }
@@ -478,7 +478,7 @@ impl Conversation {
                     ended = true;
                     return Flow::StopBefore;
                 }
-                if session.ignores(seen.tag) {
+                if session.ignores(&seen) {
                     return Flow::StopBefore;
                 }
                 if session.must_settle() || session.must_wait_for_answers(&seen) {

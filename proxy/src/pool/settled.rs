@@ -68,6 +68,12 @@ impl Laden {
         &mut self.0
     }
 
+    /// The parameters that its server has reported.
+    pub fn reported(&self) -> Parameters {
+        let lease = self.0.lease.as_ref();
+        lease.map(|lease| Parameters::clone(&lease.state.params)).unwrap_or_default()
+    }
+
     /// DISCARD ALL was answered, with so many errors; the server reports these parameters now.
     pub fn discarded(self, failed: usize, reported: Parameters) -> Option<Settled> {
         self.cleared(failed, reported, ConnectionState::discarded)

@@ -10,7 +10,7 @@ use kornak_protocol::frame::FrameError;
 use kornak_protocol::pipeline::{Kind, Owner, Pipeline};
 use kornak_protocol::sqlstate::{
     ADMIN_SHUTDOWN, CANNOT_CONNECT_NOW, CONFIGURATION_LIMIT_EXCEEDED, IN_FAILED_SQL_TRANSACTION,
-    QUERY_CANCELED, SERIALIZATION_FAILURE, SqlState, TOO_MANY_CONNECTIONS,
+    PROTOCOL_VIOLATION, QUERY_CANCELED, SERIALIZATION_FAILURE, SqlState, TOO_MANY_CONNECTIONS,
     TRANSACTION_RESOLUTION_UNKNOWN,
 };
 use kornak_protocol::txn::TransactionStatus;
@@ -44,6 +44,8 @@ pub enum Verdict {
     NotKept,
     /// 57P01: the proxy shuts down.
     Shutdown,
+    /// 08P01: a message that no server could read; the session goes on.
+    Malformed,
     /// 08P01: what came could not be followed.
     Garbage(FrameError),
 }
@@ -60,6 +62,7 @@ impl Verdict {
             Self::Dead => IN_FAILED_SQL_TRANSACTION,
             Self::Cancelled => QUERY_CANCELED,
             Self::Ends(_) | Self::NotKept | Self::Shutdown => ADMIN_SHUTDOWN,
+            Self::Malformed => PROTOCOL_VIOLATION,
             Self::Garbage(error) => error.sqlstate(),
         }
     }
@@ -115,6 +118,7 @@ impl Verdict {
                 ErrorFields::fatal(state, "terminating connection due to administrator command")
             }
             // A server's words.
+            Self::Malformed => ErrorFields::error(state, "invalid message format"),
             Self::Garbage(FrameError::UnknownType { tag }) => {
                 ErrorFields::fatal(state, format!("invalid frontend message type {tag}"))
             }

@@ -19,6 +19,7 @@ use kornak_protocol::txn::TransactionStatus::{Failed, Idle};
 
 use super::answers::Verdict;
 use super::journal::Journal;
+use super::malformed::put_malformed;
 
 /// A dead transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +57,10 @@ impl DeadTransaction {
         journal: &mut Journal,
         out: &mut BytesMut,
     ) -> (After, Option<Verdict>) {
+        if frontend::is_malformed(seen) && (seen.tag == b'S' || !self.skipping) {
+            self.skipping = put_malformed(seen.tag, Failed, out);
+            return (After::Stay, Some(Verdict::Malformed));
+        }
         match seen.tag {
             b'S' => {
                 self.skipping = false;

@@ -1,15 +1,17 @@
 //! Questions to a session whose client leaves, or that gives its connection up.
 
+use kornak_protocol::frame::Seen;
 use kornak_protocol::pipeline::{Loss, Sent};
 
 use super::Session;
+use super::malformed::is_ignored;
 
 impl Session {
     /// Whether the server would ignore this message: what is left of a COPY that is over, and Flush
     /// when nothing is owed.
     #[inline]
-    pub fn ignores(&self, tag: u8) -> bool {
-        matches!(tag, b'd' | b'c' | b'f' | b'H') && self.is_quiet()
+    pub fn ignores(&self, seen: &Seen<'_>) -> bool {
+        is_ignored(seen) && self.is_quiet()
     }
 
     /// Whether the server answers what it was sent without another word of the client.

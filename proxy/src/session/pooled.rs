@@ -17,6 +17,7 @@ use kornak_protocol::sqlstate::{
 
 use super::answers::Verdict;
 use super::journal::{Examined, Journal, Pin, Settings, SqlEdits};
+use super::own_name::{self, OwnName};
 use super::{Heard, Session};
 use crate::session::statements::{
     Answer, Content, Counts, Front, Injected, Prepared, Refusal, Statements, Texts, Treatment,
@@ -33,6 +34,8 @@ pub struct ConnectionState {
     pub left_by: Option<u64>,
     /// The parameters that the server reported last.
     pub params: Arc<Parameters>,
+    /// The `application_name` that the server gave it at its login.
+    pub name: Bytes,
     /// The statements that are prepared on the connection; `None` while a session has it.
     pub prepared: Option<Box<Prepared>>,
 }
@@ -41,7 +44,8 @@ impl ConnectionState {
     /// The state of a connection that has just logged in and reported these parameters.
     pub fn fresh(params: Arc<Parameters>) -> Self {
         let (settings, prepared) = (Some(Settings::new()), Some(Box::default()));
-        Self { settings, left_by: None, params, prepared }
+        let name = own_name::of_server(&params);
+        Self { settings, left_by: None, params, name, prepared }
     }
 
     /// Notes that everything on the connection was reset, but not its prepared statements.
@@ -100,8 +104,9 @@ impl Edits {
 impl Session {
     /// A session whose connections change hands; `limit` statements are kept on each of them.
     pub fn pooled(told: Arc<Parameters>, limit: usize, base: Settings) -> Self {
+        let name = OwnName::told(&told, !base.is_empty());
         let journal = Journal::pooled(Statements::new(limit), base);
-        Self { journal, ..Self::new(told) }
+        Self { journal, name, ..Self::new(told) }
     }
 
     /// Whether its connections change hands.
@@ -119,6 +124,7 @@ impl Session {
         if !Arc::ptr_eq(&self.told, &state.params) {
             self.moved_to(&state.params, out);
         }
+        self.name.attach(&state.name);
         if let Some(shared) = &mut self.journal.statements {
             shared.attach(state.prepared.take().unwrap_or_default());
         }
@@ -153,8 +159,9 @@ impl Session {
         if settings != state.settings.as_ref() {
             state.settings = settings.cloned();
         }
-        if !Arc::ptr_eq(&self.told, &state.params) {
-            state.params = Arc::clone(&self.told);
+        let reported = self.reported();
+        if !Arc::ptr_eq(&reported, &state.params) {
+            state.params = reported;
         }
         let shared = self.journal.statements.as_mut();
         state.prepared = shared.and_then(|shared| shared.detach());
@@ -178,6 +185,7 @@ impl Session {
 
     /// Appends what it began with and has again, as queries; answers how many.
     pub fn put_base(&mut self, out: &mut BytesMut) -> usize {
+        self.name.restored();
         self.journal.put_base(out)
     }
 
@@ -220,13 +228,16 @@ impl Session {
 
     /// As [`Session::forwarded`]; what has to be changed on the way goes to `edits`.
     pub fn forwarded_pooled(&mut self, seen: &Seen<'_>, texts: &Texts, edits: &mut Edits) -> bool {
-        if !matches!(seen.tag, b'P' | b'B' | b'D' | b'C') {
+        let malformed = frontend::is_malformed(seen);
+        if malformed || !matches!(seen.tag, b'P' | b'B' | b'D' | b'C') {
             if let Some(shared) = &mut self.journal.statements {
                 shared.in_context(0);
             }
             let owed = self.pipeline.ready_owed();
             let ends = match seen.tag {
-                b'Q' if !self.pipeline.is_skipping() => return self.query_pooled(seen, edits),
+                b'Q' if !malformed && !self.pipeline.is_skipping() => {
+                    return self.query_pooled(seen, edits);
+                }
                 _ => self.forwarded(seen),
             };
             if self.pipeline.ready_owed() > owed

@@ -1,4 +1,6 @@
 mod leaving;
+mod malformed;
+mod naming;
 mod order;
 
 use super::*;

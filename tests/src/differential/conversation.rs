@@ -80,6 +80,41 @@ fn fits<E: fmt::Debug>(put: Result<(), E>) {
     put.expect("a statement of ours fits into a message");
 }
 
+/// Messages of a batch that no server can read: each is an error, and what follows is skipped.
+const MALFORMED: [(u8, &[u8]); 18] = [
+    (b'P', b""),
+    (b'P', b"s1\0SELECT 1"),
+    (b'P', b"s1\0SELECT 1\0"),
+    (b'P', b"s1\0SELECT 1\0\0\x01\0\0"),
+    (b'P', b"\0SELECT 1\0\0\0x"),
+    (b'B', b""),
+    (b'B', b"\0s1"),
+    (b'B', b"\0s1\0"),
+    (b'B', b"\0s1\0\0\0\0\0\0\0x"),
+    (b'D', b""),
+    (b'D', b"Ss1\0x"),
+    (b'D', b"Xs1\0"),
+    (b'C', b"Ss1"),
+    (b'C', b"s1\0"),
+    (b'E', b""),
+    (b'E', b"\0\0\0"),
+    (b'E', b"\0\0\0\0\0x"),
+    (b'H', b"x"),
+];
+
+/// Messages that end a batch and that no server can read: each is an error and a ReadyForQuery.
+const MALFORMED_ENDS: [(u8, &[u8]); 4] =
+    [(b'Q', b""), (b'Q', b"SELECT 1"), (b'Q', b"SELECT 1\0SELECT 2\0"), (b'S', b"x")];
+
+/// Writes a message that no server can read.
+pub(super) fn put_malformed(rng: &Rng, ends: bool, out: &mut BytesMut) {
+    let all: &[(u8, &[u8])] = if ends { &MALFORMED_ENDS } else { &MALFORMED };
+    let (tag, body) = all[rng.below(all.len())];
+    out.put_u8(tag);
+    out.put_u32(u32::try_from(body.len() + 4).unwrap_or(4));
+    out.put_slice(body);
+}
+
 impl Maker<'_> {
     /// Makes a step of everything that was written since the last one.
     fn step(&mut self, wait: Wait) {
@@ -118,7 +153,10 @@ impl Maker<'_> {
         for _ in 0..1 + self.rng.below(2) {
             let pipelined = if self.rng.chance(300) { 1 + self.rng.below(5) } else { 1 };
             for _ in 0..pipelined {
-                self.some_statements();
+                match self.rng.chance(20) {
+                    true => put_malformed(self.rng, true, &mut self.out),
+                    false => self.some_statements(),
+                }
             }
             self.step(Wait::Ready(pipelined));
         }
@@ -211,6 +249,9 @@ impl Maker<'_> {
         let (name, portal) = (self.name(), self.portal());
         if self.rng.chance(850) {
             self.parse(name);
+        }
+        if self.rng.chance(25) {
+            put_malformed(self.rng, false, &mut self.out);
         }
         if self.rng.chance(200) {
             self.describe();

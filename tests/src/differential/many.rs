@@ -161,6 +161,7 @@ impl Round {
             ("TimeZone", "Asia/Tokyo"),
             ("options", "-c work_mem=7MB -c my.other=o"),
             ("search_path", "public"),
+            ("application_name", "first's \\ name"),
         ];
         let params = all.iter().filter(|_| rng.chance(120));
         let params = params.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));

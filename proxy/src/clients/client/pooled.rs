@@ -36,7 +36,7 @@ impl Client {
         let Some(mut link) = self.talk.link.take() else { return Ok(()) };
         let Some(lease) = &link.lease else { return Ok(()) };
         let mut out = BytesMut::new();
-        let is_kept = self.talk.session.pinned().is_some();
+        let is_kept = lease.state.prepared.is_none();
         let owed = match is_kept {
             true => self.talk.session.put_base(&mut out),
             false => self.talk.session.put_fit(&lease.state, &mut out),
@@ -92,7 +92,7 @@ impl Client {
         let mut out = BytesMut::new();
         // A constant text always fits.
         discard::message_fits(frontend::put_query(RESET, &mut out));
-        let mut reported = self.talk.session.told().clone();
+        let mut reported = laden.reported();
         // A connection that does not take it is of no use to anybody.
         let told = tell(laden.link_mut(), &out, 1, &mut reported, limit).await;
         let Ok(answers) = told else { return Ok(()) };
@@ -185,7 +185,7 @@ impl Client {
         let mut out = BytesMut::new();
         // A constant text always fits.
         discard::message_fits(frontend::put_query(DISCARD, &mut out));
-        let mut reported = self.talk.session.told().clone();
+        let mut reported = laden.reported();
         let told = tell(laden.link_mut(), &out, 1, &mut reported, limit).await;
         let Ok(answers) = told else { return };
         if let Some(settled) = laden.discarded(answers.failed, reported) {

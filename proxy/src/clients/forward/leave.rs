@@ -20,6 +20,7 @@ use tokio::io::AsyncWrite as _;
 use super::io::write;
 use super::{Conversation, Held, Moved, Stop};
 use crate::net::stream::HungUp;
+use crate::session::malformed::is_ignored;
 use crate::session::statements::NOBODY;
 
 /// The known state of the client's end of its connection.
@@ -41,10 +42,8 @@ impl Conversation {
             return Ok(data);
         }
         let mut scanner = Scanner::new(Direction::Frontend);
-        let scanned = scanner.scan(data, |seen| match seen.tag {
-            b'd' | b'c' | b'f' | b'H' => Flow::Pass,
-            _ => Flow::StopBefore,
-        });
+        let scanned = scanner
+            .scan(data, |seen| if is_ignored(&seen) { Flow::Pass } else { Flow::StopBefore });
         let at = scanned.map_err(Stop::ClientGarbage)?;
         self.drop_client = scanner.remaining();
         Ok(data.get(at - scanner.unshown()..).unwrap_or_default())

@@ -126,6 +126,8 @@ impl Conversation {
             self.handle.set_pin(pin);
         }
         match pin {
+            // Before its server is asked what is set.
+            _ if self.session.must_keep() && self.session.is_unfit() => Err(Stop::Unfit),
             None if self.session.must_be_asked() => Err(Stop::Examine),
             None => {
                 self.examined = None;
@@ -135,7 +137,6 @@ impl Conversation {
                 self.give_back();
                 Ok(())
             }
-            Some(_) if self.session.is_unfit() => Err(Stop::Unfit),
             Some(pin) => {
                 let due = self.session.take_doubt()
                     || self.examined.is_some_and(|when| when.elapsed() >= EXAMINE_PAUSE);

@@ -130,7 +130,7 @@ impl Play {
             let Self { session, from_client, texts, is_pooled, .. } = self;
             let scanned = from_client.scan(&data, |seen| {
                 left = seen.tag == b'X';
-                stopped = left || session.ignores(seen.tag) || session.must_settle();
+                stopped = left || session.ignores(&seen) || session.must_settle();
                 if !stopped && *is_pooled {
                     stopped = session.must_wait_for_answers(&seen);
                 }

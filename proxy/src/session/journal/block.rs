@@ -20,6 +20,16 @@ impl Block {
         self.changes.is_empty()
     }
 
+    /// Whether the last change of a parameter is a RESET; `None` if there is none.
+    pub(super) fn resets(&self, name: &[u8]) -> Option<bool> {
+        self.changes.iter().rev().find_map(|change| match change {
+            Change::Set(it, _) if **it == *name => Some(false),
+            Change::Reset(it) if **it == *name => Some(true),
+            Change::ResetAll => Some(true),
+            _ => None,
+        })
+    }
+
     /// Answers false if there are too many.
     pub(super) fn push(&mut self, change: Change) -> bool {
         let fits = self.changes.len() < MAX_KEPT;

@@ -141,6 +141,14 @@ impl Journal {
         self.unfit
     }
 
+    /// Whether a RESET took a parameter, which the client has from its login, from the connection, and nothing that was
+    /// answered since has set it.
+    pub fn was_reset(&self, name: &[u8]) -> bool {
+        self.block.resets(name).unwrap_or_else(|| {
+            self.unfit && self.base.iter().any(|it| *it.0 == *name && self.settings.contains(it))
+        })
+    }
+
     /// Appends what the session began with and has again, as queries; answers how many.
     pub fn put_base(&mut self, out: &mut BytesMut) -> usize {
         self.unfit = false;

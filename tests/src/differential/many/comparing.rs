@@ -12,6 +12,12 @@ pub(super) fn describes_nothing_in_failed_transactions(direct: &mut Vec<Frame>, 
     let is_failed = |frame: &Frame| is(frame, b"C25P02");
     for at in 0.. {
         let Some(told) = proxied.get(at) else { return };
+        // A statement that is prepared again on another connection, under the search path of now, is refused before
+        // it is described.
+        let described = direct.get(at).is_some_and(|it| it.tag == b't');
+        if described && is(told, b"C42P01") && direct.get(at + 2) == Some(told) {
+            direct.drain(at..at + 2);
+        }
         // What is wrong with a Bind is said behind what is wrong with its text, which is prepared again.
         if let Some(error) = direct.get_mut(at).filter(|it| told.tag == b'E' && is(it, b"C08P01")) {
             *error = told.clone();

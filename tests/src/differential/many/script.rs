@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use bytes::{BufMut, BytesMut};
 use kornak_protocol::frontend::{self, Target};
 
-use super::super::conversation::{Conversation, Step, Wait, put_marker};
+use super::super::conversation::{Conversation, Step, Wait, put_malformed, put_marker};
 use super::words::{self, Speaker};
 use crate::sim::rng::Rng;
 
@@ -106,7 +106,10 @@ impl Script<'_> {
             if self.rng.chance(120) {
                 text = format!("{text}; {}", words::any(self.rng, self.who));
             }
-            self.query(&text);
+            match self.rng.chance(15) {
+                true => put_malformed(self.rng, true, &mut self.out),
+                false => self.query(&text),
+            }
         }
         self.step(Wait::Ready(pipelined));
     }
@@ -153,7 +156,13 @@ impl Script<'_> {
                 true => words::prepared(self.rng, self.who),
                 false => words::any(self.rng, self.who),
             };
+            if words::is_read_by_settings(&text) {
+                return self.read_at_once(&text);
+            }
             fits(frontend::put_parse(name.as_bytes(), text.as_bytes(), &[], &mut self.out));
+        }
+        if self.rng.chance(20) {
+            put_malformed(self.rng, false, &mut self.out);
         }
         if self.rng.chance(200) {
             fits(frontend::put_describe(Target::Statement(name.as_bytes()), &mut self.out));
@@ -168,6 +177,18 @@ impl Script<'_> {
             fits(frontend::put_close(Target::Statement(name.as_bytes()), &mut self.out));
         }
         // The end of an empty statement must not look like a marker.
+        fits(frontend::put_close(Target::Portal(b"none"), &mut self.out));
+    }
+
+    /// Prepares and executes a text whose literals are read under the time zone and date style of now: over a pool
+    /// it may be read anew when these have changed (docs/pooling.md).
+    fn read_at_once(&mut self, text: &str) {
+        let name = b"w1";
+        fits(frontend::put_close(Target::Statement(name), &mut self.out));
+        fits(frontend::put_parse(name, text.as_bytes(), &[], &mut self.out));
+        self.bind("w1");
+        fits(frontend::put_execute(b"", 0, &mut self.out));
+        fits(frontend::put_close(Target::Statement(name), &mut self.out));
         fits(frontend::put_close(Target::Portal(b"none"), &mut self.out));
     }
 

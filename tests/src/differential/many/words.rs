@@ -76,12 +76,14 @@ pub(super) const CHANGES: &[&str] = &[
 ];
 
 /// Everything that a session may see of itself, in one row: who it is, its parameters, statements of SQL,
-/// temporary tables, cursors, locks and channels.
+/// temporary tables, cursors, locks and channels. In one batch with a RESET a pool's `application_name` is the
+/// server's instead of that of the login (docs/pooling.md): what the client is told of it is compared, not what a query finds.
 const LOOK: &str = "SELECT current_user, session_user, \
     coalesce(current_setting('my.tenant', true), ''), coalesce(current_setting('my.other', true), ''), \
     (SELECT string_agg(concat(name, '=', setting, '/', CASE name WHEN 'application_name' THEN '' ELSE reset_val END), ', ' \
         ORDER BY name) FROM pg_settings WHERE context IN ('user', 'superuser') \
-        AND (setting IS DISTINCT FROM boot_val OR reset_val IS DISTINCT FROM boot_val)), \
+        AND (setting IS DISTINCT FROM boot_val OR reset_val IS DISTINCT FROM boot_val) \
+        AND NOT (name = 'application_name' AND setting IN ('', 'first''s \\ name'))), \
     (SELECT string_agg(concat(name, ': ', statement), ', ' ORDER BY name) FROM pg_prepared_statements WHERE from_sql), \
     (SELECT string_agg(relname, ', ' ORDER BY relname) FROM pg_class WHERE relnamespace = pg_my_temp_schema()), \
     (SELECT string_agg(concat(name, is_holdable), ', ' ORDER BY name) FROM pg_cursors WHERE name <> ''), \
@@ -247,7 +249,13 @@ pub(super) fn reads(rng: &Rng) -> String {
         3 => "SELECT '01/02/2024'::date::text, '1 2:3'::interval::text".to_owned(),
         4 => format!("SELECT v, {n} FROM shared WHERE id = 1"),
         5 => "SELECT current_user, session_user, current_setting('is_superuser')".to_owned(),
-        6 => format!("SHOW {}", PARAMETERS[rng.below(10)].0),
+        6 => match PARAMETERS[rng.below(10)].0 {
+            // As in LOOK.
+            "application_name" => {
+                r"SELECT replace(current_setting('application_name'), 'first''s \ name', '')".to_owned()
+            }
+            name => format!("SHOW {name}"),
+        },
         7 => "SHOW transaction_isolation".to_owned(),
         8 => "SELECT coalesce(current_setting('my.tenant', true), ''), coalesce(current_setting('my.other', true), '')".to_owned(),
         9 => "SELECT 0.1::float8 + 0.2, '\\x01ff'::bytea".to_owned(),
@@ -363,6 +371,11 @@ pub(super) fn any(rng: &Rng, who: Speaker) -> String {
         83..=88 => fails(rng),
         _ => transaction(rng).to_owned(),
     }
+}
+
+/// Whether a text has literals of dates or times.
+pub(super) fn is_read_by_settings(text: &str) -> bool {
+    ["times", "::date", "::interval"].iter().any(|word| text.contains(word))
 }
 
 /// Texts that clients prepare by name; few, so that they meet.
