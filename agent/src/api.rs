@@ -41,7 +41,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use kornak_cluster::{GroupId, Lsn, Member};
+use kornak_cluster::{Epoch, GroupId, Lsn, Member};
 use kornak_config::agent::{AgentSettings, BasicAuth, ServerTokens, VerifyClient};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
@@ -438,10 +438,12 @@ impl Api {
             return text(StatusCode::MISDIRECTED_REQUEST, "another member is asked");
         }
         let asked = ours("promise_ms").and_then(Value::as_u64).map(Duration::from_millis);
+        let epoch =
+            ours("epoch").and_then(|epoch| serde_json::from_value::<Epoch>(epoch.clone()).ok());
         let said = body.get("slots").and_then(Value::as_object).into_iter().flatten();
         let at = |(name, at): (&String, &Value)| Some((name.clone(), Lsn(at.as_u64()?)));
         let slots = said.take(MOST_SLOTS).filter_map(at).collect();
-        let command = |answer| Command::Failsafe { leader, asked, slots, answer };
+        let command = |answer| Command::Failsafe { leader, asked, epoch, slots, answer };
         match self.ask(QUICK_LIMIT, command).await {
             Ok(FailsafeAnswer::Accepted { lsn, promised }) => {
                 let promised = u64::try_from(promised.as_millis()).unwrap_or(u64::MAX);

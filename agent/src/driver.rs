@@ -73,6 +73,8 @@ pub(crate) struct Driver {
     told_callbacks: Arc<parking_lot::Mutex<callbacks::Told>>,
     /// Steps that failed, and when they are tried again.
     tries: Tries,
+    /// When the guard was last asked what the agent before has left.
+    asked_for_bequest: Option<kornak_cluster::Moment>,
     /// As above, of what is asked of others.
     errands_not_before: Option<kornak_cluster::Moment>,
     /// Attempts to lead in a row that were given up.
@@ -117,6 +119,7 @@ impl Driver {
             config_applied: None,
             compared_at: None,
             tries: Tries::default(),
+            asked_for_bequest: None,
             errands_not_before: None,
             given_up: 0,
             adopted_at: None,
@@ -156,6 +159,7 @@ impl Driver {
                 return End::Renewed;
             }
             self.take_up_again();
+            self.inherit();
             self.hear_of_the_end().await;
             let snapshot = self.look();
             self.keep_adopted(&snapshot).await;
@@ -195,8 +199,10 @@ impl Driver {
     fn look(&mut self) -> Snapshot {
         let now = self.ctx.machine.now();
         let view = Arc::clone(&self.ctx.view.borrow());
+        let cluster = self.ctx.state();
         let store = match view.reach {
-            Reach::Never => Store::Never,
+            Reach::Never if cluster.initialize.is_none() => Store::Never,
+            Reach::Never => Store::Remembered { since: *self.lost_since.get_or_insert(now) },
             Reach::Live => {
                 self.lost_since = None;
                 self.dcs_last_seen = crate::clock::unix_seconds();
@@ -204,7 +210,9 @@ impl Driver {
             }
             Reach::Lost => Store::Lost { since: *self.lost_since.get_or_insert(now) },
         };
-        let cluster = self.ctx.state();
+        if store == Store::Live {
+            self.ctx.memory.keep_seen(&cluster, self.ctx.own_identifier().as_deref());
+        }
         let creating = self.job.as_ref().is_some_and(|(job, _)| *job == Job::Bootstrap);
         self.ctx.board.creating.store(creating, std::sync::atomic::Ordering::Relaxed);
         if cluster.leader.is_some() {

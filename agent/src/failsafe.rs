@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kornak_cluster::{ClusterState, Moment};
+use kornak_cluster::{ClusterState, Epoch, Moment};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -132,11 +132,28 @@ pub fn relied_on(lease: Duration, ttl: Duration, promised: &[Option<Duration>]) 
     promised.iter().map(|promised| promised.unwrap_or(ttl)).fold(lease, Duration::min)
 }
 
-/// Whether a request to stay comes from the member that the store named as the leader. Somebody who
-/// knows of no leader at all cannot tell, and the leader would stop without this member's word.
-pub fn is_from_leader(name: &str, cluster: &ClusterState, promised: Option<&str>) -> bool {
-    let named = cluster.leader.as_ref().map(|leader| leader.name.as_str());
-    match named.or(cluster.last_leader.as_deref()).or(promised) {
+/// Whether a request to stay comes from the member that the store named as the leader, or that it has named since.
+/// Somebody who knows of no leader at all cannot tell, and the leader would stop without this member's word; nor can
+/// one who was away (`seen_by_us` is false: an agent before has noted what is known), unless the leader tells its epoch.
+pub fn is_from_leader(
+    name: &str,
+    epoch: Option<Epoch>,
+    cluster: &ClusterState,
+    seen_by_us: bool,
+    promised: Option<&str>,
+) -> bool {
+    let leader = cluster.leader.as_ref();
+    let older = match (epoch, leader) {
+        (Some(theirs), Some(leader)) => theirs.is_older_than(leader.epoch),
+        _ => None,
+    };
+    match older {
+        Some(true) => return false,
+        Some(false) if epoch != leader.map(|leader| leader.epoch) => return true,
+        _ => {}
+    }
+    let named = leader.map(|leader| leader.name.as_str()).or(cluster.last_leader.as_deref());
+    match named.filter(|_| seen_by_us || older.is_some()).or(promised) {
         Some(leader) => leader == name,
         None => true,
     }
@@ -145,7 +162,7 @@ pub fn is_from_leader(name: &str, cluster: &ClusterState, promised: Option<&str>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kornak_cluster::ClusterConfig;
+    use kornak_cluster::{ClusterConfig, Leader, LeaseId, Revision};
 
     #[test]
     fn a_promise_outlives_a_restart_and_starts_again_after_a_reboot() {
@@ -188,12 +205,41 @@ mod tests {
     #[test]
     fn only_whom_the_store_named_may_ask_to_stay() {
         let mut cluster = ClusterState::default();
-        assert!(is_from_leader("x", &cluster, None), "nothing was ever read");
-        assert!(!is_from_leader("x", &cluster, Some("a")));
+        let asks = |name: &str, cluster: &ClusterState, promised: Option<&str>| {
+            is_from_leader(name, None, cluster, true, promised)
+        };
+        assert!(asks("x", &cluster, None), "nothing was ever read");
+        assert!(!asks("x", &cluster, Some("a")));
         cluster.last_leader = Some("b".to_owned());
-        assert!(
-            is_from_leader("b", &cluster, Some("a")) && !is_from_leader("a", &cluster, Some("a"))
-        );
+        assert!(asks("b", &cluster, Some("a")) && !asks("a", &cluster, Some("a")));
+    }
+
+    #[test]
+    fn a_leadership_is_compared_with_the_last_one_that_was_seen() {
+        let at = |revision| Epoch { store: 1, revision: Revision(revision) };
+        let leader = Leader {
+            name: "a".to_owned(),
+            lease: LeaseId(1),
+            epoch: at(7),
+            mod_revision: Revision(7),
+        };
+        let cluster = ClusterState { leader: Some(leader), ..ClusterState::default() };
+        let elsewhere = Epoch { store: 2, revision: Revision(9) };
+        for (name, epoch, seen_by_us, expected) in [
+            ("a", Some(at(7)), true, true),
+            ("b", Some(at(7)), true, false),
+            ("b", Some(at(8)), true, true),
+            ("b", Some(at(8)), false, true),
+            ("a", Some(at(6)), true, false),
+            ("a", Some(at(6)), false, false),
+            ("b", Some(elsewhere), true, false),
+            ("b", Some(elsewhere), false, true),
+            ("b", None, true, false),
+            ("b", None, false, true),
+        ] {
+            let from = is_from_leader(name, epoch, &cluster, seen_by_us, None);
+            assert_eq!(from, expected, "{name} {epoch:?} {seen_by_us}");
+        }
     }
 
     #[test]

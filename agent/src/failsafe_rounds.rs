@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use kornak_cluster::Lsn;
 use serde_json::json;
@@ -12,6 +11,7 @@ use tracing::{info, warn};
 use crate::context::Context;
 use crate::failsafe::{ROUND_EVERY, ROUND_TIMEOUT, relied_on, whom_to_ask};
 use crate::ha::{DataDir, Server};
+use crate::lease::Held;
 use crate::observe::Observation;
 use crate::peers::FailsafeReply;
 use crate::postgres::slot_name_of;
@@ -40,7 +40,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             }
             continue;
         }
-        let confirmed = round(&ctx, held.ttl).await;
+        let confirmed = round(&ctx, held).await;
         if confirmed && !std::mem::replace(&mut active, true) {
             warn!("store does not answer, every member confirms this leader");
         }
@@ -71,7 +71,7 @@ async fn slots(ctx: &Context) -> BTreeMap<String, Lsn> {
 }
 
 /// One round; true if all have accepted.
-async fn round(ctx: &Context, ttl: Duration) -> bool {
+async fn round(ctx: &Context, Held { ttl, epoch, .. }: Held) -> bool {
     let began = ctx.machine.now();
     let cluster = ctx.cluster();
     let unproven = ctx.board.unproven_failsafe.lock().clone();
@@ -89,7 +89,7 @@ async fn round(ctx: &Context, ttl: Duration) -> bool {
         let mut body = body.clone();
         // Another member may have the address by now, and its word binds nobody but itself.
         body["kornak"] = json!({
-            "promise_ms": promise_ms, "scope": ctx.settings.scope.name, "member": name,
+            "promise_ms": promise_ms, "epoch": epoch, "scope": ctx.settings.scope.name, "member": name,
         });
         let tells = members.get(name).is_some_and(|member| member.kornak.is_some());
         async move {

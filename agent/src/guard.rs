@@ -24,6 +24,7 @@
 mod account;
 mod args;
 mod beats;
+pub mod bequest;
 mod client;
 mod clock;
 mod environment;
@@ -47,7 +48,7 @@ pub(crate) use fence::HAS_FIRED;
 pub use kill::{Process, processes_in};
 pub(crate) use revive::replace_started;
 pub use serve::main;
-pub use wire::{Exit, Fencing, GuardStatus, ServerSignal, StartRequest};
+pub use wire::{Exit, Fencing, GuardStatus, Kept, ServerSignal, StartRequest};
 
 use std::fmt;
 use std::pin::Pin;
@@ -56,7 +57,7 @@ use kornak_cluster::Moment;
 use tokio::sync::watch;
 
 /// The guard's answer.
-pub type Answered<'a> = Pin<Box<dyn Future<Output = Result<(), GuardError>> + Send + 'a>>;
+pub type Answered<'a, T = ()> = Pin<Box<dyn Future<Output = Result<T, GuardError>> + Send + 'a>>;
 
 /// The guard of a data directory, as the shell uses it.
 pub trait Guard: Send + Sync + fmt::Debug {
@@ -64,6 +65,10 @@ pub trait Guard: Send + Sync + fmt::Debug {
     fn arm(&self, deadline: Moment) -> Answered<'_>;
     /// See [`GuardClient::disarm`].
     fn disarm(&self) -> Answered<'_>;
+    /// See [`GuardClient::keep`].
+    fn keep(&self, text: String) -> Answered<'_>;
+    /// See [`GuardClient::kept`].
+    fn kept(&self) -> Answered<'_, Option<Kept>>;
     /// See [`GuardClient::watch`].
     fn watch(&self) -> watch::Receiver<Watched>;
 }
@@ -75,6 +80,14 @@ impl Guard for GuardClient {
 
     fn disarm(&self) -> Answered<'_> {
         Box::pin(Self::disarm(self))
+    }
+
+    fn keep(&self, text: String) -> Answered<'_> {
+        Box::pin(Self::keep(self, text))
+    }
+
+    fn kept(&self) -> Answered<'_, Option<Kept>> {
+        Box::pin(Self::kept(self))
     }
 
     fn watch(&self) -> watch::Receiver<Watched> {

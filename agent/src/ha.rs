@@ -56,6 +56,9 @@ pub fn decide(s: &Snapshot) -> Decision {
     if s.store == Store::Never {
         return wait(s, Why::StoreNeverRead);
     }
+    if let (Store::Remembered { since }, Lease::None) = (s.store, s.lease) {
+        return serving::begun_without_store(s, since);
+    }
     if let Some(decision) = serving::without_usable_data(s) {
         return decision;
     }

@@ -58,6 +58,8 @@ enum LeadError {
     ControlData(#[from] ControlDataError),
     #[error("take the guard out of service")]
     Guard(#[from] GuardError),
+    #[error("leave the leadership to the next agent")]
+    Leave(#[source] GuardError),
     #[error("put the guard into service")]
     Fence(#[from] ClaimError),
     #[error("move the leader key to a lease of {0:?}")]
@@ -82,6 +84,8 @@ struct Done {
     slots_at: Option<Moment>,
     /// The length of lease that was asked for last, and when.
     lease: Option<(Duration, Moment)>,
+    /// When the guard was last told what the next agent needs, and what that was.
+    left: Left,
 }
 
 /// Works for as long as the node leads, until `stop`.
@@ -167,6 +171,8 @@ fn leads(ctx: &Context) -> Option<(Moment, PrimaryFacts, ClusterState)> {
     let held = ctx.keeper.held().filter(|held| ctx.machine.now() < held.until)?;
     let observed = ctx.observed();
     let Server::Primary(facts) = observed.server.clone() else { return None };
+    // Before the state, which is what an agent before has noted as long as the store has shown nothing.
+    let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
     let cluster = ctx.cluster();
     let handing_over = cluster
         .handover
@@ -176,7 +182,6 @@ fn leads(ctx: &Context) -> Option<(Moment, PrimaryFacts, ClusterState)> {
         return None;
     }
     let seen = cluster.leader.as_ref().is_some_and(|leader| leader.epoch == held.epoch);
-    let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
     (seen && live).then_some((observed.at, facts, cluster))
 }
 
@@ -184,9 +189,10 @@ fn leads(ctx: &Context) -> Option<(Moment, PrimaryFacts, ClusterState)> {
 fn leads_standby_cluster(ctx: &Context) -> Option<(StandbyFacts, ClusterState)> {
     ctx.keeper.held()?;
     let Server::Standby(facts) = ctx.observed().server.clone() else { return None };
+    let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
     let cluster = ctx.cluster();
     let is_one = cluster.config.as_ref().is_some_and(|config| config.standby_cluster.is_some());
-    (is_one && ctx.view.borrow().reach == kornak_dcs::Reach::Live).then_some((facts, cluster))
+    (is_one && live).then_some((facts, cluster))
 }
 
 async fn standby_round(
@@ -199,7 +205,7 @@ async fn standby_round(
     lease(ctx, cluster, &mut done.lease).await?;
     restartpoint(ctx, &mut done.restartpoint);
     identity(ctx, cluster).await?;
-    failsafe(ctx, cluster).await?;
+    failsafe(ctx, cluster, &mut done.left).await?;
     if done.status_at.is_none_or(|at| ctx.machine.since(at) >= EVERY) {
         let existing = crate::slots::keep(ctx, cluster, true, &mut done.gone_since).await?;
         status(ctx, facts.position(), cluster, &existing).await?;
@@ -210,12 +216,12 @@ async fn standby_round(
 
 /// A standby keeps the slots that it would need as the leader.
 async fn follows(ctx: &Context, done: &mut Done) -> Result<(), LeadError> {
+    let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
     let cluster = ctx.cluster();
     fencing::not_primary(ctx, &cluster).await?;
     let every = cluster.config.as_ref().map_or(SLOTS_EVERY, |config| config.loop_wait);
     let every = every.min(SLOTS_EVERY);
     let due = done.slots_at.is_none_or(|at| ctx.machine.since(at) >= every);
-    let live = ctx.view.borrow().reach == kornak_dcs::Reach::Live;
     let led = cluster.leader.as_ref().is_some_and(|leader| leader.name != ctx.name);
     let stands_by = matches!(ctx.observed().server, Server::Standby(_)) && due;
     let is_confirmed = due
@@ -252,7 +258,7 @@ async fn round(
     identity(ctx, cluster).await?;
     record(ctx, cluster).await?;
     history::keep(ctx, facts, cluster, &mut done.history).await?;
-    failsafe(ctx, cluster).await?;
+    failsafe(ctx, cluster, &mut done.left).await?;
     if done.status_at.is_none_or(|at| ctx.machine.since(at) >= EVERY) {
         status(ctx, facts.lsn, cluster, &existing).await?;
         done.status_at = Some(ctx.machine.now());
@@ -335,7 +341,10 @@ fn while_leading(ctx: &Context, txn: Txn) -> Txn {
     txn.when(Compare::Lease { key: ctx.keys.leader(), lease })
 }
 
-async fn failsafe(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError> {
+/// See [`Done::left`].
+type Left = Option<(Moment, BTreeMap<String, String>)>;
+
+async fn failsafe(ctx: &Context, cluster: &ClusterState, left: &mut Left) -> Result<(), LeadError> {
     let on = cluster.config.as_ref().is_some_and(|config| config.failsafe_mode);
     let mut wanted: BTreeMap<String, String> = cluster
         .members
@@ -348,13 +357,42 @@ async fn failsafe(ctx: &Context, cluster: &ClusterState) -> Result<(), LeadError
         .or_insert_with(|| format!("{}/patroni", ctx.settings.restapi.base_url()));
     let rests_on_members = ctx.board.failsafe_active.load(Ordering::Relaxed);
     let odd = cluster.doubts.contains_key(&SafetyKey::Failsafe);
-    let differs = odd || cluster.failsafe.as_ref() != Some(&wanted);
+    let unproven = ctx.board.unproven_failsafe.lock().clone();
+    let differs = odd || unproven.is_some() || cluster.failsafe.as_ref() != Some(&wanted);
+    // The list that the store may have: whoever leads without it has to ask all of these.
+    let mut asked = cluster.failsafe.clone().unwrap_or_default();
+    asked.extend(unproven.unwrap_or_default());
     if on && !rests_on_members && differs && !wanted.is_empty() {
-        *ctx.board.unproven_failsafe.lock() = Some(wanted.clone());
+        asked.extend(wanted.clone());
+        *ctx.board.unproven_failsafe.lock() = Some(asked.clone());
+        leave(ctx, asked, left).await?;
         let put = Txn::just(Op::put(ctx.keys.failsafe(), json(&wanted)));
-        ctx.store.txn(while_leading(ctx, put)).await?;
+        if !ctx.store.txn(while_leading(ctx, put)).await?.succeeded {
+            // The key is being moved to another lease, or lost.
+            return Ok(());
+        }
         *ctx.board.unproven_failsafe.lock() = None;
+        return leave(ctx, wanted, left).await;
     }
+    leave(ctx, if on { asked } else { BTreeMap::new() }, left).await
+}
+
+/// Tells the guard, before the store is told and once in a while, whom an agent has to ask that begins without the store.
+async fn leave(
+    ctx: &Context,
+    asked: BTreeMap<String, String>,
+    left: &mut Left,
+) -> Result<(), LeadError> {
+    let known = left.as_ref().filter(|(at, _)| ctx.machine.since(*at) < EVERY);
+    if known.is_some_and(|(_, known)| *known == asked) {
+        return Ok(());
+    }
+    let told = match asked.is_empty() {
+        true => ctx.keeper.leave_nothing().await,
+        false => ctx.keeper.leave(&asked).await,
+    };
+    told.map_err(LeadError::Leave)?;
+    *left = Some((ctx.machine.now(), asked));
     Ok(())
 }
 

@@ -10,6 +10,7 @@
 //! The keeper's task runs apart from the agent's loop, so a slow step never costs a renewal.
 //! Not here: what a leader does, and when it should claim or release.
 
+mod inheriting;
 mod noted;
 mod releasing;
 mod taking_up;
@@ -251,6 +252,7 @@ impl Keeper {
         also: impl FnOnce(LeaseId) -> Vec<Op>,
     ) -> Result<Epoch, ClaimError> {
         let (_, generation) = self.shown();
+        self.leave_nothing().await.map_err(ClaimError::Guard)?;
         let ahead = self.inner.ahead.lock().await.take();
         let usable = ahead.filter(|a| leaves_time(self.inner.machine.now().since(a.sent), a.ttl));
         let base = match usable {
@@ -346,6 +348,11 @@ impl Keeper {
         if !self.is_unfenced() {
             self.arm(held.until).await.map_err(ClaimError::Guard)?;
         }
+        self.publish(held, generation)
+    }
+
+    /// `generation`: the one in which it was proven that this is held.
+    fn publish(&self, held: Held, generation: Generation) -> Result<(), ClaimError> {
         let published = self.inner.held.send_if_modified(|shown| {
             let current = self.generation() == generation;
             if current {
@@ -375,7 +382,7 @@ impl Keeper {
         let sent = self.inner.machine.now();
         let renewed = match self.inner.store.keep_alive(held.lease).await {
             Ok(renewed) => renewed,
-            Err(DcsError::LeaseLost) => return Err(self.lost("the lease has ended")),
+            Err(DcsError::LeaseLost) => return Err(self.lost("the lease has ended").await),
             Err(error) => return Err(ClaimError::Store(error)),
         };
         let key = self.inner.keys.leader();
@@ -387,8 +394,8 @@ impl Keeper {
                 let held = Held { ttl: renewed.ttl, until, proven_at: sent, ..held };
                 self.arm_and_publish(held, generation).await
             }
-            Err(Unproven::KeyLost) => Err(self.lost("the leader key is not ours")),
-            Err(Unproven::NoTime) => Err(self.lost("the lease has ended")),
+            Err(Unproven::KeyLost) => Err(self.lost("the leader key is not ours").await),
+            Err(Unproven::NoTime) => Err(self.lost("the lease has ended").await),
             Err(unproven @ Unproven::TermChanged { .. }) => {
                 debug!(why = %unproven, "renewal did not prove the lease");
                 Err(ClaimError::Unproven)
@@ -396,10 +403,11 @@ impl Keeper {
         }
     }
 
-    fn lost(&self, why: &'static str) -> ClaimError {
+    async fn lost(&self, why: &'static str) -> ClaimError {
         if self.hold_nothing().is_some() {
             warn!(why, "leadership lost");
         }
+        self.leave_nothing_if_possible().await;
         ClaimError::Lost
     }
 
@@ -441,13 +449,13 @@ impl Keeper {
             }
             Moved::KeyGone => {
                 self.drop_lease(base.lease);
-                return Err(self.lost("the leader key is not ours"));
+                return Err(self.lost("the leader key is not ours").await);
             }
             Moved::Unknown => {
                 // The guard knows the nearer of both deadlines. Neither lease is ended before its time,
                 // for the key may hang on either.
                 self.inner.noted.forget();
-                return Err(self.lost("it is not known on which lease the leader key hangs"));
+                return Err(self.lost("it is not known on which lease the leader key hangs").await);
             }
         }
         let held = Held { lease: base.lease, ttl: base.ttl, until, proven_at: base.sent, ..held };

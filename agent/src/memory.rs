@@ -1,6 +1,9 @@
 //! The agent's memory of the store, for when the store shows nothing usable: the last good values
 //! ([`kornak_cluster::Known`]), of which the configuration outlives the agent in a file beside the data
-//! directory, as Patroni's `patroni.dynamic.json` does; and as long as that one is in the data directory.
+//! directory, as Patroni's `patroni.dynamic.json` does; and as long as that one is in the data directory. The members and
+//! the leader outlive it as well ([`seen`]), for an agent that begins while the store is away.
+
+mod seen;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +19,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::machine::Machine;
+use seen::Seen;
 
 /// See the module. One for each data directory; it outlives an instance of the agent.
 #[derive(Debug)]
@@ -25,6 +29,9 @@ pub struct Memory {
     inner: Mutex<Inner>,
     /// The content that the file has, or is about to have.
     kept: Mutex<Option<Kept>>,
+    /// As `path` and `kept`, of the cluster as it was seen last.
+    seen_path: PathBuf,
+    seen: Mutex<Option<Seen>>,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +66,10 @@ impl Memory {
         });
         let known = Known::with_cached(cached).beginning_with(first);
         let inner = Mutex::new(Inner { known, ..Inner::default() });
-        Self { machine, path, inner, kept: Mutex::new(kept) }
+        let seen_path = path.with_file_name("seen.json");
+        let seen = || serde_json::from_slice(&machine.read(&seen_path)?).ok();
+        let seen = Mutex::new(seen());
+        Self { machine, path, inner, kept: Mutex::new(kept), seen_path, seen }
     }
 
     /// The group's state by the newest view, with what is remembered. `own_identifier`: of the data
@@ -95,6 +105,8 @@ impl Memory {
             if is_made {
                 inner.say(&state, keys);
             }
+        } else if let Some(remembered) = self.remembered(own_identifier) {
+            state = remembered;
         }
         let state = Arc::new(state);
         inner.last = Some((view, own_identifier.map(str::to_owned), Arc::clone(&state)));
@@ -117,6 +129,46 @@ impl Memory {
         }
         let memory = Arc::clone(self);
         self.machine.spawn_blocking(move || memory.write());
+    }
+
+    /// The cluster of this data directory as it was seen last, by this agent or one before.
+    fn remembered(&self, own_identifier: Option<&str>) -> Option<ClusterState> {
+        let seen = self.seen.lock();
+        let seen = seen.as_ref().filter(|seen| own_identifier == Some(&seen.system_identifier))?;
+        let kept = self.kept.lock();
+        let kept = kept.as_ref().filter(|kept| kept.system_identifier == seen.system_identifier);
+        let config = kept.map(|kept| Value::Object(kept.config.clone()).to_string());
+        Some(seen.state(config.and_then(|text| ClusterConfig::parse(&text))))
+    }
+
+    /// Keeps for the next agent what the store shows now, if it has changed. Returns at once; the file is written in
+    /// the background.
+    pub fn keep_seen(self: &Arc<Self>, cluster: &ClusterState, own_identifier: Option<&str>) {
+        let (Some(own), true) = (own_identifier, cluster.initialize.as_deref() == own_identifier)
+        else {
+            return;
+        };
+        {
+            let mut seen = self.seen.lock();
+            let new = Seen::of(cluster, own.to_owned(), seen.as_ref());
+            if seen.as_ref() == Some(&new) {
+                return;
+            }
+            *seen = Some(new);
+        }
+        let memory = Arc::clone(self);
+        self.machine.spawn_blocking(move || memory.write_seen());
+    }
+
+    fn write_seen(&self) {
+        let seen = self.seen.lock();
+        let Some(text) = seen.as_ref().and_then(|seen| serde_json::to_vec(seen).ok()) else {
+            return;
+        };
+        if let Err(error) = self.machine.write(&self.seen_path, &text) {
+            let (error, file) = (&error as &dyn std::error::Error, self.seen_path.display());
+            warn!(error, %file, "members could not be noted for a restart without the store");
+        }
     }
 
     fn write(&self) {

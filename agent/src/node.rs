@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_cluster::{
-    ClusterState, Lsn, MemberRole, MemberState, Moment, Scope, Tags, Timeline, XLog,
+    ClusterState, Epoch, Lsn, MemberRole, MemberState, Moment, Scope, Tags, Timeline, XLog,
 };
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -127,6 +127,8 @@ pub enum Command {
         leader: String,
         /// For how long it asks the member to stay away; `None`: it does not say (Patroni).
         asked: Option<Duration>,
+        /// The leadership that it rests on; `None`: it does not say.
+        epoch: Option<Epoch>,
         /// How far its slots are.
         slots: BTreeMap<String, Lsn>,
         answer: oneshot::Sender<FailsafeAnswer>,

@@ -1,33 +1,98 @@
 //! The store away: with failsafe mode no client notices.
 //!
-//! `KORNAK_OUTAGE_SECONDS` says for how long; 20 by default, more than two leases.
+//! `KORNAK_OUTAGE_SECONDS` says for how long; 26 by default, more than two leases.
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use kornak_tests::load::{Load, LoadSpec};
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
 use kornak_tests::run::postgres::connect;
+use kornak_tests::run::process::{is_alive, send};
 use kornak_tests::run::wait::until_true;
+use rustix::process::Signal;
+use serde_json::json;
 
 fn outage() -> Duration {
     let named = std::env::var("KORNAK_OUTAGE_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(named.unwrap_or(20))
+    Duration::from_secs(named.unwrap_or(26))
+}
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Waits until a new agent of the node answers so.
+async fn answers(cluster: &Cluster, node: &str, path: &str) -> Result<()> {
+    let rest = cluster.node(node)?.rest();
+    until_true(LIMIT, &format!("the agent of {node} answers {path}"), || async {
+        rest.get(path).await.is_ok_and(|answer| answer.code == 200)
+    })
+    .await;
+    Ok(())
+}
+
+/// Waits until every member has confirmed the leader in its last round.
+async fn confirmed(cluster: &Cluster, leader: &str) -> Result<()> {
+    let rest = cluster.node(leader)?.rest();
+    until_true(LIMIT, "every member confirms the leader", || async {
+        let said = rest.get("/patroni").await.and_then(|answer| answer.json());
+        said.is_ok_and(|said| said["failsafe_mode_is_active"] == true)
+    })
+    .await;
+    Ok(())
+}
+
+/// While the store is away: a standby's agent and server, the synchronous standby's agent, and the leader's agent are
+/// killed in turn, and the agents started again.
+async fn restart_in_turn(cluster: &mut Cluster, leader: &str, synchronous: &str) -> Result<()> {
+    let names = cluster.nodes.iter().map(|node| node.name().to_owned());
+    let mut others = names.filter(|name| ![leader, synchronous].contains(&name.as_str()));
+    let spare = &others.next().context("three nodes")?;
+    drop(others);
+    let node = cluster.node_mut(spare)?;
+    let before = node.postmaster().context("its server runs")?;
+    node.kill_agent();
+    send(before, Signal::KILL)?;
+    until_true(LIMIT, "its server is gone", || async { !is_alive(before) }).await;
+    node.start_agent()?;
+    let streams = format!(
+        "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name = '{spare}'"
+    );
+    let console = cluster.node(leader)?.connect().await?;
+    until_true(LIMIT, "the standby follows again", || async {
+        console.query_one(&streams, &[]).await.is_ok_and(|row| row.get::<_, i64>(0) == 1)
+    })
+    .await;
+    for (node, path) in [(synchronous, "/replica"), (leader, "/primary")] {
+        let postmaster = cluster.node(node)?.postmaster();
+        confirmed(cluster, leader).await?;
+        cluster.node_mut(node)?.kill_agent();
+        cluster.node_mut(node)?.start_agent()?;
+        answers(cluster, node, path).await?;
+        assert_eq!(cluster.node(node)?.postmaster(), postmaster, "its server runs on");
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_may_stop_and_come_back_without_a_client_noticing() -> Result<()> {
-    let mut cluster = Cluster::start(ClusterSpec { name: "outage", ..Default::default() }).await?;
+    let spec = ClusterSpec { name: "outage", ttl: 12, ..Default::default() };
+    let mut cluster = Cluster::start(spec).await?;
     let load = Load::start(&LoadSpec::mixed(&cluster.app())).await?;
     load.flows(20, Duration::from_secs(30)).await;
     let leader = cluster.leader().await?;
+    // So that a round of the members' words lasts for the lease, almost.
+    let change = json!({"retry_timeout": 5});
+    let changed = cluster.node(&leader)?.rest().patch("/config", &change).await?;
+    assert_eq!(changed.code, 200);
     // Another proxy, which is started again while the store is away.
     let mut other = cluster.pooled_proxy(2).await?;
     let noted = other.file().with_extension("known.json");
     let is_noted = || async { noted.exists() };
     until_true(Duration::from_secs(20), "the other proxy notes the servers", is_noted).await;
 
+    let synchronous = cluster.sync_standby(LIMIT).await;
     let watch = cluster.watch_writes();
+    let end = tokio::time::Instant::now() + outage();
     cluster.etcd.kill_all();
     println!("etcd killed at {:.1?}", load.elapsed());
     other.restart().await?;
@@ -35,7 +100,12 @@ async fn etcd_may_stop_and_come_back_without_a_client_noticing() -> Result<()> {
     let client = connect(&Cluster::app_on(other.primary())).await?;
     client.batch_execute("CREATE TABLE without_store (i int); DROP TABLE without_store").await?;
     println!("a proxy that was started without the store serves after {:.1?}", asked.elapsed());
-    let end = tokio::time::Instant::now() + outage();
+    load.flows(10, LIMIT).await;
+    restart_in_turn(&mut cluster, &leader, &synchronous).await?;
+    println!("all were restarted at {:.1?}", load.elapsed());
+    // The new agent of the leader rests on the members, for longer than what it has taken over.
+    let lease = Duration::from_secs(u64::from(cluster.spec.ttl) + 2);
+    let end = end.max(tokio::time::Instant::now() + lease);
     while tokio::time::Instant::now() < end {
         // Every client goes on all the time, not only at the end.
         load.flows(10, Duration::from_secs(30)).await;

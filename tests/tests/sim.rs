@@ -150,6 +150,11 @@ fn worlds_whose_store_was_away_have_a_leader_soon_after() {
 }
 
 #[test]
+fn worlds_that_are_restarted_while_the_store_is_away_keep_their_promises() {
+    promises_hold(Kind::Away);
+}
+
+#[test]
 fn worlds_whose_settings_change_keep_their_promises() {
     promises_hold(Kind::Settings);
 }

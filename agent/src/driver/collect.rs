@@ -226,6 +226,30 @@ impl Driver {
         });
     }
 
+    /// After a restart of the agent while the store is away: the guard has what the agent before has left with a
+    /// primary whose lease was proven, and the members are asked to let it stay.
+    pub(super) fn inherit(&mut self) {
+        let away = self.ctx.view.borrow().reach == Reach::Never;
+        let now = self.ctx.machine.now();
+        let due = self.asked_for_bequest.is_none_or(|at| now.since(at) >= PAUSE);
+        if !away || !due || self.job.is_some() || self.errand.is_some() {
+            return;
+        }
+        let cluster = self.ctx.state();
+        let on = cluster.config.as_ref().is_some_and(|it| it.failsafe_mode && !it.pause);
+        let leads = matches!(self.ctx.observed().server, Server::Primary(_));
+        if !on || !leads || self.ctx.keeper.held().is_some() {
+            return;
+        }
+        self.asked_for_bequest = Some(now);
+        let ctx = Arc::clone(&self.ctx);
+        self.run_errand(async move {
+            let inherited = ctx.keeper.inherit(&ctx.board.unproven_failsafe).await;
+            let inherited = inherited.map_err(JobError::Claim);
+            Errand::Done("take over the leadership of the agent before", inherited)
+        });
+    }
+
     /// A key in our name is deleted if it is surely of an earlier life of this node: its lease is noted here,
     /// or it came back with the store's past. Any other ends with its lease.
     fn give_back(&mut self, cluster: &ClusterState, leader: &Leader) {

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use kornak_cluster::config::{MAXIMUM_TTL, merge_patch, problems, ttl_beyond_the_ceiling, unread};
-use kornak_cluster::{FailoverRequest, discard};
-use kornak_dcs::{Compare, Op, Txn, json};
+use kornak_cluster::{Epoch, FailoverRequest, Moment, discard};
+use kornak_dcs::{Compare, Op, Reach, Txn, json};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -13,11 +13,12 @@ use tracing::{info, warn};
 use crate::context::Context;
 use crate::driver::{Asked, Driver};
 use crate::failsafe::{is_from_leader, promise_length};
-use crate::ha::{Job, Server};
+use crate::ha::{DataDir, Job, Server};
 use crate::handover::{HandoverError, Stragglers};
 use crate::jobs::{self, JobError};
 use crate::machine::Machine;
 use crate::node::{Command, CommandError, CommandResult, ConfigureError, FailsafeAnswer};
+use crate::observe::Observation;
 use crate::postgres::StartError;
 
 /// Carries one command out. Anything that takes time goes on by itself; its answer follows.
@@ -66,8 +67,8 @@ pub(crate) async fn obey(driver: &mut Driver, command: Command) {
                 Ok("scheduled".to_owned())
             });
         }
-        Command::Failsafe { leader, asked, slots, answer } => {
-            let said = failsafe(&ctx, &leader, asked);
+        Command::Failsafe { leader, asked, epoch, slots, answer } => {
+            let said = failsafe(&ctx, &leader, epoch, asked);
             if matches!(said, FailsafeAnswer::Accepted { .. }) {
                 *ctx.board.told_slots.lock() = slots;
             }
@@ -274,27 +275,47 @@ async fn configure(
     }
 }
 
+/// Nobody has looked yet, or a server that was a primary runs and does not say what it is now.
+fn may_be_primary(seen: &Observation) -> bool {
+    match &seen.server {
+        _ if seen.at == Moment::default() => true,
+        Server::Primary(_) => true,
+        Server::Standby(_) | Server::Stopped | Server::Leftovers => false,
+        Server::Starting { .. }
+        | Server::Silent { .. }
+        | Server::Closed { .. }
+        | Server::Stopping { .. } => {
+            matches!(&seen.data, DataDir::Initialized(control) if control.is_primarys())
+        }
+    }
+}
+
 /// Whether this node stays out of the way of a leader that has lost the store, and that asks for so long.
-fn failsafe(ctx: &Context, leader: &str, asked: Option<std::time::Duration>) -> FailsafeAnswer {
+fn failsafe(
+    ctx: &Context,
+    leader: &str,
+    epoch: Option<Epoch>,
+    asked: Option<std::time::Duration>,
+) -> FailsafeAnswer {
+    let seen_by_us = ctx.view.borrow().reach != Reach::Never;
     let cluster = ctx.state();
     // A promise binds this node alone: where the mode is not known, it is given.
     if cluster.config.as_ref().is_some_and(|config| !config.failsafe_mode) {
         return FailsafeAnswer::Off;
     }
-    if !is_from_leader(leader, &cluster, ctx.promises.leader().as_deref()) {
+    let promised = ctx.promises.leader();
+    if !is_from_leader(leader, epoch, &cluster, seen_by_us, promised.as_deref()) {
         warn!(
             node = leader,
             "failsafe request refused: the sender is not the leader that the store named"
         );
         return FailsafeAnswer::NotTheLeader;
     }
-    let server = ctx.observed().server.clone();
-    if ctx.keeper.is_claiming()
-        || ctx.keeper.held().is_some()
-        || matches!(server, Server::Primary(_))
-    {
+    let seen = ctx.observed();
+    if ctx.keeper.is_claiming() || ctx.keeper.held().is_some() || may_be_primary(&seen) {
         return FailsafeAnswer::Leading;
     }
+    let server = seen.server.clone();
     let lsn = match server {
         Server::Standby(facts) => facts.position(),
         _ => kornak_cluster::Lsn(0),
@@ -318,6 +339,31 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::ha::Control;
+
+    #[test]
+    fn a_server_that_says_nothing_may_be_a_primary() {
+        let since = Moment::at_millis(1);
+        let data = |standby_signal| {
+            DataDir::Initialized(Control {
+                system_identifier: "7".to_owned(),
+                timeline: kornak_cluster::Timeline(1),
+                clean: false,
+                was_primary: true,
+                standby_signal,
+            })
+        };
+        let seen = |server: Server, standby_signal| {
+            let mut seen = Observation::none();
+            (seen.at, seen.server, seen.data) = (since, server, data(standby_signal));
+            seen
+        };
+        assert!(may_be_primary(&Observation::none()), "nobody has looked");
+        assert!(may_be_primary(&seen(Server::Silent { since }, false)));
+        assert!(may_be_primary(&seen(Server::Closed { since }, false)));
+        assert!(!may_be_primary(&seen(Server::Silent { since }, true)));
+        assert!(!may_be_primary(&seen(Server::Stopped, false)));
+    }
 
     #[test]
     fn a_restart_that_goes_on_is_said_in_patronis_words() {

@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use super::serve::socket_path;
 use super::wire::{
-    Answer, Command, Exit, Fencing, GuardStatus, Lines, ServerSignal, StartRequest, VERSION,
+    Answer, Command, Exit, Fencing, GuardStatus, Kept, Lines, ServerSignal, StartRequest, VERSION,
 };
 
 /// The guard answers at once; only a START waits for a disk.
@@ -326,6 +326,24 @@ impl GuardClient {
     /// This process ends because somebody has asked it to.
     pub(super) async fn leave(&self) -> Result<(), GuardError> {
         self.ask("LEAVE", Command::Leave).await.map(drop)
+    }
+
+    /// Leaves a text to the next agent; it is there for as long as the postmaster lives and the guard is armed.
+    /// Empty: nothing is left. A guard of an earlier release keeps nothing, which is no error.
+    pub async fn keep(&self, text: String) -> Result<(), GuardError> {
+        match self.ask("KEEP", Command::Keep(text)).await {
+            Err(GuardError::Refused { .. }) => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
+    /// The text that an agent has left with the server that runs now, if the deadline that it armed has not come.
+    pub async fn kept(&self) -> Result<Option<Kept>, GuardError> {
+        let answer = match self.ask("KEPT", Command::Kept).await {
+            Err(GuardError::Refused { .. }) => return Ok(None),
+            answer => answer?,
+        };
+        Ok(serde_json::from_str(&answer).ok())
     }
 
     async fn ask(&self, word: &'static str, command: Command) -> Result<String, GuardError> {

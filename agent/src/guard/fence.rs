@@ -108,6 +108,18 @@ impl Fence {
         }
     }
 
+    /// The deadline, if it has not come and no jump of the clock has brought its effect nearer.
+    pub fn unshortened(&self, now: Moment, budget: Duration) -> Option<Moment> {
+        match self {
+            Self::Armed { deadline, fire_at, .. }
+                if now < *fire_at && *fire_at == deadline.minus(budget) =>
+            {
+                Some(*deadline)
+            }
+            _ => None,
+        }
+    }
+
     /// When to wake up for stopping.
     pub fn fire_at(&self) -> Option<Moment> {
         match self {

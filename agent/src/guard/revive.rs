@@ -132,6 +132,10 @@ impl Reviver {
                     return Some(format!("{said}; systemd starts the next"));
                 }
                 wait_for_end(&watch.agent.handle);
+                if !has_ended(&watch.agent.handle) {
+                    // The first process of a container, or one that waits for a disk. Another is started when it is gone.
+                    return Some(format!("{said}, which takes time"));
+                }
                 Some(format!("{said}; {}", self.start(outputs, origin)))
             }
             Do::Start if watch.recipe.is_a_service() => None,

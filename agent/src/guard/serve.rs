@@ -24,6 +24,7 @@ use rustix::time::{
 };
 
 use super::args::Args;
+use super::bequest::Bequest;
 use super::clock::{boottime_now, realtime_now, timespec};
 use super::fence::Fence;
 use super::kill::{is_server_in, kill_loggers, kill_once, processes_held};
@@ -90,6 +91,7 @@ struct Postmaster {
     pid: u32,
     handle: OwnedFd,
     adopted: bool,
+    kept: Bequest,
 }
 
 /// The processes that must be gone.
@@ -398,6 +400,7 @@ impl Guard {
             }
             Command::Disarm => {
                 self.fence.disarm(now, self.left())?;
+                self.keep(String::new());
                 Ok(String::new())
             }
             Command::Promote(fencing) => {
@@ -434,6 +437,13 @@ impl Guard {
                 self.reviver.leave();
                 Ok(String::new())
             }
+            Command::Keep(text) => {
+                self.keep(text);
+                Ok(String::new())
+            }
+            Command::Kept => Ok(self.postmaster.as_ref().map_or_else(String::new, |postmaster| {
+                postmaster.kept.shown(&self.fence, now, self.args.stop_budget)
+            })),
             Command::Status => serde_json::to_string(&self.status()).map_err(|e| e.to_string()),
         }
     }
@@ -463,7 +473,8 @@ impl Guard {
             kill_once(&self.real_dir, Some(pid), true);
             failed(error)
         })?;
-        self.postmaster = Some(Postmaster { pid, handle, adopted: false });
+        self.postmaster =
+            Some(Postmaster { pid, handle, adopted: false, kept: Bequest::default() });
         self.ending = None;
         self.note(&format!("postmaster {pid} started"));
         Ok(pid)
@@ -480,10 +491,16 @@ impl Guard {
         if !is_server_in(pid, &self.real_dir) {
             return Err(format!("process {pid} is no server on the data directory"));
         }
-        self.postmaster = Some(Postmaster { pid, handle, adopted: true });
+        self.postmaster = Some(Postmaster { pid, handle, adopted: true, kept: Bequest::default() });
         self.ending = None;
         self.note(&format!("postmaster {pid} adopted"));
         Ok(())
+    }
+
+    fn keep(&mut self, text: String) {
+        if let Some(postmaster) = &mut self.postmaster {
+            postmaster.kept = Bequest::new(text);
+        }
     }
 
     fn signal(&self, signal: Signal) -> Result<String, String> {

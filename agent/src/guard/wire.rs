@@ -15,6 +15,8 @@
 //! WATCH <milliseconds>    OK             replace me when I am silent for so long while my server leads; 0: do not
 //! BEAT leads|rests        OK             I live; my server is a primary with a proven lease, or is not
 //! LEAVE                   OK             I end because I was asked to
+//! KEEP <text>             OK             for the next agent, as long as this postmaster lives and you are armed; empty: nothing
+//! KEPT                    OK <json>      see [`Kept`]; `OK` alone: nothing, or too late
 //! ```
 //!
 //! or is answered `ERR <why>`. Unasked the guard says `EXITED <pid> <exit>` when the postmaster has
@@ -166,6 +168,14 @@ impl GuardStatus {
     }
 }
 
+/// The text that an agent has left to the next one, with a server that may be a primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The armed deadline, nanoseconds of `CLOCK_BOOTTIME`.
+    pub deadline_ns: u64,
+    pub text: String,
+}
+
 /// One line from the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -180,6 +190,8 @@ pub enum Command {
     Watch(Duration),
     Beat { leads: bool },
     Leave,
+    Keep(String),
+    Kept,
 }
 
 /// Nanoseconds of a moment as they are written; 584 years fit.
@@ -219,6 +231,8 @@ impl Command {
                 _ => Err(bad()),
             },
             "LEAVE" => Ok(Self::Leave),
+            "KEEP" => Ok(Self::Keep(rest.to_owned())),
+            "KEPT" => Ok(Self::Kept),
             _ => Err(format!("{word}: unknown")),
         }
     }
@@ -243,6 +257,9 @@ impl fmt::Display for Command {
             Self::Beat { leads: true } => f.write_str("BEAT leads"),
             Self::Beat { leads: false } => f.write_str("BEAT rests"),
             Self::Leave => f.write_str("LEAVE"),
+            Self::Keep(text) if text.is_empty() => f.write_str("KEEP"),
+            Self::Keep(text) => write!(f, "KEEP {text}"),
+            Self::Kept => f.write_str("KEPT"),
         }
     }
 }
@@ -356,6 +373,9 @@ mod tests {
             (Command::Beat { leads: true }, Some("BEAT leads")),
             (Command::Beat { leads: false }, Some("BEAT rests")),
             (Command::Leave, Some("LEAVE")),
+            (Command::Keep(String::new()), Some("KEEP")),
+            (Command::Keep("{} {}".into()), Some("KEEP {} {}")),
+            (Command::Kept, Some("KEPT")),
         ];
         for (command, frozen) in commands {
             let line = command.to_string();

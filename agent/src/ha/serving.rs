@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use kornak_cluster::SafetyKey;
+use kornak_cluster::{Moment, SafetyKey};
 
 use super::candidate::somebody_may_take_over;
 use super::decision::{Action, Decision, Why};
@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server that is begun anew takes a moment, however hasty the operator is.
 const LEAST_START: Duration = Duration::from_secs(5);
+
+/// For the store's first answer to an agent that knows its cluster from before.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// So many starts in a row that come to nothing are enough: the first may have been bad luck.
 const FAILED_STARTS: u32 = 2;
@@ -86,7 +89,7 @@ pub(super) fn without_usable_data(s: &Snapshot) -> Option<Decision> {
 }
 
 /// For how long; nothing is counted in maintenance mode.
-fn waited(s: &Snapshot, since: kornak_cluster::Moment) -> Duration {
+fn waited(s: &Snapshot, since: Moment) -> Duration {
     if paused(s) { Duration::ZERO } else { s.now.since(since) }
 }
 
@@ -117,12 +120,29 @@ pub(super) fn down_without_store(s: &Snapshot, control: &Control) -> Decision {
     }
 }
 
+/// An agent that has begun without the store: a standby's server that is down starts and follows whom it followed.
+/// A former primary waits for the store, as does everything else that would be done.
+pub(super) fn begun_without_store(s: &Snapshot, since: Moment) -> Decision {
+    match (&s.data, &s.server) {
+        (DataDir::Initialized(control), Server::Stopped)
+            if belongs(s, control)
+                && !control.is_primarys()
+                && !s.cluster.is_unknown(SafetyKey::Config)
+                && !paused(s)
+                && waited(s, since) >= STORE_PATIENCE =>
+        {
+            decision(Action::Rejoin { leader: None }, Why::ServerDown, s)
+        }
+        _ => wait(s, Why::StoreNeverRead),
+    }
+}
+
 /// The lease goes on being proven, and the store's changes are not seen any more.
 pub(super) fn is_blind(s: &Snapshot) -> bool {
     let ttl = s.cluster.config.clone().unwrap_or_default().ttl;
     match (s.lease, s.store) {
         _ if s.confirmed => false,
-        (Lease::Mine { until, .. }, Store::Lost { since }) => {
+        (Lease::Mine { until, .. }, Store::Lost { since } | Store::Remembered { since }) => {
             // Without renewals the lease would have run out since.
             s.now + s.stop_budget < until && waited(s, since) >= ttl
         }

@@ -53,6 +53,10 @@ pub struct Snapshot {
 pub enum Store {
     /// Nothing was ever read.
     Never,
+    /// This agent has read nothing since then; what is known is what an agent before has noted.
+    Remembered {
+        since: Moment,
+    },
     Live,
     /// Lost since then; what is known is as of then.
     Lost {

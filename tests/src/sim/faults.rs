@@ -124,6 +124,33 @@ const OUTAGE: &[Fault] = &[
     Election,
 ];
 
+const AWAY: &[Fault] = &[
+    StoreAway,
+    StoreAway,
+    StoreAway,
+    StoreRestarts,
+    CutStore,
+    CutStore,
+    CutStoreOneWay,
+    KillAgent,
+    KillAgent,
+    KillAgent,
+    KillAgent,
+    KillAgent,
+    KillAgent,
+    KillPostmaster,
+    KillPostmaster,
+    FreezeAgent,
+    FreezeHost,
+    LosePower,
+    CutHosts,
+    Isolate,
+    Election,
+    WatchStalls,
+    DeleteLeaderKey,
+    Switchover,
+];
+
 const SETTINGS: &[Fault] = &[
     ChangeSettings,
     ChangeSettings,
@@ -232,6 +259,7 @@ pub async fn run(w: Rc<World>, kind: Kind) {
     let list = match kind {
         Kind::Failsafe => STORE,
         Kind::Outage => OUTAGE,
+        Kind::Away => AWAY,
         Kind::Settings => SETTINGS,
         Kind::Disks => DISKS,
         Kind::Handover => PLANNED,

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kornak_agent::guard::Watched;
+use kornak_agent::guard::bequest::Bequest;
 use kornak_agent::guard::fence::Fence;
 use kornak_cluster::Moment;
 use tokio::sync::watch;
@@ -38,6 +39,8 @@ pub struct Host {
     pub server: RefCell<Postgres>,
     /// The guard's deadline.
     pub fence: RefCell<Fence>,
+    /// The text that an agent has left to the next one with the server that runs.
+    pub kept: RefCell<Bequest>,
     /// The postmaster as the guard sees it.
     pub watched: watch::Sender<Watched>,
     pub guard_process: Cell<ProcessId>,
@@ -62,6 +65,7 @@ impl Host {
             disk: RefCell::new(disk),
             server: RefCell::default(),
             fence: RefCell::default(),
+            kept: RefCell::default(),
             watched: watch::Sender::new(Watched::Nothing),
             guard_process: Cell::new(idle),
             agent_process: Cell::new(idle),
@@ -104,6 +108,7 @@ pub fn boot(w: &Rc<World>, index: usize) {
     host.up.set(true);
     host.guard_process.set(w.exec.process());
     host.fence.take();
+    host.kept.take();
     w.say(index, format_args!("boots"));
     agent::start(w, index);
 }

@@ -168,6 +168,9 @@ fn set(w: &Rc<World>, index: usize, run: Run) {
     drop(server);
     w.say(index, format_args!("server is {run:?}"));
     w.checker.borrow_mut().disturbed();
+    if matches!(run, Run::Down | Run::Leftovers) {
+        w.hosts[index].kept.take();
+    }
     let pid = w.hosts[index].server.borrow().number;
     w.hosts[index].watched.send_replace(match run {
         Run::Down => Watched::Gone { pid, exit: Exit::Unknown },

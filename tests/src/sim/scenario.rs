@@ -178,6 +178,8 @@ pub enum Kind {
     /// Without failsafe mode the store is away for longer than a lease, again and again, and nothing else is slow: there is
     /// a leader soon after it is back.
     Outage,
+    /// Any mode, with failsafe mode on: agents and servers are restarted while the store is away for longer than a lease.
+    Away,
     /// Any mode: settings are changed at any time, maintenance mode comes and goes, keys are missing or make no sense for a
     /// while, and the store is full.
     Settings,
@@ -190,7 +192,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Asynchronous,
         Self::Synchronous,
         Self::Strict,
@@ -200,6 +202,7 @@ impl Kind {
         Self::Quorum,
         Self::Untrue,
         Self::Outage,
+        Self::Away,
         Self::Settings,
         Self::Disks,
         Self::Situations,
@@ -220,13 +223,17 @@ impl Scenario {
             Kind::Strict => 2,
             Kind::Churn | Kind::Quorum | Kind::Untrue => 1 + rng.below(2),
             Kind::Situations => [0, 0, 1, 1, 2][rng.below(5)],
-            Kind::Failsafe | Kind::Handover | Kind::Outage | Kind::Settings | Kind::Disks => {
-                rng.below(3)
-            }
+            Kind::Failsafe
+            | Kind::Handover
+            | Kind::Outage
+            | Kind::Away
+            | Kind::Settings
+            | Kind::Disks => rng.below(3),
         };
         let outage = kind == Kind::Outage;
         let often = if kind == Kind::Situations { 500 } else { 300 };
-        let failsafe = kind == Kind::Failsafe || (rng.chance(often) && !outage);
+        let always = matches!(kind, Kind::Failsafe | Kind::Away);
+        let failsafe = always || (rng.chance(often) && !outage);
         // With failsafe mode a promise lasts 20 s, whatever the ttl.
         let ttl = Duration::from_secs(5 + rng.below(if failsafe { 12 } else { 6 }) as u64);
         let ttl = if situations { Duration::from_secs(8 + rng.below(4) as u64) } else { ttl };

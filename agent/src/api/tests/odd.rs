@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Words that some decoder looks for, and that a number may be written as.
-const WORDS: [&str; 22] = [
+const WORDS: [&str; 23] = [
     "ttl",
     "loop_wait",
     "timeout",
@@ -22,6 +22,7 @@ const WORDS: [&str; 22] = [
     "kornak",
     "hold_ms",
     "promise_ms",
+    "epoch",
     "before_demote",
     "nan",
     "-inf",

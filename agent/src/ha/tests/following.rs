@@ -251,3 +251,35 @@ fn data_is_ours_while_the_cluster_has_no_identity_yet() {
         check(&Snapshot { cluster, ..standby() }, Action::Wait, Why::AlreadyFollows);
     }
 }
+
+#[test]
+fn an_agent_that_begins_without_the_store_starts_a_standby_and_nothing_else() {
+    let away = |ago| Store::Remembered { since: now().minus(seconds(ago)) };
+    let down = Snapshot { server: Server::Stopped, store: away(10), ..standby() };
+    check(&down, Action::Rejoin { leader: None }, Why::ServerDown);
+    for waits in [
+        Snapshot { store: away(1), ..down.clone() },
+        Snapshot { data: control(true), ..down.clone() },
+        Snapshot { data: DataDir::Empty, ..down.clone() },
+        Snapshot {
+            cluster: with(led_by(Some("b")), |it| it.initialize = Some("1".to_owned())),
+            ..down.clone()
+        },
+        Snapshot {
+            cluster: with(led_by(Some("b")), |it| {
+                it.config = Some(config(json!({"pause": true})));
+            }),
+            ..down.clone()
+        },
+        Snapshot { store: away(10), ..standby() },
+        // It may be ours by the word of an agent before, which the keeper takes over or not.
+        Snapshot { store: away(10), lease: Lease::None, ..primary() },
+        Snapshot { store: away(10), cluster: Arc::new(led_by(None)), ..standby() },
+    ] {
+        check(&waits, Action::Wait, Why::StoreNeverRead);
+    }
+    let inherited = Snapshot { store: away(1), confirmed: true, ..primary() };
+    check(&inherited, Action::Lead, Why::Healthy);
+    let over = Snapshot { lease: mine(0), confirmed: false, ..inherited };
+    check(&over, Action::Demote { immediate: false }, Why::LeaseUnproven);
+}

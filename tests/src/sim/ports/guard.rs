@@ -3,8 +3,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use kornak_agent::guard::bequest::Bequest;
 use kornak_agent::guard::fence::Fence;
-use kornak_agent::guard::{Answered, Fencing, GuardError, Watched};
+use kornak_agent::guard::{Answered, Fencing, GuardError, Kept, Watched};
 use kornak_cluster::Moment;
 use tokio::sync::watch;
 
@@ -47,6 +48,29 @@ impl kornak_agent::guard::Guard for Guard {
         })
     }
 
+    fn keep(&self, text: String) -> Answered<'_> {
+        let life = self.life;
+        life.ask(async move |w| {
+            life.step(&w).await;
+            if postgres::any_process(&w, life.host) {
+                w.hosts[life.host].kept.replace(Bequest::new(text));
+            }
+            life.step(&w).await;
+            Ok(())
+        })
+    }
+
+    fn kept(&self) -> Answered<'_, Option<Kept>> {
+        let life = self.life;
+        life.ask(async move |w| {
+            life.step(&w).await;
+            let host = &w.hosts[life.host];
+            let kept = host.kept.borrow().left(&host.fence.borrow(), host.now(&w), BUDGET);
+            life.step(&w).await;
+            Ok(kept)
+        })
+    }
+
     fn watch(&self) -> watch::Receiver<Watched> {
         self.watched.clone()
     }
@@ -69,6 +93,7 @@ fn arm(w: &Rc<World>, index: usize, deadline: Moment) -> Result<(), &'static str
 fn disarm(w: &Rc<World>, index: usize) -> Result<(), &'static str> {
     let host = &w.hosts[index];
     let left = usize::from(postgres::any_process(w, index));
+    host.kept.take();
     host.fence.borrow_mut().disarm(host.now(w), left)
 }
 
