@@ -60,6 +60,7 @@ async fn what_clients_leave_behind() -> Result<()> {
     };
     what_functions_leave_is_their_clients_own(&pool).await.context("functions")?;
     sql_may_name_statements_of_the_protocol(&pool).await.context("sql")?;
+    a_name_is_taken_whoever_has_taken_it(&pool, &server).await.context("names")?;
     statements_are_shared_under_equal_settings_only(&pool).await.context("settings")?;
     a_cursor_that_was_rolled_back_leaves_its_client_a_connection(&pool).await.context("cursor")?;
     who_shuts_its_sending_side_is_answered(&pool, &server).await.context("half closed")?;
@@ -130,6 +131,39 @@ async fn sql_may_name_statements_of_the_protocol(pool: &Pool) -> Result<()> {
     assert_eq!(b.query_one(&of_b, &[&1]).await?.get::<_, i32>(0), 2);
     let error = b.prepare("SELECT nonsense").await.expect_err("there is no such column");
     assert!(!format!("{error:?}").contains("_kornak"), "{error:?}");
+    Ok(())
+}
+
+async fn a_name_is_taken_whoever_has_taken_it(pool: &Pool, server: &Postgres) -> Result<()> {
+    const PREPARE: &str = "PREPARE a AS SELECT 3";
+    // In each batch a text is prepared under each name, and executed unless it is a query.
+    let stories: [&[&[(&str, &str)]]; 4] = [
+        &[&[("", PREPARE), ("a", "SELECT 1")], &[("b", "EXECUTE a")]],
+        &[&[("b", PREPARE)], &[("a", "SELECT 1")], &[("", "DEALLOCATE a")], &[("a", "SELECT 2")]],
+        &[&[("a", "SELECT 1")], &[("", PREPARE)], &[("a", "SELECT 2")], &[("", "EXECUTE a")]],
+        &[&[("", PREPARE), ("", "DEALLOCATE a"), ("a", "SELECT 1")], &[("", "EXECUTE a")]],
+    ];
+    for story in stories {
+        let mut told = Vec::new();
+        for port in [server.port(), pool.proxy.primary()] {
+            let mut client = Talker::login(&Login::new(port, "app", "right", "postgres")).await?;
+            for batch in story {
+                let mut out = BytesMut::new();
+                for (name, text) in *batch {
+                    if text.starts_with("SELECT") {
+                        frontend::put_parse(name.as_bytes(), text.as_bytes(), &[], &mut out)?;
+                    } else {
+                        put_execution(name, Some(text), &mut out);
+                    }
+                }
+                frontend::put_sync(&mut out);
+                client.send(&out).await?;
+                told.push(client.told(1).await?);
+            }
+        }
+        let (direct, pooled) = told.split_at(story.len());
+        assert_eq!(direct, pooled, "{story:?}");
+    }
     Ok(())
 }
 

@@ -169,6 +169,8 @@ pub struct Statements {
     dropping: Option<u32>,
     /// The last batch in which SQL makes or drops statements under names of its own.
     sql_batch: Option<u32>,
+    /// The name that SQL's PREPARE makes in this batch, executed by a message.
+    preparing: Option<Box<[u8]>>,
     /// A Parse under a name that SQL was believed to have was taken by the server.
     raw: bool,
     made_since: HashSet<Box<[u8]>>,
@@ -199,6 +201,7 @@ impl Statements {
             names: HashMap::new(),
             long: HashSet::new(),
             by_sql: HashSet::new(),
+            preparing: None,
             bytes: 0,
             context: 0,
             nobody: None,
@@ -408,7 +411,8 @@ impl Statements {
             };
             return (treatment, Counts::Close(0));
         }
-        if self.by_sql.contains(name) {
+        if self.by_sql.contains(name) || self.is_preparing(name) {
+            self.preparing = None;
             return (Treatment::AsIs, Counts::Close(0));
         }
         let before = self.set(name.into(), None);

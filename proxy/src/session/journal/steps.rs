@@ -256,7 +256,8 @@ impl Journal {
         if let (Some(shared), Some(text)) = (&mut self.statements, &step.text) {
             match statement.kind {
                 _ if retag => step.mark = shared.deallocate(text),
-                StatementKind::Deallocate | StatementKind::Prepare => shared.named_by_sql(),
+                StatementKind::Prepare => shared.prepares(text),
+                StatementKind::Deallocate => shared.named_by_sql(),
                 _ => {}
             }
         }

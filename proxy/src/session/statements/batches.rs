@@ -31,6 +31,7 @@ impl Statements {
     /// Notes that the end of a batch was forwarded, which owes a ReadyForQuery: what follows is of the next one.
     pub fn end_batch(&mut self) {
         self.batch = self.batch.wrapping_add(1);
+        self.preparing = None;
     }
 
     /// Makes what was put in front of a Query a batch of its own. What else was noted is of the Query.
@@ -82,6 +83,7 @@ impl Statements {
     /// SQL is forwarded that makes or drops a statement under a name of its own.
     pub fn named_by_sql(&mut self) {
         self.sql_batch = Some(self.batch);
+        self.preparing = None;
     }
 
     /// Whether a statement was made since the last call under the client's own name on the server.

@@ -31,7 +31,7 @@ impl Statements {
             let change = Change::Unnamed { before, there, by_query: false };
             return (Treatment::AsIs, Counts::Parse(self.mark(0, change)));
         }
-        if self.by_sql.contains(name) || self.long.contains(name) {
+        if self.by_sql.contains(name) || self.long.contains(name) || self.is_preparing(name) {
             // The server has this very name, and refuses.
             let mark = self.mark(0, Change::Raw { name: name.into() });
             return (Treatment::AsIs, Counts::Parse(mark));
@@ -74,6 +74,7 @@ impl Statements {
         let is_new = !name.is_empty()
             && !self.names.contains_key(name)
             && !self.by_sql.contains(name)
+            && !self.is_preparing(name)
             && !self.long.contains(name);
         let is_full = self.bytes + text + name.len() + ENTRY_BYTES > MAX_BYTES;
         (is_new && is_full).then(|| self.refuse(TAKEN, Change::TooMuch, len, out))

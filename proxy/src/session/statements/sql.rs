@@ -112,7 +112,7 @@ impl Statements {
             StatementKind::Deallocate if self.is_retagged(&content) => {
                 [&nothing(sql), types].concat()
             }
-            StatementKind::Execute if statement.fate != Fate::Unknown => {
+            StatementKind::Execute | StatementKind::Prepare if statement.fate != Fate::Unknown => {
                 [&self.by_sql(sql, Front::Message, injected, out)?.text, types].concat()
             }
             _ => return None,
@@ -159,6 +159,20 @@ impl Statements {
     /// Whether the client has a statement of this name, if what was forwarded comes true.
     pub(super) fn has(&self, name: &[u8]) -> bool {
         self.names.contains_key(name) && (self.dropping.is_none() || self.made_since.contains(name))
+    }
+
+    /// SQL's PREPARE is executed by a message of the batch. What the batch says behind it is heard only if it has
+    /// succeeded.
+    pub fn prepares(&mut self, text: &[u8]) {
+        self.named_by_sql();
+        if let Some((Named::One(name), _)) = prepared(text) {
+            self.preparing = Some(name);
+        }
+    }
+
+    /// Whether a message of this batch has SQL's PREPARE make this name, as the last one that it makes or drops.
+    pub(super) fn is_preparing(&self, name: &[u8]) -> bool {
+        self.preparing.as_deref() == Some(name)
     }
 
     /// SQL's PREPARE has made a statement.
