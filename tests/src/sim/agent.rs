@@ -25,9 +25,10 @@ use tracing::Instrument;
 
 use super::exec::ProcessId;
 use super::host::name_of;
+use super::net::End;
 use super::ports::{Carrier, Guard, Life, Local, Server, Store, promise_file};
 use super::scenario::Mutation;
-use super::world::World;
+use super::world::{Stall, World};
 
 /// A store that says nothing for so long is away.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -153,6 +154,10 @@ pub fn show(w: &Rc<World>, index: usize, shown: Arc<View>) {
     w.exec.spawn(agent.process, async move {
         agent.heard.set(there.exec.now());
         let known = Arc::clone(&agent.view.borrow());
+        let stall = there.stalled.borrow().get(&End::Host(index)).copied();
+        if stall == Some(Stall::Held) && known.reach == Reach::Live {
+            return;
+        }
         // Following begins with a linearizable reading, whichever member of the store is asked.
         let first = known.reach == Reach::Never;
         let shown = if first { there.store.shown().view } else { shown };

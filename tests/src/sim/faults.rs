@@ -2,6 +2,7 @@
 
 pub mod scripts;
 pub mod settings;
+pub mod unseen;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -255,6 +256,9 @@ const UNTRUE: &[Fault] = &[
 pub async fn run(w: Rc<World>, kind: Kind) {
     if kind == Kind::Situations {
         return scripts::run(w).await;
+    }
+    if kind == Kind::Unseen {
+        return unseen::run(w).await;
     }
     let list = match kind {
         Kind::Failsafe => STORE,

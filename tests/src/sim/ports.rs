@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 pub use carrier::Carrier;
 pub use guard::Guard;
 pub use server::Server;
-pub use store::{Store, as_shown, lets_the_list_grow, renews_what_is_lost};
+pub use store::{About, Store, as_shown, lets_the_list_grow, renews_what_is_lost};
 
 use super::exec::ProcessId;
 use super::host::Host;

@@ -188,11 +188,13 @@ pub enum Kind {
     /// Any mode, three to five nodes: one rare situation after the other, each in a cluster that is well
     /// (`faults/scripts.rs`).
     Situations,
+    /// As `Situations`, with those in which somebody acts on what another one has not seen (`faults/unseen.rs`).
+    Unseen,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Asynchronous,
         Self::Synchronous,
         Self::Strict,
@@ -206,6 +208,7 @@ impl Kind {
         Self::Settings,
         Self::Disks,
         Self::Situations,
+        Self::Unseen,
     ];
 }
 
@@ -215,14 +218,14 @@ impl Scenario {
         let untrue = kind == Kind::Untrue;
         let quorum = kind == Kind::Quorum || untrue;
         let churn = kind == Kind::Churn || (kind == Kind::Quorum && rng.chance(500));
-        let situations = kind == Kind::Situations;
+        let situations = matches!(kind, Kind::Situations | Kind::Unseen);
         let nodes = if churn || quorum || situations { 3 + rng.below(3) } else { 2 + rng.below(4) };
         let mode = match kind {
             Kind::Asynchronous => 0,
             Kind::Synchronous => 1,
             Kind::Strict => 2,
             Kind::Churn | Kind::Quorum | Kind::Untrue => 1 + rng.below(2),
-            Kind::Situations => [0, 0, 1, 1, 2][rng.below(5)],
+            Kind::Situations | Kind::Unseen => [0, 0, 1, 1, 2][rng.below(5)],
             Kind::Failsafe
             | Kind::Handover
             | Kind::Outage
@@ -231,7 +234,7 @@ impl Scenario {
             | Kind::Disks => rng.below(3),
         };
         let outage = kind == Kind::Outage;
-        let often = if kind == Kind::Situations { 500 } else { 300 };
+        let often = if situations { 500 } else { 300 };
         let always = matches!(kind, Kind::Failsafe | Kind::Away);
         let failsafe = always || (rng.chance(often) && !outage);
         // With failsafe mode a promise lasts 20 s, whatever the ttl.
@@ -260,7 +263,9 @@ impl Scenario {
             },
             tags: (0..nodes).map(|node| tags(rng, node, nodes)).collect(),
             faults_until: match kind {
-                Kind::Disks | Kind::Situations => Duration::from_secs(90 + rng.below(60) as u64),
+                _ if kind == Kind::Disks || situations => {
+                    Duration::from_secs(90 + rng.below(60) as u64)
+                }
                 _ => Duration::from_secs(20 + rng.below(25) as u64),
             },
             fault_every: if untrue {
@@ -278,7 +283,7 @@ impl Scenario {
             untrue,
             late_names: matches!(
                 kind,
-                Kind::Churn | Kind::Quorum | Kind::Settings | Kind::Situations
+                Kind::Churn | Kind::Quorum | Kind::Settings | Kind::Situations | Kind::Unseen
             ),
             changing: kind == Kind::Settings,
             start_timeout: Duration::from_secs(if kind == Kind::Disks { 15 } else { 300 }),

@@ -346,6 +346,20 @@ pub async fn txn(w: &Rc<World>, from: End, txn: Txn) -> Result<TxnOutcome, DcsEr
     .await
 }
 
+/// Does a transaction after `delay`, if the store answers then, and tells nobody.
+pub fn txn_late(w: &Rc<World>, from: End, txn: Txn, delay: Duration) {
+    let there = Rc::clone(w);
+    w.exec.after(delay, move || {
+        if there.store.is_up() {
+            there.store.settle(&there);
+            // Nobody waits for the answer.
+            drop(now(there.store.handle(from).txn(txn)));
+            there.store.changed(&there);
+            there.store.set_alarm(&there);
+        }
+    });
+}
+
 /// See [`Dcs::grant`].
 pub async fn grant(w: &Rc<World>, from: End, ttl: Duration) -> Result<Granted, DcsError> {
     let there = Rc::clone(w);

@@ -15,7 +15,7 @@ use super::client::{self, Tally};
 use super::clock::HostClock;
 use super::disk::{Disk, Wal};
 use super::exec::{Exec, ProcessId};
-use super::faults::{self, settings::OddKey};
+use super::faults::{self, settings::OddKey, unseen::Trap};
 use super::host::{self, Host};
 use super::net::{End, Net};
 use super::postgres::Run;
@@ -40,8 +40,10 @@ const RECOVERY_FROM_OUTAGE: Duration = Duration::from_secs(45);
 pub enum Stall {
     /// Nothing at all.
     Silent,
-    /// Signs of life, and nothing new.
+    /// Signs of life, and the past.
     Stale,
+    /// Signs of life, and for an agent nothing but what it knows.
+    Held,
 }
 
 /// Everything there is.
@@ -65,6 +67,8 @@ pub struct World {
     pub freezes_at_promotion: Cell<Option<Duration>>,
     /// The next agent that sends a claim is frozen then.
     pub freezes_at_claim: Cell<bool>,
+    /// The moment that a situation waits for.
+    pub trap: Cell<Option<Trap>>,
     /// The dynamic configuration as an operator wants it.
     pub config: RefCell<Value>,
     /// When maintenance mode began.
@@ -130,6 +134,7 @@ impl World {
             answered_by: RefCell::default(),
             freezes_at_promotion: Cell::new(None),
             freezes_at_claim: Cell::new(false),
+            trap: Cell::new(None),
             config: RefCell::new(plan.config()),
             paused_since: Cell::new(None),
             odd: RefCell::default(),

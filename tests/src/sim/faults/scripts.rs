@@ -49,7 +49,11 @@ pub async fn run(w: Rc<World>) {
 }
 
 /// Waits for `what`, looking every few milliseconds. False: it did not come, or the faults are over.
-async fn comes(w: &Rc<World>, within: Duration, mut what: impl FnMut(&World) -> bool) -> bool {
+pub(super) async fn comes(
+    w: &Rc<World>,
+    within: Duration,
+    mut what: impl FnMut(&World) -> bool,
+) -> bool {
     let began = w.exec.now();
     while w.faults_on() && w.exec.now().since(began) < within {
         if what(w) {
@@ -60,19 +64,19 @@ async fn comes(w: &Rc<World>, within: Duration, mut what: impl FnMut(&World) -> 
     false
 }
 
-fn leader(w: &World) -> Option<usize> {
+pub(super) fn leader(w: &World) -> Option<usize> {
     let truth = w.store.truth();
     host::index_of(w, &truth.leader.as_ref()?.name)
 }
 
 /// The standbys that the store names.
-fn named(w: &World) -> Vec<usize> {
+pub(super) fn named(w: &World) -> Vec<usize> {
     let truth = w.store.truth();
     let standbys = truth.sync.as_ref().map(kornak_cluster::SyncState::standbys).unwrap_or_default();
     standbys.iter().filter_map(|name| host::index_of(w, name)).collect()
 }
 
-fn lose_for(w: &Rc<World>, index: usize, lasts: Duration) {
+pub(super) fn lose_for(w: &Rc<World>, index: usize, lasts: Duration) {
     host::lose_power(w, index);
     later(w, lasts, move |w| {
         if !w.hosts[index].up.get() {
@@ -82,17 +86,17 @@ fn lose_for(w: &Rc<World>, index: usize, lasts: Duration) {
 }
 
 /// Cuts both ways; what is cut is mended at the end of the faults in any case.
-fn cut(w: &World, links: &[(End, End)]) {
+pub(super) fn cut(w: &World, links: &[(End, End)]) {
     links.iter().for_each(|(from, to)| w.net.cut(*from, *to));
 }
 
-fn heal(w: &World, links: &[(End, End)]) {
+pub(super) fn heal(w: &World, links: &[(End, End)]) {
     if w.faults_on() {
         links.iter().for_each(|(from, to)| w.net.heal(*from, *to));
     }
 }
 
-fn between(one: End, other: End) -> [(End, End); 2] {
+pub(super) fn between(one: End, other: End) -> [(End, End); 2] {
     [(one, other), (other, one)]
 }
 

@@ -1,5 +1,6 @@
 //! The store, as the shipped agent asks it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 
 use super::Life;
 use crate::sim::faults::scripts;
+use crate::sim::faults::unseen::{self, Fate};
 use crate::sim::net::End;
 use crate::sim::postgres;
 use crate::sim::scenario::Mutation;
@@ -59,13 +61,14 @@ impl Dcs for Store {
                 scripts::at_claim(w, host);
                 life.step(w).await;
             }
-            let Some(mutation) = w.plan.mutation else { return store::txn(w, from, txn).await };
+            let fate = unseen::spring(w, host, &about);
+            let Some(mutation) = w.plan.mutation else { return send(w, from, txn, fate).await };
             let view = Arc::clone(&view.borrow());
             if let Some(answer) = not_asked(w, host, mutation, &about, &view) {
                 return Ok(answer);
             }
             change(w, host, mutation, &about, &mut txn, &view);
-            let answer = store::txn(w, from, txn).await;
+            let answer = send(w, from, txn, fate).await;
             told(mutation, &about, answer, &view)
         })
     }
@@ -95,8 +98,22 @@ impl Dcs for Store {
     }
 }
 
+async fn send(w: &Rc<World>, from: End, txn: Txn, fate: Fate) -> Result<TxnOutcome, DcsError> {
+    match fate {
+        Fate::AsUsual => store::txn(w, from, txn).await,
+        Fate::Unanswered => {
+            store::txn(w, from, txn).await?;
+            Err(DcsError::Unknown { detail: "no answer".into() })
+        }
+        Fate::Late(delay) => {
+            store::txn_late(w, from, txn, delay);
+            std::future::pending().await
+        }
+    }
+}
+
 /// The purpose of a transaction.
-struct About {
+pub struct About {
     /// The transaction creates the leader key.
     claims: bool,
     /// The transaction only asks whether the leader key is ours.
@@ -105,6 +122,10 @@ struct About {
     sync: Option<SyncState>,
     /// The transaction asks so in the name of a proven leadership, before its server starts or is promoted.
     stands_alone: bool,
+    /// The members that it lists for a leader without the store.
+    pub lists: Option<BTreeSet<String>>,
+    /// The transaction deletes the leader key in the name of whoever has it.
+    pub releases: bool,
 }
 
 impl About {
@@ -126,8 +147,23 @@ impl About {
             claims: created == Some(Revision::NONE),
             proves: txn.then.is_empty() && created.is_some(),
             stands_alone: sync.is_some() && created.is_some_and(|revision| !revision.is_none()),
+            lists: put(&keys.failsafe())
+                .and_then(|text| serde_json::from_str::<BTreeMap<String, String>>(&text).ok())
+                .map(|list| list.into_keys().collect()),
+            releases: created.is_some_and(|revision| !revision.is_none())
+                && txn.then.iter().any(|op| matches!(op, Op::Delete { key } if *key == leader)),
             sync,
         }
+    }
+
+    /// The transaction plans the synchronous standbys of a leader that serves.
+    fn plans(&self) -> bool {
+        self.sync.is_some() && !self.claims && !self.stands_alone
+    }
+
+    /// The transaction does so, and names one.
+    pub fn names_somebody(&self) -> bool {
+        self.plans() && self.sync.as_ref().is_some_and(|sync| !sync.standbys().is_empty())
     }
 }
 
@@ -216,7 +252,7 @@ fn told(
     answer: Result<TxnOutcome, DcsError>,
     view: &View,
 ) -> Result<TxnOutcome, DcsError> {
-    let planned = about.sync.is_some() && !about.claims && !about.stands_alone;
+    let planned = about.plans();
     match (mutation, answer) {
         (Mutation::OpenSyncWriteIgnored, Err(error)) if planned => {
             Err(DcsError::Unreachable { detail: error.to_string() })
@@ -259,12 +295,12 @@ pub fn as_shown(w: &Rc<World>, host: usize, view: Arc<View>) -> Arc<View> {
         }
         Some(Mutation::NobodyElseCanLead) => return nobody_else(w, host, &view),
         Some(Mutation::FailsafeListIgnored) => {
-            let all = everybody().into_iter().map(|name| {
-                let url = format!("http://{name}:8008/patroni");
-                (name, url)
-            });
-            let all: std::collections::BTreeMap<String, String> = all.collect();
-            (keys.failsafe(), serde_json::to_string(&all))
+            let Some(found) = view.get(&keys.failsafe()) else { return view };
+            let list = serde_json::from_str::<BTreeMap<String, String>>(&found.value);
+            let Ok(mut list) = list else { return view };
+            let name = &w.hosts[host].name;
+            list.entry(name.clone()).or_insert_with(|| format!("http://{name}:8008/patroni"));
+            (keys.failsafe(), serde_json::to_string(&list))
         }
         _ => return view,
     };
@@ -318,12 +354,12 @@ pub async fn renews_what_is_lost(w: Rc<World>, life: Life) {
 /// A leader that rests on its members' word adds members that have not given it.
 pub async fn lets_the_list_grow(w: Rc<World>, life: Life) {
     loop {
-        w.exec.sleep(Duration::from_millis(200)).await;
+        w.exec.sleep(Duration::from_millis(20)).await;
         let keys = &w.store.keys;
         let Some(agent) = w.hosts[life.host].agent.borrow().clone() else { continue };
         let Some(held) = agent.keeper.held() else { continue };
         let view = Arc::clone(&agent.view.borrow());
-        let all: std::collections::BTreeMap<String, String> = view
+        let all: BTreeMap<String, String> = view
             .below(&keys.member(""))
             .map(|(name, _)| (name.to_owned(), format!("http://{name}:8008/patroni")))
             .collect();
