@@ -1,7 +1,7 @@
 //! The agent's memory of the store, for when the store shows nothing usable: the last good values
 //! ([`kornak_cluster::Known`]), of which the configuration outlives the agent in a file beside the data
 //! directory, as Patroni's `patroni.dynamic.json` does; and as long as that one is in the data directory. The members and
-//! the leader outlive it as well ([`seen`]), for an agent that begins while the store is away.
+//! the leader outlive it as well (`seen.json`), for an agent that begins while the store is away.
 
 mod seen;
 

@@ -159,6 +159,34 @@ async fn the_next_agent_goes_on_with_the_same_guard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_leaves_is_there_as_long_as_its_server_and_its_deadline() {
+    let mut field = Field::new();
+    let node = field.node("a");
+    node.bootstrap().await;
+    let first = node.postgres.guard().await.unwrap();
+    first.keep("left".to_owned()).await.unwrap();
+    assert_eq!(first.kept().await.unwrap(), None, "no deadline is armed");
+    let deadline = boottime_now() + LIMIT;
+    first.arm(deadline).await.unwrap();
+    let again = node.again();
+    let second = again.guard().await.unwrap();
+    let kept = second.kept().await.unwrap().expect("the next agent finds it");
+    assert_eq!(kept.text, "left");
+    assert_eq!(u128::from(kept.deadline_ns), deadline.since_start().as_nanos());
+
+    again.stop(StopMode::Fast, LIMIT).await.unwrap();
+    assert_eq!(second.kept().await.unwrap(), None, "it was about that server");
+    again.start(&StartAs::Primary(Fencing::Armed)).await.unwrap();
+    assert_eq!(second.kept().await.unwrap(), None, "another one leads by another word");
+    second.keep("left again".to_owned()).await.unwrap();
+    assert!(second.kept().await.unwrap().is_some());
+    second.disarm().await.unwrap();
+    second.arm(deadline).await.unwrap();
+    assert_eq!(second.kept().await.unwrap(), None, "the leadership was over in between");
+    again.stop(StopMode::Fast, LIMIT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_ran_without_a_guard_is_adopted() {
     let mut field = Field::new();
     let node = field.node("a");

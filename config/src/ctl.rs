@@ -24,6 +24,8 @@ pub struct OperatorSettings {
     /// The TLS settings with which this host's agent serves REST, if agents ask their clients for
     /// certificates.
     pub served_with: Option<ServerTls>,
+    /// REST of this host's agent, `http(s)://host:port`, if the file is an agent's.
+    pub agent: Option<String>,
 }
 
 impl OperatorSettings {

@@ -74,6 +74,8 @@ pub struct Target {
     citus: bool,
     reach: Reach,
     rest: Peers,
+    /// REST of the agent whose file was read.
+    agent: Option<String>,
 }
 
 #[derive(Debug)]
@@ -121,6 +123,7 @@ impl Target {
             own_group: settings.group,
             citus: settings.citus,
             rest,
+            agent: settings.agent,
         })
     }
 
@@ -149,7 +152,7 @@ impl Target {
             false => vec![(None, note.api)],
         };
         let reach = Reach::Rest { groups };
-        Ok(Self { name: note.scope, own_group: None, citus, reach, rest })
+        Ok(Self { name: note.scope, own_group: None, citus, reach, rest, agent: None })
     }
 
     /// Reads one group, or all of them.
@@ -194,6 +197,16 @@ impl Target {
                 Ok(ClusterView { name: self.name.clone(), citus, groups, registration })
             }
         }
+    }
+
+    /// As this host's agent knows the cluster, with the agent's address: for when the store does not answer. `None`: there is
+    /// no such agent, or it does not answer either.
+    pub async fn as_the_agent_knows_it(&self) -> Option<(&str, ClusterView)> {
+        let base = self.agent.as_deref()?;
+        let (group, registration) =
+            self.read_by_rest(self.own_group, &[base.to_owned()]).await.ok()?;
+        let (name, citus, groups) = (self.name.clone(), self.citus, vec![group]);
+        Some((base, ClusterView { name, citus, groups, registration }))
     }
 
     async fn read_by_rest(

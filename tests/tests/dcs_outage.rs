@@ -2,16 +2,20 @@
 //!
 //! `KORNAK_OUTAGE_SECONDS` says for how long; 26 by default, more than two leases.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kornak_tests::load::{Load, LoadSpec};
+use kornak_tests::run::agent::Node;
 use kornak_tests::run::cluster::{Cluster, ClusterSpec};
+use kornak_tests::run::kornak;
 use kornak_tests::run::postgres::connect;
 use kornak_tests::run::process::{is_alive, send};
+use kornak_tests::run::proxy::Proxy;
 use kornak_tests::run::wait::until_true;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn outage() -> Duration {
     let named = std::env::var("KORNAK_OUTAGE_SECONDS").ok().and_then(|text| text.parse().ok());
@@ -38,6 +42,89 @@ async fn confirmed(cluster: &Cluster, leader: &str) -> Result<()> {
         said.is_ok_and(|said| said["failsafe_mode_is_active"] == true)
     })
     .await;
+    Ok(())
+}
+
+/// Asks as an operator does: the answers are the cluster as it is known, and that nobody can take over.
+async fn operator_is_told(cluster: &Cluster, leader: &str) -> Result<()> {
+    let node = cluster.node(leader)?;
+    let wish = json!({"leader": leader});
+    let answer = node.rest().post("/switchover", &wish).await?;
+    assert_eq!(answer.code, 412, "{}", answer.text);
+    assert!(answer.text.contains("the store does not answer"), "{}", answer.text);
+
+    let mut command = kornak::with_file("-c", node.file());
+    command.arg("list");
+    let list = tokio::task::spawn_blocking(move || command.output()).await??;
+    let (out, err) = (String::from_utf8_lossy(&list.stdout), String::from_utf8_lossy(&list.stderr));
+    let mut names = cluster.nodes.iter().map(Node::name);
+    assert!(names.all(|name| out.contains(name)) && out.contains("Leader"), "{out}{err}");
+    assert!(err.contains("the store does not answer") && !list.status.success(), "{err}");
+    Ok(())
+}
+
+/// Waits until a client writes through the proxy on the server of `node`, at once or after a while.
+async fn serves(proxy: &Proxy, node: &Node) {
+    until_true(LIMIT, "the proxy serves the leader", || async {
+        let Ok(client) = connect(&Cluster::app_on(proxy.primary())).await else { return false };
+        let port = client.query_one("SELECT current_setting('port')::int", &[]).await;
+        let here = port.is_ok_and(|row| row.get::<_, i32>(0) == i32::from(node.port()));
+        let write = "CREATE TABLE IF NOT EXISTS written (i int); INSERT INTO written VALUES (1)";
+        here && client.batch_execute(write).await.is_ok()
+    })
+    .await;
+}
+
+/// Nobody gets in for longer than the proxy waits for the store and looks at each server.
+async fn nobody_is_served(proxy: &Proxy) {
+    let conninfo = Cluster::app_on(proxy.primary());
+    let login = async { connect(&conninfo).await?.simple_query("SELECT 1").await };
+    let outcome = tokio::time::timeout(Duration::from_secs(6), login).await;
+    assert!(!matches!(outcome, Ok(Ok(_))), "a file that is wrong is not served from");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_old_or_wrong_leads_a_proxy_nowhere_wrong() -> Result<()> {
+    let mut cluster =
+        Cluster::start(ClusterSpec { name: "outage-file", ..Default::default() }).await?;
+    let mut proxy = cluster.pooled_proxy(2).await?;
+    let path = proxy.file().with_extension("known.json");
+    let noted = || fs::read_to_string(&path).ok();
+    let before = cluster.leader().await?;
+    until_true(LIMIT, "the leader is noted with its timeline", || async {
+        noted().is_some_and(|text| text.contains(&format!("\"name\": \"{before}\"")))
+            && noted().is_some_and(|text| text.contains("\"timeline\": 1"))
+    })
+    .await;
+    let old = fs::read_to_string(&path)?;
+    let leader = cluster.sync_standby(LIMIT).await;
+    cluster.switchover(&before, &leader).await?;
+    until_true(LIMIT, "the new timeline is noted", || async {
+        noted().is_some_and(|text| text.contains("\"timeline\": 2"))
+    })
+    .await;
+    let new = fs::read_to_string(&path)?;
+    cluster.etcd.kill_all();
+
+    // The file of before the switchover: its leader is a standby now, and another is on a higher timeline.
+    fs::write(&path, &old)?;
+    proxy.restart().await?;
+    serves(&proxy, cluster.node(&leader)?).await;
+
+    let mut stranger: Value = serde_json::from_str(&new)?;
+    stranger["groups"]["0"]["system_identifier"] = json!("7000000000000000001");
+    // What this proxy has seen is newer than what any server has: the one that had it is not there.
+    let mut newer: Value = serde_json::from_str(&new)?;
+    newer["groups"]["0"]["timeline"] = json!(99);
+    for wrong in [stranger.to_string(), newer.to_string(), "{".to_owned()] {
+        fs::write(&path, &wrong)?;
+        proxy.restart().await?;
+        nobody_is_served(&proxy).await;
+    }
+    fs::write(&path, &new)?;
+    proxy.restart().await?;
+    serves(&proxy, cluster.node(&leader)?).await;
+    cluster.passed();
     Ok(())
 }
 
@@ -103,6 +190,7 @@ async fn etcd_may_stop_and_come_back_without_a_client_noticing() -> Result<()> {
     load.flows(10, LIMIT).await;
     restart_in_turn(&mut cluster, &leader, &synchronous).await?;
     println!("all were restarted at {:.1?}", load.elapsed());
+    operator_is_told(&cluster, &leader).await?;
     // The new agent of the leader rests on the members, for longer than what it has taken over.
     let lease = Duration::from_secs(u64::from(cluster.spec.ttl) + 2);
     let end = end.max(tokio::time::Instant::now() + lease);

@@ -151,6 +151,12 @@ pub(super) async fn run(
     let kind = request.kind;
     let Request { leader, candidate, at, .. } = &request;
     tracing::info!(action = kind.word(), leader, candidate, scheduled = ?at, "switchover or failover requested by REST");
+    let leads = cluster.leader.as_ref().is_some_and(|leader| leader.name == view.name);
+    if leads && !view.dcs_reachable {
+        // Who is synchronous is not known for sure, and nobody could take the leader key.
+        let why = format!("{} is not possible: the store does not answer", kind.word());
+        return text(StatusCode::PRECONDITION_FAILED, why);
+    }
     if let Some(at) = at {
         let request = FailoverRequest {
             leader: leader.clone(),

@@ -6,6 +6,7 @@ use clap::Args;
 use jiff::Zoned;
 use kornak_cluster::GroupId;
 
+use super::is_patronictl;
 use crate::output::{clear, say};
 use crate::render::{self, Format};
 use crate::target::{Global, Target};
@@ -75,12 +76,25 @@ pub async fn run(global: &Global, args: &ListArgs) -> anyhow::Result<()> {
                 (Ok(cluster), _) => say(&render::members(&cluster, args.extended, args.format)),
                 // While watching, an outage is something to be watched.
                 (Err(error), Some(_)) => say(&format!("{error:#}")),
-                (Err(error), None) => return Err(error),
+                (Err(error), None) => return Err(without_store(target, args, error).await),
             }
         }
         let Some(seconds) = pause else { return Ok(()) };
         tokio::time::sleep(Duration::from_secs_f64(seconds.clamp(0.1, 86_400.0))).await;
     }
+}
+
+/// The store does not answer: this host's agent says what it knows, under our own name alone. It stays an error, for
+/// what is printed may be old.
+async fn without_store(target: &Target, args: &ListArgs, error: anyhow::Error) -> anyhow::Error {
+    let drop_in = is_patronictl(std::env::args_os().next().as_deref());
+    let of_another = args.group.is_some() && args.group != target.own_group;
+    if drop_in || of_another {
+        return error;
+    }
+    let Some((agent, cluster)) = target.as_the_agent_knows_it().await else { return error };
+    say(&render::members(&cluster, args.extended, args.format));
+    error.context(format!("the store does not answer, this is what the agent at {agent} knows"))
 }
 
 /// Prints who streams from whom, once or for ever.

@@ -1,7 +1,7 @@
 //! `kornak switchover` and `kornak failover`: ask what is missing, refuse what cannot be, ask the
 //! leader to do it. Questions, their order and their words are patronictl's.
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use hyper::Method;
 use jiff::Zoned;
@@ -99,7 +99,8 @@ pub async fn failover(global: &Global, args: FailoverArgs) -> anyhow::Result<()>
 
 async fn run(global: &Global, action: Action, args: SwitchoverArgs) -> anyhow::Result<()> {
     let target = Target::find(global, args.cluster_name.as_deref())?;
-    let cluster = target.read(args.group).await?;
+    let needs = || format!("a {} needs the store", action.word());
+    let cluster = target.read(args.group).await.with_context(needs)?;
     say("Current cluster topology");
     say(&render::members(&cluster, false, Format::Pretty));
     let number = match (cluster.citus, args.group) {

@@ -216,6 +216,9 @@ async fn what_the_cluster_does_not_allow_is_refused_in_patronis_words() {
     refused(none_synchronous, "switchover", to("pg0"), 412, text).await;
     let text = "failover is not possible: no good candidates have been found";
     refused(with(&["pg0"]), "failover", json!({"candidate": "pg1"}), 412, text).await;
+    let away = || NodeView { dcs_reachable: false, ..primary() };
+    let text = "switchover is not possible: the store does not answer";
+    refused(away(), "switchover", to("pg0"), 412, text).await;
     let alone = within(primary(), |cluster| cluster.members.retain(|name, _| name == "pg2"));
     let text = "switchover is not possible: cluster does not have members except leader";
     refused(alone, "switchover", from("pg2"), 412, text).await;
