@@ -242,8 +242,11 @@ async fn who_never_stops_talking_lets_others_have_their_turn(pool: &Pool) -> Res
     put_execution("", Some("SELECT pg_sleep(0.002)"), &mut batch);
     frontend::put_sync(&mut batch);
     let other = pool.client().await?;
-    // Two batches are always on their way, so that nothing but the proxy makes a pause.
-    talker.send(&batch).await?;
+    // So many batches are always on their way that nothing but the proxy makes a pause, also where the client
+    // gets its turn late.
+    for _ in 0..200 {
+        talker.send(&batch).await?;
+    }
     let stop = tokio_util::sync::CancellationToken::new();
     let stopped = stop.clone();
     let talking = tokio::spawn(async move {
