@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_cluster::{ClusterState, HandoverPhase, SyncMode, SyncState};
-use kornak_dcs::{Compare, Op, Txn};
+use kornak_dcs::{Compare, DcsError, Op, Txn};
 use tracing::{Instrument, info, warn};
 
 use crate::citus_tasks::notify;
@@ -84,7 +84,7 @@ pub enum JobError {
     #[error("the leader key could not be claimed")]
     Claim(#[from] ClaimError),
     #[error("the store refused")]
-    Store(#[from] kornak_dcs::DcsError),
+    Store(#[from] DcsError),
     #[error("the configuration in the store makes no sense, and no good one is known")]
     ConfigUnknown,
     #[error("name no synchronous standbys")]
@@ -172,6 +172,8 @@ async fn delete_let_go(
                 info!("leader key was not ours any more");
                 break;
             }
+            // The keeper has taken the leadership back, and the server may serve by it already.
+            Err(error @ DcsError::Full { .. }) => return Err(error.into()),
             Err(error) if left == 0 => {
                 warn!(
                     error = &error as &dyn std::error::Error,
