@@ -85,7 +85,7 @@ pub fn mend(w: &Rc<World>) {
     let truth = w.store.truth();
     let on = w.config.borrow()["failsafe_mode"] == json!(true);
     let primary = w.hosts.iter().any(|host| host.server.borrow().is_primary());
-    if on && truth.failsafe.is_none() && truth.leader.is_none() && !primary {
+    if on && truth.failsafe.is_none() && !primary {
         // Nobody can know whether a list was there; the agents ask an operator for it.
         w.store.write(w, &w.store.keys.failsafe(), Some(&w.everybody()));
     }
