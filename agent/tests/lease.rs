@@ -249,7 +249,7 @@ async fn a_renewal_that_is_repeated_does_not_bring_back_what_was_let_go() {
     assert_eq!(leader.keeper.held(), None);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_step_that_is_broken_off_while_it_releases_has_released() {
     let leader = Leader::new().await;
     leader.store.takes_time.store(true, Ordering::Relaxed);
