@@ -23,6 +23,7 @@ use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::observe::Observation;
 use crate::peers::Peers;
+use crate::pledges::{Pledges, Suspicion};
 use crate::postgres::{CallbackAction, Callbacks, Postgres, ServerProcess, StopError, Stopped};
 use crate::schedule::RestartPlan;
 use crate::server::Server;
@@ -53,6 +54,10 @@ pub struct Context {
     pub keeper: Keeper,
     pub peers: Peers,
     pub promises: Promises,
+    /// The promise to acknowledge nothing more to a leader that is lost.
+    pub pledges: Pledges,
+    /// Whether the leader shows signs of life.
+    pub suspicion: Suspicion,
     /// The newest look at the server.
     pub observation: watch::Receiver<Arc<Observation>>,
     /// The last good value of each key, which stays in force while the store shows none or an unreadable one.

@@ -6,7 +6,9 @@
 
 mod collect;
 mod commands;
+mod deposing;
 mod planned;
+mod racing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,13 +28,9 @@ use crate::ha::{
 use crate::jobs::{self, JobError};
 use crate::machine::Task;
 use crate::node::{Command, NodeView};
-use crate::peers::Identity;
 use crate::publish::Account;
 use crate::tries::Tries;
 pub(crate) use planned::Asked;
-
-/// For the members to answer in a race.
-const PEER_TIMEOUT: Duration = Duration::from_millis(1000);
 
 /// For a look at what a step has changed.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
@@ -245,6 +243,7 @@ impl Driver {
             clones_alone: self.ctx.settings.postgresql.clones_alone(),
             failed_starts: self.tries.failures(),
             store_is_full: self.ctx.store_is_full(),
+            deposing: self.deposing(),
             stop_budget: self.ctx.settings.kornak.guard.stop_budget,
         }
     }
@@ -411,6 +410,9 @@ impl Driver {
                 }
                 self.begin(Job::Demote, jobs::demote(ctx, immediate, decision.why));
             }
+            Action::Pledge(of) => self.pledge(of, cluster),
+            Action::EndPledge => self.end_pledge(),
+            Action::Depose => self.depose(cluster),
             Action::AskPeers => self.ask_peers(),
             Action::Claim { take_over } => {
                 let cluster = Arc::clone(cluster);
@@ -536,30 +538,6 @@ impl Driver {
             result
         };
         self.ctx.machine.spawn(work.in_current_span())
-    }
-
-    fn ask_peers(&mut self) {
-        let ctx = Arc::clone(&self.ctx);
-        self.run_errand(async move {
-            let cluster = ctx.cluster();
-            let sync_revision = cluster.sync_revision;
-            let mut members = cluster.members.clone();
-            members.remove(&ctx.name);
-            let data = ctx.observed().data.clone();
-            let system_identifier = match &data {
-                DataDir::Initialized(control) => Some(control.system_identifier.as_str()),
-                DataDir::Empty | DataDir::Begun { .. } | DataDir::Foreign { .. } => None,
-            };
-            let identity = Identity { scope: &ctx.settings.scope.name, system_identifier };
-            let asked_at = ctx.machine.now();
-            // What this node itself has is looked at after the question as well.
-            let (peers, stray, ()) = tokio::join!(
-                ctx.peers.ask_all(&members, identity, PEER_TIMEOUT),
-                jobs::look_at_stray(&ctx, &cluster, PEER_TIMEOUT),
-                ctx.fresh_look(PEER_TIMEOUT)
-            );
-            Errand::Race(Race { asked_at, sync_revision, peers, stray })
-        });
     }
 
     pub(crate) fn abort(&mut self) {

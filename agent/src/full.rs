@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kornak_dcs::{
-    Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, Op, Renewed, Txn, TxnOutcome, View,
+    Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, Op, Remaining, Renewed, Txn, TxnOutcome,
+    View,
 };
 use tracing::{error, info};
 
@@ -75,6 +76,10 @@ impl Dcs for Noticing {
 
     fn keep_alive(&self, lease: LeaseId) -> DcsFuture<'_, Renewed> {
         self.store.keep_alive(lease)
+    }
+
+    fn time_to_live(&self, lease: LeaseId) -> DcsFuture<'_, Remaining> {
+        self.store.time_to_live(lease)
     }
 
     fn revoke(&self, lease: LeaseId) -> DcsFuture<'_, ()> {

@@ -15,6 +15,7 @@
 
 pub mod candidate;
 pub mod decision;
+pub mod depose;
 pub mod request;
 pub mod rival;
 mod serving;
@@ -239,6 +240,9 @@ fn stopped(s: &Snapshot, control: &Control) -> Decision {
             }
         }
         (Lease::Mine { .. }, _) => wait(s, Why::LeaseUnproven),
+        (Lease::None, Some(_)) if depose::binds(s) => {
+            decision(Action::Rejoin { leader: None }, Why::Deposal(depose::Reason::Pledged), s)
+        }
         (Lease::None, Some(leader)) if leader.name != s.me => {
             decision(Action::Rejoin { leader: Some(leader.name.clone()) }, Why::ServerDown, s)
         }
@@ -326,7 +330,7 @@ fn standby(s: &Snapshot, facts: &StandbyFacts) -> Decision {
     if leader.name == s.me {
         return wait(s, Why::LeaseBeingProven);
     }
-    follow(s, facts, &leader.name)
+    depose::step(s, facts).unwrap_or_else(|| follow(s, facts, &leader.name))
 }
 
 /// The key is ours and the server still a standby.

@@ -14,6 +14,7 @@ use tracing::{Instrument, info, warn};
 
 use crate::board::{Board, Signals};
 use crate::context::Context;
+use crate::depose::suspicion;
 use crate::driver::{Driver, End};
 use crate::failsafe::Promises;
 use crate::guard::{Guard, GuardClient, GuardConfig};
@@ -22,6 +23,7 @@ use crate::machine::{Boxed, Machine, Task};
 use crate::node::{COMMAND_QUEUE, Command, NodeView};
 use crate::observe::Observation;
 use crate::peers::Peers;
+use crate::pledges::{self, Pledges, Suspicion};
 use crate::postgres::{Options, Postgres};
 use crate::server::Server;
 use crate::{
@@ -233,8 +235,10 @@ impl Instance {
             settings.kornak.guard.margin,
             files.join("leader-lease"),
         );
+        let keeper = keeper.renewing(pledges::renews_every(settings.kornak.failover.suspect_after));
         let promises =
             Promises::load(machine.clone(), files.join("promise"), boot_id, machine.now());
+        let pledges = Pledges::load(machine.clone(), files.join("fence"));
         let (observation, observed) = watch::channel(Arc::new(Observation::none()));
         let ctx = Arc::new(Context {
             name: settings.name.clone(),
@@ -249,6 +253,8 @@ impl Instance {
             keeper,
             peers,
             promises,
+            pledges,
+            suspicion: Suspicion::default(),
             observation: observed,
             memory,
             callbacks,
@@ -311,6 +317,7 @@ impl Instance {
         run(Box::pin(watchdog_task::run(Arc::clone(ctx), over.clone())));
         run(Box::pin(leading::run(Arc::clone(ctx), over.clone())));
         run(Box::pin(failsafe_rounds::run(Arc::clone(ctx), over.clone())));
+        run(Box::pin(suspicion::run(Arc::clone(ctx), over.clone())));
         run(Box::pin(citus_tasks::run(Arc::clone(ctx), over.clone())));
         let driver = Driver::new(Arc::clone(ctx), views, account_in, Arc::clone(told));
         let end = driver.drive(commands, stop.clone()).await;

@@ -93,6 +93,8 @@ pub enum JobError {
     NoWatchdog,
     #[error("timeline {timeline} of {member} diverged from ours")]
     TimelineForked { member: String, timeline: kornak_cluster::Timeline },
+    #[error("the stream from a leader that seems lost does not end")]
+    StreamGoesOn,
     #[error("no copy of the leader's server can be made")]
     Source(#[from] SourceError),
     #[error("note how far the new cluster has come")]

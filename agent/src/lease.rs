@@ -94,6 +94,8 @@ struct Inner {
     keys: Keys,
     guard: Arc<dyn Guard>,
     margin: Duration,
+    /// Renewals are no further apart.
+    renews_every: Option<Duration>,
     /// Remembers the lease over a restart of the agent.
     noted: noted::Noted,
     /// `status` as it was last written here: a release writes it once more, so that a store that takes no
@@ -140,6 +142,7 @@ impl Keeper {
             keys,
             guard,
             margin,
+            renews_every: None,
             noted: noted::Noted::new(file, machine.clone()),
             status: parking_lot::Mutex::default(),
             machine,
@@ -152,6 +155,15 @@ impl Keeper {
             ahead: Mutex::new(None),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Renews at least so often. For a keeper that nobody has a copy of yet.
+    #[must_use]
+    pub fn renewing(mut self, every: Option<Duration>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.renews_every = every;
+        }
+        self
     }
 
     /// The leadership that is held now.
@@ -499,16 +511,6 @@ impl Keeper {
         }
     }
 
-    /// Holds nothing from this moment on, before the store is told: nothing may be started or proven
-    /// on the strength of a leadership that is being given away.
-    pub fn let_go(&self) -> Option<Held> {
-        let held = self.hold_nothing();
-        if held.is_some() {
-            self.inner.noted.forget();
-        }
-        held
-    }
-
     /// Ends a lease. It is forgotten first: the revocation may be done seconds later, and must not end
     /// a leadership that was taken up again meanwhile.
     fn drop_lease(&self, lease: LeaseId) {
@@ -525,6 +527,12 @@ impl Keeper {
         });
     }
 
+    fn renewal_pause(&self, held: Held) -> Duration {
+        let regular = renewed_every(held.ttl);
+        let every = self.inner.renews_every.map_or(regular, |most| most.min(regular));
+        every.saturating_sub(self.inner.machine.since(held.proven_at))
+    }
+
     /// Renews for as long as something is held; runs until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         let mut changes = self.subscribe();
@@ -538,7 +546,7 @@ impl Keeper {
                         _ = changes.changed() => continue,
                     }
                 }
-                Some(held) => renewal_pause(held, self.inner.machine.now()),
+                Some(held) => self.renewal_pause(held),
             };
             tokio::select! {
                 biased;
@@ -561,10 +569,6 @@ impl Keeper {
             }
         }
     }
-}
-
-fn renewal_pause(held: Held, now: Moment) -> Duration {
-    renewed_every(held.ttl).saturating_sub(now.since(held.proven_at))
 }
 
 /// A sixth of the lease, so that several renewals may fail before the deadline.

@@ -201,6 +201,7 @@ pub(crate) fn member(ctx: &Context, view: &NodeView) -> Account {
         scheduled_restart: ctx.restart_plan.published(),
         pause: config.pause,
         kornak: Some(KORNAK_RECORDS_VERSION),
+        fences: !ctx.settings.kornak.failover.suspect_after.is_zero(),
         poolinfo: ctx.settings.kornak.citus.poolinfo.clone(),
     };
     Account { member, ttl: config.ttl }

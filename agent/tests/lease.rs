@@ -17,7 +17,8 @@ use kornak_cluster::Scope;
 use kornak_dcs::keys::Keys;
 use kornak_dcs::memory::{Lost, MemoryDcs};
 use kornak_dcs::{
-    Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, Op, Renewed, Txn, TxnOutcome, View,
+    Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, Op, Remaining, Renewed, Txn, TxnOutcome,
+    View,
 };
 use parking_lot::Mutex;
 use support::{Field, become_guard};
@@ -89,6 +90,10 @@ impl Dcs for Failing {
             }
             renewed
         })
+    }
+
+    fn time_to_live(&self, lease: LeaseId) -> DcsFuture<'_, Remaining> {
+        self.store.time_to_live(lease)
     }
 
     fn revoke(&self, lease: LeaseId) -> DcsFuture<'_, ()> {

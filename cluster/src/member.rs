@@ -266,6 +266,10 @@ pub struct Member {
     /// speaks. A cluster whose members all carry it may use Kornak's shorter timings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kornak: Option<u32>,
+    /// The node may be deposed by its standbys before its lease ends, renews it often for that, and does the
+    /// same to others (Patroni ignores it).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fences: bool,
     /// Where other nodes of a Citus cluster reach this server through a pool, `host=… port=…`
     /// (Patroni ignores it).
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,6 +13,7 @@ use crate::known::{Doubt, SafetyKey};
 use crate::lsn::{Lsn, Timeline};
 use crate::member::Member;
 use crate::numbers::{LeaseId, Revision};
+use crate::pledge::{Leadership, Pledged};
 
 /// The leader key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,6 +190,8 @@ pub struct ClusterState {
     pub handover_revision: Revision,
     pub acks: BTreeMap<String, Ack>,
     pub proxies: BTreeMap<String, ProxyRegistration>,
+    /// Keys below `kornak/fence/`, by member.
+    pub pledges: BTreeMap<String, Pledged>,
     pub unfenced: Option<Unfenced>,
     /// Modification revision of `unfenced`; 0 if absent.
     pub unfenced_revision: Revision,
@@ -213,6 +216,12 @@ impl ClusterState {
         let leader = self.leader.as_ref()?;
         let member = self.members.get(&leader.name)?;
         Some((leader.name.as_str(), member))
+    }
+
+    /// The leadership in force: the leader's term, and the `sync` of it.
+    pub fn leadership(&self) -> Option<Leadership> {
+        let leader = self.leader.as_ref()?;
+        Some(Leadership { epoch: leader.epoch, sync: self.sync_revision })
     }
 
     /// The timeline the cluster is on, from its history; 0 if nothing is known.

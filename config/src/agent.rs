@@ -362,6 +362,7 @@ pub struct KornakSettings {
     /// for data directories in folders that cannot be written to.
     pub state_dir: Option<PathBuf>,
     pub guard: GuardSettings,
+    pub failover: FailoverSettings,
     pub handover: HandoverSettings,
     pub citus: KornakCitusSettings,
 }
@@ -380,6 +381,7 @@ impl Default for KornakSettings {
             os_user: "postgres".to_owned(),
             state_dir: None,
             guard: GuardSettings::default(),
+            failover: FailoverSettings::default(),
             handover: HandoverSettings::default(),
             citus: KornakCitusSettings::default(),
         }
@@ -408,6 +410,14 @@ impl Default for GuardSettings {
             agent_timeout: Duration::from_secs(3),
         }
     }
+}
+
+/// `kornak.failover`: failovers in synchronous modes that do not wait for the end of the lease.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FailoverSettings {
+    /// A leader that has shown no sign of life for so long is deposed by its synchronous standbys. Zero, the default:
+    /// its lease is waited for.
+    pub suspect_after: Duration,
 }
 
 /// `kornak.handover`: planned switchovers.

@@ -122,6 +122,7 @@ log: {level: debug, type: json}
 kornak:
   os_user: pg
   guard: {stop_budget: 500ms, agent_timeout: 0}
+  failover: {suspect_after: 2s}
   handover: {max_hold: 2}
 ",
     );
@@ -163,6 +164,7 @@ kornak:
     assert_eq!(settings.kornak.guard.stop_budget, Duration::from_millis(500));
     assert_eq!(settings.kornak.guard.margin, Duration::from_secs(2));
     assert_eq!(settings.kornak.guard.agent_timeout, Duration::ZERO);
+    assert_eq!(settings.kornak.failover.suspect_after, Duration::from_secs(2));
     assert_eq!(settings.kornak.handover.max_hold, Duration::from_secs(2));
     let postgresql = &settings.postgresql;
     assert_eq!(postgresql.program("postgres"), Path::new("/usr/lib/postgresql/15/bin/postgres-15"));

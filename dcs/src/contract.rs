@@ -12,10 +12,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kornak_cluster::{ClusterState, Pledge, Scope, SyncState};
 use tokio::time::{Instant, timeout};
 
+use crate::keys::Keys;
 use crate::{
     Compare, Dcs, DcsError, Follow, KeyValue, LeaseId, Op, Reach, Revision, Txn, TxnOutcome, View,
+    fence, json,
 };
 
 /// How long a promise may take that has no time of its own.
@@ -66,6 +69,10 @@ promises![
     a_follow_shows_a_transaction_whole,
     a_follow_knows_nothing_outside_its_prefix,
     a_view_names_its_store_and_grows_in_revision,
+    a_lease_tells_when_it_was_renewed_last,
+    a_leader_is_deposed_by_promises_that_hold,
+    a_promise_is_to_the_leadership_in_force,
+    a_promise_that_comes_late_does_not_undo_its_withdrawal,
 ];
 
 impl Pair<'_> {
@@ -436,4 +443,144 @@ async fn a_view_names_its_store_and_grows_in_revision(pair: Pair<'_>) {
     assert!(after.revision > before.revision);
     assert!(after.revision >= written.revision);
     assert!(after.raft_term >= before.raft_term);
+}
+
+async fn a_lease_tells_when_it_was_renewed_last(pair: Pair<'_>) {
+    let granted = pair.one.grant(SHORT_LEASE * 2).await.expect("a lease is granted");
+    let told = pair.other.time_to_live(granted.lease).await.expect("it lives");
+    assert_eq!(told.granted, granted.ttl);
+    assert!(told.left <= granted.ttl && told.age_at_least() <= Duration::from_secs(1), "{told:?}");
+    let start = Instant::now();
+    let old = loop {
+        let told = pair.other.time_to_live(granted.lease).await.expect("it lives");
+        if told.age_at_least() >= Duration::from_secs(1) {
+            break told;
+        }
+        assert!(start.elapsed() < PROMPT, "it grows no older: {told:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(start.elapsed() + Duration::from_millis(100) > Duration::from_secs(1), "{old:?}");
+    pair.one.keep_alive(granted.lease).await.expect("it lives");
+    let told = pair.other.time_to_live(granted.lease).await.expect("it lives");
+    assert!(told.left > old.left && told.age_at_least() < Duration::from_secs(1), "{told:?}");
+    pair.one.revoke(granted.lease).await.expect("it lives");
+    let gone = pair.other.time_to_live(granted.lease).await;
+    assert!(matches!(gone, Err(DcsError::LeaseLost)), "{gone:?}");
+}
+
+/// A cluster that `a` leads, and whose commits wait for `b` and `c`.
+struct Led {
+    keys: Keys,
+    lease: LeaseId,
+}
+
+impl Led {
+    async fn begin(pair: Pair<'_>) -> Self {
+        let keys = Keys::new(&Scope::new("", pair.prefix.trim_matches('/'), None));
+        assert_eq!(keys.root(), pair.prefix, "the prefix is a cluster's");
+        let lease = pair.grant(PROMPT * 2).await;
+        let sync = SyncState::with_quorum("a", &["b".to_owned(), "c".to_owned()], 1);
+        let first = Txn::just(Op::put_leased(keys.leader(), "a", lease))
+            .and(Op::put(keys.sync(), json(&sync)))
+            .and(Op::put(keys.config(), "{}"));
+        assert!(txn(pair.one, first).await.succeeded);
+        Self { keys, lease }
+    }
+
+    async fn state(&self, pair: Pair<'_>) -> ClusterState {
+        self.keys.state(&pair.other.range(self.keys.root()).await.expect("it is read"))
+    }
+
+    async fn pledge(&self, pair: Pair<'_>, member: &str, cluster: &ClusterState) -> bool {
+        txn(pair.one, self.to_pledge(member, cluster)).await.succeeded
+    }
+
+    fn to_pledge(&self, member: &str, cluster: &ClusterState) -> Txn {
+        let of = cluster.leadership().expect("somebody leads");
+        let (timeline, position) = (kornak_cluster::Timeline(1), kornak_cluster::Lsn(1000));
+        let pledge = Pledge { v: 1, of, timeline, position, withdrawn: false };
+        let seen = cluster.pledges.get(member).map_or(Revision::NONE, |found| found.revision);
+        fence::pledge(&self.keys, member, seen, &pledge)
+    }
+
+    fn to_depose(&self, cluster: &ClusterState) -> Txn {
+        let leader = cluster.leader.as_ref().expect("somebody leads");
+        let counted: Vec<(String, Revision)> = cluster
+            .pledges
+            .iter()
+            .map(|(member, pledged)| (member.clone(), pledged.revision))
+            .collect();
+        assert_eq!(counted.len(), 2, "both have promised");
+        let sync = SyncState::new("b", &["c".to_owned()]);
+        fence::depose(&self.keys, leader, cluster, &counted, &sync)
+    }
+}
+
+async fn a_leader_is_deposed_by_promises_that_hold(pair: Pair<'_>) {
+    let led = Led::begin(pair).await;
+    let before = led.state(pair).await;
+    assert!(led.pledge(pair, "b", &before).await && led.pledge(pair, "c", &before).await);
+    let request = led.to_depose(&led.state(pair).await);
+    // Whatever it compares has changed for a moment.
+    let keys = &led.keys;
+    let sync = json(&before.sync);
+    for (key, value) in [
+        (keys.handover(), "{}"),
+        (keys.unfenced(), "{}"),
+        (keys.config(), "{\"pause\":true}"),
+        (keys.sync(), sync.as_str()),
+    ] {
+        let known = txn(pair.one, Txn::just(Op::get(&key))).await.gets;
+        txn(pair.one, Txn::just(Op::put(&key, value))).await;
+        assert!(!txn(pair.other, request.clone()).await.succeeded, "{key} has changed");
+        if known == [None] {
+            txn(pair.one, Txn::just(Op::delete(&key))).await;
+        }
+    }
+    let now = led.state(pair).await;
+    for member in ["b", "c"] {
+        assert!(led.pledge(pair, member, &now).await, "to the same leader and the new sync");
+    }
+    let request = led.to_depose(&led.state(pair).await);
+    assert!(txn(pair.other, request.clone()).await.succeeded);
+    let after = led.state(pair).await;
+    assert_eq!((after.leader, after.sync), (None, Some(SyncState::new("b", &["c".to_owned()]))));
+    assert!(!txn(pair.one, request).await.succeeded, "it is done once");
+}
+
+async fn a_promise_is_to_the_leadership_in_force(pair: Pair<'_>) {
+    let led = Led::begin(pair).await;
+    let before = led.state(pair).await;
+    let again = Txn::just(Op::put(led.keys.sync(), json(&before.sync)));
+    assert!(txn(pair.one, again).await.succeeded);
+    assert!(!led.pledge(pair, "b", &before).await, "sync was written since");
+    let now = led.state(pair).await;
+    assert!(led.pledge(pair, "b", &now).await && led.pledge(pair, "c", &now).await);
+    let request = led.to_depose(&led.state(pair).await);
+    let lead_anew = [
+        Txn::just(Op::delete(led.keys.leader())),
+        Txn::just(Op::put_leased(led.keys.leader(), "a", led.lease)),
+    ];
+    for request in lead_anew {
+        txn(pair.one, request).await;
+    }
+    assert!(!led.pledge(pair, "b", &now).await, "somebody leads anew");
+    assert!(!txn(pair.other, request).await.succeeded, "under the same name and lease");
+}
+
+async fn a_promise_that_comes_late_does_not_undo_its_withdrawal(pair: Pair<'_>) {
+    let led = Led::begin(pair).await;
+    let first = led.state(pair).await;
+    let late = led.to_pledge("b", &first);
+    let of = first.leadership().expect("somebody leads");
+    assert!(txn(pair.one, fence::withdraw(&led.keys, "b", of)).await.succeeded);
+    assert!(!txn(pair.other, late).await.succeeded, "it was on its way");
+    let known = led.state(pair).await;
+    assert!(led.pledge(pair, "b", &known).await && led.pledge(pair, "c", &known).await);
+    let request = led.to_depose(&led.state(pair).await);
+    assert!(txn(pair.one, fence::withdraw(&led.keys, "c", of)).await.succeeded);
+    assert!(!txn(pair.other, request).await.succeeded, "one of them may follow again");
+    let holds = |state: &ClusterState, member| state.pledges[member].to(of).is_some();
+    let now = led.state(pair).await;
+    assert!(holds(&now, "b") && !holds(&now, "c"));
 }

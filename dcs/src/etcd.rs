@@ -31,7 +31,9 @@ use etcd_client::{GetOptions, LeaseGrantOptions};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
-use crate::{Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, Renewed, Txn, TxnOutcome, View};
+use crate::{
+    Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, Remaining, Renewed, Txn, TxnOutcome, View,
+};
 use convert::Failure;
 use endpoint::{Clients, Endpoint};
 use keeper::Keepers;
@@ -284,6 +286,14 @@ impl Shared {
         .await
     }
 
+    async fn time_to_live(&self, lease: LeaseId) -> Result<Remaining, DcsError> {
+        let answer = self.run(Repeat::Always, |clients| async move {
+            let mut client = clients.lease;
+            client.time_to_live(lease.0, None).await
+        });
+        convert::remaining(&answer.await?).ok_or(DcsError::LeaseLost)
+    }
+
     async fn revoke(&self, lease: LeaseId) -> Result<(), DcsError> {
         self.keepers.forget(lease);
         let asked = AtomicUsize::new(0);
@@ -347,6 +357,10 @@ impl Dcs for EtcdDcs {
 
     fn keep_alive(&self, lease: LeaseId) -> DcsFuture<'_, Renewed> {
         Box::pin(self.shared.keep_alive(lease))
+    }
+
+    fn time_to_live(&self, lease: LeaseId) -> DcsFuture<'_, Remaining> {
+        Box::pin(self.shared.time_to_live(lease))
     }
 
     fn revoke(&self, lease: LeaseId) -> DcsFuture<'_, ()> {

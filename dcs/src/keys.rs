@@ -15,6 +15,7 @@
 //! | `failover` | manual request, JSON; cleared by `{}`, never deleted | no | REST, operator |
 //! | `failsafe` | names and REST URLs of the members, JSON | no | the leader |
 //! | `kornak/unfenced` | a primary that no guard would stop | no | that member |
+//! | `kornak/fence/<name>` | a standby's promise to acknowledge nothing to a lost leader | no | that member |
 //!
 //! Below `/<namespace>/<scope>/kornak/`, one level that Patroni ignores (its loaders take only group
 //! numbers and names they know there). See `kornak_cluster::handover`:
@@ -28,7 +29,7 @@
 
 use kornak_cluster::{
     ClusterConfig, ClusterState, Doubt, Epoch, FailoverRequest, GroupId, HistoryEntry, Leader,
-    SafetyKey, Scope,
+    Pledged, SafetyKey, Scope,
 };
 use serde::de::DeserializeOwned;
 
@@ -121,6 +122,15 @@ impl Keys {
         format!("{}kornak/unfenced", self.base)
     }
 
+    /// Of this group, too.
+    pub fn fences(&self) -> String {
+        format!("{}kornak/fence/", self.base)
+    }
+
+    pub fn fence(&self, member: &str) -> String {
+        format!("{}{member}", self.fences())
+    }
+
     /// Reads a group's state out of a view of the whole cluster ([`Keys::root`]).
     pub fn state(&self, view: &View) -> ClusterState {
         let mut state =
@@ -187,6 +197,11 @@ impl Keys {
         if let Some(found) = view.get(&self.unfenced()) {
             state.unfenced_revision = found.mod_revision;
             state.unfenced = decisive(found, SafetyKey::Unfenced, state);
+        }
+        for (member, found) in view.below(&self.fences()) {
+            let pledge = json(found, &mut state.unreadable);
+            let pledged = Pledged { pledge, revision: found.mod_revision };
+            state.pledges.insert(member.to_owned(), pledged);
         }
         if let Some(found) = view.get(&self.citus()) {
             state.citus = json(found, &mut state.unreadable);

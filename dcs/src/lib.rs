@@ -11,6 +11,7 @@
 pub mod contract;
 pub mod error;
 pub mod etcd;
+pub mod fence;
 pub mod keys;
 pub mod lease;
 pub mod memory;
@@ -41,6 +42,10 @@ pub trait Dcs: Send + Sync + std::fmt::Debug {
     /// Renews a lease once. [`DcsError::LeaseLost`] if it has ended.
     fn keep_alive(&self, lease: LeaseId) -> DcsFuture<'_, Renewed>;
 
+    /// How long a lease has left unless it is renewed. [`DcsError::LeaseLost`] if it has ended. Of use to suspect a
+    /// holder, and for nothing else: the answer need not be linearizable.
+    fn time_to_live(&self, lease: LeaseId) -> DcsFuture<'_, Remaining>;
+
     /// Ends a lease and deletes what hangs on it.
     fn revoke(&self, lease: LeaseId) -> DcsFuture<'_, ()>;
 
@@ -65,6 +70,27 @@ pub struct Granted {
 pub struct Renewed {
     pub ttl: Duration,
     pub raft_term: RaftTerm,
+}
+
+/// The time that a lease has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remaining {
+    /// Time to live that a renewal gives it.
+    pub granted: Duration,
+    /// Rounded down to whole seconds.
+    pub left: Duration,
+}
+
+impl Remaining {
+    /// The last renewal was so long ago, or longer.
+    pub fn age_at_least(self) -> Duration {
+        self.granted.saturating_sub(self.left + Duration::from_secs(1))
+    }
+
+    /// The last renewal was not longer ago, unless the store has elected a leader since.
+    pub fn age_at_most(self) -> Duration {
+        self.granted.saturating_sub(self.left)
+    }
 }
 
 /// `if all of compare { then } else { otherwise }`, atomically.

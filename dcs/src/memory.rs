@@ -24,8 +24,8 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::{
-    Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, RaftTerm, Reach, Renewed, Txn, TxnOutcome,
-    View,
+    Dcs, DcsError, DcsFuture, Follow, Granted, LeaseId, RaftTerm, Reach, Remaining, Renewed, Txn,
+    TxnOutcome, View,
 };
 use state::{State, Touched};
 
@@ -306,6 +306,12 @@ impl Dcs for MemoryDcs {
 
     fn keep_alive(&self, lease: LeaseId) -> DcsFuture<'_, Renewed> {
         Box::pin(async move { self.renew(lease) })
+    }
+
+    fn time_to_live(&self, lease: LeaseId) -> DcsFuture<'_, Remaining> {
+        Box::pin(async move {
+            self.operate(|state, now| Ok((state.remaining(lease, now)?, Touched::new())))
+        })
     }
 
     fn revoke(&self, lease: LeaseId) -> DcsFuture<'_, ()> {

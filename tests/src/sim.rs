@@ -46,6 +46,8 @@ pub fn from_environment(name: &str) -> Option<u64> {
 pub struct Lived {
     pub worlds: u64,
     pub promotions: u64,
+    /// Leaders whose lease was not waited for.
+    pub deposals: u64,
     pub acknowledged: u64,
 }
 
@@ -63,6 +65,7 @@ pub fn explore(kind: Kind, seeds: impl Iterator<Item = u64>, limit: Duration) ->
         }
         lived.worlds += 1;
         lived.promotions += u64::from(report.promotions);
+        lived.deposals += u64::from(report.deposals);
         lived.acknowledged += report.acknowledged as u64;
     }
     lived

@@ -72,6 +72,26 @@ const UNSEEN: [(Mutation, Kind); 4] = [
     (Mutation::ReleasedLeaseTakenUpAgain, Kind::Unseen),
 ];
 
+/// Defences of deposals whose absence shows in some dozen worlds.
+const DEPOSALS: [(Mutation, Kind); 6] = [
+    (Mutation::PledgesTooFew, Kind::Fence),
+    (Mutation::PledgeNotDurable, Kind::Fence),
+    (Mutation::PledgeBeforeTheStreamEnds, Kind::Fence),
+    (Mutation::WithdrawalNotSent, Kind::Fence),
+    (Mutation::DeposedByOldSync, Kind::Fence),
+    (Mutation::FencedAcceptsFailsafe, Kind::Fence),
+];
+
+/// Defences of deposals that no world has shown yet.
+const DEPOSALS_UNSEEN: [(Mutation, Kind); 6] = [
+    (Mutation::PledgeOfAnOldPosition, Kind::Fence),
+    (Mutation::PledgeOverWithdrawal, Kind::Fence),
+    (Mutation::WithdrawalUnknownIsDone, Kind::Fence),
+    (Mutation::DeposedByOldPledges, Kind::Fence),
+    (Mutation::DeposedInMaintenance, Kind::Fence),
+    (Mutation::DeposedDuringHandover, Kind::Fence),
+];
+
 /// Worlds for each of them.
 const LOOKED_AT: u64 = 1000;
 
@@ -102,7 +122,8 @@ fn promises_hold(kind: Kind) {
     let seeds = from..from.saturating_add(asked.unwrap_or(WORLDS));
     let lived = sim::explore(kind, seeds, limit);
     println!("{kind:?}, from seed {from}: {lived:?}");
-    let Lived { worlds, promotions, acknowledged } = lived;
+    let Lived { worlds, promotions, acknowledged, deposals } = lived;
+    assert!(kind != Kind::Fence || 2 * deposals > worlds, "only {deposals} leaders were deposed");
     assert!(promotions > worlds, "only {promotions} promotions: the worlds were too quiet");
     assert!(acknowledged > 10 * worlds, "only {acknowledged} commits");
 }
@@ -188,6 +209,11 @@ fn worlds_in_which_something_was_found_keep_their_promises() {
     }
 }
 
+#[test]
+fn worlds_whose_lost_leaders_are_deposed_keep_their_promises() {
+    promises_hold(Kind::Fence);
+}
+
 /// A checker that cannot fail shows nothing.
 fn noticed(mutations: &[(Mutation, Kind)]) {
     let worlds = sim::from_environment("KORNAK_WORLDS").unwrap_or(LOOKED_AT);
@@ -231,9 +257,15 @@ fn what_is_broken_on_purpose_and_shows_where_somebody_has_not_seen_it_is_noticed
 }
 
 #[test]
+fn what_is_broken_on_purpose_in_a_deposal_is_noticed() {
+    noticed(&DEPOSALS);
+}
+
+#[test]
 fn what_is_broken_on_purpose_and_rarely_shows_is_noticed_if_asked_for() {
     if sim::from_environment("KORNAK_WORLDS").is_some() {
         noticed(&RARELY);
+        noticed(&DEPOSALS_UNSEEN);
     }
 }
 

@@ -281,6 +281,6 @@ async fn somebody_went_on(ctx: &Context, cluster: &ClusterState, timeline: Timel
     let system_identifier = ctx.own_identifier();
     let scope = &ctx.settings.scope.name;
     let identity = Identity { scope, system_identifier: system_identifier.as_deref() };
-    let answers = ctx.peers.ask_all(&members, identity, super::PEER_TIMEOUT).await;
+    let answers = ctx.peers.ask_all(&members, identity, super::racing::PEER_TIMEOUT).await;
     answers.values().flatten().any(|peer| peer.primary || peer.timeline > timeline)
 }

@@ -208,6 +208,8 @@ fn reinitialize(
         Some("I am the leader, can not reinitialize".to_owned())
     } else if ctx.cluster().leader.is_none() {
         Some("Cluster has no leader, can not reinitialize".to_owned())
+    } else if ctx.pledges.bind(&ctx.cluster()) {
+        Some("the leader seems lost, and this node may have to take over".to_owned())
     } else {
         let busy = driver.busy_with().filter(|_| !force);
         busy.map(|busy| format!("{} already in progress", busy.as_str()))
@@ -308,6 +310,13 @@ fn failsafe(
         warn!(
             node = leader,
             "failsafe request refused: the sender is not the leader that the store named"
+        );
+        return FailsafeAnswer::NotTheLeader;
+    }
+    if ctx.pledges.are_to(leader, &cluster) {
+        warn!(
+            node = leader,
+            "failsafe request refused: nothing is acknowledged to a leader that seemed lost"
         );
         return FailsafeAnswer::NotTheLeader;
     }

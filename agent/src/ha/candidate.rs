@@ -62,6 +62,13 @@ pub fn judge(s: &Snapshot, standing: Standing) -> Verdict {
     among_peers(s, standing, race, named)
 }
 
+/// Whether this node would race if nobody led, as far as that depends on itself alone.
+pub(super) fn is_fit(s: &Snapshot, standing: Standing) -> bool {
+    barred(s).or_else(|| unknown(s, standing)).is_none()
+        && held_back(s, standing, false, false).is_none()
+        && unfit(s, &s.me, standing, false).is_none()
+}
+
 /// Reasons without an exception.
 fn barred(s: &Snapshot) -> Option<Why> {
     if s.tags.nofailover() {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use kornak_cluster::Lsn;
+use kornak_cluster::{Leadership, Lsn};
 
+use super::depose::Reason;
 use super::upstream::Source;
 
 /// The next step of a node.
@@ -42,6 +43,12 @@ pub enum Action {
     DemoteCluster,
     /// Look at the server again at once: what is waited for is about to arrive.
     Look,
+    /// Promise to acknowledge nothing more to this leadership, which seems lost.
+    Pledge(Leadership),
+    /// Take that promise back, or forget it once it has no object any more.
+    EndPledge,
+    /// Take the leader key from a leader that can acknowledge nothing any more, and name who may race.
+    Depose,
     /// Ask the other members where they stand.
     AskPeers,
     /// Create the leader key.
@@ -99,6 +106,7 @@ pub enum Why {
     SlotsMissing,
     UpstreamChanged,
     ReplicationBroken,
+    Deposal(Reason),
     ServerDown,
     ServerStarting,
     ServerSilent,
@@ -199,6 +207,7 @@ impl Why {
             Self::SlotsMissing => "logical slots are missing",
             Self::UpstreamChanged => "the leader has changed",
             Self::ReplicationBroken => "replication does not come up",
+            Self::Deposal(reason) => reason.as_str(),
             Self::ServerDown => "the server is down",
             Self::ServerStarting => "the server is starting",
             Self::ServerSilent => "the server does not answer",

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use kornak_cluster::{ClusterState, Epoch, Lsn, Moment, Revision, Tags, Timeline};
 
+use super::depose::Deposing;
+
 /// Everything that [`super::decide`] looks at.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -44,6 +46,8 @@ pub struct Snapshot {
     pub failed_starts: u32,
     /// The store takes no writes: a leader key that is given up could not be created again.
     pub store_is_full: bool,
+    /// A leader that may be lost, and what was promised for that.
+    pub deposing: Deposing,
     /// Time the agent itself needs to stop a server; it acts so long before the guard does.
     pub stop_budget: Duration,
 }

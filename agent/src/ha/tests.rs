@@ -3,6 +3,7 @@
 //! `a` is this node; `b` and `c` are the others. Marks such as A1.1 are the scenarios of
 //! docs/safety.md that a sentence belongs to.
 
+mod deposing;
 mod following;
 mod leading;
 mod making;
@@ -182,6 +183,7 @@ pub(super) fn standby() -> Snapshot {
         lacks_slots: false,
         failed_starts: 0,
         store_is_full: false,
+        deposing: depose::Deposing::default(),
         stop_budget: seconds(1),
     }
 }

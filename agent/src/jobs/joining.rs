@@ -87,6 +87,9 @@ pub(super) fn own_upstream(
     ctx: &Context,
     cluster: &ClusterState,
 ) -> Result<Option<Upstream>, JobError> {
+    if ctx.pledges.bind(cluster) {
+        return Ok(None);
+    }
     upstream_of(ctx, cluster, source(&ctx.name, &ctx.settings.tags, cluster).as_ref())
 }
 

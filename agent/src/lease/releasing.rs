@@ -7,6 +7,16 @@ use tracing::{Instrument, info};
 use super::{Held, Keeper};
 
 impl Keeper {
+    /// Holds nothing from this moment on, before the store is told: nothing may be started or proven
+    /// on the strength of a leadership that is being given away.
+    pub fn let_go(&self) -> Option<Held> {
+        let held = self.hold_nothing();
+        if held.is_some() {
+            self.inner.noted.forget();
+        }
+        held
+    }
+
     /// Deletes the leader key if it is ours, together with `also` and only if `when` holds. Nothing
     /// is held afterwards, whatever the answer: an unknown outcome counts as released. `Ok(false)`
     /// means that the store refused. A caller that is broken off does not break the deletion off.

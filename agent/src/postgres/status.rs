@@ -88,6 +88,12 @@ impl Startup {
             Some("RecoveryWalStream" | "RecoveryRetrieveRetryInterval")
         )
     }
+
+    /// Whether it is between two attempts to get log. It has ended its walreceiver before, and whatever it is told now it
+    /// reads before it asks for the next one (`WaitForWALToBecomeAvailable` in PostgreSQL's xlogrecovery.c).
+    pub fn pauses(&self) -> bool {
+        self.wait_event.as_deref() == Some("RecoveryRetrieveRetryInterval")
+    }
 }
 
 /// `pg_stat_wal_receiver` (/docs/current/monitoring-stats.html#MONITORING-PG-STAT-WAL-RECEIVER-VIEW).

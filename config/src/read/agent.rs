@@ -11,8 +11,9 @@ use super::postgresql::{options, postgresql};
 use crate::address::{HostPort, Listen, is_loopback};
 use crate::agent::{
     AgentSettings, BasicAuth, BootstrapMethod, BootstrapSettings, CtlSettings, CustomBootstrap,
-    GuardSettings, HandoverSettings, KornakSettings, PostgresqlSettings, RestSettings, ServerTls,
-    ServerTokens, VerifyClient, WatchdogDriver, WatchdogMode, WatchdogSettings,
+    FailoverSettings, GuardSettings, HandoverSettings, KornakSettings, PostgresqlSettings,
+    RestSettings, ServerTls, ServerTokens, VerifyClient, WatchdogDriver, WatchdogMode,
+    WatchdogSettings,
 };
 use crate::section::{Section, scalar_text};
 
@@ -349,10 +350,12 @@ fn tags(section: &Section<'_>) -> Tags {
 
 /// The section that is Kornak's alone: an unknown key is a mistake.
 fn kornak(section: &Section<'_>) -> KornakSettings {
-    section.only(&["os_user", "state_dir", "guard", "handover", "citus"]);
+    section.only(&["os_user", "state_dir", "guard", "failover", "handover", "citus"]);
     let defaults = KornakSettings::default();
     let guard = section.section("guard");
     guard.only(&["enabled", "stop_budget", "margin", "agent_timeout"]);
+    let failover = section.section("failover");
+    failover.only(&["suspect_after"]);
     let handover = section.section("handover");
     handover.only(&["max_hold", "switch_hold", "drain_timeout"]);
     KornakSettings {
@@ -364,6 +367,9 @@ fn kornak(section: &Section<'_>) -> KornakSettings {
             stop_budget: guard.duration("stop_budget").unwrap_or(defaults.guard.stop_budget),
             margin: guard.duration("margin").unwrap_or(defaults.guard.margin),
             agent_timeout: guard.duration("agent_timeout").unwrap_or(defaults.guard.agent_timeout),
+        },
+        failover: FailoverSettings {
+            suspect_after: failover.duration("suspect_after").unwrap_or_default(),
         },
         handover: HandoverSettings {
             max_hold: handover.duration("max_hold").unwrap_or(defaults.handover.max_hold),

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Compare as EtcdCompare, CompareOp, DeleteOptions, Error, LeaseGrantResponse, PutOptions,
-    ResponseHeader, Txn as EtcdTxn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare as EtcdCompare, CompareOp, DeleteOptions, Error, LeaseGrantResponse,
+    LeaseTimeToLiveResponse, PutOptions, ResponseHeader, Txn as EtcdTxn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
 
 use super::endpoint::Endpoint;
 use crate::{
-    Compare, DcsError, Granted, KeyValue, LeaseId, Op, RaftTerm, Reach, Revision, Txn, TxnOutcome,
-    View,
+    Compare, DcsError, Granted, KeyValue, LeaseId, Op, RaftTerm, Reach, Remaining, Revision, Txn,
+    TxnOutcome, View,
 };
 
 /// Meaning of a failed attempt.
@@ -183,6 +184,12 @@ pub(super) fn view(header: Option<&ResponseHeader>, found: Vec<etcd_client::KeyV
         reach: Reach::Live,
         keys,
     }
+}
+
+/// `None`: there is no such lease, which etcd says by a negative number.
+pub(super) fn remaining(answer: &LeaseTimeToLiveResponse) -> Option<Remaining> {
+    let seconds = |count: i64| u64::try_from(count).ok().map(Duration::from_secs);
+    Some(Remaining { granted: seconds(answer.granted_ttl())?, left: seconds(answer.ttl())? })
 }
 
 pub(super) fn granted(answer: &LeaseGrantResponse) -> Granted {

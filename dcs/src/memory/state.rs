@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use kornak_cluster::Moment;
 
 use crate::{
-    Compare, DcsError, KeyValue, LeaseId, Op, RaftTerm, Reach, Revision, Txn, TxnOutcome, View,
+    Compare, DcsError, KeyValue, LeaseId, Op, RaftTerm, Reach, Remaining, Revision, Txn,
+    TxnOutcome, View,
 };
 
 /// The whole store at one revision.
@@ -76,6 +77,13 @@ impl State {
 
     pub(super) fn lease_ttl(&self, id: LeaseId) -> Result<std::time::Duration, DcsError> {
         self.leases.get(&id).map(|lease| lease.ttl).ok_or(DcsError::LeaseLost)
+    }
+
+    /// In whole seconds, as etcd tells it.
+    pub(super) fn remaining(&self, id: LeaseId, now: Moment) -> Result<Remaining, DcsError> {
+        let lease = self.leases.get(&id).ok_or(DcsError::LeaseLost)?;
+        let left = std::time::Duration::from_secs(lease.ends.since(now).as_secs());
+        Ok(Remaining { granted: lease.ttl, left })
     }
 
     pub(super) fn renew(

@@ -36,6 +36,9 @@ struct Arguments {
     /// Without synchronous mode
     #[arg(long)]
     asynchronous: bool,
+    /// Kornak's `kornak.failover.suspect_after`, in seconds; 0: off
+    #[arg(long, default_value_t = 0)]
+    suspect_after: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -93,6 +96,7 @@ impl Bench {
             name: "gaps",
             ttl: arguments.ttl,
             synchronous: !arguments.asynchronous,
+            suspect_after: if system == System::Kornak { arguments.suspect_after } else { 0 },
             patroni: if system == System::Patroni { &[0, 1, 2] } else { &[] },
             ..Default::default()
         })

@@ -47,6 +47,8 @@ pub struct AgentSpec {
     pub login: String,
     /// Seconds of `kornak.guard.agent_timeout`; 0: the guard starts no other agent. The default if `None`.
     pub agent_timeout: Option<u32>,
+    /// Seconds of `kornak.failover.suspect_after`; 0, the default: leases are waited for.
+    pub suspect_after: u32,
     /// Where it runs; on this machine's own address if `None`.
     pub host: Option<Arc<Host>>,
     /// Other sections, or other lines of `bootstrap:`, as whole text at the end of the file; `{port}` in it
@@ -288,6 +290,14 @@ impl Node {
         Ok(())
     }
 
+    /// Everything that [`Self::freeze_all`] has frozen goes on, the agent last.
+    pub fn thaw_all(&self) -> Result<()> {
+        for pid in self.processes() {
+            super::process::send(pid, Signal::CONT)?;
+        }
+        self.thaw_agent()
+    }
+
     /// The agent that the guard has started in place of ours.
     pub fn started_by_guard(&self) -> Option<u32> {
         let text = fs::read_to_string(self.home.join("data.guard/agent.started")).ok()?;
@@ -337,8 +347,13 @@ impl Node {
             given => lines(given, "  "),
         };
         let mut sections = spec.sections.replace("{port}", &self.port().to_string());
-        if let Some(seconds) = spec.agent_timeout {
-            sections.push_str(&format!("kornak: {{guard: {{agent_timeout: {seconds}}}}}\n"));
+        let guard =
+            spec.agent_timeout.map(|seconds| format!("guard: {{agent_timeout: {seconds}}}"));
+        let suspects = (spec.suspect_after > 0)
+            .then(|| format!("failover: {{suspect_after: {}}}", spec.suspect_after));
+        let own: Vec<String> = guard.into_iter().chain(suspects).collect();
+        if !own.is_empty() {
+            sections.push_str(&format!("kornak: {{{}}}\n", own.join(", ")));
         }
         let (data, home, rest) = (self.data_dir(), self.home.display(), self.rest.address());
         let hosts = etcd.join(", ");

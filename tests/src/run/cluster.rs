@@ -58,6 +58,8 @@ pub struct ClusterSpec {
     pub proxy: &'static str,
     /// Seconds that a leader's agent may be silent, as in [`AgentSpec`].
     pub agent_timeout: Option<u32>,
+    /// Seconds, as in [`AgentSpec`].
+    pub suspect_after: u32,
     /// The proxy has a certificate.
     pub tls: bool,
     /// Each node has a host of its own there.
@@ -80,6 +82,7 @@ impl Default for ClusterSpec {
             listener: "",
             proxy: "",
             agent_timeout: None,
+            suspect_after: 0,
             tls: false,
             lan: None,
         }
@@ -413,6 +416,7 @@ fn agent_spec(spec: &ClusterSpec, etcd: &Etcd, index: usize) -> AgentSpec {
         failsafe: spec.failsafe,
         parameters: spec.parameters.clone(),
         agent_timeout: spec.agent_timeout,
+        suspect_after: spec.suspect_after,
         ..AgentSpec::default()
     }
 }

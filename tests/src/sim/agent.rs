@@ -26,7 +26,7 @@ use tracing::Instrument;
 use super::exec::ProcessId;
 use super::host::name_of;
 use super::net::End;
-use super::ports::{Carrier, Guard, Life, Local, Server, Store, promise_file};
+use super::ports::{Carrier, Guard, Life, Local, Server, Store, pledge_file, promise_file};
 use super::scenario::Mutation;
 use super::world::{Stall, World};
 
@@ -83,8 +83,12 @@ pub fn start(w: &Rc<World>, index: usize) {
     if w.plan.mutation == Some(Mutation::PromiseNotDurable) {
         host.disk.borrow_mut().files.remove(&promise_file());
     }
+    if w.plan.mutation == Some(Mutation::PledgeNotDurable) {
+        host.disk.borrow_mut().files.remove(&pledge_file());
+    }
     let mut settings = settings(index);
     settings.tags = w.plan.tags[index].clone();
+    settings.kornak.failover.suspect_after = w.plan.suspect_after;
     if w.plan.mutation == Some(Mutation::KeepaliveIsProof) {
         settings.kornak.guard.margin = Duration::ZERO;
     }

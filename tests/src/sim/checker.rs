@@ -11,7 +11,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
-use kornak_cluster::{Epoch, Moment, SyncMode};
+use kornak_cluster::{ClusterState, Epoch, Moment, SyncMode};
 
 use super::disk::{Record, Wal};
 use super::host;
@@ -33,6 +33,10 @@ pub enum Broken {
     AcknowledgedBesides { host: String, other: String },
     /// 2
     PromotedWithoutKey { host: String },
+    /// In maintenance mode, during a handover, or beside a primary without a guard.
+    DeposedWrongly { host: String },
+    /// One that has promised to acknowledge nothing to the deposed leader follows it.
+    FenceIsOpen { host: String, other: String },
     /// Maintenance mode has been on for long.
     PromotedInMaintenance { host: String },
     /// 3
@@ -71,6 +75,15 @@ impl fmt::Display for Broken {
             }
             Self::PromotedInMaintenance { host } => {
                 write!(f, "{host} was promoted although maintenance mode is on")
+            }
+            Self::DeposedWrongly { host } => {
+                write!(f, "{host} was deposed in maintenance mode or during a handover")
+            }
+            Self::FenceIsOpen { host, other } => {
+                write!(
+                    f,
+                    "{host} was deposed while {other}, which has promised otherwise, follows it"
+                )
             }
             Self::PrimaryPastItsLease { host } => {
                 write!(f, "sentence 3: {host} accepts writes without a lease or a promise of all")
@@ -119,6 +132,10 @@ pub struct Checker {
     deleted_until: Option<Moment>,
     /// Commits that an operator's deletion of the key excuses.
     forgiven: BTreeSet<Record>,
+    /// Leaders whose standbys have deposed them, and until when their leases would have lasted.
+    deposed: Vec<(usize, Moment)>,
+    /// How many there were.
+    pub deposals: u32,
     /// Primaries that maintenance mode has left without a guard.
     unfenced: BTreeSet<usize>,
     pub promotions: u32,
@@ -152,6 +169,42 @@ impl Checker {
     /// An operator deletes the leader key.
     pub fn key_deleted(&mut self, w: &World) {
         self.deleted_until = Some(w.exec.now() + w.plan.ttl);
+    }
+
+    /// The standbys of a leader have deposed it. Until its lease would have ended it is writable, and acknowledges nothing.
+    pub fn deposed(
+        &mut self,
+        w: &World,
+        host: usize,
+        left: Duration,
+        (before, after): (&ClusterState, &ClusterState),
+    ) {
+        w.say(host, format_args!("DEPOSED by its standbys"));
+        let paused = before.config.as_ref().is_some_and(|config| config.pause);
+        if paused || before.handover.is_some() || before.unfenced.is_some() {
+            self.found(w, Broken::DeposedWrongly { host: w.hosts[host].name.clone() });
+        }
+        let Some(of) = before.leadership() else { return };
+        let promised = after.pledges.iter().filter(|(_, pledged)| pledged.to(of).is_some());
+        for index in promised.filter_map(|(name, _)| host::index_of(w, name)) {
+            let other = &w.hosts[index];
+            if other.server.borrow().follows(&other.disk.borrow()) == Some(host) {
+                let (host, other) = (w.hosts[host].name.clone(), other.name.clone());
+                self.found(w, Broken::FenceIsOpen { host, other });
+            }
+        }
+        let named = after.sync.iter().flat_map(|sync| {
+            sync.standbys().into_iter().chain(sync.leader.clone()).collect::<Vec<_>>()
+        });
+        for index in named.filter_map(|name| host::index_of(w, &name)) {
+            self.has_everything(w, index);
+        }
+        self.deposals += 1;
+        self.deposed.push((host, w.exec.now() + left));
+    }
+
+    fn is_deposed(&self, w: &World, host: usize) -> bool {
+        self.deposed.iter().any(|(index, until)| *index == host && w.exec.now() <= *until)
     }
 
     /// Looks at the state of everything. False ends the run.
@@ -198,6 +251,10 @@ impl Checker {
     }
 
     fn excused(&self, w: &World, host: usize) -> bool {
+        self.is_deposed(w, host) || self.excused_otherwise(w, host)
+    }
+
+    fn excused_otherwise(&self, w: &World, host: usize) -> bool {
         let now = w.exec.now();
         let marked = self.unfenced.contains(&host);
         let woke = w.hosts[host].thawed_at.get();
@@ -217,7 +274,8 @@ impl Checker {
         if !entitled(w, index) && !self.excused(w, index) {
             self.found(w, Broken::PromotedWithoutKey { host: host.name.clone() });
         }
-        if w.plan.sync != SyncMode::Off && !self.excused(w, index) {
+        let leads = entitled(w, index) || !self.is_deposed(w, index);
+        if w.plan.sync != SyncMode::Off && leads && !self.excused_otherwise(w, index) {
             self.has_everything(w, index);
             // Commits that nobody was told of are visible from now on, and count as told; but where the store takes no
             // writes a leader starts in place although it cannot take its standbys' names out of it.

@@ -1,5 +1,6 @@
 //! Faults: which, when, and for how long.
 
+pub mod lost;
 pub mod scripts;
 pub mod settings;
 pub mod unseen;
@@ -47,13 +48,15 @@ enum Fault {
     StoreFull,
     DoesNotStart,
     HungDisk,
+    LeaderLost,
 }
 
 use Fault::{
     Ambush, ChangeSettings, CutHosts, CutProxy, CutStore, CutStoreOneWay, DeleteLeaderKey,
     DoesNotStart, Election, FreezeAgent, FreezeHost, FreezeProxy, HungDisk, Isolate, KillAgent,
-    KillGuard, KillPostmaster, KillProxy, LosePower, Maintenance, OddKey, StalledStream, StoreAway,
-    StoreFull, StoreRestarts, Switchover, VoterDown, WatchStalls, WrongAddress,
+    KillGuard, KillPostmaster, KillProxy, LeaderLost, LosePower, Maintenance, OddKey,
+    StalledStream, StoreAway, StoreFull, StoreRestarts, Switchover, VoterDown, WatchStalls,
+    WrongAddress,
 };
 
 /// Each as often as it is named.
@@ -252,6 +255,31 @@ const UNTRUE: &[Fault] = &[
     WatchStalls,
 ];
 
+const FENCE: &[Fault] = &[
+    LeaderLost,
+    LeaderLost,
+    LeaderLost,
+    LeaderLost,
+    LeaderLost,
+    LeaderLost,
+    LeaderLost,
+    LeaderLost,
+    LeaderLost,
+    LeaderLost,
+    LeaderLost,
+    LosePower,
+    FreezeHost,
+    Isolate,
+    KillPostmaster,
+    KillAgent,
+    CutStore,
+    StoreRestarts,
+    Switchover,
+    Switchover,
+    FreezeAgent,
+    Maintenance,
+];
+
 /// Lets things go wrong until it is time to stop.
 pub async fn run(w: Rc<World>, kind: Kind) {
     if kind == Kind::Situations {
@@ -269,6 +297,7 @@ pub async fn run(w: Rc<World>, kind: Kind) {
         Kind::Handover => PLANNED,
         Kind::Churn => CHURN,
         Kind::Untrue => UNTRUE,
+        Kind::Fence => FENCE,
         _ => ANY,
     };
     w.exec.sleep(Duration::from_secs(3)).await;
@@ -398,6 +427,7 @@ fn happen(w: &Rc<World>, fault: Fault) {
             agent::switch_over(w, w.rng.chance(500).then_some(name.as_str()));
         }
         Ambush => drop(w.exec.spawn(w.wire, scripts::ambush(Rc::clone(w)))),
+        LeaderLost => drop(w.exec.spawn(w.wire, lost::leader(Rc::clone(w)))),
         StalledStream | VoterDown | WrongAddress => untrue(w, fault, lasts),
         StoreAway | StoreRestarts | StoreFull | Election | DeleteLeaderKey | ChangeSettings
         | Maintenance | OddKey => in_the_store(w, fault, at, lasts),

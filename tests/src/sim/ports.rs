@@ -162,6 +162,11 @@ pub fn promise_file() -> PathBuf {
     PathBuf::from("/files/promise")
 }
 
+/// Where a promise to acknowledge nothing to a lost leader lies.
+pub fn pledge_file() -> PathBuf {
+    PathBuf::from("/files/fence")
+}
+
 /// The promise on a host's disk, and until when it binds on the host's clock; one of an earlier boot does in any case.
 pub fn promise(host: &Host) -> Option<failsafe::Promise> {
     serde_json::from_slice(host.disk.borrow().files.get(&promise_file())?).ok()

@@ -18,7 +18,7 @@ use kornak_cluster::Moment;
 pub use names::Names;
 use stream::{receive_soon, wake_standbys};
 
-use super::disk::Record;
+use super::disk::{Disk, Record};
 use super::exec::Reply;
 use super::host::{self, end};
 use super::net::End;
@@ -109,6 +109,8 @@ pub struct Postgres {
     pub reading: Option<(usize, Moment)>,
     /// A standby has streamed since it was started.
     pub has_streamed: bool,
+    /// The startup process has not read yet that another server, or none, is to be followed, and goes by this.
+    unread: Option<Option<usize>>,
 }
 
 impl Postgres {
@@ -128,6 +130,17 @@ impl Postgres {
     /// Runs as a standby and streams.
     pub fn streams(&self) -> bool {
         self.run == Run::Standby && self.stream.is_some()
+    }
+
+    /// The startup process of a standby that follows nobody knows it, and pauses.
+    pub fn pauses(&self) -> bool {
+        self.run == Run::Standby && self.stream.is_none() && self.unread.is_none()
+    }
+
+    /// Whom the startup process of a standby goes by.
+    pub fn follows(&self, disk: &Disk) -> Option<usize> {
+        let follows = self.unread.unwrap_or(disk.upstream);
+        follows.filter(|_| self.run == Run::Standby)
     }
 
     /// Changes when the server starts, ends or takes another role: agents notice that at once.
@@ -468,6 +481,10 @@ fn release(w: &Rc<World>, index: usize, by: Option<usize>) {
         }
         (disk.wal.flushed(), names)
     };
+    if by.is_some_and(|by| !names.names(&w.hosts[by].name)) {
+        // A walsender without a priority lets nobody go.
+        return;
+    }
     let senders = server.senders.clone();
     let mut done = Vec::new();
     server.waiting.retain_mut(|waiting| {
@@ -517,11 +534,37 @@ fn read_late(w: &Rc<World>, index: usize, old: &str) {
 
 /// `primary_conninfo` and a reload.
 pub fn follow(w: &Rc<World>, index: usize, upstream: Option<usize>) {
-    w.hosts[index].disk.borrow_mut().upstream = upstream;
+    let old = std::mem::replace(&mut w.hosts[index].disk.borrow_mut().upstream, upstream);
+    let (run, number) = w.hosts[index].server.borrow().state();
+    if run != Run::Standby {
+        return;
+    }
+    if !w.plan.suspect_after.is_zero() && w.rng.chance(200) {
+        // A query is in the way of the process that has to read it.
+        w.hosts[index].server.borrow_mut().unread.get_or_insert(old);
+        return host::after(w, index, w.rng.millis(1, 4000), move |w| {
+            if w.hosts[index].server.borrow().number == number {
+                has_read(w, index);
+            }
+        });
+    }
+    has_read(w, index);
+}
+
+/// The startup process knows whom it follows.
+fn has_read(w: &Rc<World>, index: usize) {
+    let now = w.hosts[index].now(w);
     let mut server = w.hosts[index].server.borrow_mut();
+    server.unread = None;
     if server.run == Run::Standby {
+        let mut disk = w.hosts[index].disk.borrow_mut();
+        if disk.upstream.is_none() {
+            // A walreceiver flushes what it has before it ends.
+            disk.wal.flush();
+        }
+        drop(disk);
         server.stream = None;
-        server.broken_since.get_or_insert(w.hosts[index].now(w));
+        server.broken_since.get_or_insert(now);
         drop(server);
         receive_soon(w, index, Duration::from_millis(1));
     }

@@ -76,6 +76,30 @@ pub enum Mutation {
     GoesBackBlindly,
     /// Rewinds believe that whoever is named the leader in an old view of the store is a primary.
     RewindsToAnybody,
+    /// So many voters promise as a candidate needs votes, and not one more.
+    PledgesTooFew,
+    /// A promise to acknowledge nothing to a lost leader is forgotten by a restart.
+    PledgeNotDurable,
+    /// A standby promises when its configuration names no upstream, though its server may still receive.
+    PledgeBeforeTheStreamEnds,
+    /// A promise tells where the member said that it stood some time ago.
+    PledgeOfAnOldPosition,
+    /// A promise is written whatever has become of the one before.
+    PledgeOverWithdrawal,
+    /// A standby follows a leader again without taking its promise back.
+    WithdrawalNotSent,
+    /// A withdrawal without an answer counts as done.
+    WithdrawalUnknownIsDone,
+    /// A deposal does not compare that the synchronous standbys are still those that have promised.
+    DeposedByOldSync,
+    /// A deposal does not compare that the promises still stand.
+    DeposedByOldPledges,
+    /// A deposal does not compare that the configuration, with maintenance mode, is the one that was read.
+    DeposedInMaintenance,
+    /// A deposal does not compare that there is neither a handover nor a primary without a guard.
+    DeposedDuringHandover,
+    /// A member that has promised to leave a leader lets it go on without the store.
+    FencedAcceptsFailsafe,
     /// A proxy believes any leader key it is shown.
     ProxyWalksBack,
     /// A proxy sends a request again when it hears nothing.
@@ -84,7 +108,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 47] = [
         Self::GuardNeverFires,
         Self::GuardIsEdgeTriggered,
         Self::GuardArmedTooLate,
@@ -118,6 +142,18 @@ impl Mutation {
         Self::ReleasedLeaseTakenUpAgain,
         Self::GoesBackBlindly,
         Self::RewindsToAnybody,
+        Self::PledgesTooFew,
+        Self::PledgeNotDurable,
+        Self::PledgeBeforeTheStreamEnds,
+        Self::PledgeOfAnOldPosition,
+        Self::PledgeOverWithdrawal,
+        Self::WithdrawalNotSent,
+        Self::WithdrawalUnknownIsDone,
+        Self::DeposedByOldSync,
+        Self::DeposedByOldPledges,
+        Self::DeposedInMaintenance,
+        Self::DeposedDuringHandover,
+        Self::FencedAcceptsFailsafe,
         Self::ProxyWalksBack,
         Self::ProxySendsAgain,
     ];
@@ -151,6 +187,8 @@ pub struct Scenario {
     pub untrue: bool,
     /// A walsender may go by older names for a while after they were changed.
     pub late_names: bool,
+    /// A leader without a sign of life for so long is deposed by its standbys; zero: never.
+    pub suspect_after: Duration,
     /// The configuration changes, and maintenance mode comes and goes.
     pub changing: bool,
     /// How long a leader's server may take to come up, and say nothing.
@@ -190,11 +228,14 @@ pub enum Kind {
     Situations,
     /// As `Situations`, with those in which somebody acts on what another one has not seen (`faults/unseen.rs`).
     Unseen,
+    /// Synchronous modes, in which standbys depose a leader that seems lost: it is lost, frozen or cut off for any time, and comes
+    /// back at any step (`faults/lost.rs`).
+    Fence,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Asynchronous,
         Self::Synchronous,
         Self::Strict,
@@ -209,6 +250,7 @@ impl Kind {
         Self::Disks,
         Self::Situations,
         Self::Unseen,
+        Self::Fence,
     ];
 }
 
@@ -216,7 +258,8 @@ impl Scenario {
     /// Draws the settings.
     pub fn draw(rng: &Rng, kind: Kind, mutation: Option<Mutation>) -> Self {
         let untrue = kind == Kind::Untrue;
-        let quorum = kind == Kind::Quorum || untrue;
+        let fence = kind == Kind::Fence;
+        let quorum = kind == Kind::Quorum || untrue || (fence && rng.chance(500));
         let churn = kind == Kind::Churn || (kind == Kind::Quorum && rng.chance(500));
         let situations = matches!(kind, Kind::Situations | Kind::Unseen);
         let nodes = if churn || quorum || situations { 3 + rng.below(3) } else { 2 + rng.below(4) };
@@ -224,7 +267,7 @@ impl Scenario {
             Kind::Asynchronous => 0,
             Kind::Synchronous => 1,
             Kind::Strict => 2,
-            Kind::Churn | Kind::Quorum | Kind::Untrue => 1 + rng.below(2),
+            Kind::Churn | Kind::Quorum | Kind::Untrue | Kind::Fence => 1 + rng.below(2),
             Kind::Situations | Kind::Unseen => [0, 0, 1, 1, 2][rng.below(5)],
             Kind::Failsafe
             | Kind::Handover
@@ -240,11 +283,13 @@ impl Scenario {
         // With failsafe mode a promise lasts 20 s, whatever the ttl.
         let ttl = Duration::from_secs(5 + rng.below(if failsafe { 12 } else { 6 }) as u64);
         let ttl = if situations { Duration::from_secs(8 + rng.below(4) as u64) } else { ttl };
+        // Longer than all that a fence may take.
+        let ttl = if fence { Duration::from_secs(12 + rng.below(9) as u64) } else { ttl };
         let nodes = if untrue { 3 } else { nodes };
         Self {
             nodes,
             proxies: 1 + rng.below(2),
-            clients: if untrue || situations { 4 } else { 1 + rng.below(2) },
+            clients: if untrue || situations || fence { 4 } else { 1 + rng.below(2) },
             sync: match mode {
                 0 => SyncMode::Off,
                 _ if quorum => SyncMode::Quorum,
@@ -257,12 +302,14 @@ impl Scenario {
             max_lag_bytes: 1_048_576,
             slowness: match rng.below(4) {
                 _ if situations => 1,
+                0 if fence => 3,
                 0 => 8,
                 1 if churn => 30,
                 _ => 1,
             },
             tags: (0..nodes).map(|node| tags(rng, node, nodes)).collect(),
             faults_until: match kind {
+                Kind::Fence => Duration::from_secs(40 + rng.below(40) as u64),
                 _ if kind == Kind::Disks || situations => {
                     Duration::from_secs(90 + rng.below(60) as u64)
                 }
@@ -274,6 +321,8 @@ impl Scenario {
                 rng.millis(8000, 20_000)
             } else if outage {
                 ttl
+            } else if fence {
+                rng.millis(4000, 12_000)
             } else if churn {
                 rng.millis(300, 1500)
             } else {
@@ -283,9 +332,15 @@ impl Scenario {
             untrue,
             late_names: matches!(
                 kind,
-                Kind::Churn | Kind::Quorum | Kind::Settings | Kind::Situations | Kind::Unseen
+                Kind::Churn
+                    | Kind::Quorum
+                    | Kind::Settings
+                    | Kind::Situations
+                    | Kind::Unseen
+                    | Kind::Fence
             ),
             changing: kind == Kind::Settings,
+            suspect_after: if fence { Duration::from_secs(2) } else { suspected_everywhere() },
             start_timeout: Duration::from_secs(if kind == Kind::Disks { 15 } else { 300 }),
             mutation,
         }
@@ -309,6 +364,11 @@ impl Scenario {
             "postgresql": {"use_slots": false, "use_pg_rewind": true},
         })
     }
+}
+
+/// `KORNAK_SUSPECT`: seconds, for worlds of the other kinds.
+fn suspected_everywhere() -> Duration {
+    Duration::from_secs(super::from_environment("KORNAK_SUSPECT").unwrap_or(0))
 }
 
 fn tags(rng: &Rng, node: usize, nodes: usize) -> Tags {

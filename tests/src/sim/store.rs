@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use kornak_cluster::{ClusterState, Moment, RaftTerm, Revision, Scope};
+use kornak_cluster::{ClusterState, Moment, Pledged, RaftTerm, Revision, Scope};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::memory::MemoryDcs;
 use kornak_dcs::{
-    Dcs, DcsError, Follow, Granted, LeaseId, Op, Reach, Renewed, Txn, TxnOutcome, View,
+    Dcs, DcsError, Follow, Granted, LeaseId, Op, Reach, Remaining, Renewed, Txn, TxnOutcome, View,
 };
 
 use super::exec::slot;
+use super::host;
 use super::net::End;
 use super::world::World;
 
@@ -182,6 +183,7 @@ impl Store {
         if let Some(list) = &state.failsafe {
             self.failsafe.replace(Some(list.keys().cloned().collect()));
         }
+        self.note_deposal(w, &self.truth(), &state);
         self.view.replace(new);
         self.state.replace(state);
         let shown = self.shown();
@@ -193,6 +195,19 @@ impl Store {
         drop(past);
         w.checker.borrow_mut().disturbed();
         w.publish(&shown);
+    }
+
+    /// The leader key went with a change of `sync`, by promises to its leadership.
+    fn note_deposal(&self, w: &Rc<World>, old: &ClusterState, new: &ClusterState) {
+        let Some(leader) = old.leader.as_ref().filter(|_| new.leader.is_none()) else { return };
+        let promised = |of: &Pledged| of.pledge.is_some_and(|it| it.of.epoch == leader.epoch);
+        let renamed = new.sync_revision != old.sync_revision;
+        let Some(index) = host::index_of(w, &leader.name).filter(|_| renamed) else { return };
+        if new.pledges.values().any(promised) {
+            let left = self.root.time_to_live(leader.lease).now_or_never();
+            let left = left.and_then(Result::ok).map_or(Duration::ZERO, |told| told.left);
+            w.checker.borrow_mut().deposed(w, index, left + Duration::from_secs(1), (old, new));
+        }
     }
 
     /// Whom a leader without the store asks, as the store last said in words that make sense.
@@ -373,6 +388,11 @@ pub async fn grant(w: &Rc<World>, from: End, ttl: Duration) -> Result<Granted, D
 /// See [`Dcs::keep_alive`].
 pub async fn keep_alive(w: &Rc<World>, from: End, lease: LeaseId) -> Result<Renewed, DcsError> {
     ask(w, from, move |store| now(store.keep_alive(lease))).await
+}
+
+/// See [`Dcs::time_to_live`].
+pub async fn time_to_live(w: &Rc<World>, from: End, lease: LeaseId) -> Result<Remaining, DcsError> {
+    ask(w, from, move |store| now(store.time_to_live(lease))).await
 }
 
 /// See [`Dcs::revoke`].

@@ -69,6 +69,8 @@ pub struct World {
     pub freezes_at_claim: Cell<bool>,
     /// The moment that a situation waits for.
     pub trap: Cell<Option<Trap>>,
+    /// The next agent that deposes its leader is frozen then for so long.
+    pub freezes_at_deposal: Cell<Option<Duration>>,
     /// The dynamic configuration as an operator wants it.
     pub config: RefCell<Value>,
     /// When maintenance mode began.
@@ -86,6 +88,7 @@ pub struct World {
 pub struct Report {
     pub tally: Tally,
     pub promotions: u32,
+    pub deposals: u32,
     pub acknowledged: usize,
     /// Simulated time.
     pub lasted: Duration,
@@ -135,6 +138,7 @@ impl World {
             freezes_at_promotion: Cell::new(None),
             freezes_at_claim: Cell::new(false),
             trap: Cell::new(None),
+            freezes_at_deposal: Cell::new(None),
             config: RefCell::new(plan.config()),
             paused_since: Cell::new(None),
             odd: RefCell::default(),
@@ -411,6 +415,7 @@ fn live_through(seed: u64, kind: Kind, mutation: Option<Mutation>, tell: bool) -
     let report = Report {
         tally: w.tally.get(),
         promotions: w.checker.borrow().promotions,
+        deposals: w.checker.borrow().deposals,
         acknowledged: w.checker.borrow().acknowledged_count(),
         lasted: w.exec.now().since_start(),
         broken: w.checker.borrow().broken().cloned(),

@@ -78,10 +78,12 @@ pub fn restore(w: &Rc<World>) {
 pub fn mend(w: &Rc<World>) {
     w.store.set_full(false);
     restore(w);
+    if w.paused_since.get().is_some() {
+        patch(w, "pause", json!(false));
+    }
     if !w.plan.changing {
         return;
     }
-    patch(w, "pause", json!(false));
     let truth = w.store.truth();
     let on = w.config.borrow()["failsafe_mode"] == json!(true);
     let primary = w.hosts.iter().any(|host| host.server.borrow().is_primary());

@@ -1,6 +1,7 @@
 //! How members ask each other: requests of the shipped client, answered by the shipped REST API.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use kornak_agent::machine::Boxed;
 use kornak_agent::peers::{self, Answer, PROMISED, PeerError};
 use serde_json::{Value, json};
 
-use super::Life;
+use super::{Life, pledge_file};
 use crate::sim::exec::Reply;
 use crate::sim::host::{end, index_of};
 use crate::sim::net;
@@ -84,10 +85,16 @@ fn falsify(w: &World, name: &str, answer: &mut Answer) {
 
 /// A promise that is not given counts as given, where the member sees a leader.
 fn promised_by_nobody(w: &World, index: usize, request: &Request<Bytes>) -> Option<Answer> {
-    let careless = w.plan.mutation == Some(Mutation::PromiseForgottenWhileLeaderShows);
+    let fenced = w.hosts[index].disk.borrow().files.contains_key(&pledge_file());
+    let careless = match w.plan.mutation {
+        Some(Mutation::PromiseForgottenWhileLeaderShows) => true,
+        Some(Mutation::FencedAcceptsFailsafe) => fenced,
+        _ => false,
+    };
     let asks = request.uri().path() == "/failsafe";
     let agent = w.hosts[index].agent.borrow().clone().filter(|_| careless && asks)?;
-    agent.view.borrow().get(&w.store.keys.leader())?;
+    let view = Arc::clone(&agent.view.borrow());
+    view.get(&w.store.keys.leader()).map(drop).or(fenced.then_some(()))?;
     let mut headers = HeaderMap::new();
     headers.insert(PROMISED, 20_000_u64.into());
     Some(Answer { status: 200, headers, body: Bytes::from_static(b"Accepted") })

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kornak_agent::ha::sync::Names;
-use kornak_cluster::{Handover, RaftTerm, Revision, SyncState};
+use kornak_cluster::{Handover, Member, Pledge, RaftTerm, Revision, SyncState};
 use kornak_dcs::keys::Keys;
 use kornak_dcs::{
-    Compare, Dcs, DcsError, DcsFuture, Follow, Granted, KeyValue, LeaseId, Op, Renewed, Txn,
-    TxnOutcome, View,
+    Compare, Dcs, DcsError, DcsFuture, Follow, Granted, KeyValue, LeaseId, Op, Remaining, Renewed,
+    Txn, TxnOutcome, View,
 };
 use tokio::sync::watch;
 
 use super::Life;
-use crate::sim::faults::scripts;
 use crate::sim::faults::unseen::{self, Fate};
+use crate::sim::faults::{lost, scripts};
 use crate::sim::net::End;
 use crate::sim::postgres;
 use crate::sim::scenario::Mutation;
@@ -61,8 +61,18 @@ impl Dcs for Store {
                 scripts::at_claim(w, host);
                 life.step(w).await;
             }
+            if about.deposes {
+                lost::at_deposal(w, host);
+                life.step(w).await;
+            }
             let fate = unseen::spring(w, host, &about);
-            let Some(mutation) = w.plan.mutation else { return send(w, from, txn, fate).await };
+            let Some(mutation) = w.plan.mutation else {
+                let answer = send(w, from, txn, fate).await;
+                if about.deposes {
+                    lost::after_deposal(w, host);
+                }
+                return answer;
+            };
             let view = Arc::clone(&view.borrow());
             if let Some(answer) = not_asked(w, host, mutation, &about, &view) {
                 return Ok(answer);
@@ -87,6 +97,10 @@ impl Dcs for Store {
             let blind = w.plan.mutation == Some(Mutation::KeepaliveIsProof);
             Ok(if blind { Renewed { raft_term: RaftTerm::NONE, ..renewed } } else { renewed })
         })
+    }
+
+    fn time_to_live(&self, lease: LeaseId) -> DcsFuture<'_, Remaining> {
+        self.ask(async move |w, from| store::time_to_live(w, from, lease).await)
     }
 
     fn revoke(&self, lease: LeaseId) -> DcsFuture<'_, ()> {
@@ -116,6 +130,12 @@ async fn send(w: &Rc<World>, from: End, txn: Txn, fate: Fate) -> Result<TxnOutco
 pub struct About {
     /// The transaction creates the leader key.
     claims: bool,
+    /// The transaction takes the leader key from a leader that seems lost.
+    deposes: bool,
+    /// The transaction writes a promise to acknowledge nothing to it.
+    pledges: bool,
+    /// The transaction withdraws it.
+    withdraws: bool,
     /// The transaction only asks whether the leader key is ours.
     proves: bool,
     /// The synchronous standbys that it writes.
@@ -142,15 +162,31 @@ impl About {
             _ => None,
         };
         let created = txn.compare.iter().find_map(created);
+        let deletes = txn.then.iter().any(|op| matches!(op, Op::Delete { key } if *key == leader));
+        let deposes =
+            deletes && put(&sync).is_some() && txn.compare.iter().any(|it| is_fence(keys, it));
+        let promise = |op: &Op| match op {
+            Op::Put { key, value, .. } if key.starts_with(&keys.fences()) => {
+                serde_json::from_str::<Pledge>(value).ok()
+            }
+            _ => None,
+        };
+        let promise = txn.then.iter().find_map(promise);
         let sync = put(&sync).and_then(|text| serde_json::from_str(&text).ok());
         Self {
             claims: created == Some(Revision::NONE),
+            deposes,
+            pledges: promise.is_some_and(|promise| !promise.withdrawn),
+            withdraws: promise.is_some_and(|promise| promise.withdrawn),
             proves: txn.then.is_empty() && created.is_some(),
-            stands_alone: sync.is_some() && created.is_some_and(|revision| !revision.is_none()),
+            stands_alone: !deposes
+                && sync.is_some()
+                && created.is_some_and(|revision| !revision.is_none()),
             lists: put(&keys.failsafe())
                 .and_then(|text| serde_json::from_str::<BTreeMap<String, String>>(&text).ok())
                 .map(|list| list.into_keys().collect()),
-            releases: created.is_some_and(|revision| !revision.is_none())
+            releases: !deposes
+                && created.is_some_and(|revision| !revision.is_none())
                 && txn.then.iter().any(|op| matches!(op, Op::Delete { key } if *key == leader)),
             sync,
         }
@@ -158,13 +194,18 @@ impl About {
 
     /// The transaction plans the synchronous standbys of a leader that serves.
     fn plans(&self) -> bool {
-        self.sync.is_some() && !self.claims && !self.stands_alone
+        self.sync.is_some() && !self.claims && !self.stands_alone && !self.deposes
     }
 
     /// The transaction does so, and names one.
     pub fn names_somebody(&self) -> bool {
         self.plans() && self.sync.as_ref().is_some_and(|sync| !sync.standbys().is_empty())
     }
+}
+
+/// Whether a promise is compared.
+fn is_fence(keys: &Keys, compare: &Compare) -> bool {
+    matches!(compare, Compare::Modified { key, .. } if key.starts_with(&keys.fences()))
 }
 
 /// Transactions that are not even sent, and their answer.
@@ -180,6 +221,7 @@ fn not_asked(
         Mutation::KeepaliveIsProof => about.proves,
         Mutation::StartsBesideItsStandbys => about.stands_alone && !standby,
         Mutation::PromotedBesideItsStandbys => about.stands_alone && standby,
+        Mutation::WithdrawalNotSent => about.withdraws,
         _ => false,
     };
     let done = || TxnOutcome {
@@ -241,6 +283,50 @@ fn change(
                 postgres::set_sync_names(w, host, &names);
             }
         }
+        _ => change_deposal(w, host, mutation, about, txn, view),
+    }
+}
+
+/// Changes what is sent to depose a leader, or to promise it.
+fn change_deposal(
+    w: &Rc<World>,
+    host: usize,
+    mutation: Mutation,
+    about: &About,
+    txn: &mut Txn,
+    view: &View,
+) {
+    let keys = &w.store.keys;
+    let of = |it: &Compare, wanted: &[String]| matches!(it, Compare::Modified { key, .. } if wanted.contains(key));
+    match mutation {
+        Mutation::DeposedByOldSync if about.deposes => {
+            txn.compare.retain(|it| !of(it, &[keys.sync()]));
+        }
+        Mutation::DeposedByOldPledges if about.deposes => {
+            txn.compare.retain(|it| !is_fence(keys, it));
+        }
+        Mutation::DeposedInMaintenance if about.deposes => {
+            txn.compare.retain(|it| !of(it, &[keys.config()]));
+        }
+        Mutation::DeposedDuringHandover if about.deposes => {
+            txn.compare.retain(|it| !of(it, &[keys.handover(), keys.unfenced()]));
+        }
+        Mutation::PledgeOverWithdrawal if about.pledges => {
+            txn.compare.retain(|it| !is_fence(keys, it));
+        }
+        Mutation::PledgeOfAnOldPosition if about.pledges => {
+            let member = view.get(&keys.member(&w.hosts[host].name));
+            let said = member.and_then(|found| serde_json::from_str::<Member>(&found.value).ok());
+            let Some(position) = said.and_then(|member| member.xlog_location) else { return };
+            for op in &mut txn.then {
+                if let Op::Put { value, .. } = op
+                    && let Ok(pledge) = serde_json::from_str::<Pledge>(value)
+                {
+                    let old = Pledge { position, ..pledge };
+                    *value = serde_json::to_string(&old).unwrap_or_default();
+                }
+            }
+        }
         _ => {}
     }
 }
@@ -260,6 +346,12 @@ fn told(
         (Mutation::PlansFromOldView | Mutation::StandsAloneByAnOldView, Ok(outcome)) if planned => {
             Ok(TxnOutcome { revision: view.revision.min(outcome.revision), ..outcome })
         }
+        (Mutation::WithdrawalUnknownIsDone, Err(_)) if about.withdraws => Ok(TxnOutcome {
+            succeeded: true,
+            revision: view.revision,
+            raft_term: RaftTerm::NONE,
+            gets: Vec::new(),
+        }),
         (_, answer) => answer,
     }
 }
@@ -276,6 +368,16 @@ pub fn as_shown(w: &Rc<World>, host: usize, view: Arc<View>) -> Arc<View> {
             let Some(found) = view.get(&keys.sync()) else { return view };
             let Ok(state) = serde_json::from_str::<SyncState>(&found.value) else { return view };
             (keys.sync(), serde_json::to_string(&SyncState { quorum: 0, ..state }))
+        }
+        Some(Mutation::PledgesTooFew) => {
+            let leads = view.get(&keys.leader()).map(|found| found.value.as_str());
+            let Some(found) = view.get(&keys.sync()) else { return view };
+            let Ok(state) = serde_json::from_str::<SyncState>(&found.value) else { return view };
+            if leads.is_none_or(|leads| leads == w.hosts[host].name) {
+                return view;
+            }
+            let quorum = state.quorum.saturating_sub(1);
+            (keys.sync(), serde_json::to_string(&SyncState { quorum, ..state }))
         }
         Some(Mutation::ConfigGoneIsDefault) => {
             let said = view.get(&keys.config());

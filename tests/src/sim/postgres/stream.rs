@@ -43,7 +43,8 @@ pub(super) fn receive_soon(w: &Rc<World>, index: usize, delay: Duration) {
 
 fn receive(w: &Rc<World>, index: usize, number: u32) {
     let host = &w.hosts[index];
-    let upstream = host.disk.borrow().upstream.filter(|upstream| *upstream != index);
+    let follows = host.server.borrow().unread.unwrap_or(host.disk.borrow().upstream);
+    let upstream = follows.filter(|upstream| *upstream != index);
     // No stream is asked for before the own log has been read to its end.
     let reads = host.server.borrow().reading.is_some_and(|(_, until)| host.now(w) < until);
     let hangs = host.disk_hangs.get();

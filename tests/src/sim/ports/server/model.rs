@@ -88,7 +88,10 @@ pub(super) fn status(w: &Rc<World>, index: usize) -> Result<ServerStatus, SqlErr
     let reading = server.reading.filter(|(_, until)| host.now(w) < *until);
     let counts = w.plan.mutation == Some(Mutation::RestartedCounts);
     let shown = reading.map_or(disk.wal.end(), |(shown, _)| lsn(shown));
-    let waits = (reading.is_none() || counts).then(|| "RecoveryWalStream".to_owned());
+    let early = w.plan.mutation == Some(Mutation::PledgeBeforeTheStreamEnds);
+    let pauses = disk.upstream.is_none() && (server.pauses() || early);
+    let waits = if pauses { "RecoveryRetrieveRetryInterval" } else { "RecoveryWalStream" };
+    let waits = (reading.is_none() || counts).then(|| waits.to_owned());
     let number = server.state().1;
     let timeline = Timeline(disk.wal.timeline());
     let upstream = disk.upstream.map(|upstream| w.hosts[upstream].name.clone());
@@ -111,7 +114,7 @@ pub(super) fn status(w: &Rc<World>, index: usize) -> Result<ServerStatus, SqlErr
             began: number.to_string(),
             wait_event: waits,
         }),
-        receiver: server.streams().then(|| Receiver {
+        receiver: (server.streams() && !(pauses && early)).then(|| Receiver {
             status: "streaming".to_owned(),
             sender_host: upstream.clone(),
             sender_port: Some(5432),
