@@ -130,6 +130,8 @@ pub struct Journal {
     unfit: bool,
     /// A text was seen whose effects no server shows.
     unseen: bool,
+    /// A text was seen whose effects no server shows and no command takes away.
+    lasting: bool,
     prepared: HashMap<Box<[u8]>, Prepared>,
     prepared_bytes: usize,
     /// The unnamed statement that was forwarded last, and the one that the server has confirmed.

@@ -29,9 +29,11 @@ impl Journal {
         }
         // What was forwarded behind it is still to be asked for.
         if !self.suspected {
-            self.pins.remove(Pin::Opaque);
+            if !self.lasting {
+                self.pins.remove(Pin::Opaque);
+                self.unseen = false;
+            }
             self.custom.clear();
-            self.unseen = false;
             self.called = false;
         }
         self.makes_temporary = false;

@@ -216,6 +216,7 @@ impl Journal {
         }
         self.suspected = true;
         self.pins.add(Pin::Opaque);
+        self.lasting |= text::leaves_what_lasts(sql);
         self.unseen |= text::leaves_unseen(sql) || !is_whole;
         self.leftovers = true;
         self.note_custom(sql);

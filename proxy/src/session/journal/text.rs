@@ -10,9 +10,18 @@ const MAX_NAME: usize = 63;
 /// Whether a text may leave something in the session that cannot be asked for: connections of dblink,
 /// a replication origin, or a name that is spelled with escapes.
 pub(super) fn leaves_unseen(sql: &[u8]) -> bool {
+    has_any(sql, &[b"dblink", b"pg_replication", b"_replication_slot", b"u&\""])
+}
+
+/// Whether a text may leave something in the session that DISCARD ALL does not take away: connections of dblink, or a
+/// replication origin.
+pub(super) fn leaves_what_lasts(sql: &[u8]) -> bool {
+    has_any(sql, &[b"dblink", b"pg_replication_origin"])
+}
+
+fn has_any(sql: &[u8], names: &[&[u8]]) -> bool {
     let lower = sql.to_ascii_lowercase();
-    let has = |name: &[u8]| memchr::memmem::find(&lower, name).is_some();
-    has(b"dblink") || has(b"pg_replication") || has(b"_replication_slot") || has(b"u&\"")
+    names.iter().any(|name| memchr::memmem::find(&lower, name).is_some())
 }
 
 /// A name as the server knows it.

@@ -352,6 +352,23 @@ fn what_follows_a_discard_is_not_taken_for_discarded() {
 }
 
 #[test]
+fn what_a_discard_leaves_at_the_server_keeps_its_connection() {
+    for (sql, after) in [
+        ("SELECT dblink_connect('c', 'host=h')", Some(Pin::Opaque)),
+        ("SELECT pg_replication_origin_session_setup('o')", Some(Pin::Opaque)),
+        ("LOAD 'auto_explain'", Some(Pin::Load)),
+        ("SELECT set_config($1, '2', false)", None),
+        ("SELECT pg_advisory_lock(1)", None),
+    ] {
+        let mut play = Play::new();
+        let tag = if sql.starts_with("LOAD") { "LOAD" } else { "SELECT 1" };
+        play.done(sql, tag, Idle).done("DISCARD ALL", "DISCARD ALL", Idle);
+        assert_eq!(play.0.pinned(), after, "{sql}");
+        assert_eq!(play.0.may_be_discarded(), after.is_none(), "{sql}");
+    }
+}
+
+#[test]
 fn a_search_path_of_temporary_tables_makes_every_table_one() {
     let mut play = Play::new();
     play.done("CREATE TABLE t ()", "CREATE TABLE", Idle);
