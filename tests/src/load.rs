@@ -22,6 +22,7 @@ use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use rand::RngExt as _;
 use tokio::task::JoinSet;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 pub use report::{ClientReport, Doing, Fate, Gap, Kind, Problem, Report, Verdict};
@@ -190,6 +191,22 @@ impl Load {
         clients.sort_by_key(|client| client.number);
         let last_id = self.shared.next_id.load(Ordering::Relaxed);
         Report { clients, lasted: self.shared.began.elapsed(), ids: self.first_id..last_id }
+    }
+
+    /// [`Self::stop`], and a check of what holds whatever has failed: the server that `leader` is connected to has everything
+    /// that was acknowledged, and no client has lost its connection. Prints both reports.
+    ///
+    /// # Panics
+    /// If one of the two does not hold.
+    #[expect(clippy::print_stdout, reason = "a run shows what it measured")]
+    pub async fn stop_and_verify(self, leader: &Client) -> Result<Report> {
+        let report = self.stop().await;
+        println!("{report}");
+        let verdict = report.verify(leader).await?;
+        println!("{verdict}");
+        assert!(verdict.is_clean(), "{verdict}");
+        assert_eq!(report.lost_connections(), 0, "client connections survive");
+        Ok(report)
     }
 }
 

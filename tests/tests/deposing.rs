@@ -57,12 +57,7 @@ async fn lost(name: &'static str, frozen: bool) -> Result<()> {
     println!("{leader} is back as a standby after {:.1?}", began.elapsed());
     assert_eq!(cluster.leader().await?, new);
 
-    let report = load.stop().await;
-    println!("{report}");
-    let verdict = report.verify(&cluster.app_on_leader().await?).await?;
-    println!("{verdict}");
-    assert!(verdict.is_clean(), "{verdict}");
-    assert_eq!(report.lost_connections(), 0, "client connections survive");
+    let report = load.stop_and_verify(&cluster.app_on_leader().await?).await?;
     let limit = Duration::from_secs(if strict_timing() { 5 } else { 10 });
     assert!(took < limit, "the lease of 30 s was waited for: {took:.2?}");
     let gap = report.longest_gap().length;
@@ -82,7 +77,7 @@ async fn a_leader_that_stands_still_is_deposed_and_acknowledges_nothing_when_it_
     lost("deposed-frozen", true).await
 }
 
-/// The cluster's servers go on for so long, or the leader has changed.
+/// Checks for so long that clients go on and the leader key stays the same.
 async fn stays(cluster: &Cluster, load: &Load, key: &str, lasts: Duration) -> Result<()> {
     let began = Instant::now();
     while began.elapsed() < lasts {
@@ -92,7 +87,7 @@ async fn stays(cluster: &Cluster, load: &Load, key: &str, lasts: Duration) -> Re
     Ok(())
 }
 
-/// Waits until somebody notices that the lease is overdue, or for so long.
+/// Whether the leader key changes within this time.
 async fn deposed_within(cluster: &Cluster, key: &str, lasts: Duration) -> Result<bool> {
     let began = Instant::now();
     while began.elapsed() < lasts {
@@ -138,11 +133,8 @@ async fn a_leader_that_shows_a_sign_of_life_is_not_deposed() -> Result<()> {
     assert!(!deposed, "it renews");
     stays(&cluster, &load, &key, Duration::from_secs(2)).await?;
 
-    let report = load.stop().await;
-    println!("{report}");
     assert_eq!(cluster.node(&leader)?.postmaster(), Some(postmaster));
-    let verdict = report.verify(&cluster.app_on_leader().await?).await?;
-    assert!(verdict.is_clean(), "{verdict}");
+    load.stop_and_verify(&cluster.app_on_leader().await?).await?;
     cluster.passed();
     Ok(())
 }

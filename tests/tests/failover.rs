@@ -66,12 +66,7 @@ async fn a_killed_postmaster_costs_only_what_was_in_flight() -> Result<()> {
     );
     cluster.healthy(Duration::from_secs(60)).await;
 
-    let report = load.stop().await;
-    println!("{report}");
-    let verdict = report.verify(&cluster.app_on_leader().await?).await?;
-    println!("{verdict}");
-    assert!(verdict.is_clean(), "{verdict}");
-    assert_eq!(report.lost_connections(), 0, "client connections survive");
+    let report = load.stop_and_verify(&cluster.app_on_leader().await?).await?;
     only_units_in_flight_failed(&report);
     let gap = report.longest_gap().length;
     assert!(gap < Duration::from_secs(3) + slack(), "service was away for {gap:?}");
@@ -96,12 +91,7 @@ async fn a_lost_node_is_replaced_within_the_lease_and_returns_as_a_standby() -> 
     println!("{leader} is back as a standby after {:.1?}", began.elapsed());
     assert_eq!(cluster.leader().await?, new);
 
-    let report = load.stop().await;
-    println!("{report}");
-    let verdict = report.verify(&cluster.app_on_leader().await?).await?;
-    println!("{verdict}");
-    assert!(verdict.is_clean(), "{verdict}");
-    assert_eq!(report.lost_connections(), 0, "client connections survive");
+    let report = load.stop_and_verify(&cluster.app_on_leader().await?).await?;
     only_units_in_flight_failed(&report);
     let limit = Duration::from_secs(u64::from(cluster.spec.ttl) + 2) + slack();
     let gap = report.longest_gap().length;

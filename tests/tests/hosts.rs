@@ -1,8 +1,6 @@
 //! Hosts without power, or without network: nobody resets their connections, and whoever waits for them waits
 //! until a timer of his own ends it.
 
-#![expect(clippy::print_stdout, reason = "a run shows what it measured")]
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -113,12 +111,7 @@ fn a_leader_that_is_cut_off_stops_before_another_is_promoted() -> Result<()> {
 
 /// Checks what holds in any case: no connection is lost, and nothing that was acknowledged.
 async fn checked(cluster: &Cluster, load: Load) -> Result<Report> {
-    let report = load.stop().await;
-    println!("{report}");
-    let verdict = report.verify(&cluster.app_on_leader().await?).await?;
-    println!("{verdict}");
-    assert!(verdict.is_clean(), "{verdict}");
-    assert_eq!(report.lost_connections(), 0, "client connections survive");
+    let report = load.stop_and_verify(&cluster.app_on_leader().await?).await?;
     for (client, _) in report.problems() {
         let failed = client.problems.len() + client.further_problems;
         assert!(failed <= 2, "client {} failed {failed} times", client.number);

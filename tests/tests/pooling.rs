@@ -573,12 +573,8 @@ async fn a_pool_goes_along_in_switchovers_and_after_a_crash() -> Result<()> {
         load.flows(10, Duration::from_secs(20)).await;
         cluster.healthy(Duration::from_secs(45)).await;
     }
-    let report = load.stop().await;
-    println!("{report}");
-    let verdict = report.verify(&cluster.app_on_leader().await?).await?;
-    println!("{verdict}");
+    let report = load.stop_and_verify(&cluster.app_on_leader().await?).await?;
     assert_eq!((report.errors(), report.lost_connections(), report.stale_reads()), (0, 0, 0));
-    assert!(verdict.is_clean(), "{verdict}");
 
     let load = Load::start(&LoadSpec::mixed(&cluster.app())).await?;
     load.flows(20, Duration::from_secs(30)).await;

@@ -91,12 +91,12 @@ pub struct Signs {
 }
 
 impl Signs {
-    /// Of a leader of whom nothing was asked yet.
+    /// The signs of a leader that was asked nothing yet.
     pub fn of(epoch: Epoch) -> Self {
         Self { of: epoch, unanswered: None, received: Lsn(0), renewed: Duration::ZERO }
     }
 
-    /// Whose they are.
+    /// The term of the leader whose signs these are.
     pub fn epoch(&self) -> Epoch {
         self.of
     }

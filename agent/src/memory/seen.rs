@@ -29,7 +29,7 @@ struct SeenLeader {
 }
 
 impl Seen {
-    /// Of a state that the store shows now. A leader key that is gone says nothing about who led last.
+    /// The note of a state that the store shows now. If its leader key is gone, the leader that `before` names stays noted.
     pub(super) fn of(
         cluster: &ClusterState,
         system_identifier: String,

@@ -26,7 +26,7 @@ pub(super) struct OwnName {
 }
 
 impl OwnName {
-    /// Of a client that was told these parameters at its login, and whether a name of its own is among them.
+    /// The names of a session whose client was told `params` at its login; `has_one`: the client gave a name itself.
     pub(super) fn told(params: &Parameters, has_one: bool) -> Self {
         let own = params.get(NAME).filter(|_| has_one).map(Into::into);
         Self { own, ..Self::default() }
